@@ -1,0 +1,132 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""NeMo manifests (JSON lines) and the audio they name: reading with errors that say where, writing atomically."""
+
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, List, Tuple, Union
+
+import numpy as np
+
+PathLike = Union[str, Path]
+SAMPLE_RATE = 16000  # Hz
+
+
+@contextmanager
+def atomic_write(path: PathLike, mode: str = "w"):
+    """Open a temporary neighbour of ``path`` and rename it on success, so that ``path`` is whole or absent."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream:
+            yield stream
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def iter_manifest(path: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:
+    """Yield ``("<file>:<line>", entry)`` for every line, with ``audio_filepath`` resolved against the manifest's folder.
+
+    Raises:
+        FileNotFoundError: no such manifest.
+        ValueError: a line is not a JSON object or lacks ``audio_filepath``; names the file and the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such manifest. Make one with scripts/prepare_librispeech.py.")
+    with open(path, encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            where = f"{path}:{number}"
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{where}: not JSON ({error.msg} at column {error.colno}). A manifest holds one JSON object per "
+                    "line; remove or repair this line."
+                ) from error
+            if not isinstance(entry, dict) or not entry.get("audio_filepath"):
+                raise ValueError(f'{where}: expected a JSON object with "audio_filepath", found {line.strip()[:80]!r}.')
+            audio = Path(entry["audio_filepath"])
+            entry["audio_filepath"] = str(audio if audio.is_absolute() else path.parent / audio)
+            yield where, entry
+
+
+def read_manifest(path: PathLike) -> List[Dict[str, Any]]:
+    """All entries of a manifest; raises ``ValueError`` where it has none. See `iter_manifest`."""
+    entries = [entry for _, entry in iter_manifest(path)]
+    if not entries:
+        raise ValueError(f"{path}: the manifest is empty.")
+    return entries
+
+
+def write_manifest(path: PathLike, entries: Iterable[Dict[str, Any]]) -> None:
+    """Write one JSON object per line; audio below the manifest's folder is named relative to it."""
+    folder = Path(path).resolve().parent
+    with atomic_write(path) as stream:
+        for entry in entries:
+            audio = Path(entry["audio_filepath"]).resolve()
+            name = str(audio.relative_to(folder)) if audio.is_relative_to(folder) else str(audio)
+            stream.write(json.dumps({**entry, "audio_filepath": name}, ensure_ascii=False) + "\n")
+
+
+def utterance_id(entry: Dict[str, Any]) -> str:
+    """``utt_id`` where the manifest has one, else the stem of the audio file, with the offset where there is one."""
+    if entry.get("utt_id"):
+        return str(entry["utt_id"])
+    stem = Path(entry["audio_filepath"]).stem
+    return f"{stem}-{round(entry['offset'] * 1000)}ms" if entry.get("offset") else stem
+
+
+def load_audio(entry: Dict[str, Any], where: str = "") -> np.ndarray:
+    """Mono 16 kHz float32 samples ``[S]`` of a manifest entry, read as NeMo's Lhotse loader reads it.
+
+    Other sample rates are resampled by Lhotse.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unreadable, empty, with more than one channel, or not finite; names the file, and says what to do.
+    """
+    from lhotse import Recording  # lhotse takes seconds to import; manifest tools without audio stay quick
+
+    path = entry["audio_filepath"]
+    where = f"{where}: {path}" if where else path
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{where}: no such audio file. Correct the manifest or remove the line.")
+    try:
+        recording = Recording.from_file(path)
+    except Exception as error:
+        raise ValueError(f"{where}: cannot be read as audio ({error}). Replace the file or remove the line.") from error
+    if recording.num_channels != 1:
+        raise ValueError(f"{where}: {recording.num_channels} channels, expected 1. Mix down or select one channel first.")
+    if recording.num_samples == 0:
+        raise ValueError(f"{where}: the file holds no samples. Remove the line.")
+    if recording.sampling_rate != SAMPLE_RATE:
+        recording = recording.resample(SAMPLE_RATE)
+    cut = recording.to_cut()
+    if entry.get("offset") is not None:
+        cut = cut.truncate(offset=entry["offset"], duration=entry.get("duration"))
+    try:
+        samples = cut.load_audio()[0]
+    except Exception as error:
+        raise ValueError(f"{where}: decoding failed ({error}). Replace the file or remove the line.") from error
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{where}: holds NaN or infinite samples. Replace the file or remove the line.")
+    return samples.astype(np.float32, copy=False)
