@@ -12,3 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+from nemo_mshubert.models.mshubert_model import MSHuBERTModel
+
+__all__ = ["MSHuBERTModel"]

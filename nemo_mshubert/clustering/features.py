@@ -1,0 +1,200 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What k-means clusters: MFCCs (first iteration) or hidden states of an encoder (second iteration), at 50 Hz.
+
+A feature maker has a ``description``, a ``name``, a ``dimension``, a ``device``, and maps waveforms to features:
+
+    waveforms: list of float32 [S], 16 kHz    ->    list of float32 [T, D], T = frame_count(S), 0 below 400 samples
+"""
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from typing import List, Optional
+
+import numpy as np
+import torch
+from lhotse.features.kaldi.layers import Wav2MFCC
+from scipy.signal import savgol_filter
+from torch import nn
+
+from nemo_mshubert.data.manifest import SAMPLE_RATE
+from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
+
+MFCC_HOP_SAMPLES = 160  # 10 ms
+MAX_CHUNK_SECONDS = 100  # fairseq: dump_hubert_feature.py, max_chunk 1,600,000 samples
+
+
+@dataclass(frozen=True)
+class FeatureDescription:
+    """What a k-means file says of the features it was fitted on."""
+
+    kind: str  # "mfcc" or "hidden"
+    dimension: int
+    layer: Optional[int] = None  # of "hidden": counted from 1
+    encoder: Optional[str] = None  # of "hidden": encoder_fingerprint
+
+    @property
+    def name(self) -> str:
+        if self.kind == "mfcc":
+            return f"{self.dimension} MFCC features"
+        return f"{self.dimension} hidden features of layer {self.layer} of encoder {self.encoder}"
+
+
+class FeatureMaker:
+    """The interface of this module: a ``description`` and a call."""
+
+    device = torch.device("cpu")
+    description: FeatureDescription
+
+    @property
+    def name(self) -> str:
+        return self.description.name
+
+    @property
+    def dimension(self) -> int:
+        return self.description.dimension
+
+    def __call__(self, waveforms: List[np.ndarray]) -> List[np.ndarray]:
+        """Features ``float32 [T, D]``, ``T = frame_count(S)``, of each waveform ``float32 [S]`` at 16 kHz."""
+        raise NotImplementedError
+
+
+class MfccFeatures(FeatureMaker):
+    """13 Kaldi MFCCs, their deltas and delta-deltas: 39 dimensions, every second frame of 100 Hz.
+
+        samples           0        160       320       480
+        MFCC window 0     |---- 400 samples ----|               = HuBERT frame 0
+        MFCC window 1               |---- 400 samples ----|
+        MFCC window 2                         |---- 400 samples ----|    = HuBERT frame 1
+
+    Without padding at the edges, window ``2t`` covers exactly the 400 samples of HuBERT frame ``t``, and there are as
+    many even windows as HuBERT frames. The deltas are taken at 100 Hz, before windows are dropped.
+
+    Parameters and waveform scale (floats in [-1, 1]) are those of fairseq's dump_mfcc_feature.py, which calls
+    ``torchaudio.compliance.kaldi.mfcc`` and ``compute_deltas``. Unlike HuBERT, whose first-iteration labels are at
+    100 Hz, so that half of them are never used.
+    """
+
+    description = FeatureDescription(kind="mfcc", dimension=39)
+
+    def __init__(self):
+        with warnings.catch_warnings():
+            # Lhotse advises against snip_edges because its own frame counts assume padding; ours assume none.
+            warnings.simplefilter("ignore")
+            # high_freq 0 is the Nyquist frequency, as in Kaldi; Lhotse's default is 400 Hz less.
+            self._mfcc = Wav2MFCC(sampling_rate=SAMPLE_RATE, snip_edges=True, high_freq=0.0)
+
+    def __call__(self, waveforms: List[np.ndarray]) -> List[np.ndarray]:
+        return [self._features(waveform) for waveform in waveforms]
+
+    @torch.inference_mode()
+    def _features(self, waveform: np.ndarray) -> np.ndarray:
+        chunks = cut_at_frames(len(waveform), MAX_CHUNK_SECONDS * SAMPLE_RATE, MFCC_HOP_SAMPLES)
+        if not chunks:
+            return np.empty((0, self.dimension), np.float32)
+        samples = torch.from_numpy(waveform)[None]
+        mfcc = torch.cat([self._mfcc(samples[:, chunk])[0] for chunk in chunks]).numpy()  # [windows, 13]
+        delta = _delta(mfcc)
+        return np.concatenate([mfcc, delta, _delta(delta)], axis=1)[::2]
+
+
+class HiddenFeatures(FeatureMaker):
+    """Output of a transformer layer of an encoder, unmasked, in fp32.
+
+    Utterances longer than ``max_chunk_seconds`` are cut into chunks of about equal length, so that no chunk is a few
+    frames long; neighbours share the 80 samples by which a frame's 400 samples exceed the hop, so that no frame is
+    lost (fairseq cuts without overlap and loses one per cut). Chunks do not see each other.
+
+    Args:
+        encoder: has ``extract_features(audio [B, S], length [B], layer) -> (features [B, T, D], frames [B])`` that
+            does not depend on padding. It is moved to ``device`` and put into eval mode.
+        layer: transformer layer, counted from 1.
+        device: where to run.
+        max_chunk_seconds: longest chunk, and padded audio of one batch.
+    """
+
+    def __init__(self, encoder: nn.Module, layer: int, device="cpu", max_chunk_seconds: float = MAX_CHUNK_SECONDS):
+        self.device = torch.device(device)
+        self.encoder = encoder.to(self.device).eval()
+        self.layer = layer
+        self.max_chunk_samples = int(max_chunk_seconds * SAMPLE_RATE)
+        (one_frame,) = self._run([np.zeros(RECEPTIVE_FIELD_SAMPLES, np.float32)])
+        self.description = FeatureDescription("hidden", one_frame.shape[1], layer, encoder_fingerprint(encoder))
+
+    def __call__(self, waveforms: List[np.ndarray]) -> List[np.ndarray]:
+        pieces, owners = [], []
+        for owner, waveform in enumerate(waveforms):
+            chunks = cut_at_frames(len(waveform), self.max_chunk_samples, HOP_SAMPLES)
+            pieces += [waveform[chunk] for chunk in chunks]
+            owners += [owner] * len(chunks)
+        outputs: List[Optional[np.ndarray]] = [None] * len(pieces)
+        for batch in _batches([len(piece) for piece in pieces], self.max_chunk_samples):
+            for index, output in zip(batch, self._run([pieces[index] for index in batch])):
+                outputs[index] = output
+        features = [[np.empty((0, self.dimension), np.float32)] for _ in waveforms]
+        for owner, output in zip(owners, outputs):
+            features[owner].append(output)
+        return [np.concatenate(parts) for parts in features]
+
+    @torch.inference_mode()
+    def _run(self, pieces: List[np.ndarray]) -> List[np.ndarray]:
+        audio = nn.utils.rnn.pad_sequence([torch.from_numpy(piece) for piece in pieces], batch_first=True)
+        length = torch.tensor([len(piece) for piece in pieces])
+        features, frames = self.encoder.extract_features(audio.to(self.device), length.to(self.device), self.layer)
+        assert frames.tolist() == frame_count(length).tolist()
+        features = features.float().cpu().numpy()  # [B, T, D]
+        return [row[:count] for row, count in zip(features, frames.tolist())]
+
+
+def encoder_fingerprint(module: nn.Module) -> str:
+    """16 hex digits of the SHA-256 of all weights: names, shapes and fp32 bytes, in the order of names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def cut_at_frames(num_samples: int, max_samples: int, hop_samples: int) -> List[slice]:
+    """Sample ranges of at most ``max_samples`` whose 400-sample windows, ``hop_samples`` apart, are those of the whole.
+
+    Neighbours overlap by ``400 - hop_samples``, so that each window is whole in exactly one range.
+    """
+    if num_samples < RECEPTIVE_FIELD_SAMPLES:
+        return []
+    windows = (num_samples - RECEPTIVE_FIELD_SAMPLES) // hop_samples + 1
+    max_windows = (max_samples - RECEPTIVE_FIELD_SAMPLES) // hop_samples + 1
+    num_chunks = -(-windows // max_windows)
+    edges = [windows * chunk // num_chunks for chunk in range(num_chunks + 1)]
+    return [
+        slice(first * hop_samples, (end - 1) * hop_samples + RECEPTIVE_FIELD_SAMPLES)
+        for first, end in zip(edges, edges[1:])
+    ]
+
+
+def _delta(features: np.ndarray) -> np.ndarray:
+    """Kaldi's delta over 5 frames, edges replicated: the slope of the least-squares line; ``[T, D] -> [T, D]``."""
+    return savgol_filter(features, window_length=5, polyorder=1, deriv=1, axis=0, mode="nearest")
+
+
+def _batches(lengths: List[int], max_padded: int) -> List[List[int]]:
+    """Indices of similar lengths together, longest first, at most ``max_padded`` samples with padding per batch."""
+    batches: List[List[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > max_padded:
+            batches.append([])
+        batches[-1].append(index)
+    return batches

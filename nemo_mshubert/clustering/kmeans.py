@@ -1,0 +1,145 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""k-means on frames: sample them from a stream, fit centres on a CPU or a GPU, assign frames to centres.
+
+Features are never written to disk and never held for the whole corpus: fitting sees a uniform sample, assigning sees
+one utterance at a time.
+"""
+
+from typing import Iterable
+
+import numpy as np
+import torch
+
+BACKENDS = ("auto", "sklearn", "cuml")
+# fairseq: examples/hubert/simple_kmeans/learn_kmeans.py
+MINIBATCH = dict(
+    init="k-means++",
+    max_iter=100,
+    batch_size=10000,
+    tol=0.0,
+    max_no_improvement=100,
+    n_init=20,
+    reassignment_ratio=0.0,
+    compute_labels=False,
+)
+ASSIGN_FRAMES = 16384  # per distance matrix: 66 MB for 1000 centres
+
+
+def sample_frames(batches_of_features: Iterable[np.ndarray], max_frames: int, seed: int) -> np.ndarray:
+    """Uniform sample without replacement of a stream of frames, in the memory of the sample.
+
+    Vitter's algorithm R on whole batches: frame ``i`` takes a random place of ``i + 1`` and is kept if that place is in
+    the reservoir. The sample does not depend on how the stream is cut into batches.
+
+    Args:
+        batches_of_features: ``[T, D]`` each.
+        max_frames: size of the sample; a shorter stream is returned whole.
+        seed: of the random places.
+
+    Returns:
+        float32 ``[min(max_frames, frames), D]``.
+    """
+    rng = np.random.default_rng(seed)
+    sample, seen = None, 0
+    for batch in batches_of_features:
+        if sample is None:
+            sample = np.empty((max_frames, batch.shape[1]), np.float32)
+        index = np.arange(seen, seen + len(batch))
+        place = np.where(index < max_frames, index, (rng.random(len(batch)) * (index + 1)).astype(np.int64))
+        kept = place < max_frames
+        sample[place[kept]] = batch[kept]  # a place drawn twice keeps the later frame, as one at a time would
+        seen += len(batch)
+    if not seen:
+        raise ValueError("no frames to sample: the manifests are empty.")
+    return sample[:seen]
+
+
+def fit_kmeans(frames: np.ndarray, clusters: int, backend: str = "auto", seed: int = 0) -> np.ndarray:
+    """Centres of k-means.
+
+    Args:
+        frames: ``[N, D]``.
+        clusters: K.
+        backend: "sklearn" (CPU), "cuml" (NVIDIA GPU), or "auto": cuML where it is installed and there is a GPU.
+        seed: of the initial centres and of the mini-batches.
+
+    Returns:
+        float32 ``[K, D]``.
+
+    Raises:
+        ValueError: fewer frames than clusters, or no such backend.
+        ImportError: "cuml" is not installed.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}.")
+    if len(frames) < clusters:
+        raise ValueError(
+            f"{clusters} clusters on {len(frames)} frames. Use more audio, raise max_frames, or ask for fewer clusters."
+        )
+    if len(frames) <= MINIBATCH["batch_size"]:
+        return _fit_full_batch(frames, clusters, seed)
+    if backend == "cuml" or (backend == "auto" and torch.cuda.is_available() and _has_cuml()):
+        return _fit_cuml(frames, clusters, seed)
+    from sklearn.cluster import MiniBatchKMeans
+
+    return MiniBatchKMeans(clusters, random_state=seed, **MINIBATCH).fit(frames).cluster_centers_.astype(np.float32)
+
+
+def assign(features: np.ndarray, centres: np.ndarray, device="cpu") -> np.ndarray:
+    """Index of the nearest centre (squared Euclidean distance, fp32) of each frame.
+
+    Args:
+        features: ``[T, D]``.
+        centres: ``[K, D]``, K <= 65535.
+        device: where to multiply.
+
+    Returns:
+        uint16 ``[T]``.
+    """
+    centres_KD = torch.as_tensor(centres, dtype=torch.float32, device=device)
+    squares_K = centres_KD.square().sum(dim=1)
+    labels = []
+    for features_TD in torch.as_tensor(features, dtype=torch.float32).split(ASSIGN_FRAMES):
+        # |x - c|^2 = x^2 - 2xc + c^2; x^2 is the same for all centres and would only cost precision
+        distances_TK = torch.addmm(squares_K, features_TD.to(device), centres_KD.T, alpha=-2)
+        labels.append(distances_TK.argmin(dim=1).cpu())
+    return torch.cat(labels).numpy().astype(np.uint16)
+
+
+def _fit_full_batch(frames: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """Plain k-means. fairseq's mini-batches of 10,000 make no sense on fewer points, such as 1000 centres."""
+    from sklearn.cluster import KMeans
+
+    return KMeans(clusters, n_init=10, random_state=seed).fit(frames).cluster_centers_.astype(np.float32)
+
+
+def _fit_cuml(frames: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """Full-batch k-means: on a GPU the whole sample is quicker than mini-batches are on a CPU."""
+    try:
+        from cuml.cluster import KMeans
+    except ImportError as error:
+        raise ImportError(
+            "backend 'cuml' needs cuML: pip install 'nemo_mshubert[gpu]' on a machine with an NVIDIA GPU, or use "
+            f"backend 'sklearn' ({error})."
+        ) from error
+    kmeans = KMeans(n_clusters=clusters, n_init=1, random_state=seed, output_type="numpy")
+    return np.asarray(kmeans.fit(np.ascontiguousarray(frames)).cluster_centers_, dtype=np.float32)
+
+
+def _has_cuml() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("cuml") is not None

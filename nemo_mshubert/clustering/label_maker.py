@@ -1,0 +1,167 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The label maker: all that is needed to label audio again, in one file with an identity of its own."""
+
+import hashlib
+import json
+import zipfile
+import zlib
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Dict, List, Sequence
+
+import numpy as np
+
+from nemo_mshubert.clustering.features import FeatureDescription
+from nemo_mshubert.clustering.hierarchy import compose_tables, fit_hierarchy
+from nemo_mshubert.clustering.kmeans import assign
+from nemo_mshubert.data.manifest import PathLike, atomic_write
+
+FORMAT = "nemo_mshubert label maker 1"
+ASSIGNMENTS = ("nested", "nearest")
+LIBRARIES = ("numpy", "scikit-learn", "torch", "lhotse", "scipy")
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMaker:
+    """Centres of every label set, and how frames become labels.
+
+    Attributes:
+        centres: ``{clusters: float32 [clusters, D]}``, finest first.
+        tables: ``{clusters: uint16 [K_finest]}``, finest label to the set's label; the finest set's is the identity.
+        features: what the centres were fitted on.
+        assignment: "nested": a coarse label is the label of the fine centre, only the finest set is stored;
+            "nearest": each set takes the nearest of its own centres, all sets are stored.
+        seed: of k-means and of the sample of frames.
+        versions: of the libraries that made it.
+    """
+
+    centres: Dict[int, np.ndarray]
+    tables: Dict[int, np.ndarray]
+    features: FeatureDescription
+    assignment: str
+    seed: int
+    versions: Dict[str, str]
+
+    @property
+    def sets(self) -> List[int]:
+        """Numbers of clusters, finest first."""
+        return list(self.centres)
+
+    @property
+    def stored_sets(self) -> List[int]:
+        """The sets that `label` returns."""
+        return self.sets[:1] if self.assignment == "nested" else self.sets
+
+    @cached_property
+    def id(self) -> str:
+        """16 hex digits of the SHA-256 of all that decides labels: centres, tables, features and assignment."""
+        digest = hashlib.sha256(json.dumps([asdict(self.features), self.assignment, self.sets]).encode())
+        for clusters in self.sets:
+            digest.update(self.centres[clusters].astype("<f4").tobytes())
+            digest.update(self.tables[clusters].astype("<u2").tobytes())
+        return digest.hexdigest()[:16]
+
+    def check_features(self, features: FeatureDescription) -> None:
+        """Raise ``ValueError`` unless ``features`` are those the centres were fitted on."""
+        if features != self.features:
+            raise ValueError(
+                f"label maker {self.id} was fitted on {self.features.name}, not on {features.name}. "
+                "Use the encoder and the layer that its k-means was fitted with, or fit a k-means on this encoder."
+            )
+
+    def label(self, features: np.ndarray, device="cpu") -> Dict[int, np.ndarray]:
+        """Labels ``{clusters: uint16 [T]}`` of ``stored_sets`` for features ``[T, D]``."""
+        return {clusters: assign(features, self.centres[clusters], device) for clusters in self.stored_sets}
+
+    def expand(self, finest_labels: np.ndarray) -> Dict[int, np.ndarray]:
+        """Labels ``{clusters: uint16 [T]}`` of all sets from those of the finest, by the tables."""
+        return {clusters: table[finest_labels] for clusters, table in self.tables.items()}
+
+    def save(self, path: PathLike) -> None:
+        """Write an ``.npz`` without pickled objects, whole or not at all."""
+        header = {
+            "format": FORMAT,
+            "id": self.id,
+            "sets": self.sets,
+            "assignment": self.assignment,
+            "features": asdict(self.features),
+            "seed": self.seed,
+            "versions": self.versions,
+        }
+        centres = {f"centres_{clusters}": array for clusters, array in self.centres.items()}
+        tables = {f"table_{clusters}": array for clusters, array in self.tables.items()}
+        with atomic_write(path, "wb") as stream:
+            np.savez(stream, header=np.array(json.dumps(header)), **centres, **tables)
+
+    @classmethod
+    def load(cls, path: PathLike) -> "LabelMaker":
+        """Read a k-means file.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not such a file, truncated, or its content is not what its id says.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such k-means file. Make one with scripts/fit_kmeans.py.")
+        try:
+            header, arrays = _read(path)
+            maker = cls(
+                centres={clusters: arrays[f"centres_{clusters}"] for clusters in header["sets"]},
+                tables={clusters: arrays[f"table_{clusters}"] for clusters in header["sets"]},
+                features=FeatureDescription(**header["features"]),
+                assignment=header["assignment"],
+                seed=header["seed"],
+                versions=header["versions"],
+            )
+            stated_id = header["id"]
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"{path}: not a k-means file of scripts/fit_kmeans.py, or truncated ({error}). Copy it again."
+            ) from error
+        if maker.id != stated_id:
+            raise ValueError(f"{path}: says id {stated_id} but holds {maker.id}: edited or damaged. Copy it again.")
+        return maker
+
+
+def fit_label_maker(
+    frames: np.ndarray,
+    cluster_counts: Sequence[int],
+    features: FeatureDescription,
+    assignment: str = "nested",
+    backend: str = "auto",
+    seed: int = 0,
+) -> LabelMaker:
+    """Fit the hierarchy of ``cluster_counts`` (strictly descending) on ``frames [N, D]``; see `LabelMaker`."""
+    if assignment not in ASSIGNMENTS:
+        raise ValueError(f"assignment {assignment!r}: expected one of {', '.join(ASSIGNMENTS)}.")
+    centres = fit_hierarchy(frames, cluster_counts, backend, seed)
+    versions = {library: version(library) for library in LIBRARIES}
+    return LabelMaker(centres, compose_tables(centres), features, assignment, seed, versions)
+
+
+def _read(path: PathLike):
+    """Header and arrays of a k-means file."""
+    with open(path, "rb") as stream:
+        file = np.load(stream, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("a single array")
+        arrays = {name: file[name] for name in file.files}
+    header = json.loads(str(arrays["header"]))
+    if header["format"] != FORMAT:
+        raise ValueError(f"format {header['format']!r}, expected {FORMAT!r}")
+    return header, arrays

@@ -1,0 +1,241 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Manifests through feature makers: a sample of frames to fit k-means on, labels for every line, their metrics.
+
+Audio streams in windows of ten minutes, read ahead by threads; nothing is kept of a window but its sample or labels.
+"""
+
+import json
+import logging
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+from tqdm import tqdm
+
+from nemo_mshubert.clustering.features import FeatureMaker
+from nemo_mshubert.clustering.kmeans import sample_frames
+from nemo_mshubert.clustering.label_maker import LabelMaker
+from nemo_mshubert.clustering.metrics import Alignments, LabelMetrics
+from nemo_mshubert.data.labels import FrameLabels, check_maker
+from nemo_mshubert.data.manifest import (
+    SAMPLE_RATE,
+    PathLike,
+    iter_manifest,
+    load_audio,
+    utterance_id,
+    write_manifest,
+)
+from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
+
+logger = logging.getLogger(__name__)
+
+WINDOW_SECONDS = 600  # of audio; within it, feature makers batch utterances of similar length
+READ_AHEAD = 8  # utterances
+READ_THREADS = 4
+
+
+class Utterance(NamedTuple):
+    where: str  # "file:line"
+    entry: Dict[str, Any]
+    samples: np.ndarray  # float32 [S], 16 kHz
+
+
+def sample_corpus_frames(
+    manifests: Sequence[PathLike], features: FeatureMaker, max_frames: int, seed: int
+) -> np.ndarray:
+    """Uniform sample of the frames of all manifests, float32 ``[N <= max_frames, D]``; fit on training data only.
+
+    Raises:
+        FileNotFoundError, ValueError: the first line whose audio is missing or unusable.
+    """
+    total = sum(count_lines(manifest) for manifest in manifests)
+    lines = (line for manifest in manifests for line in iter_manifest(manifest))
+    with tqdm(total=total, desc="sampling frames", unit=" utterances", disable=None) as progress:
+
+        def stream() -> Iterator[np.ndarray]:
+            for window in audio_windows(lines):
+                yield from window_features(window, features)
+                progress.update(len(window))
+
+        return sample_frames(stream(), max_frames, seed)
+
+
+def label_manifest(manifest: PathLike, output: PathLike, maker: LabelMaker, features: FeatureMaker) -> bool:
+    """Write ``output``: the lines of ``manifest`` with labels of ``maker``, replacing labels they may have.
+
+    Lines go to ``.<output>.partial`` beside ``output``, window by window. After an interruption the same call goes on
+    behind the last line that is in the manifest unchanged, with labels of the same maker; so a bad line can be repaired
+    and nothing before it is lost.
+
+    Returns:
+        False if ``output`` was there already, with the same lines and labels of the same maker.
+
+    Raises:
+        FileNotFoundError, ValueError: ``features`` are not those of ``maker``, or the first line whose audio is missing
+            or unusable, or whose labels fail their checks.
+    """
+    maker.check_features(features.description)
+    output = Path(output)
+    total = count_lines(manifest)
+    if output.is_file() and _labelled_prefix(manifest, output, maker.id) == (total, output.stat().st_size):
+        logger.info("%s: has labels of %s already.", output, maker.id)
+        return False
+    partial = output.with_name(f".{output.name}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.touch()
+    done, size = _labelled_prefix(manifest, partial, maker.id)
+    os.truncate(partial, size)
+    if done:
+        logger.info("%s: going on behind line %d.", output, done)
+    lines = (line for number, line in enumerate(iter_manifest(manifest)) if number >= done)
+    with (
+        open(partial, "a", encoding="utf-8") as stream,
+        tqdm(total=total, initial=done, desc="labelling", unit=" utterances", disable=None) as progress,
+    ):
+        for window in audio_windows(lines):
+            labels = zip(window, window_features(window, features))
+            entries = [label_entry(utterance, rows, maker, features.device) for utterance, rows in labels]
+            stream.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+            stream.flush()
+            progress.update(len(window))
+    write_manifest(output, (entry for _, entry in iter_manifest(partial)))
+    partial.unlink()
+    return True
+
+
+def measure_manifest(manifest: PathLike, maker: LabelMaker, alignments: Optional[Alignments] = None) -> Dict[str, Any]:
+    """`LabelMetrics` of all sets of a labelled manifest; times of alignments count from the start of the utterance.
+
+    Raises:
+        ValueError: labels are malformed or of another maker, or no utterance is aligned.
+    """
+    metrics = LabelMetrics(maker.sets, len(alignments.names) if alignments else 0)
+    utterances = aligned = 0
+    for where, entry in iter_manifest(manifest):
+        labels = FrameLabels.from_manifest(entry.get("labels"), where)
+        check_maker(labels, maker.id, where)
+        units = alignments.frame_units(utterance_id(entry), labels.num_frames) if alignments else None
+        sets = maker.expand(labels.sets[maker.sets[0]]) if maker.assignment == "nested" else labels.sets
+        metrics.add(sets, units)
+        utterances, aligned = utterances + 1, aligned + (units is not None)
+    report = {"manifest": str(manifest), "maker": maker.id, "features": maker.features.name, "utterances": utterances}
+    if alignments:
+        if not aligned:
+            raise ValueError(
+                f"{manifest}: none of {utterances} utterances is aligned. Ids of the alignments look like "
+                f'{next(iter(alignments.intervals))!r}; give the manifest such ids as "utt_id".'
+            )
+        report.update(unit=alignments.kind, aligned_utterances=aligned)
+    return {**report, "sets": metrics.result()}
+
+
+def count_lines(manifest: PathLike) -> int:
+    """Lines of a manifest; raises for a broken line now rather than hours into the labelling."""
+    total = sum(1 for _ in iter_manifest(manifest))
+    if not total:
+        raise ValueError(f"{manifest}: the manifest is empty.")
+    return total
+
+
+def audio_windows(lines: Iterable[Tuple[str, Dict[str, Any]]]) -> Iterator[List[Utterance]]:
+    """Load the audio of ``("<file>:<line>", entry)`` pairs, in order, in windows of at least `WINDOW_SECONDS`."""
+    window: List[Utterance] = []
+    window_samples = 0
+    for utterance in _load_ahead(lines):
+        window.append(utterance)
+        window_samples += len(utterance.samples)
+        if window_samples >= WINDOW_SECONDS * SAMPLE_RATE:
+            yield window
+            window, window_samples = [], 0
+    if window:
+        yield window
+
+
+def window_features(window: List[Utterance], features: FeatureMaker) -> List[np.ndarray]:
+    """Features ``[T, D]`` of each utterance; raises ``ValueError`` where they are not finite."""
+    outputs = features([utterance.samples for utterance in window])
+    for utterance, output in zip(window, outputs):
+        if not np.isfinite(output).all():
+            raise ValueError(
+                f"{utterance.where}: {features.name} of {utterance_id(utterance.entry)} are not finite. If other "
+                "lines fail too the encoder is broken: train it again; else remove the line."
+            )
+    return outputs
+
+
+def label_entry(utterance: Utterance, features: np.ndarray, maker: LabelMaker, device) -> Dict[str, Any]:
+    """The manifest entry with checked labels and the absolute path of its audio."""
+    entry = utterance.entry
+    sets = maker.label(features, device)
+    labels = FrameLabels(maker.id, len(utterance.samples), sets, offset=entry.get("offset"))
+    labels.check(f"{utterance.where}: {utterance_id(entry)}")
+    return {**entry, "audio_filepath": _absolute(entry["audio_filepath"]), "labels": labels.to_manifest()}
+
+
+def _load_ahead(lines: Iterable[Tuple[str, Dict[str, Any]]]) -> Iterator[Utterance]:
+    """Utterances in order, read by threads a few ahead; decoding holds no lock of the interpreter."""
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        pending = deque()
+        for where, entry in lines:
+            pending.append(pool.submit(_load, where, entry))
+            if len(pending) > READ_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _load(where: str, entry: Dict[str, Any]) -> Utterance:
+    samples = load_audio(entry, where)
+    if len(samples) < RECEPTIVE_FIELD_SAMPLES:
+        raise ValueError(
+            f"{where}: {utterance_id(entry)}: {len(samples)} samples, fewer than the {RECEPTIVE_FIELD_SAMPLES} of one "
+            "frame. Remove the line."
+        )
+    return Utterance(where, entry, samples)
+
+
+def _labelled_prefix(manifest: PathLike, labelled: Path, maker_id: str) -> Tuple[int, int]:
+    """How many lines, and bytes, of ``labelled`` are the first of ``manifest`` with labels of the maker."""
+    lines = size = 0
+    with open(labelled, "rb") as stream:
+        for (_, entry), line in zip(iter_manifest(manifest), stream):
+            if not _is_labelled(line, labelled, entry, maker_id):
+                break
+            lines, size = lines + 1, size + len(line)
+    return lines, size
+
+
+def _is_labelled(line: bytes, labelled: Path, entry: Dict[str, Any], maker_id: str) -> bool:
+    """Is ``line`` of the manifest ``labelled`` the ``entry`` with labels of the maker?"""
+    try:
+        found = json.loads(line)
+        labels_maker, same = found["labels"]["maker"], _unlabelled(found, labelled) == _unlabelled(entry)
+    except (ValueError, KeyError, TypeError):  # cut off in the middle of a write, or not labelled
+        return False
+    return line.endswith(b"\n") and labels_maker == maker_id and same
+
+
+def _unlabelled(entry: Dict[str, Any], manifest: Path = Path()) -> Dict[str, Any]:
+    """The entry without labels, its audio path absolute; in ``manifest`` paths may be relative to its folder."""
+    path = _absolute(manifest.parent / entry["audio_filepath"])
+    return {**{key: value for key, value in entry.items() if key != "labels"}, "audio_filepath": path}
+
+
+def _absolute(path: PathLike) -> str:
+    return str(Path(path).resolve())  # as write_manifest does

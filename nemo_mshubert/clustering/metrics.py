@@ -1,0 +1,133 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""How good are labels? Entropy and dead clusters; with alignments also purities and PNMI, as HuBERT measures them.
+
+With p(unit, cluster) over aligned frames (HuBERT, section IV-D; fairseq: measure_teacher_quality.py):
+
+    unit purity     sum over clusters of max over units      accuracy of calling a cluster by its commonest unit
+    cluster purity  sum over units of max over clusters      falls as clusters get finer
+    PNMI            I(unit; cluster) / H(unit)               uncertainty of the unit that the label removes
+
+Frame ``t`` has the unit at its centre, ``(320 t + 200) / 16000`` seconds. Frames outside any unit are skipped, since
+an alignment may be incomplete there: give silence a unit of its own to have it counted, as fairseq's numbers do.
+"""
+
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+from scipy.stats import entropy
+from sklearn.metrics import mutual_info_score
+
+from nemo_mshubert.data.labels import cluster_usage
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike
+from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES
+
+Intervals = Tuple[np.ndarray, np.ndarray, np.ndarray]  # start [N] and end [N] in seconds, unit index [N]
+
+
+@dataclass(frozen=True)
+class Alignments:
+    """Units in time. ``kind`` is "phone" or "word"; ``names`` of the units; ``intervals`` by utterance id."""
+
+    kind: str
+    names: List[str]
+    intervals: Dict[str, Intervals]
+
+    def frame_units(self, utt_id: str, num_frames: int) -> Optional[np.ndarray]:
+        """Unit index ``[num_frames]``, -1 outside any unit; ``None`` where the utterance is not aligned."""
+        if utt_id not in self.intervals:
+            return None
+        start, end, unit = self.intervals[utt_id]
+        centre = (HOP_SAMPLES * np.arange(num_frames) + RECEPTIVE_FIELD_SAMPLES // 2) / SAMPLE_RATE
+        index = np.searchsorted(start, centre, side="right") - 1
+        return np.where((index >= 0) & (centre < end[index]), unit[index], -1)
+
+
+def load_alignments(path: PathLike) -> Alignments:
+    """Read ``{"utt_id": ..., "phones": [{"phone", "start", "end"}]}`` per line, or "words"; JSONL or gzipped JSONL.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: names the line that is not such an object, or of another kind than the first.
+    """
+    path = Path(path)
+    names: Dict[str, int] = {}
+    intervals: Dict[str, Intervals] = {}
+    kind = None
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                entry = json.loads(line)
+                kind = kind or ("phone" if "phones" in entry else "word")
+                units = sorted(entry[f"{kind}s"], key=lambda unit: unit["start"])
+                start, end = (np.array([unit[key] for unit in units], np.float64) for key in ("start", "end"))
+                index = np.array([names.setdefault(unit[kind], len(names)) for unit in units], np.int64)
+                if len(units):
+                    intervals[entry["utt_id"]] = start, end, index
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f'{path}:{number}: not an alignment like the first line\'s ({error!r}). Expected {{"utt_id": ..., '
+                    f'"{kind or "phone"}s": [{{"{kind or "phone"}": ..., "start": seconds, "end": seconds}}]}}.'
+                ) from error
+    if not intervals:
+        raise ValueError(f"{path}: no aligned utterance.")
+    return Alignments(kind, list(names), intervals)
+
+
+class LabelMetrics:
+    """Counts labels, and labels by units, utterance by utterance; memory does not grow with the corpus.
+
+    Args:
+        sets: numbers of clusters.
+        num_units: number of different units of the alignments, 0 without alignments.
+    """
+
+    def __init__(self, sets: Sequence[int], num_units: int = 0):
+        self.counts = {clusters: np.zeros(clusters, np.int64) for clusters in sets}
+        self.joint = {clusters: np.zeros((num_units, clusters), np.int64) for clusters in sets}
+
+    def add(self, labels: Dict[int, np.ndarray], units: Optional[np.ndarray] = None) -> None:
+        """Count an utterance: ``{clusters: [T]}`` and the unit index ``[T]`` of each frame, -1 where it has none."""
+        for clusters, stream in labels.items():
+            self.counts[clusters] += np.bincount(stream, minlength=clusters)
+            if units is not None:
+                inside = units >= 0
+                np.add.at(self.joint[clusters], (units[inside], stream[inside]), 1)
+
+    def result(self) -> Dict[int, Dict[str, Any]]:
+        """Per set: `cluster_usage`, and where frames were aligned also ``aligned_frames`` and `unit_agreement`."""
+        result = {}
+        for clusters, counts in self.counts.items():
+            result[clusters] = {"frames": int(counts.sum()), **cluster_usage(counts)}
+            if self.joint[clusters].any():
+                result[clusters].update(unit_agreement(self.joint[clusters]))
+        return result
+
+
+def unit_agreement(joint: np.ndarray) -> Dict[str, Any]:
+    """Purities and PNMI of frame counts ``[units, clusters]``; PNMI is 0 where there is only one unit."""
+    frames = joint.sum()
+    unit_entropy = entropy(joint.sum(axis=1))
+    information = mutual_info_score(None, None, contingency=joint)
+    return {
+        "aligned_frames": int(frames),
+        "unit_purity": float(joint.max(axis=0).sum() / frames),
+        "cluster_purity": float(joint.max(axis=1).sum() / frames),
+        "pnmi": float(information / unit_entropy) if unit_entropy > 0 else 0.0,
+    }

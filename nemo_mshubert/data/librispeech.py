@@ -1,0 +1,433 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""LibriSpeech, Libri-Light's limited sets, and any corpus laid out as they are: download, check, write NeMo manifests.
+
+    <data>[/LibriSpeech]/dev-clean/84/121123/84-121123-0000.flac, 84-121123.trans.txt        -> dev-clean.json
+    <data>/librispeech_finetuning/1h/{0..5}/{clean,other}/<speaker>/<chapter>/...            -> 10min.json, 1h.json
+    <data>/librispeech_finetuning/9h/{clean,other}/<speaker>/<chapter>/...                   -> 10h.json
+
+Folds of Libri-Light: 10 minutes are fold 0 of the hour, 10 hours are 1h and 9h together.
+"""
+
+import hashlib
+import logging
+import re
+import tarfile
+import tempfile
+import unicodedata
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import soundfile
+from tqdm import tqdm
+
+from nemo_mshubert.data.manifest import PathLike, atomic_write, write_manifest
+
+logger = logging.getLogger(__name__)
+
+TRAIN_960 = ("train-clean-100", "train-clean-360", "train-other-500")
+LIBRILIGHT = ("10min", "1h", "10h")
+LIBRILIGHT_FOLDER = "librispeech_finetuning"
+FOLDS = tuple(f"1h/{fold}/{kind}" for fold in range(6) for kind in ("clean", "other"))
+SOURCES = {  # manifest: the folders it is made of
+    "train-960": TRAIN_960,
+    "10min": FOLDS[:2],
+    "1h": FOLDS,
+    "10h": FOLDS + ("9h/clean", "9h/other"),
+}
+
+
+# ---------------------------------------------------------------------------------------------------- download
+class Archive(NamedTuple):
+    url: str
+    algorithm: str
+    digest: str  # hexadecimal
+
+
+# MD5 as in https://www.openslr.org/resources/12/md5sum.txt
+OPENSLR_MD5 = {
+    "dev-clean": "42e2234ba48799c1f50f24a7926300a1",
+    "dev-other": "c8d0bcc9cca99d4f8b62fcc847357931",
+    "test-clean": "32fa31d27d2e1cad72775fee3f4849a9",
+    "test-other": "fb5a50374b501bb3bac4815ee91d3135",
+    "train-clean-100": "2a93770f6d5c6c964bc36631d331a522",
+    "train-clean-360": "c0e676e450a7ff2f54aeade5171606fa",
+    "train-other-500": "d1a0fd59409feb2c614ce4d30c387708",
+}
+ARCHIVES = {
+    name: Archive(f"https://www.openslr.org/resources/12/{name}.tar.gz", "md5", digest)
+    for name, digest in OPENSLR_MD5.items()
+}
+# Libri-Light publishes no checksum; this one is torchaudio's (torchaudio/datasets/librilight_limited.py).
+ARCHIVES[LIBRILIGHT_FOLDER] = Archive(
+    "https://dl.fbaipublicfiles.com/librilight/data/librispeech_finetuning.tgz",
+    "sha256",
+    "5d1efdc777b548194d7e09ba89126e2188026df9fd57aa57eb14408d2b2342af",
+)
+ATTEMPTS = 5  # long downloads break off; each attempt goes on where the last one stopped
+CHUNK_BYTES = 1 << 20
+
+
+def _verify(path: Path, archive: Archive) -> None:
+    digest = hashlib.new(archive.algorithm, usedforsecurity=False)
+    with open(path, "rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    if digest.hexdigest() != archive.digest:
+        raise ValueError(
+            f"{path}: {archive.algorithm} is {digest.hexdigest()}, expected {archive.digest} for {archive.url}. Delete "
+            "the file and download it again."
+        )
+
+
+def _fetch_rest(url: str, path: Path) -> None:
+    """Append to ``path`` what it lacks of ``url``; a server that ignores the range makes it start anew."""
+    done = path.stat().st_size if path.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and done:  # range not satisfiable: the file is complete
+            return
+        raise
+    with response:
+        if response.status != 206:
+            done = 0
+        size = int(response.headers["Content-Length"]) + done
+        with (
+            open(path, "ab" if done else "wb") as stream,
+            tqdm(total=size, initial=done, unit="B", unit_scale=True, desc=path.name) as bar,
+        ):
+            while chunk := response.read(CHUNK_BYTES):
+                stream.write(chunk)
+                bar.update(len(chunk))
+    if path.stat().st_size != size:
+        raise ConnectionError(f"{url}: broke off after {path.stat().st_size} of {size} bytes")
+
+
+def download(archive: Archive, path: Path) -> None:
+    """Download to ``path``, going on with a ``.part`` file left behind; the whole file appears only with its checksum.
+
+    Raises:
+        ConnectionError: the server cannot be reached or breaks off again and again; run again to go on.
+        ValueError: the checksum is wrong; the download is deleted.
+    """
+    part = path.with_name(path.name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            _fetch_rest(archive.url, part)
+            break
+        except OSError as error:  # URLError, timeouts and broken connections
+            if attempt == ATTEMPTS or isinstance(error, urllib.error.HTTPError):
+                raise ConnectionError(
+                    f"{archive.url}: {error}. Run again to go on, or put the file at {path} yourself."
+                ) from error
+            logger.warning("%s: %s; attempt %d of %d", archive.url, error, attempt + 1, ATTEMPTS)
+    try:
+        _verify(part, archive)
+    except ValueError:
+        part.unlink()
+        raise
+    part.replace(path)
+
+
+def extract(path: Path, destination: Path) -> None:
+    """Unpack what ``destination`` does not have yet; each subset appears whole or not at all.
+
+    Raises:
+        tarfile.FilterError: a member would land outside the destination, or is a device or an outward link.
+    """
+    logger.info("unpacking %s", path)
+    with tempfile.TemporaryDirectory(dir=destination, prefix=".unpacking-") as temporary:
+        with tarfile.open(path) as tar:
+            tar.extractall(temporary, filter="data")
+        for top in sorted(Path(temporary).iterdir()):
+            # LibriSpeech's archives share the folder LibriSpeech; Libri-Light's has one of its own
+            members = top.iterdir() if top.name == "LibriSpeech" else [top]
+            for member in sorted(members):
+                target = destination / member.relative_to(temporary)
+                target.parent.mkdir(exist_ok=True)
+                if not target.exists():
+                    member.rename(target)
+
+
+def download_corpora(data: PathLike, subsets: Optional[Sequence[str]] = None) -> None:
+    """Fetch and unpack into ``data`` the archives that ``subsets`` need and ``data`` lacks; all of them without names.
+
+    An archive that lies in ``data`` already is checked and used. Archives are kept.
+
+    Raises:
+        ConnectionError, ValueError: see `download`; or a name that no archive holds.
+    """
+    data = Path(data)
+    wanted = list(subsets or ARCHIVES)
+    names: List[str] = []
+    for subset in wanted:
+        names += TRAIN_960 if subset == "train-960" else [LIBRILIGHT_FOLDER if subset in LIBRILIGHT else subset]
+    unknown = sorted(set(names) - set(ARCHIVES))
+    if unknown:
+        known = sorted({*OPENSLR_MD5, *SOURCES})
+        raise ValueError(f"Cannot download {', '.join(unknown)}. There are: {', '.join(known)}.")
+    present = {folder.name for root in _roots(data) if root.is_dir() for folder in root.iterdir()}
+    for name in dict.fromkeys(names):
+        if name in present:
+            continue
+        archive = ARCHIVES[name]
+        path = data / archive.url.rpartition("/")[2]
+        if path.exists():
+            _verify(path, archive)
+        else:
+            download(archive, path)
+        extract(path, data)
+
+
+# ---------------------------------------------------------------------------------------------------- layout
+def _roots(data: Path) -> Tuple[Path, Path]:
+    return data, data / "LibriSpeech"
+
+
+def _holds_chapters(folder: Path) -> bool:
+    """Whether there are ``<speaker>/<chapter>/`` folders with speech or transcripts below."""
+    return any(next(folder.glob(f"*/*/{name}"), None) for name in ("*.trans.txt", "*.flac"))
+
+
+def find_subsets(data: PathLike) -> Dict[str, Path]:
+    """Folders with LibriSpeech's layout: ``dev-clean`` and the like by name, Libri-Light's as ``1h/0/clean``.
+
+    Raises:
+        FileNotFoundError: ``data`` is no folder, or holds no subset.
+    """
+    data = Path(data)
+    if not data.is_dir():
+        raise FileNotFoundError(f"{data}: no such folder. Name the folder of LibriSpeech, or add --download.")
+    found = {}
+    for root in _roots(data):
+        folders = sorted(root.iterdir()) if root.is_dir() else []
+        found.update({folder.name: folder for folder in folders if folder.is_dir() and _holds_chapters(folder)})
+        for librilight in (root, root / LIBRILIGHT_FOLDER):
+            candidates = {name: librilight / name for name in SOURCES["10h"]}
+            found.update({name: folder for name, folder in candidates.items() if folder.is_dir()})
+    if not found:
+        raise FileNotFoundError(
+            f"{data}: no subset here. Expected <subset>/<speaker>/<chapter>/*.flac with a *.trans.txt beside them, such as "
+            f"dev-clean/84/121123/84-121123-0000.flac, in this folder or in its LibriSpeech/, or Libri-Light's "
+            f"{LIBRILIGHT_FOLDER}/. Name the folder that was unpacked, or add --download."
+        )
+    return found
+
+
+def plan_manifests(found: Dict[str, Path], wanted: Optional[Sequence[str]] = None) -> Dict[str, Tuple[str, ...]]:
+    """Manifest name -> the subset folders it joins; without names, every manifest whose folders are all there.
+
+    Raises:
+        ValueError: a wanted manifest lacks a folder.
+    """
+    plan: Dict[str, Tuple[str, ...]] = {name: (name,) for name in found if "/" not in name}
+    plan.update({name: parts for name, parts in SOURCES.items() if set(parts) <= set(found)})
+    for name in wanted or ():
+        if name not in plan:
+            lacking = sorted(set(SOURCES.get(name, (name,))) - set(found))
+            raise ValueError(
+                f"{name}: cannot be made, there is no {', '.join(lacking)}. Found: {', '.join(plan)}. Correct --subsets, "
+                "or add --download."
+            )
+    return {name: plan[name] for name in wanted or plan}
+
+
+def read_genders(data: PathLike) -> Dict[str, str]:
+    """Speaker -> ``F`` or ``M``, from SPEAKERS.TXT; empty where there is none."""
+    genders = {}
+    for root in _roots(Path(data)):
+        path = root / "SPEAKERS.TXT"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        for line in lines:
+            fields = [field.strip() for field in line.split("|")]
+            if not line.startswith(";") and len(fields) > 1:
+                genders[fields[0]] = fields[1]
+    return genders
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+LIGATURES = str.maketrans(
+    {"æ": "ae", "œ": "oe", "ø": "o", "ß": "ss", "ł": "l", "đ": "d", "’": "'", "‘": "'", "ʼ": "'"}
+)
+DASHES = re.compile(r"[-\u2010-\u2015\u2212/]")
+PUNCTUATION = re.compile(r"[.,;:!?\"“”„«»()\[\]{}…_]")
+
+
+def normalize_text(text: str) -> str:
+    """Lower-case letters a to z, apostrophes and single spaces: accents stripped, dashes to spaces, punctuation dropped.
+
+    Raises:
+        ValueError: anything else, such as digits, which have more than one reading; or nothing is left.
+    """
+    # Lower case once more after NFKD, which turns signs such as the trade mark into capitals
+    decomposed = unicodedata.normalize("NFKD", text.lower().translate(LIGATURES)).lower()
+    letters = "".join(char for char in decomposed if not unicodedata.combining(char))
+    words = PUNCTUATION.sub("", DASHES.sub(" ", letters)).split()
+    left_over = sorted(set("".join(words)) - set("abcdefghijklmnopqrstuvwxyz'"))
+    if left_over:
+        raise ValueError(f"cannot be written in letters: {' '.join(left_over)}; spell it out")
+    if not words:
+        raise ValueError("no words")
+    return " ".join(words)
+
+
+class Chapter(NamedTuple):
+    """What one chapter gave: manifest entries, and complaints that name the file."""
+
+    entries: List[Dict[str, Any]]
+    problems: List[str]
+
+
+def _read_transcripts(folder: Path, problems: List[str]) -> Dict[str, Optional[str]]:
+    """Utterance id -> normalised text, None where the text is unusable (that has been complained of)."""
+    texts: Dict[str, Optional[str]] = {}
+    for path in sorted(folder.glob("[!.]*.trans.txt")):
+        for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+            if not line.strip():
+                continue
+            utt_id, _, text = line.decode("utf-8", errors="replace").strip().partition(" ")
+            if utt_id in texts:
+                problems.append(f"{path}:{number}: {utt_id} has a second transcript")
+                continue
+            try:
+                texts[utt_id] = normalize_text(text)
+            except ValueError as error:
+                texts[utt_id] = None
+                problems.append(f"{path}:{number}: {utt_id}: transcript {text!r}: {error}")
+    return texts
+
+
+def _duration(path: Path) -> float:
+    """Seconds by the header, once the last sample has been decoded: a copy that broke off keeps its header.
+
+    Raises:
+        ValueError: empty, unreadable, cut off, or not mono.
+    """
+    if path.stat().st_size == 0:
+        raise ValueError("empty file")
+    try:
+        with soundfile.SoundFile(path) as audio:
+            if audio.channels != 1:
+                raise ValueError(f"{audio.channels} channels, expected 1")
+            if audio.frames == 0:
+                raise ValueError("no samples")
+            audio.seek(audio.frames - 1)
+            if len(audio.read(1)) != 1:
+                raise ValueError("cut off")
+            return audio.frames / audio.samplerate
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"broken or cut off ({error})") from error
+
+
+def read_chapter(folder: Path, subset: str, genders: Dict[str, str]) -> Chapter:
+    """Read ``<speaker>/<chapter>/``: every transcript needs its audio, every audio its transcript."""
+    speaker = folder.parent.name
+    gender = {"gender": genders[speaker]} if speaker in genders else {}
+    entries: List[Dict[str, Any]] = []
+    problems: List[str] = []
+    texts = _read_transcripts(folder, problems)
+    audio = {path.stem: path for path in sorted(folder.glob("[!.]*.flac"))}
+    for utt_id in sorted({*texts, *audio}):
+        if utt_id not in audio:
+            problems.append(f"{folder / utt_id}.flac: no such file, though it has a transcript")
+            continue
+        path = audio[utt_id]
+        if utt_id not in texts:
+            problems.append(f"{path}: no transcript")
+        try:
+            seconds = _duration(path)
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+            continue
+        text = texts.get(utt_id)
+        if text is not None:
+            entry = {"audio_filepath": str(path), "duration": seconds, "text": text, "utt_id": utt_id}
+            entries.append({**entry, "speaker": speaker, **gender, "subset": subset})
+    return Chapter(entries, problems)
+
+
+def _chapters(folder: Path) -> Iterator[Path]:
+    for speaker in sorted(folder.glob("[!.]*")):
+        yield from (path for path in sorted(speaker.glob("[!.]*")) if path.is_dir())
+
+
+def prepare_librispeech(
+    data: PathLike,
+    output: PathLike,
+    subsets: Optional[Sequence[str]] = None,
+    workers: int = 8,
+    skip_broken: bool = False,
+) -> Dict[str, List[Dict[str, Any]]]:
+    """Write one manifest per subset into ``output``, and the joined ones of `SOURCES` whose folders are all there.
+
+    Everything wrong with the corpus is named in ``<output>/problems.txt``. ``workers`` threads read the files.
+
+    Returns:
+        manifest name -> its entries.
+
+    Raises:
+        FileNotFoundError: no subset in ``data``.
+        ValueError: a wanted subset is not there; or, unless ``skip_broken``, anything is wrong: then no manifest is written.
+    """
+    found = find_subsets(data)
+    plan = plan_manifests(found, subsets)
+    genders = read_genders(data)
+    needed = [name for name in found if any(name in parts for parts in plan.values())]
+    jobs = [(chapter, subset, genders) for subset in needed for chapter in _chapters(found[subset])]
+    entries: Dict[str, List[Dict[str, Any]]] = {subset: [] for subset in needed}
+    problems: List[str] = []
+    with ThreadPoolExecutor(workers) as pool:
+        results = pool.map(lambda job: read_chapter(*job), jobs)
+        for (_, subset, _), chapter in zip(jobs, tqdm(results, total=len(jobs), desc="reading", unit="chapter")):
+            entries[subset] += chapter.entries
+            problems += chapter.problems
+    _report(Path(output), problems, skip_broken)
+
+    manifests = {name: [entry for part in parts for entry in entries[part]] for name, parts in plan.items()}
+    for name, lines in manifests.items():
+        write_manifest(Path(output) / f"{name}.json", lines)
+    return manifests
+
+
+def _report(output: Path, problems: List[str], skip_broken: bool) -> None:
+    path = output / "problems.txt"
+    path.unlink(missing_ok=True)  # of an earlier run
+    if not problems:
+        return
+    with atomic_write(path) as stream:
+        stream.writelines(problem + "\n" for problem in problems)
+    for problem in problems[:20]:
+        logger.warning(problem)
+    if not skip_broken:
+        raise ValueError(
+            f"{len(problems)} problems, all named in {path}. Repair the corpus, or leave these utterances out with "
+            "--skip_broken."
+        )
+
+
+def summary_table(manifests: Dict[str, List[Dict[str, Any]]]) -> str:
+    """Hours, speakers and utterances of each manifest, as text."""
+    lines = [f"{'manifest':<18}{'hours':>9}{'speakers':>10}{'utterances':>12}"]
+    for name, entries in manifests.items():
+        hours = sum(entry["duration"] for entry in entries) / 3600
+        speakers = len({entry["speaker"] for entry in entries})
+        lines.append(f"{name:<18}{hours:>9.2f}{speakers:>10}{len(entries):>12}")
+    return "\n".join(lines)

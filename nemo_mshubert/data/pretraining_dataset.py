@@ -1,0 +1,169 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Batches for pre-training: crops on the frame grid, with the labels of exactly those frames.
+
+    samples    |--------------------- utterance ----------------------|
+    frames      0   1   2   3   4   5   6   7   8   9
+    crop                    |-- start * 320 ... (F - 1) * 320 + 400 --|     F frames, labels [start, start + F)
+
+Legend: B utterances, S samples, T frames. A batch holds
+    audio       float [B, S], zero beyond an utterance
+    length      long [B], samples
+    labels      {clusters: long [B, T]}, -100 beyond an utterance; `nested` label makers give the finest set only
+    utterances  list of B utterance ids
+"""
+
+import random
+from typing import Any, Dict, List, Sequence, Tuple
+
+import numpy as np
+import torch
+from lhotse import CutSet
+from lhotse.cut import Cut
+from nemo.utils import logging
+
+from nemo_mshubert.data.labels import FrameLabels, check_maker
+from nemo_mshubert.losses.multicluster_mpl import IGNORED_LABEL
+from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
+
+CROPS = ("shortest", "pad")
+Example = Tuple[str, np.ndarray, Dict[int, np.ndarray]]  # utterance id, samples [S], labels of each stored set [T]
+
+
+class UnreadableAudioError(RuntimeError):
+    """More utterances than allowed could not be read."""
+
+
+class PretrainingDataset(torch.utils.data.Dataset):
+    """Turn ``(batch number, cuts)`` into a batch.
+
+    Args:
+        maker_id: label maker whose labels the model expects; other labels are an error.
+        label_sets: cluster counts that every utterance must carry.
+        crop: ``"shortest"``: every utterance is cropped to the frames of the shortest of its batch, so nothing is
+            padded (fairseq: ``pad_audio: false``); ``"pad"``: shorter utterances are padded.
+        seed: with the batch number it determines the crops, so that a resumed run repeats them.
+        max_unreadable: unreadable utterances that are skipped and logged, per loader process, before an error.
+
+    Cuts come from NeMo's loader with ``truncate_offset_type: start``: their duration says how much to take, and where to
+    take it is drawn here, on the frame grid.
+    """
+
+    def __init__(
+        self,
+        maker_id: str,
+        label_sets: Sequence[int],
+        crop: str = "shortest",
+        seed: int = 0,
+        max_unreadable: int = 100,
+    ):
+        if crop not in CROPS:
+            raise ValueError(f"crop: expected one of {CROPS}, found {crop!r}.")
+        self.maker_id = maker_id
+        self.label_sets = list(label_sets)
+        self.crop = crop
+        self.seed = seed
+        self.max_unreadable = max_unreadable
+        self.num_unreadable = 0
+
+    def __getitem__(self, numbered_cuts: Tuple[int, CutSet]) -> Dict[str, Any]:
+        number, cuts = numbered_cuts
+        rng = random.Random(f"{self.seed}-{number}")
+        labelled = [(cut, self._labels_of(cut)) for cut in cuts]
+        frames = [min(frame_count(cut.num_samples), labels.num_frames) for cut, labels in labelled]
+        if self.crop == "shortest":
+            frames = [min(frames)] * len(frames)
+        examples = []
+        for (cut, labels), num_frames in zip(labelled, frames):
+            start_frame = rng.randint(0, labels.num_frames - num_frames)
+            samples = self._read(cut, labels, start_frame, num_frames)
+            if samples is not None:
+                examples.append((cut.id, samples, labels.crop(start_frame, num_frames)))
+        return collate(examples or [self._silence()])
+
+    def _labels_of(self, cut: Cut) -> FrameLabels:
+        where = f"utterance {cut.id}"
+        labels = FrameLabels.from_manifest((cut.custom or {}).get("labels"), where)
+        check_maker(labels, self.maker_id, where)
+        missing = [clusters for clusters in self.label_sets if clusters not in labels.sets]
+        if missing:
+            raise ValueError(
+                f"{where}: the label sets {missing} are missing, found {sorted(labels.sets)}. Label the manifest again "
+                "with scripts/label.py and the label maker of this model."
+            )
+        surplus = cut.recording.num_samples - labels.num_samples
+        if surplus < -HOP_SAMPLES or (labels.offset is None and surplus > HOP_SAMPLES):
+            raise ValueError(
+                f"{where}: labelled with {labels.num_samples} samples, but the audio has {cut.recording.num_samples}. "
+                "The audio changed after labelling; label the manifest again with scripts/label.py."
+            )
+        return labels
+
+    def _read(self, cut: Cut, labels: FrameLabels, start_frame: int, num_frames: int):
+        """Samples of the crop, or None (logged and counted) where the audio cannot be read."""
+        segment_start = 0  # of the labelled segment within the recording; a tar member holds the segment alone
+        if labels.offset and cut.recording.num_samples > labels.num_samples:
+            segment_start = round(labels.offset * cut.sampling_rate)
+        start = segment_start + start_frame * HOP_SAMPLES
+        num_samples = (num_frames - 1) * HOP_SAMPLES + RECEPTIVE_FIELD_SAMPLES
+        try:
+            audio = cut.recording.load_audio(
+                channels=cut.channel, offset=start / cut.sampling_rate, duration=num_samples / cut.sampling_rate
+            )
+            problem = self._problem_of(audio, num_samples)
+        except Exception as error:  # whatever the codec raises on a broken or missing file
+            problem = f"{type(error).__name__}: {error}"
+        if problem is None:
+            return audio[0]
+        self.num_unreadable += 1
+        logging.warning(f"Skipped utterance {cut.id} ({self.num_unreadable} so far in this process): {problem}")
+        if self.num_unreadable > self.max_unreadable:
+            raise UnreadableAudioError(
+                f"{self.num_unreadable} utterances could not be used, the last one {cut.id}: {problem}. Repair the data, "
+                "or raise max_unreadable of the dataset."
+            )
+        return None
+
+    @staticmethod
+    def _problem_of(audio: np.ndarray, num_samples: int):
+        if audio.shape[0] != 1:
+            return f"{audio.shape[0]} channels, expected 1; mix down or set channel_selector"
+        if audio.shape[1] != num_samples:
+            return f"{audio.shape[1]} samples where {num_samples} were expected; is the file truncated?"
+        if not np.isfinite(audio).all():
+            return "NaN or infinite samples"
+        return None
+
+    def _silence(self) -> Example:
+        """Stands in for a batch without any readable utterance, so that the count of batches stays; weighs nothing."""
+        unlabelled = np.full(2, IGNORED_LABEL)
+        silence = np.zeros(HOP_SAMPLES + RECEPTIVE_FIELD_SAMPLES, dtype=np.float32)
+        return "silence", silence, {clusters: unlabelled for clusters in self.label_sets}
+
+
+def collate(examples: List[Example]) -> Dict[str, Any]:
+    """Pad examples into a batch."""
+    ids, waves, labels = zip(*examples)
+    length = torch.tensor([len(wave) for wave in waves])
+    audio = torch.zeros(len(waves), int(length.max()))  # [B, S]
+    for row, wave in zip(audio, waves):
+        row[: len(wave)] = torch.from_numpy(wave)
+    num_frames = max(len(next(iter(sets.values()))) for sets in labels)
+    padded = {}
+    for clusters in labels[0]:
+        padded[clusters] = torch.full((len(waves), num_frames), IGNORED_LABEL)  # [B, T]
+        for row, sets in zip(padded[clusters], labels):
+            row[: len(sets[clusters])] = torch.from_numpy(sets[clusters].astype(np.int64))
+    return {"audio": audio, "length": length, "labels": padded, "utterances": list(ids)}

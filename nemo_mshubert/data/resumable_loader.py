@@ -1,0 +1,141 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""NeMo's Lhotse loader as one endless, numbered stream of batches that can start anywhere.
+
+A resumed run asks for the stream from the number of batches it has consumed. Skipped batches are sampled, not loaded
+(from tars their bytes are read, not decoded).
+"""
+
+import itertools
+from typing import Iterator, Tuple
+
+import torch
+from lhotse import CutSet
+from lhotse.dataset.dataloading import worker_init_fn
+from lhotse.dataset.iterable_dataset import IterableDatasetWrapper
+from nemo.collections.common.data.lhotse import get_lhotse_dataloader_from_config
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+RANK_SEED_STEP = 100_000  # distance of the seeds of two ranks, that of lhotse's worker_init_fn
+
+
+def _endless(sampler) -> Iterator[CutSet]:
+    for epoch in itertools.count():
+        sampler.set_epoch(epoch)
+        empty = True
+        for cuts in sampler:
+            empty = False
+            yield cuts
+        if empty:
+            raise ValueError(
+                "No utterance is left to train on: the manifest is empty, or min_duration, max_duration or unreadable "
+                "tar files removed everything."
+            )
+
+
+class NumberedSampler:
+    """For plain manifests: yields ``(batch number, cuts)`` from batch ``first``; lives in the training process."""
+
+    def __init__(self, sampler, first: int):
+        self.sampler = sampler
+        self.first = first
+
+    def __iter__(self) -> Iterator[Tuple[int, CutSet]]:
+        return itertools.islice(enumerate(_endless(self.sampler)), self.first, None)
+
+
+class FiniteNumberedSampler:
+    """``(batch number, cuts)`` of one pass over the sampler."""
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[Tuple[int, CutSet]]:
+        return enumerate(self.sampler)
+
+
+class NumberedShards(IterableDataset):
+    """For tarred data: every loader process samples and reads its own shards.
+
+    Process w of n yields the batches whose number is w modulo n. The loader asks its processes in turn, so on a
+    resume the roles are rotated: the process asked first plays the one that owns batch ``first``.
+    """
+
+    def __init__(self, dataset: Dataset, sampler, first: int):
+        self.dataset = dataset
+        self.sampler = sampler
+        self.first = first
+
+    def __iter__(self):
+        info = get_worker_info()
+        count = info.num_workers if info else 1
+        role = self.role(info.id, count) if info else 0
+        for number, cuts in zip(itertools.count(role, count), _endless(self.sampler)):
+            if number >= self.first:
+                yield self.dataset[(number, cuts)]
+
+    def role(self, worker_id: int, num_workers: int) -> int:
+        return (worker_id + self.first) % num_workers
+
+
+def training_loader(
+    config: DictConfig, dataset: Dataset, rank: int, world_size: int, first_batch: int = 0
+) -> DataLoader:
+    """Endless loader of ``dataset[(number, cuts)]`` over NeMo manifests, plain or tarred, from batch ``first_batch``.
+
+    Args:
+        config: NeMo's Lhotse options (``manifest_filepath``, ``tarred_audio_filepaths``, ``batch_duration``, ``seed``...).
+            Whatever would depend on timing or on true randomness is overruled, so that the stream is a function of
+            the config, the rank and the number of loader processes.
+        dataset: takes a number and cuts, see `PretrainingDataset`.
+    """
+    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    tarred = config.get("tarred_audio_filepaths") is not None
+    num_workers = config.get("num_workers", 0)
+    with open_dict(config):
+        config.concurrent_bucketing = False
+        config.truncate_offset_type = "start"
+        # Shards: every rank and loader process shuffles on its own. Plain manifests: all ranks must draw the same order.
+        config.shard_seed = "randomized" if tarred and num_workers else config.seed + RANK_SEED_STEP * rank * tarred
+    stock = get_lhotse_dataloader_from_config(config, rank, world_size, dataset)
+    options = {"batch_size": None, "num_workers": num_workers, "pin_memory": stock.pin_memory}
+    if not isinstance(stock.dataset, IterableDatasetWrapper):
+        return DataLoader(dataset, sampler=NumberedSampler(stock.sampler, first_batch), **options)
+    shards = NumberedShards(dataset, stock.dataset.sampler, first_batch)
+
+    def init_worker(worker_id: int) -> None:
+        worker_init_fn(shards.role(worker_id, num_workers), rank=rank, world_size=world_size, seed=config.seed)
+
+    return DataLoader(shards, worker_init_fn=init_worker, **options)
+
+
+def validation_loader(config: DictConfig, dataset: Dataset, rank: int, world_size: int) -> DataLoader:
+    """One finite pass over a plain manifest, numbered alike every time; ranks share the utterances."""
+    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    with open_dict(config):
+        config.concurrent_bucketing = False
+        config.truncate_offset_type = "start"
+        config.shard_seed = config.get("seed", 0)
+        config.force_finite = True
+        config.shuffle = False
+    stock = get_lhotse_dataloader_from_config(config, rank, world_size, dataset)
+    return DataLoader(
+        dataset,
+        sampler=FiniteNumberedSampler(stock.sampler),
+        batch_size=None,
+        num_workers=config.get("num_workers", 0),
+        pin_memory=stock.pin_memory,
+    )

@@ -1,0 +1,181 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""NeMo's tarred datasets: ``audio_{i}.tar``, ``sharded_manifests/manifest_{i}.json`` and ``tarred_audio_manifest.json``.
+
+The layout is the one of NeMo's ``convert_to_tarred_audio_dataset.py``; every manifest key, labels included, is carried over
+and ``shard_id`` added, so stock readers take it too. A shard exists whole or not at all, and a re-run makes what is missing.
+"""
+
+import hashlib
+import io
+import json
+import os
+import random
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Dict, List, Tuple, Union
+
+import soundfile
+from tqdm import tqdm
+
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, atomic_write, load_audio, read_manifest
+
+TAR_END = bytes(2 * tarfile.BLOCKSIZE)  # two zero blocks close an archive
+Entry = Dict[str, Any]
+
+
+def make_tarred(manifest: PathLike, output: PathLike, num_shards: int, seed: int = 0, num_workers: int = 2) -> Path:
+    """Write a tarred dataset and return the path of its ``tarred_audio_manifest.json``.
+
+    Utterances are shuffled over shards by ``seed``. Files are copied byte for byte; a line with an offset becomes a FLAC
+    member that holds its segment alone.
+
+    Raises:
+        FileNotFoundError, ValueError: a missing or unreadable file; two lines with one audio file and offset; fewer
+            utterances than shards; or an output folder that holds another dataset.
+    """
+    output = Path(output)
+    entries = [(_member_name(entry, Path(manifest).resolve().parent), entry) for entry in read_manifest(manifest)]
+    _check_unique(entries, manifest)
+    if not 1 <= num_shards <= len(entries):
+        raise ValueError(
+            f"num_shards: expected 1 to {len(entries)} (the utterances of {manifest}), found {num_shards}."
+        )
+    _claim_folder(output, manifest, num_shards, seed)
+    random.Random(seed).shuffle(entries)
+    jobs = [(output, shard, entries[shard::num_shards]) for shard in range(num_shards)]
+    with ThreadPoolExecutor(num_workers) as pool:
+        for _ in tqdm(pool.map(_write_shard, *zip(*jobs)), total=num_shards, desc="shards", unit="shard"):
+            pass
+    joined = output / "tarred_audio_manifest.json"
+    with atomic_write(joined) as stream:
+        for shard in range(num_shards):
+            stream.write(_manifest_path(output, shard).read_text(encoding="utf-8"))
+    return joined
+
+
+def _manifest_path(output: Path, shard: int) -> Path:
+    return output / "sharded_manifests" / f"manifest_{shard}.json"
+
+
+def _member_name(entry: Entry, root: Path) -> str:
+    """Flat name of the audio in a tar: its path below the manifest with separators squashed."""
+    path = Path(entry["audio_filepath"]).resolve()
+    stem, suffix = os.path.splitext(str(path.relative_to(root) if path.is_relative_to(root) else path))
+    squashed = stem.strip("/").replace("/", "_").replace(".", "_")
+    if entry.get("offset") is None:
+        return squashed + suffix
+    return f"{squashed}_at{round(entry['offset'] * SAMPLE_RATE)}.flac"
+
+
+def _check_unique(entries: List[Tuple[str, Entry]], manifest: PathLike) -> None:
+    seen = set()
+    for name, entry in entries:
+        if name in seen:
+            raise ValueError(
+                f"{manifest}: {entry['audio_filepath']} occurs twice (with the same offset). A tar holds one member per "
+                "utterance; remove the double line."
+            )
+        seen.add(name)
+
+
+def _claim_folder(output: Path, manifest: PathLike, num_shards: int, seed: int) -> None:
+    """Note what the shards are made of, so that shards of different datasets never mix."""
+    digest = hashlib.sha256(Path(manifest).read_bytes()).hexdigest()
+    source = {"manifest_sha256": digest, "num_shards": num_shards, "seed": seed}
+    note = output / "source.json"
+    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != source:
+        raise ValueError(
+            f"{output} holds a tarred dataset of another manifest, number of shards or seed. Give another --output, or "
+            "remove the folder."
+        )
+    if not note.exists():
+        with atomic_write(note) as stream:
+            json.dump(source, stream)
+
+
+def _write_shard(output: Path, shard: int, entries: List[Tuple[str, Entry]]) -> None:
+    """The tar first, its manifest last: a shard with a manifest is complete."""
+    manifest, tar_path = _manifest_path(output, shard), output / f"audio_{shard}.tar"
+    if manifest.exists() and tar_path.exists():
+        return
+    with atomic_write(tar_path, "wb") as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, entry in entries:
+            data = _audio_bytes(entry)
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    with atomic_write(manifest) as stream:
+        for name, entry in entries:
+            stream.write(
+                json.dumps({**_without_offset(entry), "audio_filepath": name, "shard_id": shard}, ensure_ascii=False)
+                + "\n"
+            )
+
+
+def _audio_bytes(entry: Entry) -> bytes:
+    if entry.get("offset") is None:
+        path = Path(entry["audio_filepath"])
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such audio file. Correct the manifest or remove the line.")
+        return path.read_bytes()
+    buffer = io.BytesIO()
+    soundfile.write(buffer, load_audio(entry), SAMPLE_RATE, format="FLAC")
+    return buffer.getvalue()
+
+
+def _without_offset(entry: Entry) -> Entry:
+    entry = {key: value for key, value in entry.items() if key != "offset"}
+    if isinstance(entry.get("labels"), dict):
+        entry["labels"] = {key: value for key, value in entry["labels"].items() if key != "offset"}
+    return entry
+
+
+def check_shards(manifests: Union[str, List], tars: Union[str, List]) -> None:
+    """Look at every local shard before a long run: readers only warn about a broken tar and then miss its utterances.
+
+    Args:
+        manifests, tars: NeMo's ``manifest_filepath`` and ``tarred_audio_filepaths``.
+
+    Raises:
+        FileNotFoundError, ValueError: a missing shard, a tar without its end mark (truncated), or unequal numbers.
+    """
+    manifest_paths, tar_paths = _expand(manifests), _expand(tars)
+    for path in manifest_paths + tar_paths:
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f"{path}: no such shard. Run scripts/make_tarred.py again: it makes what is missing."
+            )
+    if len(manifest_paths) not in (1, len(tar_paths)):
+        raise ValueError(
+            f"{len(manifest_paths)} manifests ({manifests}) do not match {len(tar_paths)} tar files ({tars})."
+        )
+    for path in tar_paths:
+        with open(path, "rb") as stream:
+            stream.seek(max(os.path.getsize(path) - len(TAR_END), 0))
+            if stream.read() != TAR_END:
+                raise ValueError(
+                    f"{path}: truncated, the end mark of a tar is missing. Remove it and run scripts/make_tarred.py again."
+                )
+
+
+def _expand(paths: Union[str, List]) -> List[str]:
+    """Local paths among NeMo's ways of naming shards: a pattern, or a (nested) list of patterns."""
+    from nemo.collections.common.data.lhotse.nemo_adapters import expand_sharded_filepaths
+
+    if isinstance(paths, str):
+        return [path for path in expand_sharded_filepaths(paths) if "://" not in path and not path.startswith("pipe:")]
+    return [path for part in paths if not isinstance(part, (int, float)) for path in _expand(part)]

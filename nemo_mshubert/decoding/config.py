@@ -1,0 +1,72 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Settings of the lexicon beam search, written by tuning, read by evaluation; defaults are in conf/decode."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_mshubert.data.manifest import PathLike, atomic_write
+
+
+@dataclass(frozen=True)
+class LexiconBeamConfig:
+    """No defaults here: they are in ``conf/decode/lexicon_beam.yaml``, with their meaning and source."""
+
+    lm: str
+    lexicon: str
+    lm_weight: float
+    word_score: float
+    sil_score: float
+    beam_size: int
+    beam_threshold: float
+    beam_size_token: Optional[int]
+
+    def __post_init__(self):
+        if self.beam_size < 1 or self.beam_threshold <= 0 or (self.beam_size_token or 1) < 1:
+            raise ValueError(
+                f"beam_size {self.beam_size}, beam_threshold {self.beam_threshold}, beam_size_token "
+                f"{self.beam_size_token}: all must be positive (beam_size_token may be null for all letters)."
+            )
+
+
+def read_config(path: PathLike, **overrides: Any) -> LexiconBeamConfig:
+    """Read a YAML as written by `write_config`; ``overrides`` that are not ``None`` replace its values.
+
+    Raises:
+        FileNotFoundError: no such YAML.
+        ValueError: a value is missing, unknown, or of the wrong type; names the file and the key.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such decoding config. Start from conf/decode/lexicon_beam.yaml.")
+    given = {key: value for key, value in overrides.items() if value is not None}
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(LexiconBeamConfig), OmegaConf.load(path), given)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ValueError(f"{path}: {', '.join(missing)} not set. Name the files in the YAML or as arguments.")
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def write_config(path: PathLike, config: LexiconBeamConfig, comment: str) -> None:
+    """Write ``config`` as YAML under a line of ``comment``; LM and lexicon become absolute paths, valid anywhere."""
+    values = {**asdict(config), "lm": str(Path(config.lm).resolve()), "lexicon": str(Path(config.lexicon).resolve())}
+    with atomic_write(path) as stream:
+        stream.write(f"# {comment}\n{OmegaConf.to_yaml(OmegaConf.create(values))}")

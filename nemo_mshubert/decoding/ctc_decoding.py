@@ -1,0 +1,96 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Lexicon beam search inside a stock NeMo letter model, for ``model.transcribe()``."""
+
+from types import MethodType
+from typing import List, Union
+
+from nemo.collections.asr.models import EncDecCTCModel
+from nemo.collections.asr.parts.submodules.ctc_decoding import CTCDecoding, CTCDecodingConfig
+from nemo.collections.asr.parts.utils.rnnt_utils import Hypothesis
+from torch import Tensor
+
+from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder, LexiconHypothesis
+from nemo_mshubert.decoding.parallel import ParallelDecoder
+
+Decoder = Union[LexiconBeamSearchDecoder, ParallelDecoder]
+
+
+class LexiconCTCDecoding(CTCDecoding):
+    """NeMo's decoding object with the search replaced; ids and letters are still converted by NeMo."""
+
+    def __init__(self, decoder: Decoder):
+        super().__init__(CTCDecodingConfig(), decoder.labels)
+        self._lexicon_decoder = decoder
+
+    def ctc_decoder_predictions_tensor(
+        self,
+        decoder_outputs: Tensor,
+        decoder_lengths: Tensor = None,
+        fold_consecutive: bool = True,
+        return_hypotheses: bool = False,
+    ) -> List[Hypothesis]:
+        """Best transcription of each row of log-probabilities ``[B, T, V]``, trimmed to ``decoder_lengths``.
+
+        ``fold_consecutive`` and ``return_hypotheses`` are NeMo's and change nothing: repeats are always folded, and
+        the hypotheses always hold text, score, letter ids and word timings (``timestamp["word"]``, as NeMo's).
+        """
+        lengths = [decoder_outputs.shape[1]] * len(decoder_outputs) if decoder_lengths is None else decoder_lengths
+        results = self._lexicon_decoder.decode_batch(decoder_outputs, lengths)
+        return [self._as_nemo(best, int(length)) for (best, *_), length in zip(results, lengths)]
+
+    def _as_nemo(self, best: LexiconHypothesis, length: int) -> Hypothesis:
+        frame_seconds = self._lexicon_decoder.frame_seconds
+        words = [
+            {
+                "word": timed.word,
+                "start_offset": round(timed.start / frame_seconds),
+                "end_offset": round(timed.end / frame_seconds),
+                "start": timed.start,
+                "end": timed.end,
+            }
+            for timed in best.words
+        ]
+        letters = [self.vocabulary.index(letter) for letter in best.text]
+        return Hypothesis(best.score, letters, best.text, timestamp={"timestep": [], "word": words}, length=length)
+
+
+def use_lexicon_decoder(model: EncDecCTCModel, decoder: Decoder) -> None:
+    """Make ``model.transcribe()`` decode with ``decoder``, until ``model.change_decoding_strategy(cfg)`` is called.
+
+    Validation during training keeps its greedy WER.
+
+    Raises:
+        ValueError: the decoder was built for other labels than the model's.
+    """
+    labels = list(model.decoder.vocabulary)
+    if decoder.labels != labels:
+        raise ValueError(
+            f"the decoder was built for the labels {decoder.labels}, the model has {labels}. Build the decoder with "
+            "the model's decoder.vocabulary; a lexicon decodes letter models, not BPE."
+        )
+    model.decoding = LexiconCTCDecoding(decoder)
+    model.change_decoding_strategy = MethodType(_change_decoding_strategy, model)
+
+
+def _change_decoding_strategy(model: EncDecCTCModel, decoding_cfg=None, verbose: bool = True) -> None:
+    """Ignore the call that ``transcribe(timestamps=...)`` makes, quietly and with the model's own config.
+
+    It would silently replace the lexicon by greedy decoding; our hypotheses hold word timings in any case.
+    """
+    if decoding_cfg is not None and decoding_cfg is model.cfg.decoding and not verbose:
+        return
+    del model.change_decoding_strategy  # the stock method again
+    model.change_decoding_strategy(decoding_cfg, verbose=verbose)

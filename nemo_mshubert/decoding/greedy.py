@@ -1,0 +1,26 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Greedy CTC text from log-probabilities: the number without a language model that every tuned one is held against."""
+
+from itertools import groupby
+from typing import Sequence
+
+import numpy as np
+
+
+def greedy_text(log_probs_TV: np.ndarray, labels: Sequence[str]) -> str:
+    """Best label per frame ``[T, V]``, repeats merged, blanks (the last index) dropped, words joined by one space."""
+    best = [index for index, _ in groupby(np.argmax(log_probs_TV, axis=-1).tolist())]
+    return " ".join("".join(labels[index] for index in best if index < len(labels)).split())

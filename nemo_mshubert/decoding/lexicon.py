@@ -1,0 +1,130 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Lexicon of a letter model: how each word of the language model is spelled in the letters of the acoustic model.
+
+One word a line, then its letters, then ``|`` for the word delimiter, as flashlight and fairseq write it:
+
+    THE     t h e |
+
+The word is written as the language model writes it, the spelling as the acoustic model does; that is how a lower-case
+model is decoded with the upper-case LibriSpeech 4-gram.
+"""
+
+import string
+from collections import Counter
+from pathlib import Path
+from typing import Dict, Iterable, List, Sequence, Tuple
+
+from nemo_mshubert.data.manifest import PathLike, atomic_write
+
+WORD_DELIMITER = " "  # label of NeMo's letter models
+WRITTEN_DELIMITER = "|"  # its name in a lexicon file, where white space separates the letters
+ENGLISH_LABELS = [WORD_DELIMITER, *string.ascii_lowercase, "'"]  # LibriSpeech; CTC blank follows as the last index
+
+
+def fold_case(text: str, labels: Sequence[str]) -> str:
+    """``text`` in the case of the model's letters: lower, upper, or unchanged where the model has both cases."""
+    letters = "".join(labels)
+    if letters == letters.lower():
+        return text.lower()
+    return text.upper() if letters == letters.upper() else text
+
+
+def can_spell(word: str, labels: Sequence[str]) -> bool:
+    """Whether every letter of ``word`` is a label of the model; case does not matter to a model of a single case."""
+    return bool(word) and WORD_DELIMITER not in word and set(fold_case(word, labels)) <= set(labels)
+
+
+def write_lexicon(path: PathLike, words: Iterable[str], labels: Sequence[str]) -> Tuple[int, int]:
+    """Write the spelling of every word that the model's letters can spell.
+
+    Words with other letters are left out: the model could never emit them.
+
+    Returns:
+        Numbers of words written and left out.
+
+    Raises:
+        ValueError: no words, or most of them in another alphabet.
+    """
+    words = list(dict.fromkeys(words))
+    spelled = [word for word in words if can_spell(word, labels)]
+    require_same_alphabet(words, labels, where=str(path))
+    with atomic_write(path) as stream:
+        for word in spelled:
+            stream.write(f"{word}\t{' '.join(fold_case(word, labels))} {WRITTEN_DELIMITER}\n")
+    return len(spelled), len(words) - len(spelled)
+
+
+def require_same_alphabet(words: Sequence[str], labels: Sequence[str], where: str) -> None:
+    """Raise ``ValueError`` where ``words`` is empty or where most words hold letters that the model lacks."""
+    if not words:
+        raise ValueError(f"{where}: no words. Give text with at least one word of letters.")
+    foreign = [word for word in words if not can_spell(word, labels)]
+    if 2 * len(foreign) > len(words):
+        strange = Counter(letter for word in foreign for letter in set(fold_case(word, labels)) - set(labels))
+        letters = "".join(letter for letter, _ in strange.most_common(10))
+        raise ValueError(
+            f"{where}: {len(foreign)} of {len(words)} words hold letters that the model lacks ({letters!r}, as in "
+            f"{foreign[0]!r}); its letters are {''.join(labels)!r}. Give the text or ARPA of the model's language."
+        )
+
+
+def read_lexicon(path: PathLike, labels: Sequence[str]) -> Dict[str, List[List[int]]]:
+    """Words and their spellings as indices into ``labels``, each ending with the word delimiter.
+
+    Raises:
+        FileNotFoundError: no such lexicon.
+        ValueError: no words, a word without spelling, or a letter that is no label (other case, other alphabet); names
+            the file, the line and the remedy.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such lexicon. Write one with scripts/train_ngram.py.")
+    if WORD_DELIMITER not in labels:
+        raise ValueError(
+            f"the model's labels {list(labels)[:8]}... lack the word delimiter {WORD_DELIMITER!r}. A lexicon decodes "
+            "letter models; for BPE models use NeMo's strategy beam_batch."
+        )
+    index = {label: number for number, label in enumerate(labels)}
+    index[WRITTEN_DELIMITER] = index[WORD_DELIMITER]
+    lexicon: Dict[str, List[List[int]]] = {}
+    with open(path, encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                word, *spelling = line.split()
+                _check_spelling(f"{path}:{number}", word, spelling, index)
+                lexicon.setdefault(word, []).append([index[letter] for letter in spelling])
+    if not lexicon:
+        raise ValueError(f"{path}: the lexicon holds no words. Write it anew with scripts/train_ngram.py.")
+    return lexicon
+
+
+def _check_spelling(where: str, word: str, spelling: List[str], index: Dict[str, int]) -> None:
+    missing = [letter for letter in spelling if letter not in index]
+    if missing and all(letter.swapcase() in index for letter in missing):
+        raise ValueError(
+            f"{where}: {word!r} is spelled with {missing[0]!r}, but the model's letter is {missing[0].swapcase()!r}. "
+            "The lexicon is in the wrong case; write it anew with scripts/train_ngram.py, which spells in the "
+            "model's letters."
+        )
+    if missing:
+        raise ValueError(
+            f"{where}: {word!r} is spelled with {missing[0]!r}, which is not among the model's letters. Remove the "
+            "line, or write the lexicon anew with scripts/train_ngram.py --letters of this model."
+        )
+    if len(spelling) < 2 or spelling[-1] != WRITTEN_DELIMITER or set(spelling[:-1]) == {WRITTEN_DELIMITER}:
+        raise ValueError(
+            f"{where}: {word!r} has the spelling {' '.join(spelling)!r}; expected its letters and a final "
+            f"{WRITTEN_DELIMITER!r}. Turn a plain word list into a lexicon with scripts/train_ngram.py --words."
+        )

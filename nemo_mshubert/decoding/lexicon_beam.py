@@ -1,0 +1,209 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Lexicon beam search with a word n-gram LM for letter CTC models: the wav2vec 2.0 recipe on flashlight-text.
+
+NeMo's own flashlight wrapper decodes the padding of a batch, and cannot spell the word delimiter; this one trims by
+length, ends every spelling with the delimiter, and reads words instead of letters from the result.
+
+A transcription scores the log-probability (natural log) of its best alignment + ``lm_weight`` x KenLM's log10 probability
++ ``word_score`` per word + ``sil_score`` per frame of word delimiter. Weights tuned for pyctcdecode or NeMo's
+NGPU-LM, which use natural logs for the LM, do not carry over.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+from flashlight.lib.text.decoder import CriterionType, LexiconDecoder, LexiconDecoderOptions, SmearingMode, Trie
+from flashlight.lib.text.decoder.kenlm import KenLM
+from flashlight.lib.text.dictionary import Dictionary
+
+from nemo_mshubert.decoding.config import LexiconBeamConfig
+from nemo_mshubert.decoding.lexicon import WORD_DELIMITER, fold_case, read_lexicon
+from nemo_mshubert.decoding.log_probs import checked_log_probs
+
+FRAME_SECONDS = 0.02  # HuBERT's 320 samples at 16 kHz
+UNKNOWN_WORD = "<unk>"
+
+
+class TimedWord(NamedTuple):
+    """A word with the seconds of its first letter's first frame and its last letter's last frame (end exclusive)."""
+
+    word: str
+    start: float
+    end: float
+
+
+class LexiconHypothesis(NamedTuple):
+    """One transcription; words in the case of the model's letters, ``score`` as described at the top of the module."""
+
+    words: Tuple[TimedWord, ...]
+    score: float
+
+    @property
+    def text(self) -> str:
+        return " ".join(timed.word for timed in self.words)
+
+
+class LexiconBeamSearchDecoder:
+    """Decoder for one model's labels, one lexicon and one LM; weights and beams come with ``config``.
+
+    Args:
+        labels: the model's labels without the blank, which is the last index of its output (as in NeMo).
+        config: files, weights and beams; see ``conf/decode/lexicon_beam.yaml``.
+        frame_seconds: time between two frames of the model's output.
+
+    Raises:
+        FileNotFoundError: no such LM or lexicon.
+        ValueError: the lexicon does not fit the labels, or the LM knows no word of the lexicon.
+    """
+
+    def __init__(self, labels: Sequence[str], config: LexiconBeamConfig, frame_seconds: float = FRAME_SECONDS):
+        self.labels = list(labels)
+        self.frame_seconds = frame_seconds
+        spellings = read_lexicon(config.lexicon, self.labels)
+        self._words = [fold_case(word, self.labels) for word in spellings]
+        words = Dictionary()
+        for word in (*spellings, UNKNOWN_WORD):
+            words.add_entry(word)
+        self._unknown = words.get_index(UNKNOWN_WORD)
+        self._lm = _load_lm(config.lm, words)
+        self._trie = self._build_trie(spellings, config)
+        self._blank = len(self.labels)
+        self._delimiter = self.labels.index(WORD_DELIMITER)
+        self._configure(config)
+
+    def _build_trie(self, spellings: Dict[str, List[List[int]]], config: LexiconBeamConfig) -> Trie:
+        """Letters as a tree, each node bounded by the best unigram below it ("smearing")."""
+        trie = Trie(len(self.labels) + 1, self.labels.index(WORD_DELIMITER))
+        start = self._lm.start(False)
+        unknown_score = self._lm.score(start, self._unknown)[1]
+        known = 0
+        for index, (word, variants) in enumerate(spellings.items()):
+            score = self._lm.score(start, index)[1]
+            known += score != unknown_score
+            for letters in variants:
+                trie.insert(letters, index, score)
+        if known == 0:
+            raise ValueError(
+                f"{config.lm}: the language model knows none of the {len(spellings)} words of {config.lexicon} (the "
+                f"first is {next(iter(spellings))!r}). Is one in upper and the other in lower case, or of another "
+                "language? Write the lexicon from this LM's ARPA with scripts/train_ngram.py --arpa."
+            )
+        trie.smear(SmearingMode.MAX)
+        return trie
+
+    def _configure(self, config: LexiconBeamConfig) -> None:
+        self.config = config
+        options = LexiconDecoderOptions(
+            beam_size=config.beam_size,
+            beam_size_token=config.beam_size_token or len(self.labels) + 1,
+            beam_threshold=config.beam_threshold,
+            lm_weight=config.lm_weight,
+            word_score=config.word_score,
+            unk_score=-np.inf,  # closed vocabulary: the lexicon's words only
+            sil_score=config.sil_score,
+            log_add=False,  # best path, not the sum: as in wav2vec 2.0
+            criterion_type=CriterionType.CTC,
+        )
+        self._decoder = LexiconDecoder(
+            options, self._trie, self._lm, self._delimiter, self._blank, self._unknown, [], False
+        )
+        # Unlike fairseq, NeMo's transcripts do not end with the delimiter, so models need not emit one after the last
+        # word, and flashlight would drop that word. One more frame lets it end, or nothing happen, at no cost.
+        self._closing_frame = np.full((1, len(self.labels) + 1), -np.inf, dtype=np.float32)
+        self._closing_frame[0, self._blank] = 0.0
+        self._closing_frame[0, self._delimiter] = -config.sil_score
+
+    def with_config(self, config: LexiconBeamConfig) -> "LexiconBeamSearchDecoder":
+        """This decoder with other weights and beams, sharing LM and lexicon, which must be the same."""
+        ours, theirs = self.config, config
+        if (ours.lm, ours.lexicon) != (theirs.lm, theirs.lexicon):
+            raise ValueError(
+                f"{theirs.lm}, {theirs.lexicon}: this decoder holds {ours.lm}, {ours.lexicon}. Build one."
+            )
+        other = copy.copy(self)
+        other._configure(config)
+        return other
+
+    def decode(self, log_probs_TV: Any, utterance: str, n_best: int = 1) -> List[LexiconHypothesis]:
+        """Up to ``n_best`` transcriptions with different words, best first.
+
+        Args:
+            log_probs_TV: ``[T, V]``, numpy or torch, of any float type; V = labels + blank; T may be 0.
+            utterance: its name, for errors.
+
+        Raises:
+            ValueError: NaN or wrong shape; names the utterance.
+        """
+        checked = checked_log_probs(log_probs_TV, len(self.labels), utterance)
+        emissions = np.concatenate([checked, self._closing_frame])  # contiguous, and kept alive during the call
+        results = self._decoder.decode(emissions.ctypes.data, *emissions.shape)
+        best: Dict[Tuple[str, ...], LexiconHypothesis] = {}
+        for result in results:
+            words = self._timed_words(result)
+            best.setdefault(tuple(timed.word for timed in words), LexiconHypothesis(words, result.score))
+            if len(best) == n_best:
+                break
+        return list(best.values())
+
+    def decode_batch(
+        self, log_probs_BTV: Any, lengths_B: Any, utterances: Optional[Sequence[str]] = None, n_best: int = 1
+    ) -> List[List[LexiconHypothesis]]:
+        """`decode` for a padded batch ``[B, T, V]`` with ``lengths_B`` in frames; the padding plays no part."""
+        return [self.decode(*item, n_best) for item in trim_batch(log_probs_BTV, lengths_B, utterances)]
+
+    def _timed_words(self, result) -> Tuple[TimedWord, ...]:
+        """Words of a flashlight result: a token and a word (-1: none) per frame, plus a first and a last state."""
+        words, start, end = [], None, 0
+        for frame, (token, word) in enumerate(zip(result.tokens[1:], result.words[1:])):
+            if token not in (self._blank, self._delimiter):
+                start, end = frame if start is None else start, frame + 1
+            if word >= 0:
+                words.append(TimedWord(self._words[word], start * self.frame_seconds, end * self.frame_seconds))
+                start = None
+        return tuple(words)
+
+    def __reduce__(self):
+        """Pickle as the recipe to rebuild it: LM and trie live in C++."""
+        return type(self), (self.labels, self.config, self.frame_seconds)
+
+
+def _load_lm(path: str, words: Dictionary) -> KenLM:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such language model. Make one with scripts/train_ngram.py.")
+    try:
+        return KenLM(str(path), words)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path}: KenLM cannot load it ({error}). Make it anew with scripts/train_ngram.py."
+        ) from error
+
+
+def trim_batch(
+    log_probs_BTV: Any, lengths_B: Any, utterances: Optional[Sequence[str]] = None
+) -> List[Tuple[Any, str]]:
+    """The batch as ``(log_probs_TV, utterance)`` pairs without padding; unnamed utterances are numbered from 0."""
+    lengths = [int(length) for length in lengths_B]
+    names = utterances or [f"utterance {index} of the batch" for index in range(len(lengths))]
+    if not len(log_probs_BTV) == len(lengths) == len(names):
+        raise ValueError(
+            f"{len(log_probs_BTV)} utterances, {len(lengths)} lengths, {len(names)} names: must be equal."
+        )
+    for name, length in zip(names, lengths):
+        if not 0 <= length <= log_probs_BTV.shape[1]:
+            raise ValueError(f"{name}: length of {length} frames, but the batch has {log_probs_BTV.shape[1]}.")
+    return [(log_probs_BTV[row, :length], name) for row, (length, name) in enumerate(zip(lengths, names))]

@@ -1,0 +1,116 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Lexicon beam search on all cores: worker processes that each load LM and lexicon once and then decode utterances.
+
+The binary LM is memory-mapped, so the processes share one copy of it. Processes are spawned, not forked: forking a
+process that holds CUDA or threads is unsafe. A script that decodes in parallel therefore needs the usual
+``if __name__ == "__main__":``.
+"""
+
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, Iterable, List, Optional, Sequence, Tuple
+
+import numpy as np
+from tqdm import tqdm
+
+from nemo_mshubert.decoding.config import LexiconBeamConfig
+from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder, LexiconHypothesis, trim_batch
+from nemo_mshubert.decoding.log_probs import checked_log_probs
+
+_worker_decoder: Optional[LexiconBeamSearchDecoder] = None  # one in each worker process
+
+Task = Tuple[np.ndarray, str, int, LexiconBeamConfig]
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which in a container or a Slurm job are fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start_worker(decoder: LexiconBeamSearchDecoder) -> None:
+    global _worker_decoder
+    _worker_decoder = decoder
+
+
+def _decode_in_worker(task: Task) -> List[LexiconHypothesis]:
+    return _decode_task(_worker_decoder, task)
+
+
+def _decode_task(decoder: LexiconBeamSearchDecoder, task: Task) -> List[LexiconHypothesis]:
+    log_probs_TV, utterance, n_best, config = task
+    return decoder.with_config(config).decode(log_probs_TV, utterance, n_best)
+
+
+class ParallelDecoder:
+    """`LexiconBeamSearchDecoder` on several processes, to be used in a ``with`` block.
+
+    Args:
+        decoder: what each process rebuilds; that it exists shows that LM and lexicon are in order.
+        workers: number of processes; 1 decodes in this one.
+    """
+
+    def __init__(self, decoder: LexiconBeamSearchDecoder, workers: int):
+        self.decoder = decoder
+        self.labels = decoder.labels
+        self.frame_seconds = decoder.frame_seconds
+        self._pool = None
+        if workers > 1:
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(decoder,))
+
+    def decode(
+        self,
+        utterances: Iterable[Tuple[str, Any]],
+        n_best: int = 1,
+        config: Optional[LexiconBeamConfig] = None,
+        progress: Optional[str] = None,
+    ) -> List[List[LexiconHypothesis]]:
+        """Decode ``(utterance id, log_probs_TV)`` pairs; results in the same order, as of the decoder's ``decode``.
+
+        Args:
+            utterances: anything with those pairs, such as an opened `LogProbs`.
+            n_best: transcriptions per utterance.
+            config: other weights and beams for this call.
+            progress: text before a progress bar; without it there is no bar.
+
+        Raises:
+            ValueError: NaN or wrong shape; names the utterance.
+        """
+        config = config or self.decoder.config
+        tasks = [
+            (checked_log_probs(log_probs_TV, len(self.labels), utterance), utterance, n_best, config)
+            for utterance, log_probs_TV in utterances
+        ]
+        if self._pool is None:
+            results = (_decode_task(self.decoder, task) for task in tasks)
+        else:
+            results = self._pool.map(_decode_in_worker, tasks)
+        return list(tqdm(results, total=len(tasks), desc=progress, unit="utt", disable=progress is None))
+
+    def decode_batch(
+        self, log_probs_BTV: Any, lengths_B: Any, utterances: Optional[Sequence[str]] = None, n_best: int = 1
+    ) -> List[List[LexiconHypothesis]]:
+        """`decode` for a padded batch ``[B, T, V]`` with ``lengths_B`` in frames."""
+        pairs = [(name, log_probs) for log_probs, name in trim_batch(log_probs_BTV, lengths_B, utterances)]
+        return self.decode(pairs, n_best)
+
+    def __enter__(self) -> "ParallelDecoder":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)

@@ -1,0 +1,102 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Choose the decoding weights of a model on its dev set, from cached log-probabilities."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Sequence
+
+from nemo_mshubert.data.manifest import PathLike
+from nemo_mshubert.decoding.config import LexiconBeamConfig, write_config
+from nemo_mshubert.decoding.error_rates import ErrorCounts, word_errors
+from nemo_mshubert.decoding.greedy import greedy_text
+from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
+from nemo_mshubert.decoding.log_probs import LogProbs
+from nemo_mshubert.decoding.parallel import ParallelDecoder
+from nemo_mshubert.decoding.search import RANGES, Trial, plot_trials, require_ax, search
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What tuning found: word errors without LM, and the best of the trials."""
+
+    greedy: ErrorCounts
+    trials: List[Trial]
+
+    @property
+    def best(self) -> Trial:
+        return min(self.trials, key=lambda trial: trial.wer)
+
+
+def tune(
+    config: LexiconBeamConfig,
+    log_probs: Sequence[PathLike],
+    output: PathLike,
+    num_trials: int,
+    seed: int,
+    workers: int,
+) -> Tuning:
+    """Search LM weight, word and silence score for the least WER over all dev sets together.
+
+    Args:
+        config: LM, lexicon, beams, and the weights of the first trial.
+        log_probs: files of `write_log_probs`.
+        output: the YAML to write the chosen config to. Beside it appear ``.trials.jsonl``, from which an interrupted
+            search resumes, and ``.png``.
+        workers: processes to decode with.
+
+    Raises:
+        ImportError: no Ax or no matplotlib.
+        ValueError: dev sets of different labels, without any word, or as `LexiconBeamSearchDecoder` and `search`.
+    """
+    require_ax()
+    sets = [LogProbs(path) for path in log_probs]
+    for path, dev in zip(log_probs, sets):
+        if dev.labels != sets[0].labels:
+            raise ValueError(f"{path}: labels differ from those of {log_probs[0]}. Tune on sets of one model.")
+    utterances = [pair for dev in sets for pair in dev]
+    references = [reference for dev in sets for reference in dev.references]
+    greedy_texts = [greedy_text(log_probs_TV, sets[0].labels) for _, log_probs_TV in utterances]
+    greedy = word_errors(zip(references, greedy_texts))
+    print(f"{len(utterances)} utterances; WER without LM: {100 * greedy.rate:.2f} %")
+
+    with ParallelDecoder(LexiconBeamSearchDecoder(sets[0].labels, config), workers) as decoder:
+
+        def wer(weights: Dict[str, float]) -> float:
+            described = ", ".join(f"{name} {value:.2f}" for name, value in weights.items())
+            results = decoder.decode(utterances, config=dataclasses.replace(config, **weights), progress=described)
+            rate = word_errors((ref, best.text) for ref, (best, *_) in zip(references, results)).rate
+            print(f"WER {100 * rate:.2f} %: {described}")
+            return rate
+
+        trials_path = Path(output).with_suffix(".trials.jsonl")
+        first = {name: getattr(config, name) for name in RANGES}
+        trials = search(wer, trials_path, _setup(config, log_probs, sets, seed), first, num_trials, seed)
+
+    tuning = Tuning(greedy, trials)
+    comment = f"{len(trials)} trials: WER {100 * tuning.best.wer:.2f} %, {100 * greedy.rate:.2f} % without LM"
+    write_config(output, dataclasses.replace(config, **tuning.best.weights), comment)
+    plot_trials(trials, Path(output).with_suffix(".png"))
+    return tuning
+
+
+def _setup(config: LexiconBeamConfig, log_probs: Sequence[PathLike], sets: List[LogProbs], seed: int) -> Dict:
+    """What trials depend on besides the weights; another of these is another search."""
+    fixed = {key: value for key, value in dataclasses.asdict(config).items() if key not in RANGES}
+    files = {name: str(Path(fixed[name]).resolve()) for name in ("lm", "lexicon")}
+    first = {f"first {name}": getattr(config, name) for name in RANGES}
+    sizes = {str(Path(path).resolve()): len(dev) for path, dev in zip(log_probs, sets)}
+    return {**fixed, **files, **first, "utterances": sizes, "seed": seed}

@@ -1,0 +1,303 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""MSHuBERTModel: pre-training with Swap and the Multicluster masked prediction loss as a NeMo model.
+
+Legend: V = 2 views (0 masked, 1 clean), B utterances, S samples, T frames, M masked frames, N rows (masked frames of the
+views that enter the loss), D width, K clusters of a label set.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Union
+
+import torch
+from lightning.pytorch import Trainer
+from nemo.core.classes import ModelPT
+from nemo.core.classes.common import PretrainedModelInfo
+from nemo.utils import logging
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from nemo_mshubert.clustering.label_maker import LabelMaker
+from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
+from nemo_mshubert.data.resumable_loader import training_loader, validation_loader
+from nemo_mshubert.data.tarred import check_shards
+from nemo_mshubert.losses.multicluster_mpl import IGNORED_LABEL
+from nemo_mshubert.models.seeding import generator_of, seed_of
+from nemo_mshubert.models.step_guard import StepGuard
+from nemo_mshubert.modules.frames import frame_count
+from nemo_mshubert.modules.label_heads import place_label_sets
+from nemo_mshubert.modules.masking import span_mask
+from nemo_mshubert.modules.mshubert_encoder import Views
+from nemo_mshubert.modules.swap import masked_stream_view
+from nemo_mshubert.modules.transformer import zero_touch
+
+LOSS_VIEWS = ("both", "masked_stream", "first_view")
+
+
+@dataclass
+class Masks:
+    """Masked frames of a batch and where they are in ``[B * T]``."""
+
+    mask_BT: Tensor
+    masked_M: Tensor  # indices into B * T
+    visible_U: Tensor  # indices of valid frames that are not masked
+
+
+class MSHuBERTModel(ModelPT):
+    """Encoder, label heads and loss, trained on utterances whose frame labels travel in the NeMo manifest.
+
+    The loss of an update is normalised by the masked frames of all ranks and accumulated micro-batches. All draws (masks,
+    dropped label sets, dropout, layerdrop) are functions of the seed and the step, so a resumed run repeats them.
+
+    Config (``conf/pretrain``): ``label_maker`` (file of scripts/fit_kmeans.py, kept in the .nemo), ``label_sets``,
+    ``label_layers`` (null: by formula), ``swap``, ``loss_views``, ``drop_label_sets``, ``masking``, ``seed``,
+    ``max_nonfinite_steps``, ``preprocessor``, ``encoder``, ``label_heads``, ``loss``, ``train_ds``, ``validation_ds``, ``optim``.
+    """
+
+    def __init__(self, cfg: DictConfig, trainer: Optional[Trainer] = None):
+        super().__init__(cfg=cfg, trainer=trainer)
+        cfg = self._cfg
+        self.label_maker = LabelMaker.load(self.register_artifact("label_maker", cfg.label_maker))
+        unknown = set(cfg.label_sets) - set(self.label_maker.sets)
+        if unknown:
+            raise ValueError(
+                f"model.label_sets {sorted(unknown)} are not in the label maker {cfg.label_maker}, which has "
+                f"{self.label_maker.sets}."
+            )
+        self.layer_of_set = {
+            clusters: layer
+            for layer, clusters in place_label_sets(
+                cfg.label_sets, cfg.encoder.num_layers, cfg.get("label_layers")
+            ).items()
+        }
+        if cfg.loss_views not in LOSS_VIEWS:
+            raise ValueError(f"model.loss_views: expected one of {LOSS_VIEWS}, found {cfg.loss_views!r}.")
+        if not 0 <= cfg.drop_label_sets < len(self.layer_of_set):
+            raise ValueError(
+                f"model.drop_label_sets: {cfg.drop_label_sets} of {len(self.layer_of_set)} sets; at least one must be kept."
+            )
+
+        self.preprocessor = self.from_config_dict(cfg.preprocessor)
+        self.encoder = self.from_config_dict(cfg.encoder)
+        self.label_heads = self.from_config_dict(
+            OmegaConf.merge(cfg.label_heads, {"d_model": cfg.encoder.d_model, "label_sets": cfg.label_sets})
+        )
+        self.loss = self.from_config_dict(cfg.loss)
+        for clusters in self.layer_of_set:
+            table = torch.as_tensor(self.label_maker.tables[clusters].astype("int64"))
+            self.register_buffer(f"table_{clusters}", table, persistent=False)  # the label maker's file holds it
+        self.step_guard = StepGuard(cfg.max_nonfinite_steps)
+        self.register_buffer("masked_rows", torch.zeros((), dtype=torch.float64), persistent=False)  # of this update
+
+    # --- Data ----------------------------------------------------------------------------------------------------
+
+    def setup_training_data(self, train_data_config: Union[DictConfig, Dict]) -> None:
+        """Keep the config; the loader is built when training starts or resumes, from the batch it had come to."""
+        self._update_dataset_config(dataset_name="train", config=train_data_config)
+
+    def train_dataloader(self) -> DataLoader:
+        config = self._cfg.train_ds
+        if config.get("tarred_audio_filepaths") is not None:
+            check_shards(config.manifest_filepath, config.tarred_audio_filepaths)
+        first_batch = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        dataset = self._dataset(config, seed=seed_of(self._cfg.seed, "crops", self.global_rank))
+        return training_loader(config, dataset, self.global_rank, self.world_size, first_batch)
+
+    def setup_validation_data(self, val_data_config: Union[DictConfig, Dict]) -> None:
+        self._update_dataset_config(dataset_name="validation", config=val_data_config)
+        config = self._cfg.validation_ds
+        if config.get("manifest_filepath") is None:
+            self._validation_dl = None
+            return
+        dataset = self._dataset(config, seed=seed_of(self._cfg.seed, "validation crops"))
+        self._validation_dl = validation_loader(config, dataset, self.global_rank, self.world_size)
+
+    def _dataset(self, config: DictConfig, seed: int) -> PretrainingDataset:
+        maker = self.label_maker
+        return PretrainingDataset(maker.id, maker.stored_sets, config.crop, seed, config.get("max_unreadable", 100))
+
+    @classmethod
+    def list_available_models(cls) -> List[PretrainedModelInfo]:
+        return []
+
+    # --- Forward and loss ----------------------------------------------------------------------------------------
+
+    def forward(self, audio: Tensor, length: Tensor, mask_BT: Tensor) -> Views:
+        """Samples ``[B, S]``, counts ``[B]`` and masked frames ``[B, T]`` -> block outputs of both views at the label sets."""
+        signal, length = self.preprocessor(input_signal=audio, length=length)
+        return self.encoder.forward_views(signal, length, mask_BT, self.layer_of_set.values(), self._cfg.swap)
+
+    def _draw_masks(self, length: Tensor, num_samples: int, generator: torch.Generator) -> Masks:
+        frames = [frame_count(samples) for samples in length.tolist()]
+        num_frames = frame_count(num_samples)
+        mask_BT = span_mask(
+            frames, self._cfg.masking.mask_prob, self._cfg.masking.mask_length, num_frames, generator=generator
+        )
+        valid_BT = torch.arange(num_frames) < torch.tensor(frames)[:, None]
+        indices = (mask_BT, mask_BT.flatten().nonzero().flatten(), (valid_BT & ~mask_BT).flatten().nonzero().flatten())
+        return Masks(*(index.to(length.device, non_blocking=True) for index in indices))
+
+    def _labels_of_set(self, labels: Dict[int, Tensor], clusters: int) -> Tensor:
+        """Labels ``[B, T]`` of one set: stored, or looked up from the finest."""
+        if clusters in labels:
+            return labels[clusters]
+        finest_BT = labels[max(labels)]
+        looked_up_BT = getattr(self, f"table_{clusters}")[finest_BT.clamp(min=0)]
+        return torch.where(finest_BT == IGNORED_LABEL, IGNORED_LABEL, looked_up_BT)
+
+    def _views_in_loss(self, x_VBTD: Tensor, layer: int) -> Tensor:
+        """The views whose masked frames are predicted, of the output of ``layer`` after its exchange."""
+        if len(x_VBTD) == 1 or self._cfg.loss_views == "both":
+            return x_VBTD
+        view = masked_stream_view(layer) if self._cfg.loss_views == "masked_stream" else 0
+        return x_VBTD[view : view + 1]
+
+    def _predict(self, views: Views, labels: Dict[int, Tensor], sets: List[int], indices: Tensor):
+        """Logits ``[N, K]`` and labels ``[N]`` of each set at the frames ``indices`` of ``[B * T]``."""
+        rows, targets = {}, []
+        for clusters in sets:
+            layer = self.layer_of_set[clusters]
+            x_VRD = self._views_in_loss(views.tapped[layer], layer).flatten(1, 2)  # R = B * T
+            rows[clusters] = x_VRD[:, indices].flatten(0, 1)
+            targets.append(self._labels_of_set(labels, clusters).flatten()[indices].repeat(len(x_VRD)))
+        return self.label_heads(rows), targets
+
+    # --- Training ------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Dict[str, Any], batch_idx: int) -> Dict[str, Any]:
+        update = self.trainer.global_step
+        micro_batch = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready  # counts this one, over resumes
+        torch.manual_seed(seed_of(self._cfg.seed, "dropout", self.global_rank, micro_batch))
+        generator = generator_of(self._cfg.seed, "masks", self.global_rank, micro_batch)
+        masks = self._draw_masks(batch["length"], batch["audio"].shape[1], generator)
+        views = self.forward(batch["audio"], batch["length"], masks.mask_BT)
+        sets = self._kept_sets(update)
+        logits, targets = self._predict(views, batch["labels"], sets, masks.masked_M)
+        loss_sum, set_losses, count = self.loss(
+            logits=list(logits.values()), labels=targets, feature_penalty=views.feature_penalty
+        )
+        self.masked_rows += count
+        self.step_guard.note(batch["utterances"], loss_sum)
+
+        log = {"learning_rate": self._optimizer.param_groups[0]["lr"]}
+        if self._is_logged(update):
+            log.update(self._training_metrics(views, batch["labels"], masks, logits, targets, set_losses, count))
+            log["feature_penalty"] = views.feature_penalty.detach()
+        self.log("train_loss", loss_sum.detach() / count.clamp(min=1), prog_bar=True)
+        for head in self.label_heads.absent(sets):
+            loss_sum = loss_sum + zero_touch(head)
+        # Lightning divides by the number of accumulated micro-batches and DDP by that of ranks; what is left of both is
+        # the sum over all of them, which `on_before_optimizer_step` divides by the rows counted over all of them.
+        return {"loss": loss_sum * self.trainer.accumulate_grad_batches * self.world_size, "log": log}
+
+    def _kept_sets(self, update: int) -> List[int]:
+        """Section 2.2.2: sets are dropped at random per update; the same on all ranks and micro-batches of an update."""
+        sets = list(self.layer_of_set)
+        kept = random.Random(seed_of(self._cfg.seed, "kept sets", update)).sample(sets, len(sets) - self._cfg.drop_label_sets)
+        return [clusters for clusters in sets if clusters in kept]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turn gradients of the sum into those of the mean over the masked rows of the update; drop a non-finite step."""
+        count = self.masked_rows
+        if self.world_size > 1:
+            torch.distributed.all_reduce(count)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch._foreach_div_(gradients, float(count.clamp(min=1)))
+        self.masked_rows.zero_()
+        grad_norm = torch.nn.utils.get_total_norm(gradients)
+        self.log("grad_norm", grad_norm)
+        if not self.step_guard.accept(grad_norm, self.trainer.global_step):
+            optimizer.zero_grad(set_to_none=True)  # without gradients the optimizer leaves weights and moments alone
+        self.log("nonfinite_steps", float(self.step_guard.num_skipped))
+
+    def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
+        """Count the batch whose end writes this checkpoint as done.
+
+        Lightning completes a batch only after its callbacks, one of which writes the checkpoint: a resumed run would count
+        that batch twice, repeat it, and take the next accumulated step one micro-batch early.
+        """
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for tracker in (progress["total"], progress["current"]):
+            tracker["completed"] = tracker["processed"]
+
+    # --- Metrics -------------------------------------------------------------------------------------------------
+
+    def _is_logged(self, update: int) -> bool:
+        steps = self.trainer.fit_loop.epoch_loop
+        return (update + 1) % self.trainer.log_every_n_steps == 0 and steps._accumulated_batches_reached()
+
+    @torch.no_grad()
+    def _training_metrics(self, views, labels, masks, logits, targets, set_losses, count) -> Dict[str, Tensor]:
+        visible_logits, visible_targets = self._predict(views, labels, list(logits), masks.visible_U)
+        metrics = {}
+        for index, clusters in enumerate(logits):
+            name = f"train_{clusters}"
+            metrics[f"{name}/loss"] = set_losses[index].detach() / count.clamp(min=1)
+            metrics[f"{name}/masked_accuracy"] = _num_correct(logits[clusters], targets[index]) / count.clamp(min=1)
+            visible = visible_targets[index]
+            metrics[f"{name}/unmasked_accuracy"] = _num_correct(visible_logits[clusters], visible) / max(len(visible), 1)
+            metrics[f"{name}/label_entropy_bits"] = _entropy_bits(_histogram(targets[index], clusters))
+        return metrics
+
+    def validation_step(self, batch: Dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> Dict[str, Tensor]:
+        """Sums per label set over the masked and unmasked frames of the batch; masks are the same at every validation."""
+        generator = generator_of(self._cfg.seed, "validation masks", self.global_rank, batch_idx)
+        masks = self._draw_masks(batch["length"], batch["audio"].shape[1], generator)
+        views = self.forward(batch["audio"], batch["length"], masks.mask_BT)
+        sets = list(self.layer_of_set)
+        logits, targets = self._predict(views, batch["labels"], sets, masks.masked_M)
+        _, set_losses, count = self.loss(logits=list(logits.values()), labels=targets, feature_penalty=views.feature_penalty)
+        visible_logits, visible_targets = self._predict(views, batch["labels"], sets, masks.visible_U)
+        sums = {"masked": count, "unmasked": torch.tensor(len(visible_targets[0]), device=count.device)}
+        for index, clusters in enumerate(sets):
+            sums[f"{clusters}/loss"] = set_losses[index]
+            sums[f"{clusters}/correct"] = _num_correct(logits[clusters], targets[index])
+            sums[f"{clusters}/visible_correct"] = _num_correct(visible_logits[clusters], visible_targets[index])
+            sums[f"{clusters}/histogram"] = _histogram(targets[index], clusters)
+        outputs = self.validation_step_outputs
+        (outputs[dataloader_idx] if isinstance(self._validation_dl, list) and len(self._validation_dl) > 1 else outputs).append(sums)
+        return sums
+
+    def multi_validation_epoch_end(self, outputs: List[Dict[str, Tensor]], dataloader_idx: int = 0) -> Dict[str, Any]:
+        """Means over the masked frames of all batches and ranks; ``val_loss`` is their sum over label sets."""
+        sums = {name: sum(output[name].double() for output in outputs) for name in outputs[0]}
+        if self.world_size > 1:
+            for value in sums.values():
+                torch.distributed.all_reduce(value)
+        log = {}
+        masked, unmasked = sums["masked"].clamp(min=1), sums["unmasked"].clamp(min=1)
+        for clusters in self.layer_of_set:
+            log[f"val_{clusters}/loss"] = sums[f"{clusters}/loss"] / masked
+            log[f"val_{clusters}/masked_accuracy"] = sums[f"{clusters}/correct"] / masked
+            log[f"val_{clusters}/unmasked_accuracy"] = sums[f"{clusters}/visible_correct"] / unmasked
+            log[f"val_{clusters}/label_entropy_bits"] = _entropy_bits(sums[f"{clusters}/histogram"])
+        loss = sum(log[f"val_{clusters}/loss"] for clusters in self.layer_of_set)
+        return {"val_loss": loss, "log": {"val_loss": loss, **log}}
+
+
+def _num_correct(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    return (logits_NK.argmax(dim=-1) == labels_N).sum()
+
+
+def _histogram(labels_N: Tensor, clusters: int) -> Tensor:
+    return torch.bincount(labels_N[labels_N != IGNORED_LABEL], minlength=clusters)
+
+
+def _entropy_bits(counts_K: Tensor) -> Tensor:
+    """Entropy of the labels in use: log2(K) if all are equally frequent, 0 if one label is all there is."""
+    shares = counts_K.double() / counts_K.sum().clamp(min=1)
+    return -torch.xlogy(shares, shares).sum() / torch.log(torch.tensor(2.0, dtype=torch.float64))

@@ -1,0 +1,69 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Watch over the optimizer steps: a step with a non-finite gradient is skipped and counted, many in a row end the run."""
+
+from typing import List
+
+import torch
+from nemo.utils import logging
+from torch import Tensor
+
+
+class NonFiniteTrainingError(RuntimeError):
+    """Too many consecutive updates had a non-finite loss or gradient."""
+
+
+class StepGuard:
+    """Counts skipped updates and remembers the utterances of the current one.
+
+    Args:
+        max_consecutive: non-finite updates in a row that end the training.
+    """
+
+    def __init__(self, max_consecutive: int):
+        self.max_consecutive = max_consecutive
+        self.num_skipped = 0
+        self._consecutive = 0
+        self._utterances: List[str] = []
+        self._losses: List[Tensor] = []
+
+    def note(self, utterances: List[str], loss_sum: Tensor) -> None:
+        """Remember one micro-batch of the current update."""
+        self._utterances += utterances
+        self._losses.append(loss_sum.detach())
+
+    def accept(self, grad_norm: Tensor, update: int) -> bool:
+        """Whether to take the step. ``grad_norm`` must be that of all ranks, so that they decide alike.
+
+        Raises:
+            NonFiniteTrainingError: the last ``max_consecutive`` updates were all non-finite.
+        """
+        utterances, losses = self._utterances, self._losses
+        self._utterances, self._losses = [], []
+        if torch.isfinite(grad_norm):
+            self._consecutive = 0
+            return True
+        self.num_skipped += 1
+        self._consecutive += 1
+        finite_loss = bool(torch.stack(losses).isfinite().all())
+        cause = "the gradient overflowed (the loss is finite)" if finite_loss else "the loss is not finite"
+        message = f"Update {update} skipped ({self.num_skipped} so far): {cause}; its utterances: {', '.join(utterances)}."
+        logging.warning(message)
+        if self._consecutive >= self.max_consecutive:
+            raise NonFiniteTrainingError(
+                f"{self._consecutive} updates in a row were not finite. {message} Look at these utterances, lower the "
+                "learning rate, or train in fp32 to see whether the precision is the cause."
+            )
+        return False

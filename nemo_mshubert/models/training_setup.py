@@ -1,0 +1,54 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""From the seconds of audio per update to Lightning's accumulation and validation settings."""
+
+import math
+
+import torch
+from nemo.utils import logging
+from omegaconf import DictConfig, open_dict
+
+
+def num_ranks(trainer_config: DictConfig) -> int:
+    """Training processes of all nodes that ``trainer.devices`` and ``trainer.num_nodes`` stand for."""
+    devices = trainer_config.get("devices", 1)
+    if isinstance(devices, (list, tuple)) or hasattr(devices, "_content"):
+        per_node = len(devices)
+    elif devices in (-1, "auto", "-1"):
+        per_node = torch.cuda.device_count() if trainer_config.get("accelerator", "auto") != "cpu" else 1
+        per_node = max(per_node, 1)
+    else:
+        per_node = int(devices)
+    return per_node * int(trainer_config.get("num_nodes", 1))
+
+
+def plan_updates(cfg: DictConfig) -> None:
+    """Set ``trainer.accumulate_grad_batches`` so that an update sees ``seconds_per_update`` of audio, whatever the number
+    of GPUs, and ``trainer.val_check_interval`` (which Lightning counts in micro-batches) from ``validate_every_updates``.
+
+    The number of micro-batches is rounded to the nearest, and at least one.
+    """
+    per_micro_batch = cfg.model.train_ds.batch_duration * num_ranks(cfg.trainer)
+    accumulate = max(1, round(cfg.seconds_per_update / per_micro_batch))
+    interval = min(cfg.validate_every_updates, cfg.max_updates) * accumulate
+    with open_dict(cfg.trainer):
+        cfg.trainer.accumulate_grad_batches = accumulate
+        cfg.trainer.val_check_interval = interval
+        if cfg.trainer.devices in (-1, "auto") and not torch.cuda.is_available():
+            cfg.trainer.devices = 1
+    asked, planned = cfg.seconds_per_update, accumulate * per_micro_batch
+    logging.info(f"{accumulate} micro-batches per update: up to {planned:g} s of audio, asked for {asked:g} s.")
+    if not math.isclose(asked, planned, rel_tol=0.1):
+        logging.warning(f"An update sees up to {planned:g} s of audio instead of {asked:g} s: change batch_duration.")

@@ -1,0 +1,116 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""HuBERT's convolutional front end: raw 16 kHz samples to one 512-wide frame every 20 ms.
+
+Weights and maths equal ``HubertFeatureEncoder`` of transformers and ``ConvFeatureExtractionModel`` of fairseq, except that
+the group norm takes its statistics over the frames of an utterance, never over the padding behind it.
+"""
+
+from typing import Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nemo_mshubert.modules.frames import frame_count
+
+NORMS = ("group_norm", "layer_norm")
+EPSILON = 1e-5
+
+
+def valid_positions(lengths_B: Tensor, size: int) -> Tensor:
+    """True at the first ``lengths_B[b]`` of ``size`` positions: ``[B, size]``."""
+    return torch.arange(size, device=lengths_B.device) < lengths_B[:, None]
+
+
+class TimeGroupNorm(nn.GroupNorm):
+    """One group per channel: normalise each channel over time, in fp32."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, eps=EPSILON, affine=True)
+
+    def forward(self, x_BCT: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
+        """``[B, C, T]`` -> same; with ``padded``, the statistics of row b come from its first ``lengths_B[b]`` frames."""
+        if not padded:
+            return super().forward(x_BCT)
+        valid_B1T = valid_positions(lengths_B, x_BCT.shape[-1])[:, None, :]
+        count_B11 = lengths_B.clamp(min=1)[:, None, None]
+        x = x_BCT.float()
+        centred = x - (x * valid_B1T).sum(-1, keepdim=True) / count_B11
+        variance = (centred * valid_B1T).square().sum(-1, keepdim=True) / count_B11
+        scale = torch.rsqrt(variance + self.eps) * self.weight.float()[:, None]
+        return (centred * scale + self.bias.float()[:, None]).to(x_BCT.dtype)
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """LayerNorm over channels of ``[B, C, T]``; independent of padding."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, eps=EPSILON)
+
+    def forward(self, x_BCT: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
+        return super().forward(x_BCT.transpose(1, 2)).transpose(1, 2)
+
+
+class ConvLayer(nn.Module):
+    """Convolution, norm (where the layer has one), GELU."""
+
+    def __init__(self, in_channels: int, channels: int, kernel: int, stride: int, bias: bool, norm: str):
+        super().__init__()
+        self.conv = nn.Conv1d(in_channels, channels, kernel, stride, bias=bias)
+        nn.init.kaiming_normal_(self.conv.weight)  # fairseq: make_conv
+        self.layer_norm = {"group_norm": TimeGroupNorm, "layer_norm": ChannelLayerNorm, "none": lambda _: None}[norm](channels)
+
+    def forward(self, x_BCT: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
+        x_BCT = self.conv(x_BCT)
+        if self.layer_norm is not None:
+            x_BCT = self.layer_norm(x_BCT, lengths_B, padded)
+        return F.gelu(x_BCT)
+
+
+class ConvFeatureExtractor(nn.Module):
+    """Stack of `ConvLayer`.
+
+    Args:
+        conv_layers: ``(channels, kernel, stride)`` per layer.
+        norm: ``"group_norm"``: over time, after the first convolution only (base); ``"layer_norm"``: over channels, in
+            every layer (large).
+        bias: whether the convolutions have a bias.
+    """
+
+    def __init__(self, conv_layers: Sequence[Tuple[int, int, int]], norm: str = "group_norm", bias: bool = False):
+        super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"norm: expected one of {NORMS}, found {norm!r}.")
+        self.kernels_and_strides = [(kernel, stride) for _, kernel, stride in conv_layers]
+        in_channels = [1] + [channels for channels, _, _ in conv_layers]
+        self.conv_layers = nn.ModuleList(
+            ConvLayer(
+                in_channels[index], channels, kernel, stride, bias, norm if index == 0 or norm == "layer_norm" else "none"
+            )
+            for index, (channels, kernel, stride) in enumerate(conv_layers)
+        )
+        self.out_channels = in_channels[-1]
+
+    def forward(self, signal_B1S: Tensor, lengths_B: Tensor, padded: bool) -> Tuple[Tensor, Tensor]:
+        """Samples ``[B, 1, S]`` and their counts ``[B]`` -> frames ``[B, C, T]`` and frame counts ``[B]``.
+
+        A valid frame never sees samples beyond its utterance, so padding does not change it.
+        """
+        x_BCT = signal_B1S
+        for layer, kernel_and_stride in zip(self.conv_layers, self.kernels_and_strides):
+            lengths_B = frame_count(lengths_B, [kernel_and_stride])
+            x_BCT = layer(x_BCT, lengths_B, padded)
+        return x_BCT, lengths_B

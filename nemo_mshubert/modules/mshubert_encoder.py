@@ -1,0 +1,285 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The encoder: convolutional front end, projection, positional embedding, transformer, and Swap for pre-training.
+
+The same object pre-trains (``forward_views``), makes label features (``extract_features``) and serves as the encoder of a
+stock NeMo CTC model (``forward``). Legend: V = 2 views (0 masked, 1 clean), B utterances, S samples, T frames, D width.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple
+
+import torch
+from nemo.core.classes import NeuralModule, typecheck
+from nemo.core.classes.exportable import Exportable
+from nemo.core.classes.mixins import AccessMixin
+from nemo.core.neural_types import AcousticEncodedRepresentation, LengthsType, NeuralType, SpectrogramType
+from torch import Tensor, nn
+
+from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor, valid_positions
+from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
+from nemo_mshubert.modules.masking import span_mask
+from nemo_mshubert.modules.swap import swap
+from nemo_mshubert.modules.transformer import EPSILON, ConvPositionalEmbedding, TransformerBlock, zero_touch
+
+# fairseq: conv_feature_layers "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
+HUBERT_CONV_LAYERS = ((512, 10, 5), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 2, 2), (512, 2, 2))
+
+
+@dataclass
+class Views:
+    """What pre-training needs of one forward pass."""
+
+    tapped: Dict[int, Tensor]  # block number from 1 -> [V, B, T, D] after that block's exchange; V = 1 without Swap
+    frames_B: Tensor  # valid frames per utterance
+    feature_penalty: Tensor  # mean square of the convolutional output over valid frames, a scalar in fp32
+
+
+class FeatureProjection(nn.Module):
+    """LayerNorm over the channels of the front end, then Linear to the width of the transformer, then dropout."""
+
+    def __init__(self, channels: int, d_model: int, dropout: float):
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(channels, eps=EPSILON)
+        self.projection = nn.Linear(channels, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        return self.dropout(self.projection(self.layer_norm(x_BTC)))
+
+
+class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
+    """HuBERT encoder with Swap. Without arguments: HuBERT base, 94,371,712 parameters.
+
+    Equals ``transformers.HubertModel`` with the same weights on every utterance alone; padding changes nothing.
+
+    Args (the ancestors' names in brackets are fairseq's):
+        conv_layers: ``(channels, kernel, stride)`` per convolution (conv_feature_layers).
+        conv_norm: ``group_norm`` (base) or ``layer_norm`` (large) (extractor_mode).
+        conv_bias: bias in the convolutions.
+        d_model, num_layers, num_heads, d_inner: the transformer (encoder_embed_dim, encoder_layers, ...).
+        pre_norm: pre-LN blocks and a last LayerNorm (large) (layer_norm_first).
+        pos_conv_kernel, pos_conv_groups: positional convolution (conv_pos, conv_pos_groups).
+        dropout, attention_dropout, activation_dropout, dropout_input: as in fairseq.
+        layerdrop: chance of skipping a block in training; a skipped block is the identity (encoder_layerdrop).
+        feature_grad_mult: scale of the gradient into the front end; 0 freezes it.
+        mask_prob, mask_length: frame masks that `forward` draws in training, for fine-tuning (time "SpecAugment" of
+            wav2vec 2.0, with the learned mask embedding). Pre-training passes its masks to `forward_views`.
+        mask_channel_prob, mask_channel_length: channel masks that `forward` draws in training, set to zero.
+    """
+
+    def __init__(
+        self,
+        conv_layers: Sequence[Tuple[int, int, int]] = HUBERT_CONV_LAYERS,
+        conv_norm: str = "group_norm",
+        conv_bias: bool = False,
+        d_model: int = 768,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        d_inner: int = 3072,
+        pre_norm: bool = False,
+        pos_conv_kernel: int = 128,
+        pos_conv_groups: int = 16,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        activation_dropout: float = 0.0,
+        dropout_input: float = 0.1,
+        layerdrop: float = 0.05,
+        feature_grad_mult: float = 0.1,
+        mask_prob: float = 0.0,
+        mask_length: int = 10,
+        mask_channel_prob: float = 0.0,
+        mask_channel_length: int = 64,
+    ):
+        super().__init__()
+        self.d_model = d_model
+        self.subsampling_factor = math.prod(stride for _, _, stride in conv_layers)
+        self._feat_in = 1
+        self._feat_out = d_model
+        self.pre_norm = pre_norm
+        self.layerdrop = layerdrop
+        self.feature_grad_mult = feature_grad_mult
+        self.mask_prob, self.mask_length = mask_prob, mask_length
+        self.mask_channel_prob, self.mask_channel_length = mask_channel_prob, mask_channel_length
+
+        self.feature_extractor = ConvFeatureExtractor(conv_layers, conv_norm, conv_bias)
+        self.feature_projection = FeatureProjection(self.feature_extractor.out_channels, d_model, dropout_input)
+        self.mask_embedding = nn.Parameter(torch.rand(d_model))  # fairseq: mask_emb ~ U(0, 1)
+        self.pos_conv_embed = ConvPositionalEmbedding(d_model, pos_conv_kernel, pos_conv_groups)
+        self.layer_norm = nn.LayerNorm(d_model, eps=EPSILON)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(
+            TransformerBlock(d_model, num_heads, d_inner, dropout, attention_dropout, activation_dropout, pre_norm)
+            for _ in range(num_layers)
+        )
+
+    # --- NeMo's contract -----------------------------------------------------------------------------------------
+
+    @property
+    def input_types(self) -> Dict[str, NeuralType]:
+        return {
+            "audio_signal": NeuralType(("B", "D", "T"), SpectrogramType()),
+            "length": NeuralType(tuple("B"), LengthsType()),
+        }
+
+    @property
+    def output_types(self) -> Dict[str, NeuralType]:
+        return {
+            "outputs": NeuralType(("B", "D", "T"), AcousticEncodedRepresentation()),
+            "encoded_lengths": NeuralType(tuple("B"), LengthsType()),
+        }
+
+    def input_example(self, max_batch: int = 1, max_dim: int = 16000):
+        """Random samples ``[max_batch, 1, max_dim]`` and their lengths, for export."""
+        device = self.mask_embedding.device
+        signal = torch.randn(max_batch, 1, max_dim, device=device, dtype=self.mask_embedding.dtype)
+        return signal, torch.full((max_batch,), max_dim, dtype=torch.int64, device=device)
+
+    @typecheck()
+    def forward(self, audio_signal: Tensor, length: Tensor) -> Tuple[Tensor, Tensor]:
+        """Samples ``[B, 1, S]`` and counts ``[B]`` -> encoded frames ``[B, D, T]`` and counts ``[B]``.
+
+        In training, frames and channels are masked as configured. Frames beyond an utterance hold no information.
+        """
+        x_BTD, frames_B, padded, _ = self._embed_audio(audio_signal, length)
+        if self.training:
+            x_BTD = self._mask_for_finetuning(x_BTD, frames_B)
+        x_BTD = self._run_transformer(x_BTD, frames_B, padded)[-1]
+        return x_BTD.transpose(1, 2), frames_B
+
+    # --- Pre-training and features -------------------------------------------------------------------------------
+
+    def forward_views(
+        self, audio_signal: Tensor, length: Tensor, mask_BT: Tensor, tapped_layers: Iterable[int], use_swap: bool = True
+    ) -> Views:
+        """Section 2.2.1: the masked view and its unmasked duplicate, exchanged at the masked frames after every block.
+
+        Args:
+            audio_signal: ``[B, 1, S]``; length: ``[B]`` samples.
+            mask_BT: True at masked frames, ``[B, T]``, never beyond an utterance.
+            tapped_layers: numbers of the blocks (from 1) whose outputs are wanted.
+            use_swap: False for the paper's "- Swap": the masked view alone (HuBERT).
+        """
+        x_BTD, frames_B, padded, feature_penalty = self._embed_audio(audio_signal, length)
+        masked_BTD = torch.where(mask_BT[..., None], self.mask_embedding.to(x_BTD.dtype), x_BTD)
+        views = torch.stack([masked_BTD, x_BTD]) if use_swap else masked_BTD[None]  # [V, B, T, D]
+        num_views = len(views)
+        outputs = self._run_transformer(
+            views.flatten(0, 1), frames_B.repeat(num_views), padded, swap_mask_BT=mask_BT if use_swap else None
+        )
+        tapped = {layer: outputs[layer].unflatten(0, (num_views, -1)) for layer in tapped_layers}
+        return Views(tapped, frames_B, feature_penalty)
+
+    def hidden_states(self, audio_signal: Tensor, length: Tensor) -> Tuple[List[Tensor], Tensor]:
+        """Input of the first block and output of every block, ``num_layers + 1`` of ``[B, T, D]``, unmasked; counts ``[B]``.
+
+        With pre-LN the last one is taken after the final LayerNorm, as in transformers.
+        """
+        x_BTD, frames_B, padded, _ = self._embed_audio(audio_signal, length)
+        return self._run_transformer(x_BTD, frames_B, padded), frames_B
+
+    def extract_features(self, audio: Tensor, length: Tensor, layer: int) -> Tuple[Tensor, Tensor]:
+        """Samples ``[B, S]`` and counts ``[B]`` -> output of block ``layer`` (from 1; 0: input of the first block)
+        ``[B, T, D]`` and frame counts ``[B]``. Later blocks are not computed. Equals fairseq's ``extract_features``."""
+        if not 0 <= layer <= len(self.layers):
+            raise ValueError(f"layer {layer}: the encoder has blocks 1 to {len(self.layers)} (0 is their input).")
+        x_BTD, frames_B, padded, _ = self._embed_audio(audio[:, None, :], length)
+        return self._run_transformer(x_BTD, frames_B, padded, last_layer=layer)[layer], frames_B
+
+    # --- Parts ---------------------------------------------------------------------------------------------------
+
+    def _embed_audio(self, signal_B1S: Tensor, length_B: Tensor) -> Tuple[Tensor, Tensor, bool, Tensor]:
+        """Front end and projection: ``[B, T, D]``, frame counts ``[B]``, whether rows are padded, feature penalty."""
+        missing = RECEPTIVE_FIELD_SAMPLES - signal_B1S.shape[-1]
+        if missing > 0:  # one frame that no utterance owns, so that every shape exists
+            signal_B1S = nn.functional.pad(signal_B1S, (0, missing))
+        exporting = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+        padded = exporting or bool((length_B < signal_B1S.shape[-1]).any())
+
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.feature_grad_mult > 0):
+            x_BCT, frames_B = self.feature_extractor(signal_B1S, length_B.to(torch.int64), padded)
+        if x_BCT.requires_grad and self.feature_grad_mult != 1:
+            x_BCT.register_hook(lambda gradient: gradient * self.feature_grad_mult)
+        feature_penalty = self._mean_square(x_BCT, frames_B, padded) if self.training else x_BCT.new_zeros(())
+
+        x_BTD = self.feature_projection(x_BCT.transpose(1, 2))
+        if padded:  # the positional convolution must see zeros there, as it does beyond the end of a single utterance
+            x_BTD = x_BTD * valid_positions(frames_B, x_BTD.shape[1])[..., None]
+        return x_BTD, frames_B, padded, feature_penalty
+
+    @staticmethod
+    def _mean_square(x_BCT: Tensor, frames_B: Tensor, padded: bool) -> Tensor:
+        squares_BT = x_BCT.float().square().mean(dim=1)
+        if not padded:
+            return squares_BT.mean()
+        valid_BT = valid_positions(frames_B, squares_BT.shape[1])
+        return (squares_BT * valid_BT).sum() / valid_BT.sum().clamp(min=1)
+
+    def _mask_for_finetuning(self, x_BTD: Tensor, frames_B: Tensor) -> Tensor:
+        """Masks of wav2vec 2.0 fine-tuning: spans of frames become the mask embedding, spans of channels zero."""
+        num_rows, num_frames, width = x_BTD.shape
+        if self.mask_prob > 0:
+            mask_BT = span_mask(frames_B.tolist(), self.mask_prob, self.mask_length, num_frames).to(x_BTD.device)
+            x_BTD = torch.where(mask_BT[..., None], self.mask_embedding.to(x_BTD.dtype), x_BTD)
+        elif self.mask_embedding.requires_grad:
+            x_BTD = x_BTD + (self.mask_embedding.sum() * 0.0).to(x_BTD.dtype)  # see zero_touch
+        if self.mask_channel_prob > 0:
+            mask_BD = span_mask([width] * num_rows, self.mask_channel_prob, self.mask_channel_length)
+            x_BTD = x_BTD.masked_fill(mask_BD.to(x_BTD.device)[:, None, :], 0.0)
+        return x_BTD
+
+    def _run_transformer(
+        self,
+        x_NTD: Tensor,
+        frames_N: Tensor,
+        padded: bool,
+        swap_mask_BT: Optional[Tensor] = None,
+        last_layer: Optional[int] = None,
+    ) -> List[Tensor]:
+        """Input of the first block and outputs of blocks 1 to ``last_layer`` (default: all), each ``[N, T, D]``.
+
+        With ``swap_mask_BT``, the N = 2B rows are two views that are exchanged at its frames after every block.
+        """
+        key_mask = None
+        if padded:
+            valid_NT = valid_positions(frames_N.clamp(min=1), x_NTD.shape[1])  # an empty row attends to its padding: no NaN
+            key_mask = valid_NT[:, None, None, :]
+        x_NTD = x_NTD + self.pos_conv_embed(x_NTD)
+        if not self.pre_norm:
+            x_NTD = self.layer_norm(x_NTD)
+        x_NTD = self.dropout(x_NTD)
+
+        outputs = [x_NTD]
+        for number, layer in enumerate(self.layers[:last_layer], start=1):  # numbered from 1, as in the paper
+            if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
+                x_NTD = x_NTD + zero_touch(layer)  # the identity: taps and the parity of the exchanges stay
+            else:
+                x_NTD = layer(x_NTD, key_mask)
+            if swap_mask_BT is not None:
+                x_NTD = swap(x_NTD.unflatten(0, (2, -1)), swap_mask_BT).flatten(0, 1)
+            if number == len(self.layers) and self.pre_norm:
+                x_NTD = self.layer_norm(x_NTD)
+            outputs.append(x_NTD)
+            self._register_for_interctc(number, x_NTD, frames_N)
+        return outputs
+
+    def _register_for_interctc(self, number: int, x_BTD: Tensor, frames_B: Tensor) -> None:
+        """Offer the output of a block to NeMo's intermediate CTC losses, which count blocks from 0."""
+        if not self.is_access_enabled(getattr(self, "model_guid", None)):
+            return
+        if number - 1 in self.access_cfg.get("interctc", {}).get("capture_layers", []):
+            self.register_accessible_tensor(name=f"interctc/layer_output_{number - 1}", tensor=x_BTD.transpose(1, 2))
+            self.register_accessible_tensor(name=f"interctc/layer_length_{number - 1}", tensor=frames_B)

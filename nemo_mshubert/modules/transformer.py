@@ -1,0 +1,130 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""HuBERT's transformer: convolutional positional embedding and post-LN (base) or pre-LN (large) blocks.
+
+Weights and maths equal ``HubertEncoderLayer`` / ``HubertEncoderLayerStableLayerNorm`` of transformers and
+``TransformerSentenceEncoderLayer`` of fairseq. B utterances (times views), T frames, D width, H heads.
+"""
+
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EPSILON = 1e-5
+INIT_STD = 0.02  # fairseq: init_bert_params
+
+
+def init_linear(linear: nn.Linear) -> nn.Linear:
+    """N(0, 0.02) weights and zero bias (fairseq: ``init_bert_params``)."""
+    nn.init.normal_(linear.weight, std=INIT_STD)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class ConvPositionalEmbedding(nn.Module):
+    """Grouped, weight-normalised convolution over time; with an even kernel the surplus last frame is dropped."""
+
+    def __init__(self, d_model: int, kernel: int = 128, groups: int = 16):
+        super().__init__()
+        conv = nn.Conv1d(d_model, d_model, kernel, padding=kernel // 2, groups=groups)
+        nn.init.normal_(conv.weight, std=(4.0 / (kernel * d_model)) ** 0.5)
+        nn.init.zeros_(conv.bias)
+        self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)
+        self.num_surplus_frames = 1 - kernel % 2
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """``[B, T, D]``, zero beyond each utterance -> ``[B, T, D]``."""
+        y_BDT = self.conv(x_BTD.transpose(1, 2))
+        return F.gelu(y_BDT[..., : y_BDT.shape[-1] - self.num_surplus_frames]).transpose(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of all frames to all valid frames."""
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float):
+        super().__init__()
+        if d_model % num_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by num_heads {num_heads}.")
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.k_proj = init_linear(nn.Linear(d_model, d_model))
+        self.v_proj = init_linear(nn.Linear(d_model, d_model))
+        self.q_proj = init_linear(nn.Linear(d_model, d_model))
+        self.out_proj = init_linear(nn.Linear(d_model, d_model))
+
+    def forward(self, x_BTD: Tensor, key_mask_B11T: Optional[Tensor]) -> Tensor:
+        """``[B, T, D]`` -> ``[B, T, D]``; ``key_mask_B11T`` is True at frames to attend to, None for all."""
+        q_BHTE, k_BHTE, v_BHTE = (
+            proj(x_BTD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        dropout = self.dropout if self.training else 0.0
+        y_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, attn_mask=key_mask_B11T, dropout_p=dropout)
+        return self.out_proj(y_BHTE.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, d_model: int, d_inner: int, activation_dropout: float):
+        super().__init__()
+        self.intermediate_dense = init_linear(nn.Linear(d_model, d_inner))
+        self.output_dense = init_linear(nn.Linear(d_inner, d_model))
+        self.activation_dropout = activation_dropout
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        hidden = F.gelu(self.intermediate_dense(x_BTD))
+        return self.output_dense(F.dropout(hidden, self.activation_dropout, self.training))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and feed-forward with residuals; norms after them (post-LN, base) or before them (pre-LN, large)."""
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        d_inner: int,
+        dropout: float,
+        attention_dropout: float,
+        activation_dropout: float,
+        pre_norm: bool,
+    ):
+        super().__init__()
+        self.attention = SelfAttention(d_model, num_heads, attention_dropout)
+        self.layer_norm = nn.LayerNorm(d_model, eps=EPSILON)
+        self.feed_forward = FeedForward(d_model, d_inner, activation_dropout)
+        self.final_layer_norm = nn.LayerNorm(d_model, eps=EPSILON)
+        self.dropout = nn.Dropout(dropout)
+        self.pre_norm = pre_norm
+
+    def forward(self, x_BTD: Tensor, key_mask_B11T: Optional[Tensor]) -> Tensor:
+        """``[B, T, D]`` -> ``[B, T, D]``."""
+        if self.pre_norm:
+            x_BTD = x_BTD + self.dropout(self.attention(self.layer_norm(x_BTD), key_mask_B11T))
+            return x_BTD + self.dropout(self.feed_forward(self.final_layer_norm(x_BTD)))
+        x_BTD = self.layer_norm(x_BTD + self.dropout(self.attention(x_BTD, key_mask_B11T)))
+        return self.final_layer_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))
+
+
+def zero_touch(module: nn.Module) -> Tensor:
+    """A zero that depends on every trainable parameter of ``module``.
+
+    Added where a part is skipped in one step: its gradients become zeros instead of missing, on every rank, so DDP needs
+    no search for unused parameters and an optimiser step treats it alike on all ranks.
+    """
+    return sum(parameter.sum() for parameter in module.parameters() if parameter.requires_grad) * 0.0

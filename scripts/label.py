@@ -1,0 +1,89 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Make the frame labels of a manifest, or check them.
+
+    python scripts/label.py make --kmeans km.npz --encoder hubert_iter1.nemo --manifest train.json --output train_l.json
+    python scripts/label.py check --manifest train_l.json --kmeans km.npz
+
+An interrupted `make` goes on where it stopped. `check` reads every line and every audio header; it prints entropy and
+dead clusters, and fails with ``file:line`` of what is wrong.
+"""
+
+import argparse
+import json
+import logging
+
+import torch
+
+from nemo_mshubert.clustering.features import FeatureMaker, HiddenFeatures, MfccFeatures
+from nemo_mshubert.clustering.label_maker import LabelMaker
+from nemo_mshubert.clustering.labelling import label_manifest, measure_manifest
+from nemo_mshubert.clustering.metrics import load_alignments
+from nemo_mshubert.data.labels import check_labelled_manifest
+from nemo_mshubert.data.manifest import atomic_write
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("make", help="label a manifest")
+    make.add_argument("--kmeans", required=True, help="k-means file of scripts/fit_kmeans.py")
+    make.add_argument("--encoder", help=".nemo of the encoder, where the k-means is of hidden features")
+    make.add_argument("--manifest", required=True)
+    make.add_argument("--output", required=True, help="labelled manifest")
+    make.add_argument("--alignments", help="JSONL[.gz] with phones or words: adds purity and PNMI to the metrics")
+    make.add_argument("--metrics_output", help="JSON file for the metrics")
+    make.add_argument("--device", default="auto", help="of the encoder: cpu, cuda, cuda:1, ...; auto: a GPU if any")
+    check = commands.add_parser("check", help="check a labelled manifest")
+    check.add_argument("--manifest", required=True)
+    check.add_argument("--kmeans", help="the k-means file that all labels must be of")
+    return parser.parse_args(argv)
+
+
+def make_features(maker: LabelMaker, args: argparse.Namespace) -> FeatureMaker:
+    if maker.features.kind == "mfcc":
+        return MfccFeatures()
+    if not args.encoder:
+        raise ValueError(f"{args.kmeans} is of {maker.features.name}: name its .nemo with --encoder.")
+    from nemo_mshubert.models.loading import load_encoder  # imports NeMo, which MFCCs do without
+
+    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return HiddenFeatures(load_encoder(args.encoder), maker.features.layer, device)
+
+
+def make_labels(args: argparse.Namespace) -> None:
+    maker = LabelMaker.load(args.kmeans)
+    alignments = load_alignments(args.alignments) if args.alignments else None
+    label_manifest(args.manifest, args.output, maker, make_features(maker, args))
+    metrics = json.dumps(measure_manifest(args.output, maker, alignments), indent=2)
+    print(metrics)
+    if args.metrics_output:
+        with atomic_write(args.metrics_output) as stream:
+            stream.write(metrics + "\n")
+
+
+def check_labels(args: argparse.Namespace) -> None:
+    maker = LabelMaker.load(args.kmeans).id if args.kmeans else None
+    print(json.dumps(check_labelled_manifest(args.manifest, maker), indent=2))
+
+
+def main(argv=None) -> None:
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    make_labels(args) if args.command == "make" else check_labels(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Pre-train HuBERT or MS-HuBERT on a labelled manifest; run again, it resumes from the last checkpoint.
+
+    python scripts/pretrain.py --config-name mshubert_base label_maker=km.npz train_manifest=train.json \\
+        validation_manifest=dev-other.json
+
+Experiments: conf/pretrain/*.yaml. The best weights end up in ``exp/<name>/checkpoints/<name>.nemo``.
+"""
+
+import lightning.pytorch as pl
+from nemo.core.config import hydra_runner
+from nemo.utils import logging
+from nemo.utils.exp_manager import exp_manager
+from nemo.utils.trainer_utils import resolve_trainer_cfg
+from omegaconf import OmegaConf
+
+from nemo_mshubert.models import MSHuBERTModel
+from nemo_mshubert.models.training_setup import plan_updates
+
+
+@hydra_runner(config_path="../conf/pretrain", config_name="mshubert_base")
+def main(cfg):
+    plan_updates(cfg)
+    logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
+    trainer = pl.Trainer(**resolve_trainer_cfg(cfg.trainer))
+    exp_manager(trainer, cfg.exp_manager)
+    model = MSHuBERTModel(cfg=cfg.model, trainer=trainer)
+    model.maybe_init_from_pretrained_checkpoint(cfg)
+    trainer.fit(model)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Word n-gram LM and lexicon for the lexicon beam search.
+
+From text (plain, .gz, or the "text" of NeMo manifests), normalised to the model's letters:
+
+    python scripts/train_ngram.py --text lm.txt.gz train.jsonl --order 4 --prune 0 0 1 --output lm/4gram
+
+From an ARPA, which is only turned into binary, such as the official LibriSpeech one (openslr.org/11):
+
+    python scripts/train_ngram.py --arpa 4-gram.arpa.gz --output lm/librispeech
+
+Writes OUTPUT.bin and OUTPUT.lexicon (and OUTPUT.arpa from text), the `lm` and `lexicon` of conf/decode/*.yaml.
+"""
+
+import argparse
+
+from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS, WORD_DELIMITER, write_lexicon
+from nemo_mshubert.decoding.ngram import arpa_words, binarize, lexicon_words, normalized_sentences, train_arpa
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", nargs="+", help="text to train on: plain, .gz, or NeMo manifests (.json, .jsonl)")
+    source.add_argument("--arpa", help="an ARPA (plain or .gz) to take as it is")
+    parser.add_argument("--output", required=True, help="path of the results, without suffix")
+    parser.add_argument("--order", type=int, default=4, help="2 to 6; the paper's LM is a 4-gram")
+    parser.add_argument(
+        "--prune", type=int, nargs="+", default=[], help="drop n-grams seen at most so often, by order"
+    )
+    parser.add_argument("--words", help="word list for the lexicon; without it, all words of the LM")
+    parser.add_argument(
+        "--letters",
+        default="".join(ENGLISH_LABELS).replace(WORD_DELIMITER, ""),
+        help="the model's letters, in one string, without the word delimiter",
+    )
+    parser.add_argument("--kenlm", help="folder of lmplz and build_binary, where they are not on the PATH")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    labels = [WORD_DELIMITER, *args.letters]
+    arpa = args.arpa or f"{args.output}.arpa"
+    if args.text:
+        train_arpa(normalized_sentences(args.text, labels), arpa, args.order, args.prune, args.kenlm)
+    words = lexicon_words(args.words, arpa) if args.words else arpa_words(arpa)
+    written, left_out = write_lexicon(f"{args.output}.lexicon", words, labels)
+    print(f"{args.output}.lexicon: {written} words; {left_out} left out, with letters that the model lacks")
+    binarize(arpa, f"{args.output}.bin", args.kenlm)
+    print(f"{args.output}.bin: ready")
+
+
+if __name__ == "__main__":
+    main()

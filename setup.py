@@ -1,0 +1,88 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Packaging, and ``python setup.py style [--fix]``: isort and black as NeMo runs them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Command, find_namespace_packages, find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+INFO = {}
+exec((ROOT / "nemo_mshubert" / "package_info.py").read_text(encoding="utf-8"), INFO)
+
+EXTRAS = {
+    "gpu": ["cuml-cu13>=25.10"],
+    "megatron": ["megatron-core>=0.14,<0.17"],
+    "decoding": ["flashlight-text>=0.0.7", "kenlm>=0.2", "ax-platform>=1.0,<2"],
+    "test": ["pytest>=7", "pytest-timeout", "black>=24,<26", "isort>=5,<7", "espeakng-loader>=0.2"],
+}
+
+
+class StyleCommand(Command):
+    """Check (or with --fix apply) isort and black."""
+
+    description = "check the style with isort and black"
+    user_options = [("fix", None, "rewrite the files"), ("scope=", None, "file or folder, the repository by default")]
+    boolean_options = ["fix"]
+
+    def initialize_options(self):
+        self.fix = False
+        self.scope = "."
+
+    def finalize_options(self):
+        pass
+
+    def run(self):
+        tools = (["isort"], ["black"]) if self.fix else (["isort", "--check-only", "--diff"], ["black", "--check"])
+        failed = [tool[0] for tool in tools if subprocess.call([sys.executable, "-m", *tool, self.scope]) != 0]
+        if failed:
+            sys.exit(f"{', '.join(failed)} failed; `python setup.py style --fix` rewrites the files.")
+
+
+setup(
+    name=INFO["__package_name__"],
+    version=INFO["__version__"],
+    description=INFO["__description__"],
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license=INFO["__license__"],
+    keywords=INFO["__keywords__"],
+    python_requires=">=3.10",
+    # A static path entry also for editable installs: Hydra finds `hydra_plugins` only there, not in setuptools' finder.
+    package_dir={"": "."},
+    packages=find_packages(include=["nemo_mshubert*"]) + find_namespace_packages(include=["hydra_plugins.*"]),
+    install_requires=[
+        "torch>=2.6",
+        "nemo_toolkit[asr]>=2.7,<4",
+        "transformers>=4.46",
+        "scikit-learn>=1.3",
+        "librosa>=0.10.1",
+        "soundfile>=0.12",
+        "kaldialign>=0.9",
+        "matplotlib>=3.7",
+        "tqdm",
+        "wrapt",
+    ],
+    extras_require={**EXTRAS, "all": sorted({package for name, group in EXTRAS.items() if name != "gpu" for package in group})},
+    cmdclass={"style": StyleCommand},
+    classifiers=[
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
