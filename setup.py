@@ -77,7 +77,10 @@ setup(
         "tqdm",
         "wrapt",
     ],
-    extras_require={**EXTRAS, "all": sorted({package for name, group in EXTRAS.items() if name != "gpu" for package in group})},
+    extras_require={
+        **EXTRAS,
+        "all": sorted({package for name, group in EXTRAS.items() if name != "gpu" for package in group}),
+    },
     cmdclass={"style": StyleCommand},
     classifiers=[
         "Programming Language :: Python :: 3.10",

@@ -84,8 +84,8 @@ class MfccFeatures(FeatureMaker):
     many even windows as HuBERT frames. The deltas are taken at 100 Hz, before windows are dropped.
 
     Parameters and waveform scale (floats in [-1, 1]) are those of fairseq's dump_mfcc_feature.py, which calls
-    ``torchaudio.compliance.kaldi.mfcc`` and ``compute_deltas``. Unlike HuBERT, whose first-iteration labels are at
-    100 Hz, so that half of them are never used.
+    ``torchaudio.compliance.kaldi.mfcc`` and ``compute_deltas``. Unlike HuBERT, whose MFCC labels are at 100 Hz: its
+    model, at 50 Hz, reads every second one (``feat2tar_ratio`` in fairseq), which are the ones made here.
     """
 
     description = FeatureDescription(kind="mfcc", dimension=39)

@@ -33,14 +33,7 @@ from nemo_mshubert.clustering.kmeans import sample_frames
 from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.clustering.metrics import Alignments, LabelMetrics
 from nemo_mshubert.data.labels import FrameLabels, check_maker
-from nemo_mshubert.data.manifest import (
-    SAMPLE_RATE,
-    PathLike,
-    iter_manifest,
-    load_audio,
-    utterance_id,
-    write_manifest,
-)
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, iter_manifest, load_audio, utterance_id, write_manifest
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
 
 logger = logging.getLogger(__name__)

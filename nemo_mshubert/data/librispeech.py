@@ -22,6 +22,7 @@ Folds of Libri-Light: 10 minutes are fold 0 of the hour, 10 hours are 1h and 9h 
 """
 
 import hashlib
+import http.client
 import logging
 import re
 import tarfile
@@ -90,8 +91,8 @@ def _verify(path: Path, archive: Archive) -> None:
             digest.update(chunk)
     if digest.hexdigest() != archive.digest:
         raise ValueError(
-            f"{path}: {archive.algorithm} is {digest.hexdigest()}, expected {archive.digest} for {archive.url}. Delete "
-            "the file and download it again."
+            f"{path}: {archive.algorithm} is {digest.hexdigest()}, expected {archive.digest} for {archive.url}. "
+            "Delete the file and download it again."
         )
 
 
@@ -133,7 +134,7 @@ def download(archive: Archive, path: Path) -> None:
         try:
             _fetch_rest(archive.url, part)
             break
-        except OSError as error:  # URLError, timeouts and broken connections
+        except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and broken connections
             if attempt == ATTEMPTS or isinstance(error, urllib.error.HTTPError):
                 raise ConnectionError(
                     f"{archive.url}: {error}. Run again to go on, or put the file at {path} yourself."
@@ -212,21 +213,26 @@ def find_subsets(data: PathLike) -> Dict[str, Path]:
 
     Raises:
         FileNotFoundError: ``data`` is no folder, or holds no subset.
+        ValueError: a subset is there twice.
     """
     data = Path(data)
     if not data.is_dir():
         raise FileNotFoundError(f"{data}: no such folder. Name the folder of LibriSpeech, or add --download.")
-    found = {}
+    found: Dict[str, Path] = {}
     for root in _roots(data):
         folders = sorted(root.iterdir()) if root.is_dir() else []
-        found.update({folder.name: folder for folder in folders if folder.is_dir() and _holds_chapters(folder)})
+        here = {folder.name: folder for folder in folders if folder.is_dir() and _holds_chapters(folder)}
         for librilight in (root, root / LIBRILIGHT_FOLDER):
-            candidates = {name: librilight / name for name in SOURCES["10h"]}
-            found.update({name: folder for name, folder in candidates.items() if folder.is_dir()})
+            here.update({name: librilight / name for name in SOURCES["10h"] if (librilight / name).is_dir()})
+        for name in sorted(set(here) & set(found)):
+            raise ValueError(
+                f"{name} is there twice, as {found[name]} and {here[name]}. Remove one, or name its folder."
+            )
+        found.update(here)
     if not found:
         raise FileNotFoundError(
-            f"{data}: no subset here. Expected <subset>/<speaker>/<chapter>/*.flac with a *.trans.txt beside them, such as "
-            f"dev-clean/84/121123/84-121123-0000.flac, in this folder or in its LibriSpeech/, or Libri-Light's "
+            f"{data}: no subset here. Expected <subset>/<speaker>/<chapter>/*.flac with a *.trans.txt beside, "
+            "such as dev-clean/84/121123/84-121123-0000.flac, in this folder or in its LibriSpeech/, or Libri-Light's "
             f"{LIBRILIGHT_FOLDER}/. Name the folder that was unpacked, or add --download."
         )
     return found
@@ -244,10 +250,20 @@ def plan_manifests(found: Dict[str, Path], wanted: Optional[Sequence[str]] = Non
         if name not in plan:
             lacking = sorted(set(SOURCES.get(name, (name,))) - set(found))
             raise ValueError(
-                f"{name}: cannot be made, there is no {', '.join(lacking)}. Found: {', '.join(plan)}. Correct --subsets, "
-                "or add --download."
+                f"{name}: cannot be made, there is no {', '.join(lacking)}. Found: {', '.join(plan)}. "
+                "Correct --subsets, or add --download."
             )
     return {name: plan[name] for name in wanted or plan}
+
+
+def _missing_folds(found: Dict[str, Path]) -> List[str]:
+    """The archive of Libri-Light holds all folds; where some are missing, a copy broke off."""
+    if not set(found) & set(SOURCES["10h"]):
+        return []
+    missing = [name for name in SOURCES["10h"] if name not in found]
+    return [
+        f"{LIBRILIGHT_FOLDER}/{name}: no such folder, so not all of 10min, 1h and 10h can be made" for name in missing
+    ]
 
 
 def read_genders(data: PathLike) -> Dict[str, str]:
@@ -272,7 +288,7 @@ PUNCTUATION = re.compile(r"[.,;:!?\"“”„«»()\[\]{}…_]")
 
 
 def normalize_text(text: str) -> str:
-    """Lower-case letters a to z, apostrophes and single spaces: accents stripped, dashes to spaces, punctuation dropped.
+    """Lower-case a to z, apostrophes and single spaces: accents stripped, dashes to spaces, punctuation dropped.
 
     Raises:
         ValueError: anything else, such as digits, which have more than one reading; or nothing is left.
@@ -345,6 +361,8 @@ def read_chapter(folder: Path, subset: str, genders: Dict[str, str]) -> Chapter:
     problems: List[str] = []
     texts = _read_transcripts(folder, problems)
     audio = {path.stem: path for path in sorted(folder.glob("[!.]*.flac"))}
+    if not texts and not audio:
+        problems.append(f"{folder}: neither audio nor transcripts")
     for utt_id in sorted({*texts, *audio}):
         if utt_id not in audio:
             problems.append(f"{folder / utt_id}.flac: no such file, though it has a transcript")
@@ -385,7 +403,8 @@ def prepare_librispeech(
 
     Raises:
         FileNotFoundError: no subset in ``data``.
-        ValueError: a wanted subset is not there; or, unless ``skip_broken``, anything is wrong: then no manifest is written.
+        ValueError: a wanted subset is not there; or anything is wrong and ``skip_broken`` is not set. No manifest is
+            written then.
     """
     found = find_subsets(data)
     plan = plan_manifests(found, subsets)
@@ -393,7 +412,7 @@ def prepare_librispeech(
     needed = [name for name in found if any(name in parts for parts in plan.values())]
     jobs = [(chapter, subset, genders) for subset in needed for chapter in _chapters(found[subset])]
     entries: Dict[str, List[Dict[str, Any]]] = {subset: [] for subset in needed}
-    problems: List[str] = []
+    problems = [] if subsets else _missing_folds(found)
     with ThreadPoolExecutor(workers) as pool:
         results = pool.map(lambda job: read_chapter(*job), jobs)
         for (_, subset, _), chapter in zip(jobs, tqdm(results, total=len(jobs), desc="reading", unit="chapter")):

@@ -63,7 +63,9 @@ def iter_manifest(path: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:
                     "line; remove or repair this line."
                 ) from error
             if not isinstance(entry, dict) or not entry.get("audio_filepath"):
-                raise ValueError(f'{where}: expected a JSON object with "audio_filepath", found {line.strip()[:80]!r}.')
+                raise ValueError(
+                    f'{where}: expected a JSON object with "audio_filepath", found {line.strip()[:80]!r}.'
+                )
             audio = Path(entry["audio_filepath"])
             entry["audio_filepath"] = str(audio if audio.is_absolute() else path.parent / audio)
             yield where, entry
@@ -79,10 +81,10 @@ def read_manifest(path: PathLike) -> List[Dict[str, Any]]:
 
 def write_manifest(path: PathLike, entries: Iterable[Dict[str, Any]]) -> None:
     """Write one JSON object per line; audio below the manifest's folder is named relative to it."""
-    folder = Path(path).resolve().parent
+    folder = Path(os.path.abspath(path)).parent  # not resolve(): a symlinked file keeps its own name
     with atomic_write(path) as stream:
         for entry in entries:
-            audio = Path(entry["audio_filepath"]).resolve()
+            audio = Path(os.path.abspath(entry["audio_filepath"]))
             name = str(audio.relative_to(folder)) if audio.is_relative_to(folder) else str(audio)
             stream.write(json.dumps({**entry, "audio_filepath": name}, ensure_ascii=False) + "\n")
 
@@ -113,9 +115,13 @@ def load_audio(entry: Dict[str, Any], where: str = "") -> np.ndarray:
     try:
         recording = Recording.from_file(path)
     except Exception as error:
-        raise ValueError(f"{where}: cannot be read as audio ({error}). Replace the file or remove the line.") from error
+        raise ValueError(
+            f"{where}: cannot be read as audio ({error}). Replace the file or remove the line."
+        ) from error
     if recording.num_channels != 1:
-        raise ValueError(f"{where}: {recording.num_channels} channels, expected 1. Mix down or select one channel first.")
+        raise ValueError(
+            f"{where}: {recording.num_channels} channels, expected 1. Mix down or select one channel first."
+        )
     if recording.num_samples == 0:
         raise ValueError(f"{where}: the file holds no samples. Remove the line.")
     if recording.sampling_rate != SAMPLE_RATE:

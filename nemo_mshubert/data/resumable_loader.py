@@ -91,6 +91,15 @@ class NumberedShards(IterableDataset):
         return (worker_id + self.first) % num_workers
 
 
+def _lhotse_options(config: DictConfig) -> DictConfig:
+    """A copy for NeMo's loader: without the options of our dataset, and without its background thread, whose timing
+    would decide the order of the batches."""
+    options = OmegaConf.to_container(config, resolve=True)
+    for ours in ("crop", "max_unreadable"):
+        options.pop(ours, None)
+    return OmegaConf.create({**options, "concurrent_bucketing": False, "truncate_offset_type": "start"})
+
+
 def training_loader(
     config: DictConfig, dataset: Dataset, rank: int, world_size: int, first_batch: int = 0
 ) -> DataLoader:
@@ -102,12 +111,10 @@ def training_loader(
             the config, the rank and the number of loader processes.
         dataset: takes a number and cuts, see `PretrainingDataset`.
     """
-    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    config = _lhotse_options(config)
     tarred = config.get("tarred_audio_filepaths") is not None
     num_workers = config.get("num_workers", 0)
     with open_dict(config):
-        config.concurrent_bucketing = False
-        config.truncate_offset_type = "start"
         # Shards: every rank and loader process shuffles on its own. Plain manifests: all ranks must draw the same order.
         config.shard_seed = "randomized" if tarred and num_workers else config.seed + RANK_SEED_STEP * rank * tarred
     stock = get_lhotse_dataloader_from_config(config, rank, world_size, dataset)
@@ -124,10 +131,8 @@ def training_loader(
 
 def validation_loader(config: DictConfig, dataset: Dataset, rank: int, world_size: int) -> DataLoader:
     """One finite pass over a plain manifest, numbered alike every time; ranks share the utterances."""
-    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    config = _lhotse_options(config)
     with open_dict(config):
-        config.concurrent_bucketing = False
-        config.truncate_offset_type = "start"
         config.shard_seed = config.get("seed", 0)
         config.force_finite = True
         config.shuffle = False

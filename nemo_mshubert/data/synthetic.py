@@ -337,9 +337,10 @@ class Espeak:
         self.sample_rate = self._library.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data), options)
         if self.sample_rate <= 0:
             raise RuntimeError(
-                f"espeak-ng cannot load its data from {data}. Reinstall espeakng-loader; where that path is longer than "
-                "150 characters, install it into a shorter one."
+                f"espeak-ng cannot load its data from {data}. Reinstall espeakng-loader; where that path is longer "
+                "than 150 characters, install it into a shorter one."
             )
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # of the breath noise; espeak takes the clock
         self._callback = _CALLBACK(self._receive)  # kept alive here; espeak keeps only the pointer
         self._library.espeak_SetSynthCallback(self._callback)
 
@@ -593,8 +594,8 @@ def _claim(root: Path, settings: Dict[str, Any]) -> None:
                 if found.get(key) != settings[key]
             ]
             raise ValueError(
-                f"{path}: this folder holds another corpus, with {', '.join(different)}. Name another folder, or delete "
-                "this one."
+                f"{path}: this folder holds another corpus, with {', '.join(different)}. Name another folder, or "
+                "delete this one."
             )
         return
     with atomic_write(path) as stream:

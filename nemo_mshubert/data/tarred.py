@@ -48,7 +48,9 @@ def make_tarred(manifest: PathLike, output: PathLike, num_shards: int, seed: int
             utterances than shards; or an output folder that holds another dataset.
     """
     output = Path(output)
-    entries = [(_member_name(entry, Path(manifest).resolve().parent), entry) for entry in read_manifest(manifest)]
+    entries = [
+        (_member_name(entry, Path(os.path.abspath(manifest)).parent), entry) for entry in read_manifest(manifest)
+    ]
     _check_unique(entries, manifest)
     if not 1 <= num_shards <= len(entries):
         raise ValueError(
@@ -73,7 +75,7 @@ def _manifest_path(output: Path, shard: int) -> Path:
 
 def _member_name(entry: Entry, root: Path) -> str:
     """Flat name of the audio in a tar: its path below the manifest with separators squashed."""
-    path = Path(entry["audio_filepath"]).resolve()
+    path = Path(os.path.abspath(entry["audio_filepath"]))
     stem, suffix = os.path.splitext(str(path.relative_to(root) if path.is_relative_to(root) else path))
     squashed = stem.strip("/").replace("/", "_").replace(".", "_")
     if entry.get("offset") is None:

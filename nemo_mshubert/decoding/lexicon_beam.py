@@ -17,7 +17,7 @@
 NeMo's own flashlight wrapper decodes the padding of a batch, and cannot spell the word delimiter; this one trims by
 length, ends every spelling with the delimiter, and reads words instead of letters from the result.
 
-A transcription scores the log-probability (natural log) of its best alignment + ``lm_weight`` x KenLM's log10 probability
+A transcription scores its best alignment's log-probability (natural log) + ``lm_weight`` x KenLM's log10 probability
 + ``word_score`` per word + ``sil_score`` per frame of word delimiter. Weights tuned for pyctcdecode or NeMo's
 NGPU-LM, which use natural logs for the LM, do not carry over.
 """

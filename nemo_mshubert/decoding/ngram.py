@@ -71,7 +71,7 @@ def normalized_sentences(paths: Sequence[PathLike], labels: Sequence[str]) -> It
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no words, or a text in another alphabet, found in the first sentences; a manifest line without text.
+        ValueError: no words, or a text in another alphabet, seen in the first lines; a manifest line without text.
     """
     for path in paths:
         if not Path(path).is_file():

@@ -53,7 +53,11 @@ class MulticlusterMPLLoss(Loss):
 
     @property
     def output_types(self) -> Dict[str, NeuralType]:
-        return {"loss_sum": NeuralType(None, LossType()), "set_losses": [NeuralType(None, LossType())], "count": NeuralType(None, LossType())}
+        return {
+            "loss_sum": NeuralType(None, LossType()),
+            "set_losses": [NeuralType(None, LossType())],
+            "count": NeuralType(None, LossType()),
+        }
 
     @typecheck()
     def forward(

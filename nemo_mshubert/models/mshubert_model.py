@@ -20,14 +20,14 @@ views that enter the loss), D width, K clusters of a label set.
 
 import random
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Dict, List, Optional, Union
 
 import torch
 from lightning.pytorch import Trainer
 from nemo.core.classes import ModelPT
 from nemo.core.classes.common import PretrainedModelInfo
-from nemo.utils import logging
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -71,7 +71,6 @@ class MSHuBERTModel(ModelPT):
     def __init__(self, cfg: DictConfig, trainer: Optional[Trainer] = None):
         super().__init__(cfg=cfg, trainer=trainer)
         cfg = self._cfg
-        self.label_maker = LabelMaker.load(self.register_artifact("label_maker", cfg.label_maker))
         unknown = set(cfg.label_sets) - set(self.label_maker.sets)
         if unknown:
             raise ValueError(
@@ -93,15 +92,18 @@ class MSHuBERTModel(ModelPT):
 
         self.preprocessor = self.from_config_dict(cfg.preprocessor)
         self.encoder = self.from_config_dict(cfg.encoder)
-        self.label_heads = self.from_config_dict(
-            OmegaConf.merge(cfg.label_heads, {"d_model": cfg.encoder.d_model, "label_sets": cfg.label_sets})
-        )
+        self.label_heads = self.from_config_dict(cfg.label_heads)
         self.loss = self.from_config_dict(cfg.loss)
         for clusters in self.layer_of_set:
             table = torch.as_tensor(self.label_maker.tables[clusters].astype("int64"))
             self.register_buffer(f"table_{clusters}", table, persistent=False)  # the label maker's file holds it
         self.step_guard = StepGuard(cfg.max_nonfinite_steps)
         self.register_buffer("masked_rows", torch.zeros((), dtype=torch.float64), persistent=False)  # of this update
+
+    @cached_property
+    def label_maker(self) -> LabelMaker:
+        """Centres and tables of the labels; first asked for while ``ModelPT.__init__`` sets up the data."""
+        return LabelMaker.load(self.register_artifact("label_maker", self._cfg.label_maker))
 
     # --- Data ----------------------------------------------------------------------------------------------------
 
@@ -207,7 +209,9 @@ class MSHuBERTModel(ModelPT):
     def _kept_sets(self, update: int) -> List[int]:
         """Section 2.2.2: sets are dropped at random per update; the same on all ranks and micro-batches of an update."""
         sets = list(self.layer_of_set)
-        kept = random.Random(seed_of(self._cfg.seed, "kept sets", update)).sample(sets, len(sets) - self._cfg.drop_label_sets)
+        kept = random.Random(seed_of(self._cfg.seed, "kept sets", update)).sample(
+            sets, len(sets) - self._cfg.drop_label_sets
+        )
         return [clusters for clusters in sets if clusters in kept]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -249,7 +253,9 @@ class MSHuBERTModel(ModelPT):
             metrics[f"{name}/loss"] = set_losses[index].detach() / count.clamp(min=1)
             metrics[f"{name}/masked_accuracy"] = _num_correct(logits[clusters], targets[index]) / count.clamp(min=1)
             visible = visible_targets[index]
-            metrics[f"{name}/unmasked_accuracy"] = _num_correct(visible_logits[clusters], visible) / max(len(visible), 1)
+            metrics[f"{name}/unmasked_accuracy"] = _num_correct(visible_logits[clusters], visible) / max(
+                len(visible), 1
+            )
             metrics[f"{name}/label_entropy_bits"] = _entropy_bits(_histogram(targets[index], clusters))
         return metrics
 
@@ -260,7 +266,9 @@ class MSHuBERTModel(ModelPT):
         views = self.forward(batch["audio"], batch["length"], masks.mask_BT)
         sets = list(self.layer_of_set)
         logits, targets = self._predict(views, batch["labels"], sets, masks.masked_M)
-        _, set_losses, count = self.loss(logits=list(logits.values()), labels=targets, feature_penalty=views.feature_penalty)
+        _, set_losses, count = self.loss(
+            logits=list(logits.values()), labels=targets, feature_penalty=views.feature_penalty
+        )
         visible_logits, visible_targets = self._predict(views, batch["labels"], sets, masks.visible_U)
         sums = {"masked": count, "unmasked": torch.tensor(len(visible_targets[0]), device=count.device)}
         for index, clusters in enumerate(sets):
@@ -269,7 +277,11 @@ class MSHuBERTModel(ModelPT):
             sums[f"{clusters}/visible_correct"] = _num_correct(visible_logits[clusters], visible_targets[index])
             sums[f"{clusters}/histogram"] = _histogram(targets[index], clusters)
         outputs = self.validation_step_outputs
-        (outputs[dataloader_idx] if isinstance(self._validation_dl, list) and len(self._validation_dl) > 1 else outputs).append(sums)
+        (
+            outputs[dataloader_idx]
+            if isinstance(self._validation_dl, list) and len(self._validation_dl) > 1
+            else outputs
+        ).append(sums)
         return sums
 
     def multi_validation_epoch_end(self, outputs: List[Dict[str, Tensor]], dataloader_idx: int = 0) -> Dict[str, Any]:

@@ -59,7 +59,9 @@ class StepGuard:
         self._consecutive += 1
         finite_loss = bool(torch.stack(losses).isfinite().all())
         cause = "the gradient overflowed (the loss is finite)" if finite_loss else "the loss is not finite"
-        message = f"Update {update} skipped ({self.num_skipped} so far): {cause}; its utterances: {', '.join(utterances)}."
+        message = (
+            f"Update {update} skipped ({self.num_skipped} so far): {cause}; its utterances: {', '.join(utterances)}."
+        )
         logging.warning(message)
         if self._consecutive >= self.max_consecutive:
             raise NonFiniteTrainingError(

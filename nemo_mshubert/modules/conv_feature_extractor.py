@@ -71,7 +71,9 @@ class ConvLayer(nn.Module):
         super().__init__()
         self.conv = nn.Conv1d(in_channels, channels, kernel, stride, bias=bias)
         nn.init.kaiming_normal_(self.conv.weight)  # fairseq: make_conv
-        self.layer_norm = {"group_norm": TimeGroupNorm, "layer_norm": ChannelLayerNorm, "none": lambda _: None}[norm](channels)
+        self.layer_norm = {"group_norm": TimeGroupNorm, "layer_norm": ChannelLayerNorm, "none": lambda _: None}[norm](
+            channels
+        )
 
     def forward(self, x_BCT: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
         x_BCT = self.conv(x_BCT)
@@ -98,7 +100,12 @@ class ConvFeatureExtractor(nn.Module):
         in_channels = [1] + [channels for channels, _, _ in conv_layers]
         self.conv_layers = nn.ModuleList(
             ConvLayer(
-                in_channels[index], channels, kernel, stride, bias, norm if index == 0 or norm == "layer_norm" else "none"
+                in_channels[index],
+                channels,
+                kernel,
+                stride,
+                bias,
+                norm if index == 0 or norm == "layer_norm" else "none",
             )
             for index, (channels, kernel, stride) in enumerate(conv_layers)
         )

@@ -24,7 +24,9 @@ from nemo.core.classes import NeuralModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-INTERMEDIATE_LAYER = 0.4  # lowest supervised block as a share of all (hubert-facts: ICASSP 2023 code of the first author)
+INTERMEDIATE_LAYER = (
+    0.4  # lowest supervised block as a share of all (hubert-facts: ICASSP 2023 code of the first author)
+)
 
 
 def place_label_sets(
@@ -46,7 +48,9 @@ def place_label_sets(
         raise ValueError(f"label_sets: expected different cluster counts, at least one; found {list(label_sets)}.")
     if label_layers is None:
         finest_first = sorted(label_sets, reverse=True)
-        layers = [int(layer) for layer in torch.linspace(num_layers, int(INTERMEDIATE_LAYER * num_layers), len(label_sets))]
+        layers = [
+            int(layer) for layer in torch.linspace(num_layers, int(INTERMEDIATE_LAYER * num_layers), len(label_sets))
+        ]
         if len(set(layers)) != len(layers) or min(layers) < 1:
             raise ValueError(
                 f"{len(label_sets)} label sets do not fit between blocks {int(INTERMEDIATE_LAYER * num_layers)} and "

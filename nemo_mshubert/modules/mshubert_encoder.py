@@ -163,7 +163,12 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
     # --- Pre-training and features -------------------------------------------------------------------------------
 
     def forward_views(
-        self, audio_signal: Tensor, length: Tensor, mask_BT: Tensor, tapped_layers: Iterable[int], use_swap: bool = True
+        self,
+        audio_signal: Tensor,
+        length: Tensor,
+        mask_BT: Tensor,
+        tapped_layers: Iterable[int],
+        use_swap: bool = True,
     ) -> Views:
         """Section 2.2.1: the masked view and its unmasked duplicate, exchanged at the masked frames after every block.
 
@@ -193,7 +198,8 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
 
     def extract_features(self, audio: Tensor, length: Tensor, layer: int) -> Tuple[Tensor, Tensor]:
         """Samples ``[B, S]`` and counts ``[B]`` -> output of block ``layer`` (from 1; 0: input of the first block)
-        ``[B, T, D]`` and frame counts ``[B]``. Later blocks are not computed. Equals fairseq's ``extract_features``."""
+        ``[B, T, D]`` and frame counts ``[B]``. Later blocks are not computed. Equals fairseq's ``extract_features``.
+        """
         if not 0 <= layer <= len(self.layers):
             raise ValueError(f"layer {layer}: the encoder has blocks 1 to {len(self.layers)} (0 is their input).")
         x_BTD, frames_B, padded, _ = self._embed_audio(audio[:, None, :], length)
@@ -255,7 +261,9 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
         """
         key_mask = None
         if padded:
-            valid_NT = valid_positions(frames_N.clamp(min=1), x_NTD.shape[1])  # an empty row attends to its padding: no NaN
+            valid_NT = valid_positions(
+                frames_N.clamp(min=1), x_NTD.shape[1]
+            )  # an empty row attends to its padding: no NaN
             key_mask = valid_NT[:, None, None, :]
         x_NTD = x_NTD + self.pos_conv_embed(x_NTD)
         if not self.pre_norm:

@@ -68,12 +68,17 @@ class WaveformPreprocessor(AudioPreprocessor):
         if features != 1:
             raise ValueError(f"features: raw samples have 1 feature, found {features}.")
         stride = 1.0 / sample_rate if window_stride is None else window_stride
-        super().__init__(n_window_size=1, n_window_stride=1)
+        super().__init__(win_length=1, hop_length=1)  # samples
         self._sample_rate = sample_rate
         self._normalize = normalize == "per_feature"
         # NeMo's streaming code reads and sets these on `featurizer`.
         self.featurizer = SimpleNamespace(
-            dither=dither, pad_to=pad_to, hop_length=1, window_size=stride, window_stride=stride, sample_rate=sample_rate
+            dither=dither,
+            pad_to=pad_to,
+            hop_length=1,
+            window_size=stride,
+            window_stride=stride,
+            sample_rate=sample_rate,
         )
 
     @property

@@ -1,0 +1,112 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""If these fail, the figures by which layers and numbers of clusters are chosen are wrong."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import mutual_info_score
+
+from nemo_mshubert.clustering.metrics import LabelMetrics, load_alignments, unit_agreement
+
+
+def test_agreement_in_closed_form():
+    # two phones, three clusters: clusters 0 and 1 are pure, cluster 2 says nothing
+    joint = np.array([[4, 0, 2], [0, 4, 2]])
+    agreement = unit_agreement(joint)
+    assert agreement["aligned_frames"] == 12
+    assert agreement["unit_purity"] == pytest.approx(10 / 12)
+    assert agreement["cluster_purity"] == pytest.approx(8 / 12)
+    assert agreement["pnmi"] == pytest.approx(8 / 12)  # of one bit of phone entropy, 8 of 12 frames give it all
+
+
+def test_extremes():
+    assert unit_agreement(np.diag([3, 5, 7]))["pnmi"] == pytest.approx(1)
+    assert unit_agreement(np.outer([2, 3], [1, 4, 5]))["pnmi"] == pytest.approx(0, abs=1e-12)
+    assert unit_agreement(np.array([[3, 4]]))["pnmi"] == 0  # one phone: nothing to tell
+
+
+def test_streaming_equals_all_frames_at_once():
+    rng = np.random.default_rng(0)
+    units, labels = rng.integers(-1, 5, 900), rng.integers(0, 12, 900)
+    labels = np.where(rng.random(900) < 0.5, np.abs(units), labels)
+    metrics = LabelMetrics([12, 3], num_units=5)
+    for part in np.array_split(np.arange(900), [10, 500]):
+        metrics.add({12: labels[part], 3: labels[part] % 3}, units[part])
+    metrics.add({12: np.array([11]), 3: np.array([2])})  # not aligned: counts in the entropy only
+    result = metrics.result()
+    inside = units >= 0
+    p = np.bincount(units[inside]) / inside.sum()
+    for clusters, stream in [(12, labels), (3, labels % 3)]:
+        assert result[clusters]["frames"] == 901 and result[clusters]["aligned_frames"] == inside.sum()
+        expected = mutual_info_score(units[inside], stream[inside]) / -(p * np.log(p)).sum()
+        assert result[clusters]["pnmi"] == pytest.approx(expected)
+        best = [np.bincount(units[inside][stream[inside] == each]).max() for each in np.unique(stream[inside])]
+        assert result[clusters]["unit_purity"] == pytest.approx(sum(best) / inside.sum())
+
+
+def test_without_alignments_there_is_usage_only():
+    metrics = LabelMetrics([4])
+    metrics.add({4: np.array([0, 0, 2, 2])})
+    assert metrics.result() == {4: {"frames": 4, "entropy_bits": 1.0, "used_clusters": 2, "dead_clusters": 2}}
+
+
+def write_alignments(path, lines):
+    with gzip.open(path, "wt") as stream:
+        stream.writelines(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
+    return path
+
+
+def phone(name, start, end):
+    return {"phone": name, "start": start, "end": end}
+
+
+def test_a_frame_has_the_unit_at_its_centre(tmp_path):
+    """Centres at 12.5, 32.5, 52.5, 72.5 ms: half a frame of shift would smear every phone border."""
+    lines = [
+        {"utt_id": "a", "phones": [phone("T", 0.0526, 0.07), phone("AH", 0.0125, 0.0325)]}
+    ]  # order is not required
+    alignments = load_alignments(write_alignments(tmp_path / "align.jsonl.gz", lines))
+    names = [None if unit < 0 else alignments.names[unit] for unit in alignments.frame_units("a", 5)]
+    assert names == ["AH", None, None, None, None]
+    lines = [{"utt_id": "a", "phones": [phone("AH", 0.0, 0.0326), phone("T", 0.0326, 0.06)]}]
+    alignments = load_alignments(write_alignments(tmp_path / "align.jsonl.gz", lines))
+    names = [None if unit < 0 else alignments.names[unit] for unit in alignments.frame_units("a", 5)]
+    assert names == ["AH", "AH", "T", None, None]
+    assert alignments.frame_units("b", 5) is None
+
+
+def test_words_are_units_too(tmp_path):
+    path = tmp_path / "align.jsonl"
+    path.write_text(json.dumps({"utt_id": "a", "words": [{"word": "so", "start": 0, "end": 1}]}) + "\n")
+    alignments = load_alignments(path)
+    assert (alignments.kind, alignments.names) == ("word", ["so"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{broken\n", {"utt_id": "b", "words": []}, {"phones": [phone("T", 0, 1)]}, {"utt_id": "b", "phones": [{}]}],
+)
+def test_a_bad_alignment_is_named(tmp_path, line):
+    path = write_alignments(tmp_path / "align.jsonl.gz", [{"utt_id": "a", "phones": [phone("T", 0, 1)]}, line])
+    with pytest.raises(ValueError, match="align.jsonl.gz:2: not an alignment"):
+        load_alignments(path)
+
+
+def test_no_alignment_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no aligned utterance"):
+        load_alignments(write_alignments(tmp_path / "align.jsonl.gz", []))

@@ -1,0 +1,164 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""If these fail, features (and labels) are shifted against the audio, or are not those the k-means was fitted on."""
+
+import numpy as np
+import pytest
+import torch
+from librosa.feature import delta
+from scipy.fft import dct
+from torch import nn
+from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
+
+from nemo_mshubert.clustering.features import HiddenFeatures, MfccFeatures, cut_at_frames, encoder_fingerprint
+from nemo_mshubert.modules.frames import frame_count
+
+LENGTHS = [399, 400, 401, 559, 560, 719, 720, 721, 1039, 1040, 16000, 31999, 32000, 32001]
+
+
+def noise(num_samples, seed=0):
+    return np.random.default_rng(seed).normal(0, 0.1, num_samples).astype(np.float32)
+
+
+def reference_mfcc_39(waveform):
+    """The documented definition with other libraries: transformers' Kaldi spectrogram, SciPy's DCT, librosa's delta."""
+    filters = mel_filter_bank(257, 23, 20, 8000, 16000, norm=None, mel_scale="kaldi", triangularize_in_mel_space=True)
+    log_mel = spectrogram(
+        waveform.astype(np.float64),
+        window_function(400, "povey", periodic=False),
+        frame_length=400,
+        hop_length=160,
+        fft_length=512,
+        power=2.0,
+        center=False,
+        preemphasis=0.97,
+        mel_filters=filters,
+        log_mel="log",
+        mel_floor=np.finfo(np.float32).eps,
+        remove_dc_offset=True,
+    )  # [23, windows]
+    lifter = 1 + 11 * np.sin(np.pi * np.arange(13) / 22)
+    mfcc = lifter[:, None] * dct(log_mel, axis=0, norm="ortho")[:13]
+    first = delta(mfcc, width=5, mode="nearest")
+    return np.concatenate([mfcc, first, delta(first, width=5, mode="nearest")]).T
+
+
+@pytest.mark.parametrize("num_samples", LENGTHS)
+def test_mfcc_has_one_row_per_hubert_frame(num_samples):
+    (features,) = MfccFeatures()([noise(num_samples)])
+    assert features.shape == (frame_count(num_samples), MfccFeatures().dimension)
+    assert features.dtype == np.float32
+
+
+@pytest.mark.parametrize("num_samples", [400, 5000, 16080])
+def test_mfcc_is_the_kaldi_definition_at_every_second_window(num_samples):
+    waveform = noise(num_samples)
+    theirs = reference_mfcc_39(waveform)
+    (ours,) = MfccFeatures()([waveform])
+    np.testing.assert_allclose(ours, theirs[::2], atol=2e-3)  # fp32 logarithms against fp64; values up to 100
+    if num_samples > 400:
+        assert np.abs(ours[:-1] - theirs[1::2]).max() > 1  # a shift by one window would be seen
+
+
+def test_mfcc_frame_covers_the_samples_of_its_hubert_frame():
+    """The cepstra (not the deltas) of frame t are those of its 400 samples alone."""
+    waveform = noise(4000)
+    (features,) = MfccFeatures()([waveform])
+    for frame in (0, 3, 7):
+        (alone,) = MfccFeatures()([waveform[320 * frame : 320 * frame + 400]])
+        np.testing.assert_allclose(features[frame, :13], alone[0, :13], rtol=1e-4, atol=1e-4)
+
+
+def test_mfcc_of_long_audio_is_not_changed_by_chunks(monkeypatch):
+    waveform = noise(50000)
+    (whole,) = MfccFeatures()([waveform])
+    monkeypatch.setattr("nemo_mshubert.clustering.features.MAX_CHUNK_SECONDS", 1)
+    (chunked,) = MfccFeatures()([waveform])
+    np.testing.assert_allclose(chunked, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("hop", [160, 320])
+@pytest.mark.parametrize("num_samples", LENGTHS)
+def test_chunks_hold_every_window_once(num_samples, hop):
+    """A window lost or doubled at a chunk edge shifts all labels behind it."""
+    windows = []
+    for chunk in cut_at_frames(num_samples, 4000, hop):
+        assert 400 <= chunk.stop - chunk.start <= 4000 and chunk.stop <= num_samples
+        windows += range(chunk.start, chunk.stop - 399, hop)
+    assert windows == list(range(0, num_samples - 399, hop))
+
+
+class LocalEncoder(nn.Module):
+    """Frame t is a function of its 400 samples only, so that chunks must not change anything."""
+
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Linear(400, 6)
+        self.batches = []
+
+    def extract_features(self, audio, length, layer):
+        self.batches.append(tuple(audio.shape))
+        assert not self.training and not torch.is_grad_enabled()
+        return layer * self.project(audio.unfold(1, 400, 320)), frame_count(length)
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return LocalEncoder()
+
+
+def test_hidden_features_do_not_depend_on_chunks_or_neighbours(encoder):
+    waveforms = [noise(length, seed) for seed, length in enumerate(LENGTHS)]
+    chunked = HiddenFeatures(encoder, layer=3, max_chunk_seconds=0.5)
+    encoder.batches.clear()
+    outputs = chunked(waveforms)
+    assert all(rows * samples <= 8000 for rows, samples in encoder.batches)  # the memory a batch needs is bounded
+    assert any(rows > 1 for rows, _ in encoder.batches)
+    for waveform, output in zip(waveforms, outputs):
+        assert output.shape == (frame_count(len(waveform)), chunked.dimension)
+        expected = [3 * encoder.project(torch.from_numpy(window)) for window in windows_of(waveform)]
+        for row, expected_row in zip(output, expected):
+            np.testing.assert_allclose(row, expected_row.detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+def windows_of(waveform):
+    return [waveform[start : start + 400] for start in range(0, len(waveform) - 399, 320)]
+
+
+def test_hidden_features_say_what_they_are(encoder):
+    features = HiddenFeatures(encoder, layer=6)
+    assert (features.description.kind, features.dimension, features.description.layer) == ("hidden", 6, 6)
+    assert features.description.encoder == encoder_fingerprint(encoder)
+    assert "layer 6" in features.name and features.description.encoder in features.name
+
+
+def test_fingerprint_sees_every_weight_and_nothing_else():
+    """Labels of one encoder must not pass for another's, and the same encoder must be recognised after saving."""
+    torch.manual_seed(0)
+    module = nn.Linear(3, 2)
+    original = encoder_fingerprint(module)
+    assert len(original) == 16 and int(original, 16) >= 0
+    copy = nn.Linear(3, 2)
+    copy.load_state_dict(module.state_dict())
+    assert encoder_fingerprint(copy.eval()) == original
+    with torch.no_grad():
+        copy.bias[1] = torch.nextafter(copy.bias[1], torch.tensor(9.0))
+    assert encoder_fingerprint(copy) != original
+    renamed = nn.Module()
+    renamed.other = module
+    assert encoder_fingerprint(renamed) != original
+    reshaped = nn.ParameterDict({"weight": module.weight.detach().view(3, 2), "bias": module.bias.detach()})
+    assert encoder_fingerprint(reshaped) != original

@@ -1,0 +1,123 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""If these fail, centres are fitted on a biased sample, or frames go to the wrong centre."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from nemo_mshubert.clustering import kmeans
+from nemo_mshubert.clustering.kmeans import assign, fit_kmeans, sample_frames
+
+
+def batches(num_frames, size):
+    frames = np.arange(num_frames, dtype=np.float32)[:, None]
+    return [frames[start : start + size] for start in range(0, num_frames, size)]
+
+
+def test_short_stream_is_returned_whole():
+    np.testing.assert_array_equal(sample_frames(batches(50, 7), 100, seed=0)[:, 0], np.arange(50))
+    np.testing.assert_array_equal(sample_frames(batches(50, 7), 50, seed=0)[:, 0], np.arange(50))
+
+
+def test_sample_has_no_repetition_and_repeats_with_its_seed():
+    sample = sample_frames(batches(1000, 30), 100, seed=3)
+    assert sample.shape == (100, 1) and len(np.unique(sample)) == 100
+    np.testing.assert_array_equal(sample, sample_frames(batches(1000, 30), 100, seed=3))
+    assert not np.array_equal(sample, sample_frames(batches(1000, 30), 100, seed=4))
+
+
+def test_sample_does_not_depend_on_batches():
+    """The order of the manifest decides the k-means, not the window size or the number of GPUs."""
+    np.testing.assert_array_equal(sample_frames(batches(999, 1), 50, seed=1), sample_frames(batches(999, 333), 50, 1))
+
+
+def test_every_frame_is_equally_likely():
+    """A biased reservoir would fit the k-means on the first (or last) speakers of the manifest."""
+    draws, hits = 4000, np.zeros(60)
+    for seed in range(draws):
+        hits[sample_frames(batches(60, 17), 20, seed)[:, 0].astype(int)] += 1
+    expected = draws * 20 / 60
+    sigma = np.sqrt(draws * (1 / 3) * (2 / 3))
+    assert np.abs(hits - expected).max() < 4.5 * sigma  # 60 frames: one failure in 2500 seeds, and the seeds are fixed
+
+
+def test_empty_stream_is_refused():
+    with pytest.raises(ValueError, match="no frames"):
+        sample_frames([], 10, seed=0)
+
+
+@pytest.mark.parametrize("scale", [1, 100])
+def test_assign_is_the_nearest_centre(scale, monkeypatch):
+    monkeypatch.setattr(kmeans, "ASSIGN_FRAMES", 37)  # several distance matrices
+    rng = np.random.default_rng(0)
+    features = (scale * rng.normal(size=(200, 39)) + 5).astype(np.float32)
+    centres = (scale * rng.normal(size=(30, 39)) + 5).astype(np.float32)
+    labels = assign(features, centres)
+    brute_force = [np.argmin([np.sum((x - c) ** 2) for c in centres.astype(np.float64)]) for x in features]
+    assert labels.dtype == np.uint16
+    np.testing.assert_array_equal(labels, brute_force)
+
+
+def test_assign_of_no_frames_is_empty():
+    assert assign(np.empty((0, 3), np.float32), np.ones((2, 3), np.float32)).shape == (0,)
+
+
+def blobs(num_frames, seed=0):
+    """Frames around six far corners: any k-means of six must find them."""
+    corners = 100 * np.eye(6, dtype=np.float32)
+    rng = np.random.default_rng(seed)
+    return corners, corners[rng.integers(0, 6, num_frames)] + rng.normal(0, 1, (num_frames, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize("num_frames", [300, 12000])  # plain and mini-batch k-means
+def test_sklearn_finds_the_clusters(num_frames):
+    corners, frames = blobs(num_frames)
+    centres = fit_kmeans(frames, 6, "sklearn", seed=0)
+    assert centres.dtype == np.float32
+    np.testing.assert_allclose(centres[assign(corners, centres)], corners, atol=1)
+    np.testing.assert_array_equal(centres, fit_kmeans(frames, 6, "sklearn", seed=0))
+
+
+def test_mini_batches_only_above_one_batch(monkeypatch):
+    """Mini-batches of 10,000 on 1000 centres would be full batches of drawn-with-replacement points."""
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)  # importing either class fails, and says which path ran
+    with pytest.raises(ImportError):
+        fit_kmeans(np.zeros((10001, 2), np.float32), 2, "sklearn")
+    called = []
+    monkeypatch.setattr(kmeans, "_fit_full_batch", lambda *args: called.append(args))
+    fit_kmeans(np.zeros((10000, 2), np.float32), 2, "sklearn")
+    assert called
+
+
+def test_bad_requests_say_what_to_do():
+    with pytest.raises(ValueError, match="10 clusters on 9 frames. Use more audio"):
+        fit_kmeans(np.zeros((9, 2), np.float32), 10)
+    with pytest.raises(ValueError, match="backend 'faiss': expected one of auto, sklearn, cuml"):
+        fit_kmeans(np.zeros((9, 2), np.float32), 2, "faiss")
+
+
+def test_missing_cuml_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuml", None)
+    with pytest.raises(ImportError, match=r"nemo_mshubert\[gpu\].*backend 'sklearn'"):
+        fit_kmeans(np.zeros((10001, 2), np.float32), 2, "cuml")
+
+
+def test_cuml_finds_the_same_clusters():
+    pytest.importorskip("cuml", reason="needs cuML and an NVIDIA GPU")
+    corners, frames = blobs(12000)
+    centres = fit_kmeans(frames, 6, "cuml", seed=0)
+    np.testing.assert_allclose(centres[assign(corners, centres)], corners, atol=1)

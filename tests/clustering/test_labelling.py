@@ -1,0 +1,315 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""If these fail, hours of labelling are lost to one bad line, or an output is half of one k-means and half of another."""
+
+import importlib.util
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from torch import nn
+
+from nemo_mshubert.clustering import labelling
+from nemo_mshubert.clustering.features import FeatureDescription, FeatureMaker, HiddenFeatures
+from nemo_mshubert.clustering.label_maker import LabelMaker, fit_label_maker
+from nemo_mshubert.clustering.labelling import label_manifest, measure_manifest, sample_corpus_frames
+from nemo_mshubert.clustering.metrics import Alignments
+from nemo_mshubert.data.labels import FrameLabels, check_labelled_manifest
+from nemo_mshubert.data.manifest import iter_manifest, load_audio, read_manifest, write_manifest
+from nemo_mshubert.modules.frames import frame_count
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+class WindowFeatures(FeatureMaker):
+    """The first three samples of each frame; counts what it is asked for, and can be told to fail."""
+
+    description = FeatureDescription("mfcc", 3)
+
+    def __init__(self, fail_at_call=None):
+        self.utterances = 0
+        self.calls = 0
+        self.fail_at_call = fail_at_call
+
+    def __call__(self, waveforms):
+        self.calls += 1
+        if self.calls == self.fail_at_call:
+            raise RuntimeError("power cut")
+        self.utterances += len(waveforms)
+        return [each[: 320 * frame_count(len(each))].reshape(-1, 320)[:, :3] for each in waveforms]
+
+
+@pytest.fixture(autouse=True)
+def two_second_windows(monkeypatch):
+    monkeypatch.setattr(labelling, "WINDOW_SECONDS", 2)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Twelve utterances of 0.5 to 1.6 s below the manifest's folder, one of them a segment."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "audio").mkdir()
+    entries = []
+    for number in range(12):
+        path = tmp_path / "audio" / f"u{number}.wav"
+        soundfile.write(path, rng.normal(0, 0.1, 8000 + 1600 * number), 16000)
+        entries.append({"audio_filepath": str(path), "duration": 0.5 + 0.1 * number, "text": f"wörd {number}"})
+    entries[3].update(offset=0.2, duration=0.5)
+    write_manifest(tmp_path / "train.json", entries)
+    return tmp_path / "train.json"
+
+
+@pytest.fixture
+def maker(corpus):
+    frames = sample_corpus_frames([corpus], WindowFeatures(), 10**6, seed=0)
+    return fit_label_maker(frames, [12, 4], WindowFeatures.description, backend="sklearn")
+
+
+def test_sample_is_of_all_manifests(corpus):
+    frames = sample_corpus_frames([corpus, corpus], WindowFeatures(), 10**6, seed=0)
+    audio = [load_audio(entry) for entry in read_manifest(corpus)]
+    expected = np.concatenate(WindowFeatures()(audio * 2))
+    np.testing.assert_array_equal(frames, expected)
+    assert sample_corpus_frames([corpus], WindowFeatures(), 50, seed=0).shape == (50, 3)
+
+
+def test_output_is_the_manifest_with_labels(corpus, maker, tmp_path):
+    output = tmp_path / "out" / "labelled.json"
+    assert label_manifest(corpus, output, maker, WindowFeatures()) is True
+    assert [path.name for path in output.parent.iterdir()] == ["labelled.json"]  # no progress file is left
+    originals, entries = read_manifest(corpus), read_manifest(output)
+    assert len(entries) == 12
+    for original, entry in zip(originals, entries):
+        labels = FrameLabels.from_manifest(entry.pop("labels"), "here")
+        assert entry == original
+        audio = load_audio(original)
+        (features,) = WindowFeatures()([audio])
+        assert (labels.maker, labels.num_samples, labels.offset) == (maker.id, len(audio), original.get("offset"))
+        np.testing.assert_array_equal(labels.sets[12], maker.label(features)[12])
+    assert check_labelled_manifest(output, maker.id)["utterances"] == 12
+
+
+def test_an_interrupted_run_goes_on_and_gives_the_same(corpus, maker, tmp_path):
+    label_manifest(corpus, tmp_path / "whole.json", maker, WindowFeatures())
+    output = tmp_path / "labelled.json"
+    with pytest.raises(RuntimeError, match="power cut"):
+        label_manifest(corpus, output, maker, WindowFeatures(fail_at_call=3))
+    assert not output.exists()  # never half a manifest
+    partial = tmp_path / ".labelled.json.partial"
+    partial.write_bytes(partial.read_bytes()[:-30])  # the last line was cut by the power cut
+    done = partial.read_bytes().count(b"\n")
+    assert done >= 2
+    features = WindowFeatures()
+    label_manifest(corpus, output, maker, features)
+    assert features.utterances == 12 - done  # nothing is computed twice
+    assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert not partial.exists()
+
+
+def test_progress_of_another_maker_is_not_continued(corpus, maker, tmp_path):
+    output = tmp_path / "labelled.json"
+    with pytest.raises(RuntimeError):
+        label_manifest(corpus, output, maker, WindowFeatures(fail_at_call=3))
+    frames = sample_corpus_frames([corpus], WindowFeatures(), 10**6, seed=0)
+    other = fit_label_maker(frames, [9], WindowFeatures.description, backend="sklearn")
+    label_manifest(corpus, output, other, WindowFeatures())
+    assert check_labelled_manifest(output, other.id)["utterances"] == 12
+
+
+def test_a_finished_output_is_recognised(corpus, maker, tmp_path):
+    """Re-running a recipe costs nothing, unless the manifest, the k-means or the output changed."""
+    output = tmp_path / "labelled.json"
+    label_manifest(corpus, output, maker, WindowFeatures())
+    assert label_manifest(corpus, output, maker, WindowFeatures(fail_at_call=1)) is False
+    entries = read_manifest(corpus)
+    write_manifest(corpus, entries[:-1])
+    assert label_manifest(corpus, output, maker, WindowFeatures()) is True
+    assert len(read_manifest(output)) == 11
+    output.write_text("not a manifest\n")
+    assert label_manifest(corpus, output, maker, WindowFeatures()) is True
+    frames = sample_corpus_frames([corpus], WindowFeatures(), 10**6, seed=0)
+    other = fit_label_maker(frames, [9], WindowFeatures.description, backend="sklearn")
+    assert label_manifest(corpus, output, other, WindowFeatures()) is True
+    assert check_labelled_manifest(output)["maker"] == other.id
+
+
+def bad_audio(tmp_path, kind):
+    path = tmp_path / "bad.wav"
+    noise = np.random.default_rng(0).normal(0, 0.1, 16000)
+    if kind == "short":
+        soundfile.write(path, noise[:399], 16000)
+    elif kind == "stereo":
+        soundfile.write(path, np.stack([noise, noise], 1), 16000)
+    elif kind == "nan":
+        soundfile.write(path, np.where(noise > 0.2, np.nan, noise).astype(np.float32), 16000, subtype="FLOAT")
+    elif kind == "garbage":
+        path.write_bytes(b"RIFF nothing")
+    elif kind == "empty":
+        soundfile.write(path, noise[:0], 16000)
+    elif kind == "silent":
+        soundfile.write(path, np.zeros(48000), 16000)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("short", "399 samples, fewer than the 400"),
+        ("stereo", "2 channels"),
+        ("nan", "NaN"),
+        ("garbage", "cannot be read"),
+        ("empty", "no samples"),
+        ("missing", "no such audio file"),
+        ("silent", "all 149 labels"),
+    ],
+)
+def test_bad_audio_is_named_and_work_before_it_is_kept(corpus, maker, tmp_path, kind, message):
+    good = read_manifest(corpus)
+    bad = {**good[8], "audio_filepath": bad_audio(tmp_path, kind)}
+    write_manifest(corpus, good[:8] + [bad] + good[9:])
+    output = tmp_path / "labelled.json"
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        label_manifest(corpus, output, maker, WindowFeatures())
+    assert f"{corpus}:9" in str(error.value)
+    assert not output.exists()
+    write_manifest(corpus, good[:8] + good[9:])  # the user removes the line
+    features = WindowFeatures()
+    label_manifest(corpus, output, maker, features)
+    assert features.utterances < 11
+    assert len(read_manifest(output)) == 11
+
+
+def test_a_line_that_is_not_json_is_found_before_any_work(corpus, maker, tmp_path):
+    corpus.write_text(corpus.read_text() + "{broken\n")
+    with pytest.raises(ValueError, match=f"{corpus}:13: not JSON"):
+        label_manifest(corpus, tmp_path / "labelled.json", maker, WindowFeatures(fail_at_call=1))
+
+
+def test_features_that_are_not_finite_are_refused(corpus, maker, tmp_path):
+    """argmin of NaN is a label: an encoder that diverged would label everything 0."""
+
+    class Broken(WindowFeatures):
+        def __call__(self, waveforms):
+            return [each * np.nan for each in super().__call__(waveforms)]
+
+    with pytest.raises(ValueError, match=f"{corpus}:1: .* of u0 are not finite"):
+        label_manifest(corpus, tmp_path / "labelled.json", maker, Broken())
+
+
+class TinyEncoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Linear(400, 4)
+
+    def extract_features(self, audio, length, layer):
+        return self.project(audio.unfold(1, 400, 320)), frame_count(length)
+
+
+def test_another_encoder_is_refused(corpus, tmp_path):
+    """Pain point of the ancestors: a k-means of one iteration used with the encoder of another."""
+    features, other = HiddenFeatures(TinyEncoder(), layer=6), HiddenFeatures(TinyEncoder(), layer=6)
+    frames = sample_corpus_frames([corpus], features, 10**6, seed=0)
+    maker = fit_label_maker(frames, [12, 4], features.description, backend="sklearn")
+    with pytest.raises(ValueError, match="Use the encoder and the layer that its k-means was fitted with"):
+        label_manifest(corpus, tmp_path / "labelled.json", maker, other)
+    label_manifest(corpus, tmp_path / "labelled.json", maker, features)
+
+
+@pytest.mark.parametrize("assignment", ["nested", "nearest"])
+def test_metrics_of_a_manifest(corpus, tmp_path, assignment):
+    """Against all frames at once, with units that are the coarse labels themselves: those must be pure."""
+    frames = sample_corpus_frames([corpus], WindowFeatures(), 10**6, seed=0)
+    maker = fit_label_maker(frames, [12, 4], WindowFeatures.description, assignment, "sklearn")
+    label_manifest(corpus, tmp_path / "labelled.json", maker, WindowFeatures())
+    intervals = {}
+    coarse, fine = [], []
+    for where, entry in list(iter_manifest(tmp_path / "labelled.json"))[4:]:
+        sets = FrameLabels.from_manifest(entry["labels"], where).sets
+        sets = maker.expand(sets[12]) if assignment == "nested" else sets
+        start = (320 * np.arange(len(sets[4])) + 200) / 16000
+        intervals[Path(entry["audio_filepath"]).stem] = start, start + 0.01, sets[4].astype(int)
+        coarse.append(sets[4])
+        fine.append(sets[12])
+    report = measure_manifest(tmp_path / "labelled.json", maker, Alignments("phone", list("abcd"), intervals))
+    assert (report["utterances"], report["aligned_utterances"], report["unit"]) == (12, 8, "phone")
+    assert report["sets"][4]["pnmi"] == pytest.approx(1) and report["sets"][4]["unit_purity"] == 1
+    coarse, fine = np.concatenate(coarse), np.concatenate(fine)
+    best = sum(np.bincount(coarse[fine == cluster]).max() for cluster in np.unique(fine))
+    assert report["sets"][12]["unit_purity"] == pytest.approx(best / len(fine))
+    with pytest.raises(ValueError, match="none of 12 utterances is aligned"):
+        measure_manifest(tmp_path / "labelled.json", maker, Alignments("phone", ["a"], {"x": intervals["u7"]}))
+
+
+# --- scripts ---------------------------------------------------------------------------------------------------------
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def test_scripts_fit_make_and_check(corpus, tmp_path, capsys):
+    km, output, metrics = (str(tmp_path / name) for name in ("km.npz", "labelled.json", "metrics.json"))
+    fit = f"--manifest {corpus} --features mfcc --clusters 20 10 5 --backend sklearn --output {km}".split()
+    script("fit_kmeans")(fit)
+    maker = LabelMaker.load(km)
+    assert maker.sets == [20, 10, 5] and maker.features == FeatureDescription("mfcc", 39)
+    script("label")(f"make --kmeans {km} --manifest {corpus} --output {output} --metrics_output {metrics}".split())
+    report = json.loads(Path(metrics).read_text())
+    assert report["maker"] == maker.id and list(report["sets"]) == ["20", "10", "5"]
+    capsys.readouterr()
+    script("label")(f"check --manifest {output} --kmeans {km}".split())
+    assert json.loads(capsys.readouterr().out)["utterances"] == 12
+    with pytest.raises(SystemExit):
+        script("fit_kmeans")(fit)  # never over a file that labels may depend on
+    assert "labels may depend on it" in capsys.readouterr().err
+    assert LabelMaker.load(km).id == maker.id
+
+
+def test_scripts_use_the_layer_of_the_kmeans(corpus, tmp_path, monkeypatch):
+    """`label.py` takes no layer: a layer other than that of the k-means could only give wrong labels."""
+    encoders = {"a.nemo": TinyEncoder(), "b.nemo": TinyEncoder()}
+    loading = types.SimpleNamespace(load_encoder=encoders.__getitem__)
+    monkeypatch.setitem(sys.modules, "nemo_mshubert.models.loading", loading)
+    km, output = tmp_path / "km.npz", tmp_path / "labelled.json"
+    fit = f"--manifest {corpus} --features hidden --encoder a.nemo --layer 4 --clusters 9 3 --output {km} --device cpu"
+    script("fit_kmeans")(fit.split())
+    assert LabelMaker.load(km).features == HiddenFeatures(encoders["a.nemo"], 4).description
+    make = f"make --kmeans {km} --manifest {corpus} --output {output} --device cpu --encoder"
+    with pytest.raises(ValueError, match="Use the encoder and the layer"):
+        script("label")([*make.split(), "b.nemo"])
+    script("label")([*make.split(), "a.nemo"])
+    assert check_labelled_manifest(output, LabelMaker.load(km).id)["utterances"] == 12
+
+
+def test_scripts_name_what_is_missing(corpus, tmp_path, capsys):
+    for arguments, message in [
+        ("--features hidden", "needs --encoder"),
+        ("--features mfcc --clusters 5 10", "strictly descending"),
+    ]:
+        with pytest.raises(SystemExit):
+            script("fit_kmeans")(f"--manifest {corpus} --output {tmp_path / 'km.npz'} {arguments}".split())
+        assert message in capsys.readouterr().err
+    frames = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    hidden = fit_label_maker(frames, [4], FeatureDescription("hidden", 4, 6, "f" * 16), backend="sklearn")
+    hidden.save(tmp_path / "hidden.npz")
+    with pytest.raises(ValueError, match="name its .nemo with --encoder"):
+        script("label")(f"make --kmeans {tmp_path / 'hidden.npz'} --manifest {corpus} --output out.json".split())

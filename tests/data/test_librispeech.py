@@ -1,0 +1,424 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Manifests of LibriSpeech-like folders: right where the corpus is right, loud where it is not."""
+
+import hashlib
+import io
+import json
+import re
+import subprocess
+import sys
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from nemo_mshubert.data import librispeech
+from nemo_mshubert.data.librispeech import (
+    ARCHIVES,
+    FOLDS,
+    LIBRILIGHT_FOLDER,
+    Archive,
+    download,
+    download_corpora,
+    extract,
+    normalize_text,
+    prepare_librispeech,
+    summary_table,
+)
+from nemo_mshubert.data.manifest import read_manifest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_librispeech.py"
+
+
+def add_chapter(subset: Path, speaker: str, chapter: str, texts, seconds=0.5) -> Path:
+    """A chapter whose utterance n lasts ``seconds`` + n / 10, of noise: silent FLAC would have no bytes to cut off."""
+    folder = subset / speaker / chapter
+    folder.mkdir(parents=True)
+    lines = []
+    for number, text in enumerate(texts):
+        utt_id = f"{speaker}-{chapter}-{number:04d}"
+        samples = np.random.default_rng(number).uniform(-0.1, 0.1, int(16000 * seconds) + 1600 * number)
+        soundfile.write(folder / f"{utt_id}.flac", samples, 16000)
+        lines.append(f"{utt_id} {text}\n")
+    (folder / f"{speaker}-{chapter}.trans.txt").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    add_chapter(tmp_path / "data/LibriSpeech/dev-clean", "84", "121123", ["GO, DO YOU HEAR", "BUT IT'S HE"])
+    add_chapter(tmp_path / "data/LibriSpeech/dev-clean", "174", "50561", ["FORGOTTEN TOO"])
+    (tmp_path / "data/LibriSpeech/SPEAKERS.TXT").write_text(
+        ";ID  |SEX| SUBSET           |MINUTES| NAME\n"
+        "84   | F | dev-clean        |  8.02 | Christie Nowak\n"
+        "174  | M | dev-clean        |  8.04 | Peter | Eastman\n"
+    )
+    return tmp_path / "data"
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("level", ["", "LibriSpeech"])
+def test_manifest_is_what_lies_on_disk(corpus, tmp_path, level):
+    """Otherwise training reads wrong audio, wrong text or wrong durations."""
+    prepare_librispeech(corpus / level, tmp_path / "out")
+    folder = corpus / "LibriSpeech/dev-clean"
+    expected = [
+        ("174", "M", "174-50561-0000", folder / "174/50561/174-50561-0000.flac", 0.5, "forgotten too"),
+        ("84", "F", "84-121123-0000", folder / "84/121123/84-121123-0000.flac", 0.5, "go do you hear"),
+        ("84", "F", "84-121123-0001", folder / "84/121123/84-121123-0001.flac", 0.6, "but it's he"),
+    ]
+    assert read_manifest(tmp_path / "out/dev-clean.json") == [
+        {
+            "audio_filepath": str(path),
+            "duration": seconds,
+            "text": text,
+            "utt_id": utt_id,
+            "speaker": speaker,
+            "gender": gender,
+            "subset": "dev-clean",
+        }
+        for speaker, gender, utt_id, path, seconds, text in expected
+    ]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "dev-clean.json"
+    ]  # no temporary, no problems
+
+
+@pytest.mark.unit
+def test_gender_is_left_out_where_nobody_noted_it(corpus, tmp_path):
+    """An invented gender would skew every analysis by gender."""
+    (corpus / "LibriSpeech/SPEAKERS.TXT").unlink()
+    entries = prepare_librispeech(corpus, tmp_path / "out")["dev-clean"]
+    assert all("gender" not in entry for entry in entries)
+
+
+@pytest.mark.unit
+def test_train_960_joins_the_three_train_subsets_and_only_them(corpus, tmp_path):
+    """Otherwise pre-training sees a part of the corpus, or the development set."""
+    names = ["train-clean-100", "train-clean-360", "train-other-500"]
+    for number, name in enumerate(names[:2]):
+        add_chapter(corpus / "LibriSpeech" / name, f"90{number}", "1", ["A"])
+    assert "train-960" not in prepare_librispeech(corpus, tmp_path / "out")
+    add_chapter(corpus / "LibriSpeech" / names[2], "902", "1", ["A"])
+    manifests = prepare_librispeech(corpus, tmp_path / "out", subsets=["train-960", "dev-clean"])
+    assert list(manifests) == ["train-960", "dev-clean"]
+    assert [entry["subset"] for entry in read_manifest(tmp_path / "out/train-960.json")] == names
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("level", ["", LIBRILIGHT_FOLDER])
+def test_librilight_sets_are_made_of_the_right_folds(tmp_path, level):
+    """Otherwise results for 10 minutes, 1 hour and 10 hours compare with nobody's."""
+    folders = FOLDS + ("9h/clean", "9h/other")
+    for number, folder in enumerate(folders):
+        add_chapter(tmp_path / "data" / level / folder, str(100 + number), "7", ["A"])
+    manifests = prepare_librispeech(tmp_path / "data", tmp_path / "out")
+    subsets = {name: [entry["subset"] for entry in entries] for name, entries in manifests.items()}
+    assert subsets["10min"] == ["1h/0/clean", "1h/0/other"]
+    assert subsets["1h"] == [f"1h/{fold}/{kind}" for fold in range(6) for kind in ("clean", "other")]
+    assert subsets["10h"] == subsets["1h"] + ["9h/clean", "9h/other"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["10h.json", "10min.json", "1h.json"]
+
+
+@pytest.mark.unit
+def test_missing_fold_of_librilight_is_named(tmp_path):
+    """A broken-off copy would otherwise give an hour of 50 minutes, or silently no manifest."""
+    for number, folder in enumerate(FOLDS[:-1]):
+        add_chapter(tmp_path / "data" / LIBRILIGHT_FOLDER / folder, str(100 + number), "7", ["A"])
+    with pytest.raises(ValueError, match="3 problems"):
+        prepare_librispeech(tmp_path / "data", tmp_path / "out")
+    assert "1h/5/other: no such folder" in (tmp_path / "out/problems.txt").read_text()
+    assert list(prepare_librispeech(tmp_path / "data", tmp_path / "out", subsets=["10min"])) == ["10min"]
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+DAMAGES = {
+    "empty": (lambda path: path.write_bytes(b""), "empty file"),
+    "not audio": (lambda path: path.write_bytes(b"<html>404</html>"), "broken or cut off"),
+    "cut off": (cut_off, "broken or cut off"),
+    "stereo": (lambda path: soundfile.write(path, np.zeros((800, 2)), 16000), "2 channels"),
+    "no samples": (lambda path: soundfile.write(path, np.zeros(0), 16000), ""),
+    "missing": (lambda path: path.unlink(), "no such file"),
+}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_audio_is_named_and_can_be_skipped(corpus, tmp_path, damage):
+    """Otherwise training stops hours later, in a data loader, at a file it does not name."""
+    do_damage, complaint = DAMAGES[damage]
+    path = corpus / "LibriSpeech/dev-clean/84/121123/84-121123-0001.flac"
+    do_damage(path)
+    with pytest.raises(ValueError, match="1 problems.*--skip_broken"):
+        prepare_librispeech(corpus, tmp_path / "out")
+    problem = (tmp_path / "out/problems.txt").read_text()
+    assert problem.startswith(f"{path}: ") and complaint in problem
+    assert not (tmp_path / "out/dev-clean.json").exists()
+
+    manifests = prepare_librispeech(corpus, tmp_path / "out", skip_broken=True)
+    assert [entry["utt_id"] for entry in manifests["dev-clean"]] == ["174-50561-0000", "84-121123-0000"]
+    assert (tmp_path / "out/problems.txt").read_text() == problem
+
+
+@pytest.mark.unit
+def test_every_bad_transcript_is_named_with_its_line(corpus, tmp_path):
+    """Otherwise the vocabulary of a CTC model gains digits, or utterances vanish unnoticed."""
+    path = corpus / "LibriSpeech/dev-clean/84/121123/84-121123.trans.txt"
+    path.write_text("84-121123-0000 CHAPTER 12\n84-121123-0001\n84-121123-0001 TWICE\n84-121123-0009 NO AUDIO\n")
+    (corpus / "LibriSpeech/dev-clean/174/50561/174-50561.trans.txt").unlink()
+    (corpus / "LibriSpeech/dev-clean/174/99").mkdir()
+    with pytest.raises(ValueError, match="6 problems"):
+        prepare_librispeech(corpus, tmp_path / "out")
+    problems = (tmp_path / "out/problems.txt").read_text().splitlines()
+    for start, end in (
+        (f"{path}:1: 84-121123-0000", "1 2; spell it out"),
+        (f"{path}:2: 84-121123-0001", "no words"),
+        (f"{path}:3: 84-121123-0001", "second transcript"),
+        (f"{path.parent / '84-121123-0009.flac'}", "no such file, though it has a transcript"),
+        (f"{corpus / 'LibriSpeech/dev-clean/174/50561/174-50561-0000.flac'}", "no transcript"),
+        (f"{corpus / 'LibriSpeech/dev-clean/174/99'}", "neither audio nor transcripts"),
+    ):
+        assert sum(problem.startswith(start) and problem.endswith(end) for problem in problems) == 1, (start, problems)
+
+
+@pytest.mark.unit
+def test_problems_of_an_earlier_run_do_not_stay(corpus, tmp_path):
+    """A stale list sends people after files that are sound."""
+    path = corpus / "LibriSpeech/dev-clean/84/121123/84-121123-0001.flac"
+    whole = path.read_bytes()
+    cut_off(path)
+    with pytest.raises(ValueError):
+        prepare_librispeech(corpus, tmp_path / "out")
+    path.write_bytes(whole)
+    prepare_librispeech(corpus, tmp_path / "out")
+    assert not (tmp_path / "out/problems.txt").exists()
+
+
+@pytest.mark.unit
+def test_wrong_folders_and_names_say_what_was_expected(corpus, tmp_path):
+    """Otherwise a mistyped path gives an empty manifest."""
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty: no subset here. Expected <subset>/<speaker>/<chapter>"):
+        prepare_librispeech(tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        prepare_librispeech(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(ValueError, match="dev-claen: cannot be made.*Found: dev-clean"):
+        prepare_librispeech(corpus, tmp_path / "out", subsets=["dev-claen"])
+    add_chapter(corpus / "dev-clean", "84", "121123", ["A"])
+    with pytest.raises(ValueError, match="dev-clean is there twice"):
+        prepare_librispeech(corpus, tmp_path / "out")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("HE SAID  'NO'\t", "he said 'no'"),
+        ("Café—naïve; Ægir’s well-known Œuvre.", "cafe naive aegir's well known oeuvre"),
+        ("“Groß,” ŁÓDŹ (1st", None),
+        ("ﬁnd ½", None),
+        ("ﬁnd it™", "find ittm"),
+        ("Привет", None),
+        ("...", None),
+        ("A & B", None),
+    ],
+)
+def test_text_is_letters_or_refused(text, expected):
+    """One stray character is one more output of every CTC model trained on it."""
+    if expected is None:
+        with pytest.raises(ValueError):
+            normalize_text(text)
+    else:
+        assert normalize_text(text) == expected
+        assert re.fullmatch(r"[a-z']+( [a-z']+)*", expected)
+
+
+@pytest.mark.unit
+def test_table_adds_up(corpus, tmp_path):
+    """People judge by this table whether the corpus is complete."""
+    table = summary_table(prepare_librispeech(corpus, tmp_path / "out")).splitlines()
+    assert table[1].split() == ["dev-clean", "0.00", "2", "3"]
+
+
+@pytest.mark.integration
+def test_script_fails_on_a_broken_corpus(corpus, tmp_path):
+    """A pipeline must stop at the broken corpus, not after it."""
+    command = [sys.executable, str(SCRIPT), "--data", str(corpus), "--output", str(tmp_path / "out")]
+    good = subprocess.run(command, capture_output=True, text=True)
+    assert good.returncode == 0 and "dev-clean" in good.stdout, good.stderr
+    cut_off(corpus / "LibriSpeech/dev-clean/84/121123/84-121123-0001.flac")
+    bad = subprocess.run(command, capture_output=True, text=True)
+    assert bad.returncode != 0 and "84-121123-0001.flac" in bad.stderr and "Traceback" not in bad.stderr
+    assert subprocess.run([*command, "--skip_broken"], capture_output=True).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------------ download
+class Server:
+    """Serves one body over HTTP; notes the ranges asked for, and breaks off after ``limit`` bytes of an answer."""
+
+    def __init__(self, body: bytes, ranges=True, limit=None):
+        self.asked, server = [], self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked = self.headers.get("Range")
+                server.asked.append(asked)
+                start = int(asked.split("=")[1].rstrip("-")) if asked and ranges else 0
+                if start and start >= len(body):
+                    return self.send_error(416)
+                self.send_response(206 if start else 200)
+                self.send_header("Content-Length", str(len(body) - start))
+                self.end_headers()
+                self.wfile.write(body[start:][:limit])
+
+            def log_message(self, *args):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/dev-clean.tar.gz"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+BODY = np.random.default_rng(0).bytes(100_000)
+
+
+def archive_of(body: bytes, url: str) -> Archive:
+    return Archive(url, "md5", hashlib.md5(body).hexdigest())
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "present, ranges, asked",
+    [
+        (0, True, None),
+        (50_000, True, "bytes=50000-"),
+        (50_000, False, "bytes=50000-"),
+        (100_000, True, "bytes=100000-"),
+    ],
+)
+def test_download_goes_on_where_it_stopped(tmp_path, present, ranges, asked):
+    """Otherwise a connection lost at 29 of 30 GB costs all of them."""
+    path = tmp_path / "dev-clean.tar.gz"
+    if present:
+        (tmp_path / "dev-clean.tar.gz.part").write_bytes(BODY[:present])
+    with Server(BODY, ranges) as server:
+        download(archive_of(BODY, server.url), path)
+        assert server.asked == [asked]
+    assert path.read_bytes() == BODY
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.unit
+def test_broken_connections_are_taken_up_again(tmp_path):
+    """openslr.org does break off; nobody should have to sit beside it."""
+    with Server(BODY, limit=30_000) as server:
+        download(archive_of(BODY, server.url), tmp_path / "a")
+        assert server.asked == [None, "bytes=30000-", "bytes=60000-", "bytes=90000-"]
+    assert (tmp_path / "a").read_bytes() == BODY
+    with Server(BODY, limit=10_000) as server:
+        with pytest.raises(ConnectionError, match="broke off after 50000 of 100000 bytes. Run again"):
+            download(archive_of(BODY, server.url), tmp_path / "b")
+    assert (tmp_path / "b.part").read_bytes() == BODY[:50_000]
+
+
+@pytest.mark.unit
+def test_wrong_checksum_is_refused(tmp_path):
+    """A damaged or exchanged archive must not become a training corpus."""
+    with Server(BODY) as server:
+        with pytest.raises(ValueError, match="md5 is .*, expected 0123"):
+            download(Archive(server.url, "md5", "0123"), tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.unit
+def test_checksums_have_the_length_of_their_algorithm():
+    """A mistyped checksum would refuse a good archive after hours of download."""
+    for archive in ARCHIVES.values():
+        assert re.fullmatch("[0-9a-f]{%d}" % (2 * hashlib.new(archive.algorithm).digest_size), archive.digest)
+
+
+def tar_of(folder: Path, path: Path) -> bytes:
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(folder, arcname=folder.name)
+    return path.read_bytes()
+
+
+@pytest.mark.unit
+def test_downloaded_subset_becomes_a_manifest_once(corpus, tmp_path, monkeypatch):
+    """The one command of the README: fetch, check, unpack, write."""
+    body = tar_of(corpus / "LibriSpeech", tmp_path / "made.tar.gz")
+    with Server(body) as server:
+        monkeypatch.setitem(librispeech.ARCHIVES, "dev-clean", archive_of(body, server.url))
+        for _ in range(2):
+            download_corpora(tmp_path / "new", ["dev-clean"])
+        assert len(server.asked) == 1  # the second time it is there
+    manifests = prepare_librispeech(tmp_path / "new", tmp_path / "out", ["dev-clean"])
+    assert [entry["gender"] for entry in manifests["dev-clean"]] == ["M", "F", "F"]
+    assert not list((tmp_path / "new").glob(".*"))
+
+
+@pytest.mark.unit
+def test_archive_that_lies_there_is_checked_and_used(corpus, tmp_path, monkeypatch):
+    """Clusters without internet: the archive is copied there by hand, whole or not."""
+    (tmp_path / "new").mkdir()
+    body = tar_of(corpus / "LibriSpeech", tmp_path / "new/dev-clean.tar.gz")
+    monkeypatch.setitem(librispeech.ARCHIVES, "dev-clean", archive_of(b"other", "http://127.0.0.1:9/dev-clean.tar.gz"))
+    with pytest.raises(ValueError, match="md5 is"):
+        download_corpora(tmp_path / "new", ["dev-clean"])
+    monkeypatch.setitem(librispeech.ARCHIVES, "dev-clean", archive_of(body, "http://127.0.0.1:9/dev-clean.tar.gz"))
+    download_corpora(tmp_path / "new", ["dev-clean"])
+    assert (tmp_path / "new/LibriSpeech/dev-clean/84").is_dir()
+
+
+@pytest.mark.unit
+def test_archive_cannot_write_outside(tmp_path):
+    """A prepared archive could otherwise overwrite any file of the user."""
+    with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as tar:
+        member = tarfile.TarInfo("../escaped.txt")
+        member.size = 4
+        tar.addfile(member, io.BytesIO(b"evil"))
+    (tmp_path / "inner/data").mkdir(parents=True)
+    with pytest.raises(tarfile.FilterError):
+        extract(tmp_path / "bad.tar.gz", tmp_path / "inner/data")
+    assert not list(tmp_path.rglob("escaped.txt"))
+
+
+@pytest.mark.unit
+def test_unknown_name_is_not_downloaded(tmp_path):
+    with pytest.raises(ValueError, match="Cannot download dev-claen.*dev-clean"):
+        download_corpora(tmp_path, ["dev-claen"])
+
+
+@pytest.mark.unit
+def test_manifest_lines_are_json_in_one_line_each(corpus, tmp_path):
+    """NeMo reads line by line."""
+    prepare_librispeech(corpus, tmp_path / "out")
+    lines = (tmp_path / "out/dev-clean.json").read_text().splitlines()
+    assert len(lines) == 3 and all(isinstance(json.loads(line), dict) for line in lines)

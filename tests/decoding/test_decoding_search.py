@@ -1,0 +1,161 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The search for decoding weights: resumable trial by trial, and refused where it would waste hours."""
+
+import builtins
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nemo_mshubert.decoding import search as search_module
+from nemo_mshubert.decoding.config import read_config
+from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
+from nemo_mshubert.decoding.log_probs import write_log_probs
+from nemo_mshubert.decoding.search import RANGES, Trial, plot_trials, read_trials, require_ax, search
+from nemo_mshubert.decoding.tuning import tune
+
+ROOT = Path(__file__).resolve().parents[2]
+FIRST = {"lm_weight": 2.0, "word_score": -1.0, "sil_score": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def needs_ax(request):
+    if "without_ax" not in request.node.name:
+        pytest.importorskip("ax", reason="Ax is an optional extra")
+
+
+def bowl(weights):
+    """Least at (3, 1, -2)."""
+    return 0.05 + sum((weights[name] - best) ** 2 for name, best in zip(RANGES, (3.0, 1.0, -2.0))) / 1000
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("finished", [1, 4, 9])
+def test_an_interrupted_search_resumes_with_the_same_trials(tmp_path, finished):
+    """Interrupted in its first, Sobol and Bayesian phase: the trials must be those of the uninterrupted search."""
+    calls = []
+
+    def interrupted(weights):
+        if len(calls) == finished:
+            raise KeyboardInterrupt
+        calls.append(weights)
+        return bowl(weights)
+
+    whole = search(bowl, tmp_path / "whole.jsonl", {"lm": "a"}, FIRST, num_trials=11, seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        search(interrupted, tmp_path / "resumed.jsonl", {"lm": "a"}, FIRST, num_trials=11, seed=3)
+    assert len(read_trials(tmp_path / "resumed.jsonl", {"lm": "a"})) == finished
+
+    resumed_calls = []
+    resumed = search(
+        lambda weights: resumed_calls.append(weights) or bowl(weights),
+        tmp_path / "resumed.jsonl",
+        {"lm": "a"},
+        FIRST,
+        num_trials=11,
+        seed=3,
+    )
+    assert resumed == whole and len(resumed_calls) == 11 - finished
+    assert (tmp_path / "resumed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert whole[0].weights == FIRST
+    assert len({tuple(trial.weights.values()) for trial in whole}) == 11  # no trial is spent twice
+    assert search(None, tmp_path / "whole.jsonl", {"lm": "a"}, FIRST, num_trials=11, seed=3) == whole  # nothing to run
+
+
+@pytest.mark.integration
+def test_the_gaussian_process_beats_the_random_points(tmp_path):
+    trials = search(bowl, tmp_path / "t.jsonl", {}, FIRST, num_trials=20, seed=0)
+    initial, proposed = trials[: search_module.INITIAL_TRIALS], trials[search_module.INITIAL_TRIALS :]
+    assert min(trial.wer for trial in proposed) < min(trial.wer for trial in initial)
+    for trial in trials:
+        assert all(low <= trial.weights[name] <= high for name, (low, high) in RANGES.items())
+
+
+@pytest.mark.unit
+def test_trials_of_another_setup_are_refused(tmp_path):
+    """Mixing trials of two LMs would choose the weights of neither."""
+    search(bowl, tmp_path / "t.jsonl", {"lm": "a"}, FIRST, num_trials=1, seed=0)
+    with pytest.raises(ValueError, match="t.jsonl:1: these trials are of lm 'a', this search is of 'b'"):
+        search(bowl, tmp_path / "t.jsonl", {"lm": "b"}, FIRST, num_trials=1, seed=0)
+    (tmp_path / "t.jsonl").write_text("hello\n")
+    with pytest.raises(ValueError, match="not a file of trials"):
+        search(bowl, tmp_path / "t.jsonl", {"lm": "a"}, FIRST, num_trials=1, seed=0)
+
+
+@pytest.mark.unit
+def test_without_ax_the_command_to_install_it_is_named(monkeypatch):
+    real_import = builtins.__import__
+
+    def no_ax(name, *args, **kwargs):
+        if name.startswith("ax"):
+            raise ImportError("No module named 'ax'")
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_ax)
+    with pytest.raises(ImportError, match="pip install"):
+        require_ax()
+
+
+@pytest.mark.unit
+def test_plot_is_an_image(tmp_path):
+    plot_trials([Trial(1.0, 0.0, -1.0, 0.2), Trial(2.0, 0.0, -1.0, 0.1)], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def dev_set(tmp_path, write_arpa, write_lexicon_of, emit):
+    """A model that hears "see" for "sea", and an LM that knows better."""
+    lm = write_arpa({"the": -1.0, "sea": -1.0, "see": -1.0}, {("the", "sea"): -0.5, ("the", "see"): -3.0})
+    log_probs = emit("the|se_e", ENGLISH_LABELS)
+    log_probs[-1, ENGLISH_LABELS.index("a")] = log_probs[-1, ENGLISH_LABELS.index("e")] - 2.0
+    write_log_probs(tmp_path / "dev.safetensors", ENGLISH_LABELS, [(f"u{n}", "the sea", log_probs) for n in range(3)])
+    return {
+        "--lm": lm,
+        "--lexicon": write_lexicon_of(["the", "sea", "see"]),
+        "--log_probs": tmp_path / "dev.safetensors",
+    }
+
+
+@pytest.mark.integration
+def test_script_tunes_and_writes_what_evaluation_reads(tmp_path, dev_set):
+    output = tmp_path / "tuned.yaml"
+    command = [sys.executable, ROOT / "scripts" / "tune_decoding.py", "--trials", "2", "--workers", "1"]
+    command += ["--output", output, *(part for option in dev_set.items() for part in option)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "3 utterances; WER without LM: 50.00 %" in run.stdout and "WER 0.00 %" in run.stdout
+    tuned = read_config(output)
+    setup, *trials = map(json.loads, (tmp_path / "tuned.trials.jsonl").read_text().splitlines())
+    best = min(trials, key=lambda trial: trial["wer"])
+    assert len(trials) == 2 and best["wer"] == 0.0 and setup["setup"]["beam_size"] == tuned.beam_size == 500
+    assert {name: getattr(tuned, name) for name in RANGES} == {name: best[name] for name in RANGES}
+    assert (tmp_path / "tuned.png").exists()
+
+
+@pytest.mark.unit
+def test_dev_sets_without_words_or_of_two_models_are_refused(tmp_path, dev_set, make_config, emit):
+    config = make_config(dev_set["--lm"], dev_set["--lexicon"])
+    write_log_probs(tmp_path / "silent.safetensors", ENGLISH_LABELS, [("u", "", emit("_", ENGLISH_LABELS))])
+    with pytest.raises(ValueError, match="references hold no words"):
+        tune(config, [tmp_path / "silent.safetensors"], tmp_path / "t.yaml", num_trials=1, seed=0, workers=1)
+    write_log_probs(tmp_path / "other.safetensors", [" ", "a"], [("u", "a", np.zeros((1, 3)))])
+    with pytest.raises(ValueError, match="other.safetensors: labels differ"):
+        paths = [dev_set["--log_probs"], tmp_path / "other.safetensors"]
+        tune(config, paths, tmp_path / "t.yaml", num_trials=1, seed=0, workers=1)
+    assert not (tmp_path / "t.yaml").exists()

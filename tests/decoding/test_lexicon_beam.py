@@ -1,0 +1,224 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The lexicon beam search against results worked out by hand, and against all paths tried one by one."""
+
+import dataclasses
+import itertools
+import math
+import pickle
+import re
+
+import kenlm
+import numpy as np
+import pytest
+import torch
+
+from nemo_mshubert.data.manifest import SAMPLE_RATE
+from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
+from nemo_mshubert.decoding.lexicon_beam import FRAME_SECONDS, LexiconBeamSearchDecoder
+from nemo_mshubert.modules.frames import HOP_SAMPLES
+
+pytestmark = pytest.mark.unit
+AB = [" ", "a", "b"]
+
+
+def best_text(decoder, log_probs):
+    return decoder.decode(log_probs, "utt")[0].text
+
+
+@pytest.fixture
+def sea(write_arpa, write_lexicon_of, make_config, emit):
+    """Sounds like "the sea": its a beats e by 1 nat in the last frame. The LM prefers "the see" by 0.5 in log10."""
+    lm = write_arpa({"the": -1.0, "sea": -1.0, "see": -1.0}, {("the", "sea"): -1.5, ("the", "see"): -1.0})
+    config = make_config(lm, write_lexicon_of(["the", "sea", "see"]))
+    log_probs = emit("the|se_a", ENGLISH_LABELS)
+    log_probs[-1, ENGLISH_LABELS.index("a")] = math.log(0.6)
+    log_probs[-1, ENGLISH_LABELS.index("e")] = math.log(0.6) - 1.0
+    return config, log_probs
+
+
+@pytest.mark.parametrize("lm_weight, text", [(0.0, "the sea"), (1.99, "the sea"), (2.01, "the see"), (8.0, "the see")])
+def test_lm_flips_the_answer_exactly_where_the_weights_say(sea, lm_weight, text):
+    """1 nat of acoustics against 0.5 of log10 LM: the tie is at a weight of 2; elsewhere a unit or a sign is wrong."""
+    config, log_probs = sea
+    decoder = LexiconBeamSearchDecoder(ENGLISH_LABELS, dataclasses.replace(config, lm_weight=lm_weight))
+    assert best_text(decoder, log_probs) == text
+
+
+@pytest.mark.parametrize("word_score, text", [(0.49, "today"), (0.51, "to day")])
+def test_word_score_flips_one_word_into_two(write_arpa, write_lexicon_of, make_config, emit, word_score, text):
+    """ "to day" costs 0.5 nat more in one frame, and has one word more."""
+    config = make_config(
+        write_arpa({"to": -1.0, "day": -1.0, "today": -1.0}), write_lexicon_of(["to", "day", "today"])
+    )
+    log_probs = emit("to_day", ENGLISH_LABELS)
+    log_probs[2, ENGLISH_LABELS.index(" ")] = log_probs[2, len(ENGLISH_LABELS)] - 0.5
+    decoder = LexiconBeamSearchDecoder(ENGLISH_LABELS, dataclasses.replace(config, word_score=word_score))
+    assert best_text(decoder, log_probs) == text
+
+
+@pytest.mark.parametrize("sil_score, text", [(-0.49, "to day"), (-0.51, "today")])
+def test_sil_score_counts_each_delimiter_frame_but_not_the_closing_one(
+    write_arpa, write_lexicon_of, make_config, emit, sil_score, text
+):
+    """ "to day" is 0.5 nat better in one frame, which is a delimiter."""
+    config = make_config(
+        write_arpa({"to": -1.0, "day": -1.0, "today": -1.0}), write_lexicon_of(["to", "day", "today"])
+    )
+    log_probs = emit("to|day", ENGLISH_LABELS)
+    log_probs[2, len(ENGLISH_LABELS)] = log_probs[2, ENGLISH_LABELS.index(" ")] - 0.5
+    decoder = LexiconBeamSearchDecoder(ENGLISH_LABELS, dataclasses.replace(config, sil_score=sil_score))
+    assert best_text(decoder, log_probs) == text
+
+
+def exhaustive(log_probs_TV, labels, words, config):
+    """Score of every word sequence, by trying every path of tokens: slow, and nothing in common with a beam search."""
+    lm, blank, scores = kenlm.Model(config.lm), len(labels), {}
+    for path in itertools.product(range(blank + 1), repeat=len(log_probs_TV)):
+        merged = [token for token, _ in itertools.groupby(path)]
+        found = "".join(labels[token] for token in merged if token != blank).split()
+        if not set(found) <= set(words):
+            continue
+        score = sum(float(log_probs_TV[frame, token]) for frame, token in enumerate(path))
+        score += config.sil_score * sum(labels[token] == " " for token in path if token != blank)
+        score += config.word_score * len(found) + config.lm_weight * lm.score(" ".join(found), bos=True, eos=True)
+        scores[tuple(found)] = max(scores.get(tuple(found), -math.inf), score)
+    return sorted(scores.items(), key=lambda item: -item[1])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_equals_an_exhaustive_search(write_arpa, write_lexicon_of, make_config, seed):
+    """Best and n-best words and scores, with random weights: a lost last word or a merged wrong path shows here."""
+    rng = np.random.default_rng(seed)
+    words = ["a", "b", "ab", "ba", "aab"]
+    lm = write_arpa(
+        {word: float(rng.uniform(-3, 0)) for word in words},
+        {pair: float(rng.uniform(-3, 0)) for pair in itertools.product(words, repeat=2)},
+    )
+    weights = dict(lm_weight=rng.uniform(0, 3), word_score=rng.uniform(-2, 2), sil_score=rng.uniform(-2, 0))
+    config = make_config(lm, write_lexicon_of(words), **{name: float(value) for name, value in weights.items()})
+    log_probs = np.log(rng.dirichlet(np.ones(4), size=6)).astype(np.float32)
+
+    found = LexiconBeamSearchDecoder(AB, config).decode(log_probs, "utt", n_best=5)
+    expected = exhaustive(log_probs, AB, words, config)[:5]
+    assert [tuple(timed.word for timed in best.words) for best in found] == [text for text, _ in expected]
+    assert [best.score for best in found] == pytest.approx([score for _, score in expected], abs=1e-4)
+
+
+@pytest.fixture
+def ab_decoder(write_arpa, write_lexicon_of, make_config):
+    words = ["a", "b", "ab", "ba"]
+    config = make_config(write_arpa({word: -1.0 for word in words}), write_lexicon_of(words), lm_weight=1.0)
+    return LexiconBeamSearchDecoder(AB, config)
+
+
+def test_word_times_are_those_of_their_letters(ab_decoder, emit):
+    """Frames 2-5 hold a-bb, 9 holds a, at 20 ms: blanks and delimiters around a word are not part of it."""
+    assert FRAME_SECONDS == HOP_SAMPLES / SAMPLE_RATE
+    (best,) = ab_decoder.decode(emit("|_a_bb_||a__", AB, probability=0.99), "utt")
+    assert best.text == "ab a"
+    assert [(word, round(start, 6), round(end, 6)) for word, start, end in best.words] == [
+        ("ab", 0.04, 0.12),
+        ("a", 0.18, 0.20),
+    ]
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy, lambda x: torch.from_numpy(x).double()])
+def test_a_padded_batch_decodes_as_each_utterance_alone(ab_decoder, emit, kind):
+    """NeMo's own flashlight wrapper decodes the padding: "cat" becomes "catsatcat"."""
+    utterances = [emit("a|ba", AB), emit("b_", AB), emit("", AB), emit("a_ab_|b_", AB)]
+    batch = np.stack([np.concatenate([utt, emit("b|" * 8, AB)])[:8] for utt in utterances])
+    lengths = torch.tensor([len(utt) for utt in utterances])
+    together = ab_decoder.decode_batch(kind(batch), lengths)
+    assert together == [ab_decoder.decode(kind(utt), "utt") for utt in utterances]
+    assert [best.text for (best,) in together[:3]] == ["a ba", "b", ""]
+
+
+def test_bfloat16_output_is_taken(ab_decoder, emit):
+    """numpy knows no bfloat16, which is what a model evaluated in bf16 gives."""
+    assert best_text(ab_decoder, torch.from_numpy(emit("a|ba", AB)).bfloat16()) == "a ba"
+
+
+def test_the_last_word_needs_no_delimiter(ab_decoder, emit):
+    """NeMo's transcripts have no final space; flashlight alone would drop the word."""
+    log_probs = emit("ab", AB)
+    log_probs[:, 0] = -np.inf
+    assert best_text(ab_decoder, log_probs) == "ab"
+
+
+def test_upper_case_lm_gives_text_in_the_model_case(tmp_path, write_arpa, make_config, emit):
+    """The official LibriSpeech LM is upper case; a transcript in upper case would count every word as an error."""
+    (tmp_path / "upper").write_text("AB\ta b |\nA\ta |\n")
+    config = make_config(write_arpa({"AB": -1.0, "A": -1.0}), str(tmp_path / "upper"), lm_weight=1.0)
+    assert best_text(LexiconBeamSearchDecoder(AB, config), emit("ab|a", AB)) == "ab a"
+
+
+def test_n_best_are_different_words_in_order(ab_decoder, emit):
+    found = ab_decoder.decode(emit("ab", AB, probability=0.5), "utt", n_best=4)
+    assert len({best.text for best in found}) == len(found) == 4
+    assert [best.score for best in found] == sorted((best.score for best in found), reverse=True)
+
+
+def test_other_weights_share_lm_and_lexicon(sea):
+    config, log_probs = sea
+    decoder = LexiconBeamSearchDecoder(ENGLISH_LABELS, config)
+    with_lm = decoder.with_config(dataclasses.replace(config, lm_weight=3.0))
+    assert (best_text(decoder, log_probs), best_text(with_lm, log_probs)) == ("the sea", "the see")
+    assert best_text(pickle.loads(pickle.dumps(with_lm)), log_probs) == "the see"
+    with pytest.raises(ValueError, match="this decoder holds"):
+        decoder.with_config(dataclasses.replace(config, lm="other.bin"))
+
+
+def test_beams_prune(ab_decoder, emit):
+    """A beam of one leaves one hypothesis where the full beam finds several."""
+    log_probs = emit("a_", AB, probability=0.4)
+    narrow = ab_decoder.with_config(dataclasses.replace(ab_decoder.config, beam_size=1))
+    assert len(narrow.decode(log_probs, "utt", n_best=9)) == 1 < len(ab_decoder.decode(log_probs, "utt", n_best=9))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_names_the_utterance_and_the_frame(ab_decoder, emit, value):
+    """flashlight would return some words for NaN, and nobody would know."""
+    batch = np.stack([emit("ab", AB), emit("ba", AB)])
+    batch[1, 1, 2] = value
+    with pytest.raises(ValueError, match="utt-7: .*frame 1"):
+        ab_decoder.decode_batch(batch, [2, 2], ["utt-3", "utt-7"])
+    with pytest.raises(ValueError, match="utterance 1 of the batch"):
+        ab_decoder.decode_batch(batch, [2, 2])
+
+
+def test_output_of_another_model_and_wrong_lengths_are_refused(ab_decoder, emit):
+    with pytest.raises(ValueError, match=re.escape("utt: log-probabilities of shape (2, 29), expected [frames, 4]")):
+        ab_decoder.decode(emit("ab", ENGLISH_LABELS), "utt")
+    with pytest.raises(ValueError, match="length of 3 frames, but the batch has 2"):
+        ab_decoder.decode_batch(emit("ab", AB)[None], [3])
+    with pytest.raises(ValueError, match="1 utterances, 2 lengths"):
+        ab_decoder.decode_batch(emit("ab", AB)[None], [2, 2])
+
+
+def test_lm_that_knows_no_word_of_the_lexicon_is_refused(write_arpa, write_lexicon_of, make_config):
+    """An upper-case LM with a lower-case lexicon gives every word the score of <unk>: an LM without effect."""
+    lm = write_arpa({"THE": -1.0, "SEA": -1.0})
+    with pytest.raises(ValueError, match="knows none of the 2 words.*'the'.*upper"):
+        LexiconBeamSearchDecoder(ENGLISH_LABELS, make_config(lm, write_lexicon_of(["the", "sea"])))
+
+
+def test_absent_or_broken_lm_is_named(tmp_path, write_lexicon_of, make_config):
+    lexicon = write_lexicon_of(["a"])
+    with pytest.raises(FileNotFoundError, match="no such language model.*train_ngram.py"):
+        LexiconBeamSearchDecoder(AB, make_config(str(tmp_path / "no.bin"), lexicon))
+    (tmp_path / "text.bin").write_text("not an LM\n")
+    with pytest.raises(ValueError, match="text.bin: KenLM cannot load it"):
+        LexiconBeamSearchDecoder(AB, make_config(str(tmp_path / "text.bin"), lexicon))

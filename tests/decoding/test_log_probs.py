@@ -1,0 +1,69 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The cache must give back what the model said, and refuse what would waste hours of tuning."""
+
+import numpy as np
+import pytest
+import torch
+
+from nemo_mshubert.decoding.greedy import greedy_text
+from nemo_mshubert.decoding.log_probs import LogProbs, write_log_probs
+
+pytestmark = pytest.mark.unit
+AB = [" ", "a", "b"]
+
+
+def utterances(emit):
+    return [("u1", "ab a", emit("ab|a", AB)), ("u2", "", emit("", AB)), ("u3", "b", torch.from_numpy(emit("_b_", AB)))]
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float32, 0.0), (np.float16, 2e-3)])
+def test_round_trip(tmp_path, emit, dtype, tolerance):
+    path = tmp_path / "dev.safetensors"
+    write_log_probs(path, AB, utterances(emit), dtype)
+    cache = LogProbs(path)
+    assert (cache.labels, cache.utterances, cache.references) == (AB, ["u1", "u2", "u3"], ["ab a", "", "b"])
+    assert len(cache) == 3 and [name for name, _ in cache] == cache.utterances
+    for (_, _, expected), (_, found) in zip(utterances(emit), cache):
+        assert found.dtype == dtype and found.shape == tuple(expected.shape)
+        np.testing.assert_allclose(found, np.asarray(expected), atol=tolerance, rtol=0)
+    assert [greedy_text(log_probs, AB) for _, log_probs in cache] == ["ab a", "", "b"]
+
+
+def test_empty_set_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="dev.safetensors: no utterances"):
+        write_log_probs(tmp_path / "dev.safetensors", AB, [])
+
+
+def test_nan_is_refused_when_written_and_leaves_no_file(tmp_path, emit):
+    broken = emit("ab", AB)
+    broken[1, 0] = np.nan
+    with pytest.raises(ValueError, match="u2: .*frame 1"):
+        write_log_probs(tmp_path / "dev.safetensors", AB, [("u1", "a", emit("a", AB)), ("u2", "a", broken)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reference_in_another_case_is_refused(tmp_path, emit):
+    """Every word would be an error, and tuning would run for hours to a WER of 100 %."""
+    with pytest.raises(ValueError, match="u1: the reference 'AB' is not in the case"):
+        write_log_probs(tmp_path / "dev.safetensors", AB, [("u1", "AB", emit("ab", AB))])
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="evaluate.py"):
+        LogProbs(tmp_path / "absent")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ValueError, match="text: not a file of log-probabilities"):
+        LogProbs(tmp_path / "text")

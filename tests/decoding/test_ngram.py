@@ -1,0 +1,183 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Text to LM and lexicon. What needs KenLM's programs is skipped where they are not built."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import kenlm
+import pytest
+
+from nemo_mshubert.decoding import ngram
+from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
+from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
+from nemo_mshubert.decoding.ngram import (
+    arpa_words,
+    binarize,
+    lexicon_words,
+    normalize_text,
+    normalized_sentences,
+    train_arpa,
+)
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train_ngram.py"
+
+
+def kenlm_is_built():
+    try:
+        return bool(ngram.find_kenlm_tool("lmplz") and ngram.find_kenlm_tool("build_binary"))
+    except FileNotFoundError:
+        return False
+
+
+needs_kenlm = pytest.mark.skipif(not kenlm_is_built(), reason="lmplz is not built; see scripts/build_kenlm.sh")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("Don\u2019t STOP, now!", "don't stop now"),
+        ("well-known \u201cquotes\u201d -- here", "well known quotes here"),
+        ("in 1984 na\u00efve", "in 1984 na\u00efve"),
+        ("\ufb01ne  ' print", "fine print"),
+        ("...", ""),
+    ],
+)
+def test_text_is_written_as_the_model_writes_it(text, expected):
+    """Otherwise the LM holds words ("STOP,") that no lexicon entry ever matches."""
+    assert normalize_text(text, ENGLISH_LABELS) == expected
+
+
+@pytest.mark.unit
+def test_text_comes_from_plain_files_gzip_and_manifests(tmp_path):
+    (tmp_path / "a.txt").write_text("ONE\n\nTwo.\n")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"three\n"))
+    (tmp_path / "c.jsonl").write_text(json.dumps({"audio_filepath": "x.flac", "text": "Four"}) + "\n")
+    paths = [tmp_path / name for name in ("a.txt", "b.txt.gz", "c.jsonl")]
+    assert list(normalized_sentences(paths, ENGLISH_LABELS)) == ["one", "two", "three", "four"]
+
+
+@pytest.mark.unit
+def test_text_without_words_or_in_another_alphabet_is_refused_before_training(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n...\n")
+    (tmp_path / "russian.txt").write_text("\u0434\u043e\u0431\u0440\u044b\u0439 \u0434\u0435\u043d\u044c ok\n")
+    (tmp_path / "c.jsonl").write_text('{"audio_filepath": "x.flac"}\n')
+    for name, message in [
+        ("empty.txt", "empty.txt: no words"),
+        ("russian.txt", "russian.txt: 2 of 3 words hold letters that the model lacks"),
+        ("c.jsonl", 'c.jsonl:1: no "text"'),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            train_arpa(normalized_sentences([tmp_path / name], ENGLISH_LABELS), tmp_path / "lm.arpa", 2)
+    with pytest.raises(FileNotFoundError, match="absent.txt: no such text"):
+        normalized_sentences([tmp_path / "absent.txt"], ENGLISH_LABELS)
+    assert not (tmp_path / "lm.arpa").exists()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("order, prune, message", [(1, [], "order 1"), (7, [], "order 7"), (2, [0, 0, 1], "pruning")])
+def test_orders_and_prunings_that_kenlm_does_not_take(tmp_path, order, prune, message):
+    with pytest.raises(ValueError, match=message):
+        train_arpa(iter(["a"]), tmp_path / "lm.arpa", order, prune)
+
+
+@pytest.mark.unit
+def test_words_of_an_arpa_without_markers(tmp_path, write_arpa):
+    path = write_arpa({"THE": -1.0, "CAT": -1.0}, {("THE", "CAT"): -0.1})
+    assert list(arpa_words(path)) == ["THE", "CAT"]
+    (tmp_path / "tiny.arpa.gz").write_bytes(gzip.compress(Path(path).read_bytes()))
+    assert list(arpa_words(tmp_path / "tiny.arpa.gz")) == ["THE", "CAT"]
+    (tmp_path / "no.arpa").write_text("hello\n")
+    with pytest.raises(ValueError, match="no.arpa: no .*1-grams"):
+        list(arpa_words(tmp_path / "no.arpa"))
+
+
+@pytest.mark.unit
+def test_word_list_in_another_case_than_the_arpa_is_refused(tmp_path, write_arpa):
+    """Its lexicon would leave every word to <unk>."""
+    path = write_arpa({"THE": -1.0, "CAT": -1.0})
+    (tmp_path / "words.txt").write_text("CAT\nDOG\n")
+    assert lexicon_words(tmp_path / "words.txt", path) == ["CAT"]
+    (tmp_path / "words.txt").write_text("the\ncat\n")
+    with pytest.raises(ValueError, match="knows none of its 2 words .*'the'.*case"):
+        lexicon_words(tmp_path / "words.txt", path)
+
+
+@pytest.mark.unit
+def test_absent_kenlm_says_how_to_build_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(ngram, "KENLM_FOLDER", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="scripts/build_kenlm.sh"):
+        ngram.find_kenlm_tool("lmplz")
+
+
+@needs_kenlm
+@pytest.mark.integration
+@pytest.mark.parametrize("order", [2, 6])
+def test_script_makes_lm_and_lexicon_that_decode(tmp_path, emit, make_config, order):
+    """Text to transcription as a user does it: also shows that flashlight reads what this KenLM wrote, at any order."""
+    (tmp_path / "text.txt").write_text("The sea.\nThe sea is wide\nI see the sea\n" * 3)
+    output = tmp_path / "lm"
+    command = [sys.executable, SCRIPT, "--text", tmp_path / "text.txt", "--order", str(order), "--output", output]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "6 words; 0 left out" in run.stdout
+    assert kenlm.Model(f"{output}.bin").order == order
+    decoder = LexiconBeamSearchDecoder(
+        ENGLISH_LABELS, make_config(f"{output}.bin", f"{output}.lexicon", lm_weight=4.0)
+    )
+    assert (
+        decoder.decode(emit("the|se_e", ENGLISH_LABELS), "utt")[0].text == "the sea"
+    )  # the text never says "the see"
+
+
+@needs_kenlm
+@pytest.mark.integration
+def test_pruning_drops_rare_bigrams_and_keeps_words(tmp_path):
+    sentences = ["a b"] * 5 + ["b a"]
+    train_arpa(sentences, tmp_path / "all.arpa", 2)
+    train_arpa(sentences, tmp_path / "pruned.arpa", 2, [0, 1])
+    assert "\tb a" in (tmp_path / "all.arpa").read_text()
+    assert "\tb a" not in (tmp_path / "pruned.arpa").read_text()
+    assert set(arpa_words(tmp_path / "pruned.arpa")) == {"a", "b"}
+
+
+@needs_kenlm
+@pytest.mark.integration
+def test_an_upper_case_arpa_is_taken_as_it_is(tmp_path, write_arpa, emit, make_config):
+    """The official LibriSpeech 4-gram.arpa.gz: upper case, compressed; text comes out as the model writes it."""
+    arpa = tmp_path / "official.arpa.gz"
+    bigrams = {("THE", "SEE"): -3.0}
+    arpa.write_bytes(gzip.compress(Path(write_arpa({"THE": -1.0, "SEA": -1.0, "SEE": -1.0}, bigrams)).read_bytes()))
+    output = tmp_path / "lm"
+    subprocess.run([sys.executable, SCRIPT, "--arpa", arpa, "--output", output], check=True, capture_output=True)
+    assert not Path(f"{output}.arpa").exists()
+    decoder = LexiconBeamSearchDecoder(
+        ENGLISH_LABELS, make_config(f"{output}.bin", f"{output}.lexicon", lm_weight=4.0)
+    )
+    assert decoder.decode(emit("the|se_e", ENGLISH_LABELS), "utt")[0].text == "the sea"
+
+
+@needs_kenlm
+@pytest.mark.integration
+def test_a_broken_arpa_leaves_no_binary(tmp_path):
+    (tmp_path / "broken.arpa").write_text("\\data\\\nngram 1=5\n")
+    with pytest.raises(RuntimeError, match="build_binary.*failed"):
+        binarize(tmp_path / "broken.arpa", tmp_path / "lm.bin")
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.arpa"]

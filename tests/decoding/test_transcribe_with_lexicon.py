@@ -1,0 +1,112 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The lexicon decoder inside a stock NeMo model: ``transcribe()`` must use it, in every form it is called."""
+
+import numpy as np
+import pytest
+import torch
+
+nemo_models = pytest.importorskip("nemo.collections.asr.models")
+
+from nemo_mshubert.decoding.ctc_decoding import use_lexicon_decoder  # noqa: E402
+from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS  # noqa: E402
+from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder  # noqa: E402
+
+pytestmark = pytest.mark.integration
+WORDS = ["the", "sea", "see", "a", "to"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A stock letter model with random weights, and audio that makes it say something."""
+    torch.manual_seed(0)
+    jasper = {"filters": 16, "repeat": 1, "kernel": [3], "stride": [1], "dilation": [1], "dropout": 0.0}
+    config = {
+        "sample_rate": 16000,
+        "labels": ENGLISH_LABELS,
+        "preprocessor": {
+            "_target_": "nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor",
+            "features": 16,
+            "dither": 0.0,
+            "pad_to": 0,
+        },
+        "encoder": {
+            "_target_": "nemo.collections.asr.modules.ConvASREncoder",
+            "activation": "relu",
+            "feat_in": 16,
+            "jasper": [{**jasper, "residual": False}],
+        },
+        "decoder": {
+            "_target_": "nemo.collections.asr.modules.ConvASRDecoder",
+            "feat_in": 16,
+            "num_classes": len(ENGLISH_LABELS),
+            "vocabulary": ENGLISH_LABELS,
+        },
+    }
+    from omegaconf import OmegaConf
+
+    return nemo_models.EncDecCTCModel(OmegaConf.create(config)).eval()
+
+
+@pytest.fixture
+def decoder(write_arpa, write_lexicon_of, make_config):
+    lm = write_arpa({word: -1.0 for word in WORDS}, {("the", "sea"): -0.1})
+    config = make_config(lm, write_lexicon_of(WORDS), lm_weight=0.5, word_score=6.0, beam_size=50)
+    return LexiconBeamSearchDecoder(ENGLISH_LABELS, config)
+
+
+@pytest.fixture
+def audio():
+    rng = np.random.default_rng(0)
+    return [rng.normal(0, 0.1, samples).astype(np.float32) for samples in (8000, 3200)]
+
+
+def expected_of(model, decoder, audio):
+    texts = []
+    for samples in audio:
+        with torch.no_grad():
+            wave = torch.from_numpy(samples)[None]
+            log_probs, lengths, _ = model(input_signal=wave, input_signal_length=torch.tensor([wave.shape[1]]))
+        texts.append(decoder.decode_batch(log_probs, lengths)[0][0])
+    return texts
+
+
+def test_transcribe_decodes_with_the_lexicon_and_goes_back(model, decoder, audio):
+    greedy = [hypothesis.text for hypothesis in model.transcribe(audio, batch_size=1, verbose=False)]
+    expected = expected_of(model, decoder, audio)
+    assert all(best.text for best in expected) and greedy != [best.text for best in expected]
+
+    use_lexicon_decoder(model, decoder)
+    try:
+        found = model.transcribe(audio, batch_size=1, verbose=False)
+        assert [hypothesis.text for hypothesis in found] == [best.text for best in expected]
+        assert set(" ".join(hypothesis.text for hypothesis in found).split()) <= set(WORDS)
+
+        timed = model.transcribe(
+            audio, batch_size=1, timestamps=True, verbose=False
+        )  # NeMo rebuilds its decoding here
+        assert [hypothesis.text for hypothesis in timed] == [best.text for best in expected]
+        first = timed[0].timestamp["word"][0]
+        assert first["word"] == expected[0].words[0].word
+        assert first["start_offset"] == round(expected[0].words[0].start / decoder.frame_seconds)
+    finally:
+        model.change_decoding_strategy(None, verbose=False)
+    assert [hypothesis.text for hypothesis in model.transcribe(audio, batch_size=1, verbose=False)] == greedy
+
+
+def test_a_decoder_of_other_labels_is_refused(model, tmp_path, write_arpa, write_lexicon_of, make_config):
+    config = make_config(write_arpa({"a": -1.0}), write_lexicon_of(["a"]))
+    with pytest.raises(ValueError, match="the decoder was built for the labels .* the model has"):
+        use_lexicon_decoder(model, LexiconBeamSearchDecoder([" ", "a"], config))
