@@ -15,8 +15,8 @@
 """MS-HuBERT (HuBERT + Swap + Multicluster masked prediction loss) as a NeMo collection extension."""
 
 from nemo_mshubert.package_info import __version__
-from nemo_mshubert.target_registration import allow_own_targets
+from nemo_mshubert.target_registration import register_with_nemo
 
-allow_own_targets()
+register_with_nemo()
 
 __all__ = ["__version__"]

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Let NeMo instantiate ``nemo_mshubert.*`` targets.
+"""Let NeMo instantiate ``nemo_mshubert.*`` targets, and know our learning-rate schedule.
 
 NeMo refuses every ``_target_`` outside ``nemo.core.classes.common.ALLOWED_TARGET_PREFIXES``, so a ``.nemo`` file with our
 encoder would not restore in a stock script. NeMo has no call to extend the list; a post-import hook appends to it
@@ -37,7 +37,14 @@ def _append_prefix(nemo_common_module) -> None:
         prefixes.append(_PREFIX)
 
 
-def allow_own_targets() -> None:
-    """Append our prefix now, or as soon as NeMo is imported; setting ``NEMO_MSHUBERT_NO_AUTOREGISTER`` opts out."""
+def _register_schedule(_) -> None:
+    from nemo_mshubert.optim.tri_stage import register  # imports NeMo's schedules, which are loaded by now
+
+    register()
+
+
+def register_with_nemo() -> None:
+    """Do both now, or as soon as NeMo is imported; setting ``NEMO_MSHUBERT_NO_AUTOREGISTER`` opts out."""
     if not os.environ.get(OPT_OUT_VARIABLE):
         wrapt.register_post_import_hook(_append_prefix, "nemo.core.classes.common")
+        wrapt.register_post_import_hook(_register_schedule, "nemo.core.optim.lr_scheduler")

@@ -90,11 +90,11 @@ class PretrainingDataset(torch.utils.data.Dataset):
             start_frame = rng.randint(0, labels.num_frames - num_frames)
             samples = self._read(cut, labels, start_frame, num_frames)
             if samples is not None:
-                examples.append((cut.id, samples, labels.crop(start_frame, num_frames)))
+                examples.append((cut.recording.id, samples, labels.crop(start_frame, num_frames)))
         return collate(examples or [self._silence()])
 
     def _labels_of(self, cut: Cut) -> FrameLabels:
-        where = f"utterance {cut.id}"
+        where = f"utterance {cut.recording.id}"
         labels = FrameLabels.from_manifest((cut.custom or {}).get("labels"), where)
         check_maker(labels, self.maker_id, where)
         missing = [clusters for clusters in self.label_sets if clusters not in labels.sets]
@@ -128,10 +128,10 @@ class PretrainingDataset(torch.utils.data.Dataset):
         if problem is None:
             return audio[0]
         self.num_unreadable += 1
-        logging.warning(f"Skipped utterance {cut.id} ({self.num_unreadable} so far in this process): {problem}")
+        logging.warning(f"Skipped utterance {cut.recording.id} ({self.num_unreadable} so far in this process): {problem}")
         if self.num_unreadable > self.max_unreadable:
             raise UnreadableAudioError(
-                f"{self.num_unreadable} utterances could not be used, the last one {cut.id}: {problem}. Repair the data, "
+                f"{self.num_unreadable} utterances could not be used, the last one {cut.recording.id}: {problem}. Repair the data, "
                 "or raise max_unreadable of the dataset."
             )
         return None

@@ -22,7 +22,6 @@ A transcription scores its best alignment's log-probability (natural log) + ``lm
 NGPU-LM, which use natural logs for the LM, do not carry over.
 """
 
-import copy
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -135,7 +134,8 @@ class LexiconBeamSearchDecoder:
             raise ValueError(
                 f"{theirs.lm}, {theirs.lexicon}: this decoder holds {ours.lm}, {ours.lexicon}. Build one."
             )
-        other = copy.copy(self)
+        other = object.__new__(type(self))  # not copy.copy, which would rebuild LM and trie by way of __reduce__
+        vars(other).update(vars(self))
         other._configure(config)
         return other
 

@@ -21,6 +21,7 @@ process that holds CUDA or threads is unsafe. A script that decodes in parallel 
 
 import multiprocessing
 import os
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Iterable, List, Optional, Sequence, Tuple
 
@@ -44,6 +45,8 @@ def available_cores() -> int:
 def _start_worker(decoder: LexiconBeamSearchDecoder) -> None:
     global _worker_decoder
     _worker_decoder = decoder
+    # Ctrl-C reaches every process of the terminal. One that died of it with a queue's lock would hang the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _decode_in_worker(task: Task) -> List[LexiconHypothesis]:

@@ -20,6 +20,7 @@ search that was interrupted goes on exactly as if it had not been.
 
 import json
 import logging
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List
@@ -104,8 +105,22 @@ def _propose(trials: List[Trial], seed: int) -> Dict[str, float]:
     )
     for trial in trials:
         client.complete_trial(client.attach_trial(trial.weights), raw_data={"wer": trial.wer})
-    (weights,) = client.get_next_trials(1).values()
+    with _one_thread():
+        (weights,) = client.get_next_trials(1).values()
     return {name: float(weights[name]) for name in RANGES}
+
+
+@contextmanager
+def _one_thread():
+    """Matrices of some 30 rows gain nothing from threads, and rounding must not depend on the number of cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def read_trials(path: PathLike, setup: Dict[str, Any]) -> List[Trial]:

@@ -12,8 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Encoders out of ``.nemo`` files."""
+"""Models and encoders out of ``.nemo`` files, and into them."""
 
+import os
 from pathlib import Path
 from typing import Union
 
@@ -43,3 +44,15 @@ def load_encoder(path: Union[str, Path]) -> MSHuBERTEncoder:
     if not isinstance(encoder, MSHuBERTEncoder):
         raise ValueError(f"{path}: its encoder is {type(encoder).__name__}, expected MSHuBERTEncoder.")
     return encoder.eval()
+
+
+def save_model(model: ModelPT, path: Union[str, Path]) -> None:
+    """Write a ``.nemo``, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.nemo")
+    try:
+        model.save_to(str(temporary))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

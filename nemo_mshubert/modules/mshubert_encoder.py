@@ -115,7 +115,10 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
         self.mask_prob, self.mask_length = mask_prob, mask_length
         self.mask_channel_prob, self.mask_channel_length = mask_channel_prob, mask_channel_length
 
+        self.frozen = False  # set by callbacks.EncoderFreeze: `forward` passes no gradient to the encoder
+
         self.feature_extractor = ConvFeatureExtractor(conv_layers, conv_norm, conv_bias)
+        self.feature_extractor.requires_grad_(feature_grad_mult > 0)
         self.feature_projection = FeatureProjection(self.feature_extractor.out_channels, d_model, dropout_input)
         self.mask_embedding = nn.Parameter(torch.rand(d_model))  # fairseq: mask_emb ~ U(0, 1)
         self.pos_conv_embed = ConvPositionalEmbedding(d_model, pos_conv_kernel, pos_conv_groups)
@@ -154,10 +157,13 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
 
         In training, frames and channels are masked as configured. Frames beyond an utterance hold no information.
         """
-        x_BTD, frames_B, padded, _ = self._embed_audio(audio_signal, length)
-        if self.training:
-            x_BTD = self._mask_for_finetuning(x_BTD, frames_B)
-        x_BTD = self._run_transformer(x_BTD, frames_B, padded)[-1]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            x_BTD, frames_B, padded, _ = self._embed_audio(audio_signal, length)
+            if self.training:
+                x_BTD = self._mask_for_finetuning(x_BTD, frames_B)
+            x_BTD = self._run_transformer(x_BTD, frames_B, padded)[-1]
+        if self.training and self.frozen:
+            x_BTD = x_BTD + zero_touch(self).to(x_BTD.dtype)
         return x_BTD.transpose(1, 2), frames_B
 
     # --- Pre-training and features -------------------------------------------------------------------------------

@@ -35,7 +35,9 @@ FIRST = {"lm_weight": 2.0, "word_score": -1.0, "sil_score": 0.0}
 
 
 @pytest.fixture(autouse=True)
-def needs_ax(request):
+def needs_ax(request, monkeypatch):
+    """Three initial trials instead of eight, so that a test soon reaches the Bayesian phase, where steps take longer."""
+    monkeypatch.setattr(search_module, "INITIAL_TRIALS", 3)
     if "without_ax" not in request.node.name:
         pytest.importorskip("ax", reason="Ax is an optional extra")
 
@@ -46,7 +48,7 @@ def bowl(weights):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("finished", [1, 4, 9])
+@pytest.mark.parametrize("finished", [1, 2, 4])
 def test_an_interrupted_search_resumes_with_the_same_trials(tmp_path, finished):
     """Interrupted in its first, Sobol and Bayesian phase: the trials must be those of the uninterrupted search."""
     calls = []
@@ -57,9 +59,9 @@ def test_an_interrupted_search_resumes_with_the_same_trials(tmp_path, finished):
         calls.append(weights)
         return bowl(weights)
 
-    whole = search(bowl, tmp_path / "whole.jsonl", {"lm": "a"}, FIRST, num_trials=11, seed=3)
+    whole = search(bowl, tmp_path / "whole.jsonl", {"lm": "a"}, FIRST, num_trials=5, seed=3)
     with pytest.raises(KeyboardInterrupt):
-        search(interrupted, tmp_path / "resumed.jsonl", {"lm": "a"}, FIRST, num_trials=11, seed=3)
+        search(interrupted, tmp_path / "resumed.jsonl", {"lm": "a"}, FIRST, num_trials=5, seed=3)
     assert len(read_trials(tmp_path / "resumed.jsonl", {"lm": "a"})) == finished
 
     resumed_calls = []
@@ -68,19 +70,19 @@ def test_an_interrupted_search_resumes_with_the_same_trials(tmp_path, finished):
         tmp_path / "resumed.jsonl",
         {"lm": "a"},
         FIRST,
-        num_trials=11,
+        num_trials=5,
         seed=3,
     )
-    assert resumed == whole and len(resumed_calls) == 11 - finished
+    assert resumed == whole and len(resumed_calls) == 5 - finished
     assert (tmp_path / "resumed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert whole[0].weights == FIRST
-    assert len({tuple(trial.weights.values()) for trial in whole}) == 11  # no trial is spent twice
-    assert search(None, tmp_path / "whole.jsonl", {"lm": "a"}, FIRST, num_trials=11, seed=3) == whole  # nothing to run
+    assert len({tuple(trial.weights.values()) for trial in whole}) == 5  # no trial is spent twice
+    assert search(None, tmp_path / "whole.jsonl", {"lm": "a"}, FIRST, num_trials=5, seed=3) == whole  # nothing to run
 
 
 @pytest.mark.integration
 def test_the_gaussian_process_beats_the_random_points(tmp_path):
-    trials = search(bowl, tmp_path / "t.jsonl", {}, FIRST, num_trials=20, seed=0)
+    trials = search(bowl, tmp_path / "t.jsonl", {}, FIRST, num_trials=8, seed=0)
     initial, proposed = trials[: search_module.INITIAL_TRIALS], trials[search_module.INITIAL_TRIALS :]
     assert min(trial.wer for trial in proposed) < min(trial.wer for trial in initial)
     for trial in trials:

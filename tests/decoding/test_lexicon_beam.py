@@ -171,10 +171,21 @@ def test_n_best_are_different_words_in_order(ab_decoder, emit):
     assert [best.score for best in found] == sorted((best.score for best in found), reverse=True)
 
 
+def test_n_best_of_unfinished_words_do_not_repeat(write_arpa, write_lexicon_of, make_config, emit):
+    """Where every hypothesis ends inside a word, flashlight returns one per letter reached, all with the same words."""
+    words = ["aab", "aba", "bab"]
+    config = make_config(write_arpa({word: -1.0 for word in words}), write_lexicon_of(words))
+    log_probs = emit("a_", AB)
+    log_probs[0, [0, 3]] = -np.inf  # a letter for certain: no hypothesis is between words
+    found = LexiconBeamSearchDecoder(AB, config).decode(log_probs, "utt", n_best=9)
+    assert [best.text for best in found] == [""]
+
+
 def test_other_weights_share_lm_and_lexicon(sea):
     config, log_probs = sea
     decoder = LexiconBeamSearchDecoder(ENGLISH_LABELS, config)
     with_lm = decoder.with_config(dataclasses.replace(config, lm_weight=3.0))
+    assert with_lm._trie is decoder._trie and with_lm._lm is decoder._lm  # rebuilt per utterance, tuning takes hours
     assert (best_text(decoder, log_probs), best_text(with_lm, log_probs)) == ("the sea", "the see")
     assert best_text(pickle.loads(pickle.dumps(with_lm)), log_probs) == "the see"
     with pytest.raises(ValueError, match="this decoder holds"):

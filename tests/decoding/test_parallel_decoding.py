@@ -15,6 +15,14 @@
 """Decoding on several processes gives what one process gives, in order, and its errors arrive."""
 
 import dataclasses
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -22,7 +30,6 @@ import pytest
 from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
 from nemo_mshubert.decoding.parallel import ParallelDecoder
 
-pytestmark = pytest.mark.unit
 AB = [" ", "a", "b"]
 
 
@@ -33,6 +40,7 @@ def decoder(write_arpa, write_lexicon_of, make_config):
     return LexiconBeamSearchDecoder(AB, config)
 
 
+@pytest.mark.integration
 def test_workers_give_the_results_of_one_process_in_order(decoder, emit, capfd):
     utterances = [(f"u{index}", emit(tokens, AB, 0.6)) for index, tokens in enumerate(["ab|a", "b", "", "ba|ab"] * 5)]
     weighted = dataclasses.replace(decoder.config, lm_weight=2.0, word_score=1.0)
@@ -46,3 +54,39 @@ def test_workers_give_the_results_of_one_process_in_order(decoder, emit, capfd):
         with pytest.raises(ValueError, match="u7: .*NaN"):
             several.decode(utterances)
     assert "tuned: 100%" in capfd.readouterr().err
+
+
+SCRIPT_TO_INTERRUPT = """
+import pickle, sys
+import numpy as np
+from nemo_mshubert.decoding.parallel import ParallelDecoder
+
+if __name__ == "__main__":
+    decoder = pickle.load(open(sys.argv[1], "rb"))
+    noise = np.log(np.random.default_rng(0).dirichlet(np.ones(4), size=6000))  # more than a pipe holds
+    with ParallelDecoder(decoder, workers=2) as several:
+        several.decode([(f"u{n}", noise) for n in range(5000)], progress="decoding")
+"""
+
+
+@pytest.mark.integration
+def test_ctrl_c_ends_all_processes(tmp_path, decoder):
+    """A worker that dies of Ctrl-C while it holds the lock of a queue leaves the program hanging for good."""
+    (tmp_path / "script.py").write_text(SCRIPT_TO_INTERRUPT)
+    narrow = decoder.with_config(dataclasses.replace(decoder.config, beam_size=20))
+    (tmp_path / "decoder.pkl").write_bytes(pickle.dumps(narrow))
+    command = [sys.executable, tmp_path / "script.py", tmp_path / "decoder.pkl"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        shown = b""
+        while not re.search(rb"\| [1-9]\d*/5000", shown):  # the bar moves: the workers are at work
+            read = os.read(process.stderr.fileno(), 4096)
+            assert read, shown
+            shown += read
+        for _ in range(2):  # as impatient users do
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.05)
+        assert b"KeyboardInterrupt" in process.communicate(timeout=30)[1]
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

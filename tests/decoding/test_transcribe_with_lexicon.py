@@ -17,6 +17,7 @@
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 nemo_models = pytest.importorskip("nemo.collections.asr.models")
 
@@ -25,6 +26,7 @@ from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS  # noqa: E402
 from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder  # noqa: E402
 
 pytestmark = pytest.mark.integration
+FRAME_SECONDS = 0.01  # of this mel front end without subsampling
 WORDS = ["the", "sea", "see", "a", "to"]
 
 
@@ -39,6 +41,7 @@ def model():
         "preprocessor": {
             "_target_": "nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor",
             "features": 16,
+            "window_stride": FRAME_SECONDS,
             "dither": 0.0,
             "pad_to": 0,
         },
@@ -55,8 +58,6 @@ def model():
             "vocabulary": ENGLISH_LABELS,
         },
     }
-    from omegaconf import OmegaConf
-
     return nemo_models.EncDecCTCModel(OmegaConf.create(config)).eval()
 
 
@@ -64,23 +65,24 @@ def model():
 def decoder(write_arpa, write_lexicon_of, make_config):
     lm = write_arpa({word: -1.0 for word in WORDS}, {("the", "sea"): -0.1})
     config = make_config(lm, write_lexicon_of(WORDS), lm_weight=0.5, word_score=6.0, beam_size=50)
-    return LexiconBeamSearchDecoder(ENGLISH_LABELS, config)
+    return LexiconBeamSearchDecoder(ENGLISH_LABELS, config, FRAME_SECONDS)
 
 
 @pytest.fixture
 def audio():
-    rng = np.random.default_rng(0)
-    return [rng.normal(0, 0.1, samples).astype(np.float32) for samples in (8000, 3200)]
+    rng = np.random.default_rng(0)  # a second or more: transcribe() pads what is shorter
+    return [rng.normal(0, 0.1, samples).astype(np.float32) for samples in (16000, 24000)]
 
 
 def expected_of(model, decoder, audio):
-    texts = []
+    model.eval()  # transcribe() leaves the encoder in training mode
+    best = []
     for samples in audio:
         with torch.no_grad():
             wave = torch.from_numpy(samples)[None]
             log_probs, lengths, _ = model(input_signal=wave, input_signal_length=torch.tensor([wave.shape[1]]))
-        texts.append(decoder.decode_batch(log_probs, lengths)[0][0])
-    return texts
+        best.append(decoder.decode_batch(log_probs, lengths)[0][0])
+    return best
 
 
 def test_transcribe_decodes_with_the_lexicon_and_goes_back(model, decoder, audio):
@@ -94,13 +96,14 @@ def test_transcribe_decodes_with_the_lexicon_and_goes_back(model, decoder, audio
         assert [hypothesis.text for hypothesis in found] == [best.text for best in expected]
         assert set(" ".join(hypothesis.text for hypothesis in found).split()) <= set(WORDS)
 
-        timed = model.transcribe(
-            audio, batch_size=1, timestamps=True, verbose=False
-        )  # NeMo rebuilds its decoding here
+        # NeMo rebuilds its own decoding in this call
+        timed = model.transcribe(audio, batch_size=1, timestamps=True, verbose=False)
         assert [hypothesis.text for hypothesis in timed] == [best.text for best in expected]
-        first = timed[0].timestamp["word"][0]
-        assert first["word"] == expected[0].words[0].word
-        assert first["start_offset"] == round(expected[0].words[0].start / decoder.frame_seconds)
+        words = [(word["word"], word["start"], word["end"]) for word in timed[0].timestamp["word"]]
+        assert [word for word, _, _ in words] == [word for word, _, _ in expected[0].words]
+        assert np.ravel([times for _, *times in words]) == pytest.approx(
+            np.ravel([times for _, *times in expected[0].words])
+        )
     finally:
         model.change_decoding_strategy(None, verbose=False)
     assert [hypothesis.text for hypothesis in model.transcribe(audio, batch_size=1, verbose=False)] == greedy

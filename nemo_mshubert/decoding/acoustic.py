@@ -1,0 +1,100 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Log-probabilities of a CTC model for the utterances of a manifest, in batches, long files in overlapping chunks."""
+
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
+
+import numpy as np
+import torch
+from nemo.collections.asr.models import EncDecCTCModel
+from tqdm import tqdm
+
+from nemo_mshubert.data.manifest import SAMPLE_RATE, load_audio, utterance_id
+from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
+
+# Attention costs the square of the length; HuBERT's training crops are 15.6 s, so a minute gives more context than the
+# model has ever seen, and five seconds on either side of a seam are not used.
+MAX_CHUNK_SECONDS = 60
+CONTEXT_SECONDS = 5
+FRAMES_PER_SECOND = SAMPLE_RATE // HOP_SAMPLES
+
+
+def batches_by_duration(durations: Sequence[float], batch_seconds: float) -> Iterator[List[int]]:
+    """Indices of utterances in batches of at most ``batch_seconds`` (padded), the longest first."""
+    batch: List[int] = []
+    for index in sorted(range(len(durations)), key=lambda i: -durations[i]):
+        if batch and durations[batch[0]] * (len(batch) + 1) > batch_seconds:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def chunk_frames(num_frames: int) -> Iterator[Tuple[int, int, int, int]]:
+    """Cut a long utterance: ``(first frame computed, end, first frame kept, end)`` of each chunk.
+
+        computed   |-- context --|---------- kept ----------|-- context --|
+        next                     ...          |-- context --|---------- kept ----------|
+
+    The kept parts tile the utterance; only its first and last chunk lack context on one side.
+    """
+    kept = (MAX_CHUNK_SECONDS - 2 * CONTEXT_SECONDS) * FRAMES_PER_SECOND
+    context = CONTEXT_SECONDS * FRAMES_PER_SECOND
+    for start in range(0, num_frames, kept):
+        end = min(start + kept, num_frames)
+        yield max(start - context, 0), min(end + context, num_frames), start, end
+
+
+@torch.inference_mode()
+def model_log_probs(model: EncDecCTCModel, waves: Sequence[np.ndarray]) -> List[np.ndarray]:
+    """Log-probabilities ``[T, V + 1]`` (blank last) of 16 kHz waveforms, run as one batch."""
+    length = torch.tensor([len(wave) for wave in waves], device=model.device)
+    audio = torch.zeros(len(waves), int(length.max()), device=model.device)  # [B, S]
+    for row, wave in zip(audio, waves):
+        row[: len(wave)] = torch.from_numpy(wave).to(model.device)
+    log_probs, frames, _ = model.forward(input_signal=audio, input_signal_length=length)
+    return [row[:count].float().cpu().numpy() for row, count in zip(log_probs, frames.tolist())]
+
+
+def long_log_probs(model: EncDecCTCModel, wave: np.ndarray) -> np.ndarray:
+    """`model_log_probs` of one long waveform by chunks of a minute: memory does not grow with its square."""
+    parts = []
+    for first, end, keep_first, keep_end in chunk_frames(frame_count(len(wave))):
+        samples = wave[first * HOP_SAMPLES : (end - 1) * HOP_SAMPLES + RECEPTIVE_FIELD_SAMPLES]
+        parts.append(model_log_probs(model, [samples])[0][keep_first - first : keep_end - first])
+    return np.concatenate(parts)
+
+
+def manifest_log_probs(
+    model: EncDecCTCModel, entries: Sequence[Dict[str, Any]], batch_seconds: float, progress: str
+) -> Dict[int, np.ndarray]:
+    """Log-probabilities of all utterances: index into ``entries`` -> ``[T, V + 1]``; utterances without a frame get T = 0.
+
+    Raises:
+        FileNotFoundError, ValueError: audio that cannot be read; names the utterance.
+    """
+    model.eval()
+    durations = [entry["duration"] for entry in entries]
+    results: Dict[int, np.ndarray] = {}
+    with tqdm(total=len(entries), desc=progress, unit="utt") as bar:
+        for batch in batches_by_duration(durations, batch_seconds):
+            waves = [load_audio(entries[index], utterance_id(entries[index])) for index in batch]
+            if len(waves[0]) > MAX_CHUNK_SECONDS * SAMPLE_RATE:  # the longest comes first
+                results.update(zip(batch, (long_log_probs(model, wave) for wave in waves)))
+            else:
+                results.update(zip(batch, model_log_probs(model, waves)))
+            bar.update(len(batch))
+    return results

@@ -1,0 +1,160 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Word and character error rates of a CTC model on manifests, with predictions and cached log-probabilities."""
+
+import json
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+import numpy as np
+import torch
+from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
+
+from nemo_mshubert.data.manifest import PathLike, atomic_write, read_manifest, utterance_id, write_manifest
+from nemo_mshubert.decoding.acoustic import manifest_log_probs
+from nemo_mshubert.decoding.config import LexiconBeamConfig
+from nemo_mshubert.decoding.error_rates import ErrorCounts, character_errors, word_errors
+from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
+from nemo_mshubert.decoding.log_probs import write_log_probs
+from nemo_mshubert.decoding.parallel import ParallelDecoder
+from nemo_mshubert.models.loading import restore_model
+
+Decode = Callable[[List[str], List[np.ndarray]], List[str]]  # utterance ids, log-probabilities [T, V + 1] -> texts
+
+
+def load_ctc_model(path: str, device: str = "auto", precision: str = "fp32") -> EncDecCTCModel:
+    """Restore a CTC ``.nemo`` for inference; raises ``ValueError`` where it is another kind of model."""
+    model = restore_model(path)
+    if not isinstance(model, EncDecCTCModel):
+        raise ValueError(f"{path}: a {type(model).__name__}, expected a CTC model. Make one with scripts/ssl_to_ctc.py.")
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return model.to(device=device, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision]).eval()
+
+
+def greedy_decoder(model: EncDecCTCModel) -> Decode:
+    """NeMo's own greedy decoding, letters or BPE."""
+
+    def decode(utterances: List[str], log_probs: List[np.ndarray]) -> List[str]:
+        texts = []
+        for log_probs_TV in log_probs:
+            if len(log_probs_TV) == 0:
+                texts.append("")
+                continue
+            hypotheses = model.decoding.ctc_decoder_predictions_tensor(
+                torch.from_numpy(log_probs_TV)[None], decoder_lengths=torch.tensor([len(log_probs_TV)])
+            )
+            texts.append(hypotheses[0].text)
+        return texts
+
+    return decode
+
+
+def lexicon_decoder(model: EncDecCTCModel, config: LexiconBeamConfig, workers: int) -> Decode:
+    """Beam search over the words of a lexicon with an n-gram LM; letter models only."""
+    if isinstance(model, EncDecCTCModelBPE):
+        raise ValueError("the lexicon beam search spells words in letters, but this model has BPE tokens.")
+    decoder = LexiconBeamSearchDecoder(list(model.decoder.vocabulary), config)
+
+    def decode(utterances: List[str], log_probs: List[np.ndarray]) -> List[str]:
+        with ParallelDecoder(decoder, workers) as pool:
+            results = pool.decode(zip(utterances, log_probs), progress=f"beam {config.beam_size}")
+        return [hypotheses[0].text for hypotheses in results]
+
+    return decode
+
+
+def evaluate_manifest(
+    model: EncDecCTCModel,
+    manifest: PathLike,
+    output: PathLike,
+    decoders: Dict[str, Decode],
+    batch_seconds: float = 120,
+) -> Dict[str, Dict[str, Any]]:
+    """Run the model once over a manifest, decode with each of ``decoders``, and write what was found to ``output``.
+
+    Writes ``<name>.log_probs.safetensors`` (letter models; for scripts/tune_decoding.py), and per decoder
+    ``<name>.<decoder>.json``, the manifest with ``pred_text`` and the word errors of each line.
+
+    Returns:
+        per decoder: utterances, WER, CER (shares) and their counts of errors.
+
+    Raises:
+        FileNotFoundError, ValueError: no manifest, an utterance without ``text``, or unreadable audio.
+    """
+    output, name = Path(output), Path(manifest).stem
+    entries = read_manifest(manifest)
+    _check_texts(entries, manifest)
+    by_index = manifest_log_probs(model, entries, batch_seconds, progress=name)
+    log_probs = [by_index[index] for index in range(len(entries))]
+    ids = [utterance_id(entry) for entry in entries]
+    if not isinstance(model, EncDecCTCModelBPE):
+        references = [entry["text"] for entry in entries]
+        path = output / f"{name}.log_probs.safetensors"
+        write_log_probs(path, list(model.decoder.vocabulary), zip(ids, references, log_probs))
+    results = {}
+    for decoder_name, decode in decoders.items():
+        texts = decode(ids, log_probs)
+        _write_predictions(output / f"{name}.{decoder_name}.json", entries, texts)
+        results[decoder_name] = error_summary(entries, texts)
+    return results
+
+
+def _check_texts(entries: Sequence[Dict[str, Any]], manifest: PathLike) -> None:
+    for entry in entries:
+        if entry.get("text") is None or entry.get("duration") is None:
+            raise ValueError(f'{manifest}: {utterance_id(entry)} lacks "text" or "duration"; both are needed for a WER.')
+
+
+def error_summary(entries: Sequence[Dict[str, Any]], texts: Sequence[str]) -> Dict[str, Any]:
+    """WER and CER of a set and the counts behind them."""
+    pairs = [(entry["text"], text) for entry, text in zip(entries, texts)]
+    words, characters = word_errors(pairs), character_errors(pairs)
+    return {
+        "utterances": len(pairs),
+        "wer": words.rate,
+        "cer": characters.rate,
+        "words": words._asdict(),
+        "characters": characters._asdict(),
+    }
+
+
+def _write_predictions(path: Path, entries: Sequence[Dict[str, Any]], texts: Sequence[str]) -> None:
+    lines = []
+    for entry, text in zip(entries, texts):
+        errors: ErrorCounts = word_errors([(entry["text"], text)])
+        counts = {"substitutions": errors.substitutions, "insertions": errors.insertions, "deletions": errors.deletions}
+        lines.append({**entry, "pred_text": text, "word_errors": counts})
+    write_manifest(path, lines)
+
+
+def write_results(path: PathLike, results: Dict[str, Any]) -> None:
+    """Write nested results as JSON."""
+    with atomic_write(path) as stream:
+        json.dump(results, stream, indent=2)
+
+
+def results_table(results: Dict[str, Dict[str, Dict[str, Any]]]) -> str:
+    """Markdown table of ``{manifest: {decoder: summary}}``."""
+    header = "| manifest | decoding | utterances | words | WER % | sub | ins | del | CER % |"
+    rows = [header, "|---|---|---|---|---|---|---|---|---|"]
+    for manifest, by_decoder in results.items():
+        for decoder, summary in by_decoder.items():
+            words = summary["words"]
+            rows.append(
+                f"| {manifest} | {decoder} | {summary['utterances']} | {words['reference_length']} | "
+                f"{100 * summary['wer']:.2f} | {words['substitutions']} | {words['insertions']} | {words['deletions']} | "
+                f"{100 * summary['cer']:.2f} |"
+            )
+    return "\n".join(rows)

@@ -1,0 +1,114 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""CTC models around our encoder. They are NeMo's own classes, so that every stock script takes the ``.nemo``."""
+
+import string
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+from lightning.pytorch import Trainer
+from nemo.collections.asr.models import ASRModel, EncDecCTCModel, EncDecCTCModelBPE
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_mshubert.models.loading import restore_model
+from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+
+LETTERS = [" ", *string.ascii_lowercase, "'"]  # the space is the word delimiter (fairseq's "|"); NeMo adds the blank
+
+
+def ctc_config(
+    preprocessor: Dict[str, Any], encoder: Dict[str, Any], labels: Optional[list], tokenizer_dir: Optional[str]
+) -> DictConfig:
+    """Config of a stock CTC model: letters where ``labels`` are given, else the SentencePiece model in ``tokenizer_dir``."""
+    data = {"manifest_filepath": None, "sample_rate": preprocessor["sample_rate"], "batch_size": 8, "shuffle": False}
+    if labels:
+        data["labels"] = labels
+    config = {
+        "sample_rate": preprocessor["sample_rate"],
+        "ctc_reduction": "mean_batch",
+        "log_prediction": False,
+        "preprocessor": preprocessor,
+        "encoder": encoder,
+        "decoder": {
+            "_target_": "nemo.collections.asr.modules.ConvASRDecoder",
+            "feat_in": encoder["d_model"],
+            "num_classes": len(labels) if labels else -1,
+            "vocabulary": labels or [],
+        },
+        "decoding": {"strategy": "greedy_batch"},
+        "train_ds": None,
+        "validation_ds": data,
+        "test_ds": data,
+        "optim": {"name": "adam", "lr": 5e-5},
+    }
+    if labels:
+        config["labels"] = labels
+    else:
+        config["tokenizer"] = {"dir": str(tokenizer_dir), "type": "bpe"}
+    return OmegaConf.create(config)
+
+
+def ssl_to_ctc(ssl_path: str, tokenizer_dir: Optional[str] = None, from_scratch: bool = False) -> EncDecCTCModel:
+    """A stock CTC model with the encoder of a pre-trained ``.nemo`` and a random output layer.
+
+    Args:
+        ssl_path: ``.nemo`` with an `MSHuBERTEncoder`.
+        tokenizer_dir: folder with NeMo's ``tokenizer.model`` for a BPE model; letters by default.
+        from_scratch: random weights in the encoder too: the baseline without pre-training.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or another architecture.
+    """
+    ssl_model = restore_model(ssl_path)
+    if not isinstance(getattr(ssl_model, "encoder", None), MSHuBERTEncoder):
+        raise ValueError(f"{ssl_path}: expected a model with an MSHuBERTEncoder, as scripts/pretrain.py makes it.")
+    if tokenizer_dir and not (Path(tokenizer_dir) / "tokenizer.model").is_file():
+        raise FileNotFoundError(
+            f"{tokenizer_dir}: no tokenizer.model. Make one with NeMo's scripts/tokenizers/process_asr_text_tokenizer.py."
+        )
+    preprocessor, encoder = (
+        OmegaConf.to_container(ssl_model.cfg[name], resolve=True) for name in ("preprocessor", "encoder")
+    )
+    config = ctc_config(preprocessor, encoder, None if tokenizer_dir else LETTERS, tokenizer_dir)
+    model = (EncDecCTCModelBPE if tokenizer_dir else EncDecCTCModel)(cfg=config)
+    if not from_scratch:
+        model.encoder.load_state_dict(ssl_model.encoder.state_dict())
+    return model
+
+
+def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCModel:
+    """Restore a CTC ``.nemo`` with the options of ``overrides`` in its config: ``encoder``, ``train_ds``, ``optim``, ...
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, not a CTC model, or one with another encoder.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file. Make it with scripts/ssl_to_ctc.py.")
+    config = ASRModel.restore_from(path, return_config=True)
+    if "decoder" not in config or not str(config.encoder.get("_target_")).endswith(MSHuBERTEncoder.__name__):
+        raise ValueError(f"{path}: expected a CTC model with an MSHuBERTEncoder. Make it with scripts/ssl_to_ctc.py.")
+    OmegaConf.set_struct(config, False)
+    config.encoder = OmegaConf.merge(config.encoder, overrides.encoder)
+    model = ASRModel.restore_from(path, override_config_path=config, trainer=trainer, map_location="cpu")
+    train_ds, validation_ds, optim = (
+        OmegaConf.create(OmegaConf.to_container(overrides[name], resolve=True))
+        for name in ("train_ds", "validation_ds", "optim")
+    )
+    if "labels" in config:
+        train_ds.labels = validation_ds.labels = config.labels
+    model.setup_training_data(train_ds)  # NeMo leaves these to the caller when a model is restored
+    model.setup_multiple_validation_data(validation_ds)
+    model.setup_optimization(optim)
+    return model

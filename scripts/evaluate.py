@@ -1,0 +1,74 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""WER and CER of a CTC model: greedy, and with --decode by lexicon beam search with an n-gram LM.
+
+    python scripts/evaluate.py --model finetuned.nemo --manifest dev.json test.json --output results
+    python scripts/evaluate.py --model finetuned.nemo --manifest test.json --output results --decode tuned.yaml \\
+        --beam_size 1500
+
+Prints a table and writes results.json, a manifest with predictions per decoding, and the log-probabilities for
+scripts/tune_decoding.py. Files longer than a minute are run in overlapping chunks.
+"""
+
+import argparse
+from pathlib import Path
+
+from nemo_mshubert.decoding.config import read_config
+from nemo_mshubert.decoding.evaluation import (
+    evaluate_manifest,
+    greedy_decoder,
+    lexicon_decoder,
+    load_ctc_model,
+    results_table,
+    write_results,
+)
+from nemo_mshubert.decoding.parallel import available_cores
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help=".nemo of a CTC model")
+    parser.add_argument("--manifest", nargs="+", required=True, help="NeMo manifests with text")
+    parser.add_argument("--output", required=True, help="folder for results, predictions and log-probabilities")
+    parser.add_argument("--decode", help="YAML of scripts/tune_decoding.py, or conf/decode/lexicon_beam.yaml")
+    parser.add_argument("--lm", help="KenLM file, where the YAML does not name it")
+    parser.add_argument("--lexicon", help="lexicon, where the YAML does not name it")
+    parser.add_argument("--beam_size", type=int, help="instead of the YAML's; the paper: 500 on dev, 1500 on test sets")
+    parser.add_argument("--batch_seconds", type=float, default=120, help="padded audio per batch")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if any")
+    parser.add_argument("--workers", type=int, default=available_cores(), help="processes of the beam search")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    beam_config = None
+    if args.decode:  # read first: a mistake there should not cost a pass of the model
+        beam_config = read_config(args.decode, lm=args.lm, lexicon=args.lexicon, beam_size=args.beam_size)
+    model = load_ctc_model(args.model, args.device, args.precision)
+    decoders = {"greedy": greedy_decoder(model)}
+    if beam_config:
+        decoders["lexicon_beam"] = lexicon_decoder(model, beam_config, args.workers)
+    results = {
+        Path(manifest).stem: evaluate_manifest(model, manifest, args.output, decoders, args.batch_seconds)
+        for manifest in args.manifest
+    }
+    write_results(Path(args.output) / "results.json", {"model": args.model, "results": results})
+    print(results_table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Fine-tune a CTC model with the wav2vec 2.0 strategy; run again, it resumes from the last checkpoint.
+
+    python scripts/finetune_ctc.py --config-name 10h init_model=ctc.nemo train_manifest=10h.json \\
+        validation_manifest=dev-other.json
+
+Splits: conf/finetune/*.yaml. The best weights by greedy WER end up in ``exp/<name>/checkpoints/<name>.nemo``.
+"""
+
+import lightning.pytorch as pl
+from nemo.core.config import hydra_runner
+from nemo.utils import logging
+from nemo.utils.exp_manager import exp_manager
+from nemo.utils.trainer_utils import resolve_trainer_cfg
+from omegaconf import OmegaConf
+
+from nemo_mshubert.callbacks.encoder_freeze import EncoderFreeze
+from nemo_mshubert.models.ctc import restore_for_finetuning
+from nemo_mshubert.models.training_setup import plan_updates
+
+
+@hydra_runner(config_path="../conf/finetune", config_name="10h")
+def main(cfg):
+    plan_updates(cfg)
+    logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
+    pl.seed_everything(cfg.model.train_ds.seed, verbose=False)
+    trainer = pl.Trainer(**resolve_trainer_cfg(cfg.trainer))
+    trainer.callbacks.append(EncoderFreeze(cfg.freeze_encoder_updates))
+    exp_manager(trainer, cfg.exp_manager)
+    trainer.fit(restore_for_finetuning(cfg.init_model, cfg.model, trainer))
+
+
+if __name__ == "__main__":
+    main()

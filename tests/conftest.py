@@ -1,0 +1,203 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What all tests share: a clean process, a minute of synthetic speech with labels, and configs of minuscule models."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+TINY_CLUSTERS = [40, 20, 10]
+
+# 24 wide, 4 blocks: three label sets lie at blocks 4, 2 and 1. Strides and kernels are HuBERT's.
+TINY_ENCODER = dict(
+    conv_layers=[[16, 10, 5], [16, 3, 2], [16, 3, 2], [16, 3, 2], [16, 3, 2], [16, 2, 2], [16, 2, 2]],
+    d_model=24,
+    num_layers=4,
+    num_heads=2,
+    d_inner=48,
+    pos_conv_kernel=16,
+    pos_conv_groups=4,
+    dropout=0.0,
+    attention_dropout=0.0,
+    activation_dropout=0.0,
+    dropout_input=0.0,
+    layerdrop=0.0,
+    feature_grad_mult=1.0,
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """The models are so small that threads would only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def clean_process():
+    """Begin with a seed, and undo what a test does to the environment and to NeMo's singletons."""
+    environment = dict(os.environ)
+    torch.manual_seed(0)
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    if "nemo.utils.metaclasses" in sys.modules:  # AppState remembers the last model's files and ranks
+        sys.modules["nemo.utils.metaclasses"].Singleton._Singleton__instances.clear()
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Folder of real speech beside the checkout."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no real speech in {SHARED_DATA}")
+    return SHARED_DATA
+
+
+# --- Speech and labels -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def synthetic_corpus(tmp_path_factory):
+    """Paths of the manifests ``train``, ``dev`` and ``test`` of about a minute of synthetic speech."""
+    pytest.importorskip("espeakng_loader", reason="synthetic speech needs espeakng-loader")
+    from nemo_mshubert.data.librispeech import prepare_librispeech
+    from nemo_mshubert.data.synthetic import SUBSETS, synthesize_corpus
+
+    root = tmp_path_factory.mktemp("speech")
+    synthesize_corpus(root, train_minutes=0.5, dev_minutes=0.2, test_minutes=0.2, seed=0)
+    prepare_librispeech(root, root / "manifests")
+    paths = {name.split("-")[0]: root / "manifests" / f"{name}.json" for name in SUBSETS}
+    return SimpleNamespace(root=root, **paths)
+
+
+@pytest.fixture(scope="session")
+def labelled(synthetic_corpus):
+    """``maker``, its file ``maker_path``, and labelled manifests ``train``, ``dev``, ``test``."""
+    from nemo_mshubert.clustering.features import MfccFeatures
+    from nemo_mshubert.clustering.label_maker import fit_label_maker
+    from nemo_mshubert.clustering.labelling import label_manifest, sample_corpus_frames
+
+    folder = synthetic_corpus.root / "labelled"
+    features = MfccFeatures()
+    frames = sample_corpus_frames([synthetic_corpus.train], features, max_frames=100_000, seed=0)
+    maker = fit_label_maker(frames, TINY_CLUSTERS, features.description, backend="sklearn")
+    maker.save(folder / "km.npz")
+    paths = {}
+    for name in ("train", "dev", "test"):
+        paths[name] = folder / f"{name}.json"
+        label_manifest(getattr(synthetic_corpus, name), paths[name], maker, features)
+    return SimpleNamespace(maker=maker, maker_path=folder / "km.npz", folder=folder, **paths)
+
+
+# --- Audio that says where it was cut --------------------------------------------------------------------------------
+
+
+def counting_audio(num_samples: int) -> np.ndarray:
+    """Sample s holds the number of its hop, s // 320, as a 16-bit value: a crop tells where it begins."""
+    return (np.arange(num_samples) // 320).astype(np.int16)
+
+
+def counting_labels(utterance: int, num_frames: int, clusters: int) -> np.ndarray:
+    """Label of frame t: (7 * utterance + t) modulo the clusters."""
+    return ((7 * utterance + np.arange(num_frames)) % clusters).astype(np.uint16)
+
+
+@pytest.fixture
+def counting_corpus(tmp_path):
+    """``counting_corpus([8000, 9000], sets=(50, 10), maker="m")``: a manifest of WAVs of so many samples.
+
+    Utterance ``u<n>`` counts its hops (`counting_audio`), its labels count its frames (`counting_labels`). ``changes``
+    maps an utterance's number to fields of its line.
+    """
+    from nemo_mshubert.data.labels import FrameLabels
+    from nemo_mshubert.data.manifest import write_manifest
+    from nemo_mshubert.modules.frames import frame_count
+
+    def write(lengths, sets=(50,), maker="maker-one", name="counting.json", changes=None):
+        (tmp_path / "audio").mkdir(exist_ok=True)
+        entries = []
+        for number, num_samples in enumerate(lengths):
+            path = tmp_path / "audio" / f"u{number}.wav"
+            soundfile.write(path, counting_audio(num_samples), 16000, subtype="PCM_16")
+            streams = {clusters: counting_labels(number, frame_count(num_samples), clusters) for clusters in sets}
+            labels = FrameLabels(maker, num_samples, streams).to_manifest()
+            entry = {"audio_filepath": str(path), "duration": num_samples / 16000, "text": "", "labels": labels}
+            entries.append({**entry, **(changes or {}).get(number, {})})
+        write_manifest(tmp_path / name, entries)
+        return tmp_path / name
+
+    return write
+
+
+# --- Models ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_encoder():
+    """``tiny_encoder(pre_norm=True, ...)``: a seeded `MSHuBERTEncoder` of `TINY_ENCODER` with changes, in eval mode."""
+    from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+
+    def make(seed=0, **changes):
+        torch.manual_seed(seed)
+        return MSHuBERTEncoder(**{**TINY_ENCODER, **changes}).eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny_config(labelled):
+    """``tiny_config("model.swap=false", ...)``: conf/pretrain/mshubert_tiny.yaml on the synthetic corpus, smaller still."""
+    from hydra import compose, initialize_config_dir
+
+    def make(*overrides, config_name="mshubert_tiny"):
+        with initialize_config_dir(str(REPOSITORY / "conf" / "pretrain"), version_base=None):
+            return compose(config_name, overrides=[*tiny_overrides(labelled), *overrides])
+
+    return make
+
+
+@pytest.fixture
+def tiny_command_line(labelled):
+    """The overrides of `tiny_config`, for a script."""
+    return tiny_overrides(labelled)
+
+
+def tiny_overrides(labelled):
+    """Command-line overrides that make a minuscule model of an experiment of conf/pretrain."""
+    encoder = {key: json.dumps(value).replace(" ", "") for key, value in TINY_ENCODER.items()}
+    return [
+        f"label_maker={labelled.maker_path}",
+        f"train_manifest={labelled.train}",
+        f"validation_manifest={labelled.dev}",
+        "max_updates=4",
+        *(f"++model.encoder.{key}={value}" for key, value in encoder.items()),
+        f"model.label_sets={json.dumps(TINY_CLUSTERS).replace(' ', '')}",
+        "model.label_heads.d_head=16",
+        "model.drop_label_sets=0",
+        "model.train_ds.batch_duration=12",
+        "model.train_ds.num_buckets=2",
+        "model.optim.sched.warmup_steps=2",
+        "trainer.devices=1",
+        "trainer.accelerator=cpu",
+        "trainer.enable_progress_bar=false",
+    ]

@@ -1,0 +1,256 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The stream of training batches: complete, endless, and the same from wherever it is entered."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from omegaconf import OmegaConf
+
+from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
+from nemo_mshubert.data.resumable_loader import training_loader, validation_loader
+from nemo_mshubert.data.tarred import make_tarred
+
+LENGTHS = [8000 + 800 * number for number in range(12)]  # 0.5 to 1.05 s
+STREAM = 16  # batches: more than two epochs
+
+
+def options(**changes):
+    """Options of conf/pretrain in small; a batch holds two or three utterances."""
+    config = {
+        "manifest_filepath": None,
+        "tarred_audio_filepaths": None,
+        "sample_rate": 16000,
+        "seed": 5,
+        "crop": "shortest",
+        "max_unreadable": 1,
+        "batch_size": None,
+        "batch_duration": 2.2,
+        "use_bucketing": True,
+        "num_buckets": 2,
+        "bucket_buffer_size": 8,
+        "num_cuts_for_bins_estimate": 24,
+        "shuffle_buffer_size": 8,
+        "shuffle": True,
+        "min_duration": 0.1,
+        "num_workers": 0,
+        "pin_memory": False,
+    }
+    return OmegaConf.create({**config, **changes})
+
+
+@pytest.fixture
+def plain(counting_corpus):
+    return options(manifest_filepath=str(counting_corpus(LENGTHS)))
+
+
+@pytest.fixture
+def tarred(counting_corpus, tmp_path):
+    make_tarred(counting_corpus(LENGTHS), tmp_path / "tars", 4)
+    return options(
+        manifest_filepath=f"{tmp_path}/tars/sharded_manifests/manifest__OP_0..3_CL_.json",
+        tarred_audio_filepaths=f"{tmp_path}/tars/audio__OP_0..3_CL_.tar",
+    )
+
+
+def take(config, count, first=0, rank=0, ranks=1):
+    """``count`` batches from batch ``first``."""
+    dataset = PretrainingDataset("maker-one", [50], "shortest", seed=rank)
+    torch.manual_seed(first)  # the stream must not depend on it
+    return list(itertools.islice(training_loader(config, dataset, rank, ranks, first), count))
+
+
+def names(batches):
+    return [sorted(batch["utterances"]) for batch in batches]
+
+
+def same(one, other):
+    return (
+        one["utterances"] == other["utterances"]
+        and torch.equal(one["audio"], other["audio"])
+        and torch.equal(one["length"], other["length"])
+        and torch.equal(one["labels"][50], other["labels"][50])
+    )
+
+
+def check_resumption(config, firsts):
+    stream = take(config, STREAM)
+    for first in firsts:
+        tail = take(config, min(5, STREAM - first), first)
+        assert all(same(*pair) for pair in zip(stream[first:], tail)), first
+    assert not all(same(*pair) for pair in zip(stream, take(config, 3, first=1)))  # not one batch over and over
+    return stream
+
+
+@pytest.mark.unit
+def test_plain_stream_continues_from_any_batch(plain):
+    """A resumed run sees the data, and the crops, an uninterrupted one would have seen - also after whole epochs."""
+    stream = check_resumption(plain, [0, 1, 2, 3, 7, 13])
+    utterances = [name for batch in stream for name in batch["utterances"]]
+    assert len(set(utterances)) == len(LENGTHS)
+    assert len(utterances) > 2 * len(LENGTHS)
+
+
+@pytest.mark.unit
+def test_tarred_stream_continues_from_any_batch(tarred):
+    """Without loader processes."""
+    stream = check_resumption(tarred, [0, 1, 2, 7, 13])
+    assert len({name for batch in stream for name in batch["utterances"]}) == len(LENGTHS)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "firsts",
+    [
+        [2, 4],
+        pytest.param(
+            [1, 7],
+            marks=pytest.mark.xfail(
+                strict=True, reason="lhotse seeds its choice of buckets with the process, not with the role it plays"
+            ),
+        ),
+    ],
+    ids=["even", "odd"],
+)
+def test_tarred_stream_of_two_processes_continues_from_any_batch(tarred, firsts):
+    """Each loader process shuffles its own way; on a resume, odd or even, each batch must come from its own process."""
+    tarred.num_workers = 2
+    stream = check_resumption(tarred, firsts)
+    assert len({name for batch in stream for name in batch["utterances"]}) == len(LENGTHS)
+
+
+@pytest.mark.integration
+def test_plain_stream_does_not_depend_on_the_number_of_processes(plain):
+    """Plain manifests are sampled in the training process: more loader processes only make it faster."""
+    one = take(plain, 6)
+    plain.num_workers = 2
+    assert all(same(*pair) for pair in zip(one, take(plain, 6)))
+
+
+@pytest.mark.unit
+def test_every_epoch_holds_every_utterance_once_in_another_order(plain):
+    """Utterances lost or doubled per epoch would show in no curve."""
+    plain.update(batch_duration=None, batch_size=3, use_bucketing=False)
+    stream = take(plain, 8)
+    epochs = [[name for batch in stream[start : start + 4] for name in batch["utterances"]] for start in (0, 4)]
+    for epoch in epochs:
+        assert len(epoch) == len(set(epoch)) == len(LENGTHS)
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.unit
+def test_tarred_stream_holds_all_utterances_alike(tarred):
+    """Tars repeat without end, and the shuffle buffer blurs the epochs: over ten of them the counts must agree."""
+    tarred.update(batch_duration=None, batch_size=3, use_bucketing=False)
+    counts = Counter(name for batch in take(tarred, 40) for name in batch["utterances"])
+    assert len(counts) == len(LENGTHS)
+    assert min(counts.values()) >= 8 and max(counts.values()) <= 12
+
+
+@pytest.mark.unit
+def test_seed_decides_the_order(plain):
+    """Another seed is another run."""
+    first = names(take(plain, 6))
+    plain.seed = 6
+    assert names(take(plain, 6)) != first
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("kind", ["plain", "tarred"])
+def test_ranks_differ(kind, request):
+    """Two GPUs that see the same batches train on half of the data."""
+    config = request.getfixturevalue(kind)
+    config.update(batch_duration=None, batch_size=2, use_bucketing=False)
+    ranks = [take(config, 3, rank=rank, ranks=2) for rank in (0, 1)]
+    if kind == "plain":  # all ranks draw one order, and share its batches
+        assert not {name for batch in ranks[0] for name in batch["utterances"]} & {
+            name for batch in ranks[1] for name in batch["utterances"]
+        }
+    else:  # each rank shuffles all shards on its own
+        assert names(ranks[0]) != names(ranks[1])
+
+
+@pytest.mark.unit
+def test_validation_is_one_pass_the_same_every_time(plain):
+    """val_loss chooses the best checkpoint: it must be of all utterances, each once, always alike."""
+    plain.update(crop="pad", use_bucketing=False)
+    dataset = PretrainingDataset("maker-one", [50], "pad")
+    loader = validation_loader(plain, dataset, 0, 1)
+    once, again = list(loader), list(loader)
+    assert sorted(name for batch in once for name in batch["utterances"]) == sorted(
+        f"u{number}" for number in range(len(LENGTHS))
+    )
+    assert len(once) == len(again) and all(same(*pair) for pair in zip(once, again))
+    ranks = [names(validation_loader(plain, dataset, rank, 2)) for rank in (0, 1)]
+    shared = [name for batches in ranks for batch in batches for name in batch]
+    assert set(shared) == {f"u{number}" for number in range(len(LENGTHS))}
+
+
+@pytest.mark.unit
+def test_nothing_left_to_train_on_is_an_error(plain):
+    """min_duration above all durations must not make an endless, silent loop."""
+    plain.update(min_duration=100.0, use_bucketing=False)
+    with pytest.raises(ValueError, match="No utterance is left to train on.*min_duration"):
+        take(plain, 1)
+
+
+@pytest.mark.unit
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the error of lhotse's bucketing comes first")
+@pytest.mark.parametrize("changes", [{"min_duration": 100.0}, {"num_buckets": 13}])
+def test_more_buckets_than_utterances_is_an_error_with_a_remedy(plain, changes):
+    """A first try on a handful of utterances."""
+    plain.update(changes)
+    with pytest.raises(ValueError, match="num_buckets"):
+        take(plain, 1)
+
+
+@pytest.mark.unit
+@pytest.mark.xfail(strict=True, reason="NeMo's reader says neither file nor line")
+def test_a_line_that_is_not_json_is_named(plain, tmp_path):
+    """A manifest that was cut while it was copied."""
+    path = tmp_path / "counting.json"
+    path.write_text(path.read_text()[:-100])
+    with pytest.raises(ValueError, match="counting.json:12: not JSON"):
+        take(plain, STREAM)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("content", [None, b"", b"not audio" * 100])
+def test_audio_without_a_readable_header_is_named(plain, tmp_path, content):
+    """Missing, empty or garbage before the run begins: headers are read while sampling, where nothing can be skipped."""
+    path = tmp_path / "audio" / "u3.wav"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(Exception, match="u3.wav"):
+        take(plain, STREAM)
+
+
+@pytest.mark.unit
+def test_unreadable_files_do_not_shift_the_stream(plain, tmp_path):
+    """A file that breaks between two runs changes its own rows and nothing else."""
+    plain.crop = "pad"
+    stream = take(plain, 4)
+    broken = stream[0]["utterances"][0]
+    path = tmp_path / "audio" / f"{broken}.wav"
+    num_samples = soundfile.info(path).frames
+    soundfile.write(path, np.full(num_samples, np.nan, dtype=np.float32), 16000, subtype="FLOAT")
+    after = take(plain, 4)
+    assert names(after)[0] == [name for name in names(stream)[0] if name != broken]
+    for one, other in zip(names(stream)[1:], names(after)[1:]):
+        assert other == [name for name in one if name != broken] or other == ["silence"]
+

@@ -1,0 +1,114 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Killed with SIGKILL and started again, a run ends with the weights of one that was never interrupted."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_mshubert.data.tarred import make_tarred
+
+REPOSITORY = Path(__file__).parents[2]
+UPDATES = 24
+VALIDATE_EVERY = 6  # each validation writes a checkpoint
+
+
+@pytest.fixture
+def command(labelled, tiny_command_line, tmp_path):
+    """``command(folder)``: the command line of a run with all that is drawn at random switched on."""
+    make_tarred(labelled.train, tmp_path / "tars", 4)
+
+    def make(folder):
+        return [
+            sys.executable,
+            str(REPOSITORY / "scripts" / "pretrain.py"),
+            "--config-name=mshubert_tiny",
+            *tiny_command_line,
+            f"exp_manager.exp_dir={folder}",
+            f"train_manifest={tmp_path}/tars/sharded_manifests/manifest__OP_0..3_CL_.json",
+            f"train_tars={tmp_path}/tars/audio__OP_0..3_CL_.tar",
+            f"max_updates={UPDATES}",
+            f"validate_every_updates={VALIDATE_EVERY}",
+            "seconds_per_update=24",  # two micro-batches
+            "model.train_ds.num_workers=2",
+            "+model.train_ds.num_cuts_for_bins_estimate=50",
+            "model.drop_label_sets=1",
+            "model.encoder.dropout=0.1",
+            "model.encoder.layerdrop=0.2",
+            "exp_manager.create_tensorboard_logger=false",
+        ]
+
+    return make
+
+
+def start(command, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    with open(folder / "log.txt", "a") as log:
+        return subprocess.Popen(
+            command(folder), cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def finish(process, folder):
+    assert process.wait(timeout=300) == 0, (folder / "log.txt").read_text()[-3000:]
+
+
+def last_checkpoint(folder):
+    (path,) = folder.glob("*/checkpoints/*last.ckpt")
+    return torch.load(path, map_location="cpu", weights_only=False)
+
+
+@pytest.mark.integration
+def test_killed_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path):
+    """Weeks of training are many jobs: sampler, crops, masks, dropped sets, dropout, layerdrop, moments and schedule.
+
+    The moment of the kill is random, after the first checkpoint: within an update, a validation or the writing of the next.
+    """
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start(command, killed)
+    deadline = time.monotonic() + 200
+    while not list(killed.glob("*/checkpoints/*last.ckpt")):
+        assert process.poll() is None, (killed / "log.txt").read_text()[-3000:]
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.02)
+    delay = random.uniform(0, 0.6)
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, f"the run had ended {delay:.2f} s after its first checkpoint"
+    resumed_from = last_checkpoint(killed)["global_step"]
+    assert 0 < resumed_from < UPDATES and resumed_from % VALIDATE_EVERY == 0
+
+    runs = [(start(command, folder), folder) for folder in (killed, whole)]
+    for process, folder in runs:
+        finish(process, folder)
+    expected, resumed = last_checkpoint(whole), last_checkpoint(killed)
+    assert "Restored all states" in (killed / "log.txt").read_text() or resumed_from  # not started anew
+    assert resumed["global_step"] == expected["global_step"] == UPDATES
+    for name, value in expected["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][name], value), f"{name} after a kill at {delay:.2f} s"
+    moments, resumed_moments = (run["optimizer_states"][0]["state"] for run in (expected, resumed))
+    for index, state in moments.items():
+        assert all(torch.equal(torch.as_tensor(resumed_moments[index][key]), torch.as_tensor(state[key])) for key in state)
+    first = torch.load(next(iter(whole.glob("*/checkpoints/*last.ckpt"))), weights_only=False)["loops"]["fit_loop"]
+    assert json.dumps(first, default=str) == json.dumps(resumed["loops"]["fit_loop"], default=str)

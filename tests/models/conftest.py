@@ -1,0 +1,49 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Minuscule pre-training models."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+sys.path.insert(0, str(Path(__file__).parent))  # for fixed_update, which is also a script
+
+
+@pytest.fixture
+def model_config(tiny_config):
+    """``model_config("model.swap=false", optim={...})``: the ``model`` section, with a constant learning rate."""
+
+    def make(*overrides, optim=None):
+        config = tiny_config(*overrides)
+        config.model.optim = optim or {"name": "sgd", "lr": 0.5}
+        return OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])
+
+    return make
+
+
+@pytest.fixture
+def make_model(model_config):
+    """``make_model("model.swap=false", ...)``: a seeded model without a trainer, in eval mode."""
+    import torch
+
+    from nemo_mshubert.models import MSHuBERTModel
+
+    def make(*overrides):
+        torch.manual_seed(0)
+        return MSHuBERTModel(model_config(*overrides)).eval()
+
+    return make

@@ -1,0 +1,270 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""MSHuBERTModel: what enters the loss, what is reported, and what is refused."""
+
+import math
+
+import pytest
+import torch
+from fixed_update import collate, every_second_frame, trainer_of, utterance
+from nemo.core.classes import ModelPT
+
+from nemo_mshubert.clustering.label_maker import LabelMaker
+from nemo_mshubert.models import MSHuBERTModel
+from nemo_mshubert.models.seeding import generator_of
+from nemo_mshubert.modules.swap import swap
+
+SETS = [40, 20, 10]
+
+
+@pytest.fixture
+def batch():
+    return collate([utterance(number) for number in range(4)])
+
+
+def forward(model, batch):
+    masks = every_second_frame(batch["length"], batch["audio"].shape[1])
+    return masks, model(batch["audio"], batch["length"], masks.mask_BT)
+
+
+def loss_of(model, views, batch, masks):
+    logits, targets = model._predict(views, batch["labels"], SETS, masks.masked_M)
+    return model.loss(logits=list(logits.values()), labels=targets, feature_penalty=views.feature_penalty)
+
+
+# --- Labels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+def test_coarse_labels_are_those_of_the_label_maker(make_model, labelled, batch):
+    """Only the finest stream is stored: a wrong table would train five of six sets on noise."""
+    model = make_model()
+    finest_BT = batch["labels"][40]
+    for clusters in SETS:
+        labels_BT = model._labels_of_set(batch["labels"], clusters)
+        assert (labels_BT == -100).equal(finest_BT == -100)
+        for row, finest in zip(labels_BT, finest_BT):
+            valid = finest >= 0
+            expected = labelled.maker.expand(finest[valid].numpy())[clusters]
+            assert row[valid].tolist() == expected.tolist()
+    stored = torch.full_like(finest_BT, 3)  # "nearest" label makers store every set, and those are taken
+    assert model._labels_of_set({**batch["labels"], 20: stored}, 20).equal(stored)
+
+
+@pytest.mark.unit
+def test_labels_meet_the_frames_and_blocks_they_are_of(make_model, batch):
+    """The row of a logit and its label are of one utterance and one frame, in every view; each set at its block."""
+    model = make_model()
+    assert model.layer_of_set == {40: 4, 20: 2, 10: 1}
+    masks, views = forward(model, batch)
+    logits, targets = model._predict(views, batch["labels"], SETS, masks.masked_M)
+    assert sorted(views.tapped) == [1, 2, 4]
+    for clusters, target in zip(SETS, targets):
+        labels_BT = model._labels_of_set(batch["labels"], clusters)
+        head, tapped = model.label_heads.heads[str(clusters)], views.tapped[model.layer_of_set[clusters]]
+        row = 0
+        for view in (0, 1):
+            for utt, frame in masks.mask_BT.nonzero().tolist():
+                assert target[row] == labels_BT[utt, frame]
+                torch.testing.assert_close(logits[clusters][row], head(tapped[view, utt, frame]), rtol=1e-4, atol=1e-4)
+                row += 1
+        assert row == len(target) == len(logits[clusters])
+
+
+# --- Views in the loss -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+def test_loss_of_both_views_does_not_depend_on_the_last_exchange(make_model, batch):
+    """The default must not depend on what the paper leaves open; the other choices do."""
+    for loss_views, invariant in (("both", True), ("first_view", False), ("masked_stream", False)):
+        model = make_model(f"model.loss_views={loss_views}")
+        masks, views = forward(model, batch)
+        with_exchange, _, count = loss_of(model, views, batch, masks)
+        views.tapped = {layer: swap(x_VBTD, masks.mask_BT) for layer, x_VBTD in views.tapped.items()}
+        without, _, _ = loss_of(model, views, batch, masks)
+        assert count == 36 * (2 if loss_views == "both" else 1)
+        assert (abs(with_exchange - without).item() < 1e-3) == invariant
+
+
+@pytest.mark.unit
+def test_views_that_enter_the_loss(make_model, batch):
+    """`masked_stream` follows the masked tokens (view 1 after odd blocks), `first_view` stays; HuBERT has one view."""
+    x_VBTD = torch.stack([torch.zeros(1, 1, 1), torch.ones(1, 1, 1)])
+    for loss_views, expected in (
+        ("both", {1: [0, 1], 2: [0, 1], 4: [0, 1]}),
+        ("first_view", {1: [0], 2: [0], 4: [0]}),
+        ("masked_stream", {1: [1], 2: [0], 4: [0]}),
+    ):
+        model = make_model(f"model.loss_views={loss_views}")
+        assert {layer: model._views_in_loss(x_VBTD, layer).flatten().tolist() for layer in (1, 2, 4)} == expected
+        model = make_model("model.swap=false", f"model.loss_views={loss_views}")
+        masks, views = forward(model, batch)
+        assert loss_of(model, views, batch, masks)[2] == 36  # masked frames, once
+
+
+# --- Validation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+def test_validation_metrics_equal_a_hand_computation(make_model):
+    """val_loss chooses the weights that are kept: sums over all frames of all batches, not means of means."""
+    model = make_model("model.validation_ds.batch_duration=7", "model.drop_label_sets=1")
+    with torch.no_grad():  # heads start near each other, with accuracies of zero
+        for head in model.label_heads.heads.values():
+            head.label_embeddings.sub_(0.5)
+    trainer = trainer_of(limit_val_batches=1.0)
+    (metrics,) = trainer.validate(model, verbose=False)
+    (again,) = trainer.validate(model, verbose=False)
+    assert metrics == again  # the same masks at every validation
+    sums = {(clusters, name): 0.0 for clusters in SETS for name in ("loss", "masked", "visible")}
+    labels_in_use = {clusters: [] for clusters in SETS}
+    num_masked = num_visible = 0
+    batches = list(model._validation_dl)
+    assert len(batches) > 1
+    with torch.no_grad():
+        for index, batch in enumerate(batches):
+            generator = generator_of(model.cfg.seed, "validation masks", 0, index)
+            mask_BT = model._draw_masks(batch["length"], batch["audio"].shape[1], generator).mask_BT
+            views = model(batch["audio"], batch["length"], mask_BT)
+            for clusters in SETS:
+                head = model.label_heads.heads[str(clusters)]
+                for view in views.tapped[model.layer_of_set[clusters]]:
+                    for row, frames in enumerate(views.frames_B.tolist()):
+                        scores_TK = head(view[row, :frames])
+                        fine = batch["labels"][40][row, :frames].numpy()
+                        labels = torch.from_numpy(model.label_maker.expand(fine)[clusters].astype("int64"))
+                        mask = mask_BT[row, :frames]
+                        log_p = scores_TK.log_softmax(-1)[torch.arange(frames), labels]
+                        right = scores_TK.argmax(-1) == labels
+                        sums[clusters, "loss"] -= log_p[mask].sum().item()
+                        sums[clusters, "masked"] += right[mask].sum().item()
+                        sums[clusters, "visible"] += right[~mask].sum().item()
+                        labels_in_use[clusters] += labels[mask].tolist()
+                        if clusters == 40:
+                            num_masked, num_visible = num_masked + mask.sum().item(), num_visible + (~mask).sum().item()
+    total = 0.0
+    for clusters in SETS:
+        total += sums[clusters, "loss"] / num_masked
+        assert metrics[f"val_{clusters}/loss"] == pytest.approx(sums[clusters, "loss"] / num_masked, rel=1e-4)
+        masked, visible = sums[clusters, "masked"] / num_masked, sums[clusters, "visible"] / num_visible
+        assert metrics[f"val_{clusters}/masked_accuracy"] == pytest.approx(masked, abs=2e-3)  # ties of the argmax
+        assert metrics[f"val_{clusters}/unmasked_accuracy"] == pytest.approx(visible, abs=2e-3)
+        shares = [labels_in_use[clusters].count(k) / num_masked for k in range(clusters)]
+        entropy = -sum(share * math.log2(share) for share in shares if share)
+        assert metrics[f"val_{clusters}/label_entropy_bits"] == pytest.approx(entropy, rel=1e-4)
+        assert 1 < entropy < math.log2(clusters)
+    assert metrics["val_loss"] == pytest.approx(total, rel=1e-4)  # all three sets, dropped or not in training
+
+
+# --- Saving ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+def test_nemo_file_holds_weights_and_label_maker(make_model, labelled, batch, tmp_path, monkeypatch):
+    """A .nemo is all one needs to label, to fine-tune, or to go on; the k-means file may be gone by then."""
+    model = make_model()
+    model.save_to(str(tmp_path / "model.nemo"))
+    hidden = labelled.maker_path.with_suffix(".hidden")
+    labelled.maker_path.rename(hidden)
+    try:
+        restored = ModelPT.restore_from(str(tmp_path / "model.nemo"), map_location="cpu").eval()
+    finally:
+        hidden.rename(labelled.maker_path)
+    assert type(restored) is MSHuBERTModel
+    assert restored.label_maker.id == labelled.maker.id
+    weights = model.state_dict()
+    assert restored.state_dict().keys() == weights.keys()
+    assert all(torch.equal(value, weights[name]) for name, value in restored.state_dict().items())
+    for clusters in SETS:
+        assert restored._labels_of_set(batch["labels"], clusters).equal(model._labels_of_set(batch["labels"], clusters))
+    masks, views = forward(model, batch)
+    assert torch.equal(loss_of(model, views, batch, masks)[0], loss_of(restored, forward(restored, batch)[1], batch, masks)[0])
+
+
+# --- Configs that make no sense --------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["model.label_sets=[40,30]"], r"label_sets \[30\] are not in the label maker .*which has \[40, 20, 10\]"),
+        (["model.encoder.num_layers=2"], "3 label sets do not fit between blocks 0 and 2.*label_layers"),
+        (["model.label_layers={4:40,2:20}"], r"places the sets \[20, 40\] but label_sets are \[10, 20, 40\]"),
+        (["model.label_layers={9:40,2:20,1:10}"], r"blocks \[9\] do not exist"),
+        (["model.loss_views=second"], "loss_views: expected one of .*'second'"),
+        (["model.drop_label_sets=3"], "drop_label_sets: 3 of 3 sets; at least one must be kept"),
+        (["model.train_ds.crop=longest"], "crop: expected one of"),
+    ],
+)
+def test_impossible_configs_are_refused(make_model, overrides, message):
+    """At construction, with the name of the setting: not in the first update on 32 GPUs."""
+    with pytest.raises(ValueError, match=message):
+        model = make_model(*overrides)
+        model.trainer = trainer_of()
+        model.train_dataloader()
+
+
+@pytest.mark.unit
+def test_missing_label_maker_is_refused(make_model):
+    """A path that was mistyped."""
+    with pytest.raises(FileNotFoundError, match="nowhere.npz"):
+        make_model("label_maker=nowhere.npz")
+
+
+@pytest.mark.unit
+def test_labels_of_another_maker_end_the_run(make_model, labelled, tmp_path):
+    """The manifest of one k-means with the file of another."""
+    other = LabelMaker(
+        {clusters: centres + 1 for clusters, centres in labelled.maker.centres.items()},
+        labelled.maker.tables,
+        labelled.maker.features,
+        labelled.maker.assignment,
+        seed=0,
+        versions={},
+    )
+    other.save(tmp_path / "other.npz")
+    model = make_model(f"label_maker={tmp_path / 'other.npz'}")
+    with pytest.raises(ValueError, match=f"labels of label maker {labelled.maker.id}, expected {other.id}"):
+        trainer_of(limit_val_batches=1.0).validate(model, verbose=False)
+
+
+# --- Learning --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.integration
+def test_a_handful_of_utterances_is_learned_by_heart(model_config, labelled, tmp_path):
+    """Every label set's masked accuracy passes 90 %: labels, masks, views, heads, loss and optimizer fit together."""
+    manifest = tmp_path / "four.json"
+    manifest.write_text("".join(labelled.train.read_text().splitlines(keepends=True)[:4]))
+    schedule = {"name": "PolynomialDecayAnnealing", "power": 1.0, "min_lr": 0.0, "warmup_steps": 40, "max_steps": 500}
+    config = model_config(
+        f"train_manifest={manifest}",
+        f"validation_manifest={manifest}",
+        "model.encoder.d_model=64",
+        "model.encoder.d_inner=128",
+        "model.label_heads.d_head=32",
+        "model.train_ds.use_bucketing=false",
+        "model.train_ds.crop=pad",
+        optim={"name": "adamw", "lr": 4e-3, "weight_decay": 0.0, "sched": schedule},
+    )
+    trainer = trainer_of(max_steps=500, gradient_clip_val=1.0, log_every_n_steps=50)
+    torch.manual_seed(0)
+    model = MSHuBERTModel(config, trainer)
+    trainer.fit(model)
+    (metrics,) = trainer_of(limit_val_batches=1.0).validate(model, verbose=False)
+    accuracies = {clusters: metrics[f"val_{clusters}/masked_accuracy"] for clusters in SETS}
+    assert min(accuracies.values()) > 0.9, accuracies

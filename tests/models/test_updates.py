@@ -1,0 +1,194 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""One update: whatever it is split over, it is the same; and a bad one is skipped, counted and explained."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import fixed_update
+import lightning.pytorch as pl
+import pytest
+import torch
+from fixed_update import collate, train, train_split, utterance
+from omegaconf import OmegaConf
+
+from nemo_mshubert.models import step_guard
+from nemo_mshubert.models.step_guard import NonFiniteTrainingError, StepGuard
+
+CLIP = 0.5  # below the norms that occur: clipping must come after the normalisation
+
+
+def difference(one, other):
+    """Largest difference of two sets of weights."""
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+@pytest.fixture
+def config(model_config):
+    return model_config("model.drop_label_sets=1")
+
+
+@pytest.fixture
+def one_batch(config):
+    """Weights after two updates on the four utterances as one batch, and before them."""
+    after = train_split(config, [[[0, 1, 2, 3]]], gradient_clip_val=CLIP).state_dict()
+    before = train_split(config, [[[0, 1, 2, 3]]], updates=0).state_dict()
+    assert difference(before, after) > 1e-2
+    return after
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("micro_batches", [[[0], [1], [2], [3]], [[3, 0], [2, 1]], [[0, 1, 2], [3]]])
+def test_accumulated_micro_batches_are_one_batch(config, one_batch, micro_batches):
+    """A machine with less memory must train the same model, also with unequal micro-batches."""
+    weights = train_split(config, [micro_batches], gradient_clip_val=CLIP).state_dict()
+    assert difference(weights, one_batch) < 1e-5
+
+
+@pytest.mark.unit
+def test_an_utterance_less_is_another_update(config, one_batch):
+    """The tests of equality can fail."""
+    assert difference(train_split(config, [[[0, 1, 2]]], gradient_clip_val=CLIP).state_dict(), one_batch) > 1e-3
+
+
+@pytest.mark.integration
+def test_two_ranks_are_one_batch(config, one_batch, tmp_path):
+    """Two ranks, two micro-batches each, with unequal numbers of masked frames: DDP's mean must not show."""
+    OmegaConf.save({"model": config, "clip": CLIP}, tmp_path / "config.yaml")
+    command = [sys.executable, fixed_update.__file__, str(tmp_path / "config.yaml"), str(tmp_path / "weights.pt")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert difference(torch.load(tmp_path / "weights.pt"), one_batch) < 1e-5
+
+
+# --- Steps that are not finite ---------------------------------------------------------------------------------------
+
+
+def batch(*numbers, spoiled=False):
+    """A batch of the utterances, with a NaN in the first one where ``spoiled``."""
+    examples = collate([utterance(number) for number in numbers])
+    if spoiled:
+        examples["audio"][0, 1000] = float("nan")
+        examples["utterances"][0] += "-spoiled"
+    return examples
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    messages = []
+    monkeypatch.setattr(step_guard.logging, "warning", messages.append)
+    return messages
+
+
+@pytest.mark.unit
+def test_nonfinite_update_is_skipped_counted_and_named(model_config, warnings):
+    """One overflow or one broken file must neither end the run nor reach weights, moments or later updates."""
+    config = model_config(optim={"name": "adamw", "lr": 1e-3})
+    clean = train(config, [[batch(0), batch(1), batch(2)]], updates=3)
+    assert not warnings
+    spoiled = train(config, [[batch(0), batch(3, 2, spoiled=True), batch(1), batch(2)]], updates=4)
+    assert difference(spoiled.state_dict(), clean.state_dict()) == 0
+    assert spoiled.step_guard.num_skipped == 1
+    assert float(spoiled.trainer.callback_metrics["nonfinite_steps"]) == 1
+    (message,) = [message for message in warnings if "skipped" in message]
+    assert "Update 1 skipped (1 so far)" in message and "u3-spoiled, u2." in message and "u1" not in message
+    assert "the loss is not finite" in message
+
+
+@pytest.mark.unit
+def test_nonfinite_micro_batch_spoils_its_update_only(model_config, warnings):
+    """With accumulation, the count of masked rows must start anew after a skipped update."""
+    config = model_config()
+    clean = train(config, [[batch(1), batch(2)]], updates=1, accumulate_grad_batches=2)
+    micro_batches = [batch(0), batch(3, spoiled=True), batch(1), batch(2)]
+    spoiled = train(config, [micro_batches], updates=2, accumulate_grad_batches=2)
+    assert difference(spoiled.state_dict(), clean.state_dict()) == 0
+    assert "u0, u3-spoiled." in warnings[0]
+
+
+@pytest.mark.unit
+def test_many_nonfinite_updates_in_a_row_end_the_run(model_config, warnings):
+    """A diverged run must not burn a week; one bad update now and then must not end it."""
+    config = model_config("model.max_nonfinite_steps=2")
+    bad, good = batch(3, spoiled=True), batch(0)
+    train(config, [[bad, good, bad, good, bad]], updates=5)
+    with pytest.raises(NonFiniteTrainingError, match="2 updates in a row were not finite.*u3-spoiled.*learning rate"):
+        train(config, [[good, bad, bad, good]], updates=4)
+
+
+@pytest.mark.unit
+def test_cause_is_told_apart(warnings):
+    """An overflow of the gradient calls for another remedy than broken data."""
+    guard = StepGuard(max_consecutive=3)
+    guard.note(["a"], torch.tensor(1.0))
+    assert not guard.accept(torch.tensor(float("inf")), 7)
+    guard.note(["b"], torch.tensor(float("inf")))
+    assert not guard.accept(torch.tensor(float("nan")), 8)
+    guard.note(["c"], torch.tensor(1.0))
+    assert guard.accept(torch.tensor(1.0), 9)
+    assert "Update 7" in warnings[0] and "the gradient overflowed" in warnings[0] and "utterances: a." in warnings[0]
+    assert "Update 8" in warnings[1] and "the loss is not finite" in warnings[1] and "utterances: b." in warnings[1]
+
+
+# --- Dropped label sets ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+def test_sets_are_dropped_alike_everywhere_and_as_often_as_said(make_model):
+    """Two of six per update: the same on all ranks, micro-batches and after a resume; each a third of the time."""
+    model, other = make_model("model.drop_label_sets=1"), make_model("model.drop_label_sets=1")
+    draws = [tuple(model._kept_sets(update)) for update in range(3000)]
+    torch.manual_seed(123)
+    assert draws[1000:] == [tuple(other._kept_sets(update)) for update in range(1000, 3000)]
+    assert all(len(kept) == 2 for kept in draws)
+    for kept, count in Counter(draws).items():
+        assert list(kept) == sorted(kept, reverse=True)
+        assert count == pytest.approx(1000, rel=0.12)
+    for clusters in (40, 20, 10):
+        assert sum(clusters in kept for kept in draws) == pytest.approx(2000, rel=0.06)
+    reseeded = make_model("model.drop_label_sets=1", "model.seed=7")
+    assert draws[:50] != [tuple(reseeded._kept_sets(update)) for update in range(50)]
+
+
+class HeadGradients(pl.Callback):
+    """For each update: norms of the gradients of the heads, None where there is none."""
+
+    def __init__(self):
+        self.updates = []
+
+    def on_before_optimizer_step(self, trainer, model, optimizer):
+        norms = {}
+        for name, head in model.label_heads.heads.items():
+            gradients = [parameter.grad for parameter in head.parameters()]
+            missing = any(gradient is None for gradient in gradients)
+            norms[int(name)] = None if missing else sum(gradient.abs().sum().item() for gradient in gradients)
+        self.updates.append(norms)
+
+
+@pytest.mark.unit
+def test_dropped_heads_have_zero_gradients(config):
+    """Not missing ones, which DDP would wait for; and all micro-batches of an update drop the same set."""
+    probe = HeadGradients()
+    model = train_split(config, [[[0], [1], [2]]], updates=6, callbacks=[probe])
+    for update, norms in enumerate(probe.updates):
+        kept = model._kept_sets(update)
+        for clusters, norm in norms.items():
+            assert norm is not None and (norm > 0) == (clusters in kept), (update, clusters)
+    assert len({tuple(model._kept_sets(update)) for update in range(6)}) > 1

@@ -1,0 +1,101 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The convolutional front end: transformers' maths, and statistics of the utterance alone."""
+
+import pytest
+import torch
+from transformers import HubertConfig
+from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder
+
+from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor, TimeGroupNorm
+from nemo_mshubert.modules.frames import HUBERT_KERNELS_AND_STRIDES, frame_count
+
+CHANNELS = 8
+LAYERS = [(CHANNELS, kernel, stride) for kernel, stride in HUBERT_KERNELS_AND_STRIDES]
+
+
+def randomise(module):
+    """Weights that no two positions share: fresh norms are all ones and zeros."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return module.eval()
+
+
+def pair(norm, bias):
+    config = HubertConfig(conv_dim=(CHANNELS,) * 7, feat_extract_norm=norm, conv_bias=bias)
+    theirs = randomise(HubertFeatureEncoder(config))
+    ours = ConvFeatureExtractor(LAYERS, f"{norm}_norm", bias).eval()
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("norm, bias", [("group", False), ("layer", True)])
+def test_padded_batch_equals_transformers_one_at_a_time(norm, bias):
+    """Pre-trained weights of others must give their features here, whatever else is in the batch."""
+    ours, theirs = pair(norm, bias)
+    lengths = torch.tensor([16000, 9999, 400])
+    signal = torch.zeros(3, 1, 16000)
+    with torch.no_grad():
+        for row, length in zip(signal, lengths):
+            row[0, :length] = torch.randn(length)
+        padded, frames = ours(signal, lengths, padded=True)
+        assert frames.tolist() == frame_count(lengths).tolist()
+        for row, length in enumerate(lengths):
+            alone = theirs(signal[row, :, :length])[0]
+            torch.testing.assert_close(padded[row, :, : frames[row]], alone, rtol=1e-4, atol=1e-5)
+        unpadded, _ = ours(signal[:1], lengths[:1], padded=False)
+        torch.testing.assert_close(unpadded, theirs(signal[0]), rtol=1e-4, atol=1e-5)
+        if norm == "group":  # the test can fail: a plain group norm sees the padding
+            plain, _ = ours(signal, lengths, padded=False)
+            assert not torch.allclose(plain[1, :, : frames[1]], padded[1, :, : frames[1]], atol=1e-3)
+
+
+@pytest.mark.unit
+def test_group_norm_ignores_what_lies_in_the_padding():
+    """Garbage behind an utterance must not leak in, nor an empty row make NaNs."""
+    norm = randomise(TimeGroupNorm(CHANNELS))
+    lengths = torch.tensor([5, 9, 0])
+    x_BCT = torch.randn(3, CHANNELS, 9)
+    dirty = x_BCT.clone()
+    dirty[0, :, 5:] = 1e4
+    with torch.no_grad():
+        clean, noisy = norm(x_BCT, lengths, True), norm(dirty, lengths, True)
+        torch.testing.assert_close(clean[0, :, :5], noisy[0, :, :5])
+        torch.testing.assert_close(clean[1:2], norm(x_BCT[1:2], lengths[1:2], False), rtol=1e-4, atol=1e-5)
+    assert clean.isfinite().all()
+
+
+@pytest.mark.unit
+def test_group_norm_is_exact_far_from_zero():
+    """bf16 audio with an offset: statistics in fp32, variance of centred values, not the difference of two large sums."""
+    norm = TimeGroupNorm(1)
+    x_BCT = 1000 + torch.randn(1, 1, 200)
+    with torch.no_grad():
+        y_BCT = norm(x_BCT, torch.tensor([100]), True)[..., :100]
+    expected = (x_BCT[..., :100].double() - x_BCT[..., :100].double().mean()) / x_BCT[..., :100].double().std(
+        correction=0
+    )
+    torch.testing.assert_close(y_BCT.double(), expected, rtol=1e-3, atol=1e-3)
+    assert norm(x_BCT.bfloat16(), torch.tensor([100]), True).dtype == torch.bfloat16
+
+
+@pytest.mark.unit
+def test_unknown_norm_is_refused():
+    """A typo in a config must not train another network."""
+    with pytest.raises(ValueError, match="expected one of .*batch_norm"):
+        ConvFeatureExtractor(LAYERS, "batch_norm")

@@ -1,0 +1,439 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The encoder: parity with transformers, indifference to padding, and every knob that training turns."""
+
+import pytest
+import torch
+from transformers import HubertConfig, HubertModel
+
+from nemo_mshubert.modules.frames import frame_count
+from nemo_mshubert.modules.label_heads import LabelHeads
+from nemo_mshubert.modules.masking import span_mask
+from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+
+LENGTHS = torch.tensor([16000, 7000, 400])
+LAYOUTS = {
+    "base": dict(conv_norm="group_norm", conv_bias=False, pre_norm=False),
+    "large": dict(conv_norm="layer_norm", conv_bias=True, pre_norm=True),
+}
+
+
+@pytest.fixture
+def batch():
+    """Samples ``[3, 1, 16000]``, zero beyond the `LENGTHS`."""
+    torch.manual_seed(4)
+    signal = torch.randn(3, 1, 16000)
+    return signal * (torch.arange(16000) < LENGTHS[:, None, None]), LENGTHS
+
+
+@pytest.fixture
+def masks():
+    """Masks of that batch, ``[3, 49]``; the row of one frame has none."""
+    return span_mask(frame_count(LENGTHS).tolist(), 0.5, 4, same_count=False)
+
+
+def score(x_ND):
+    """A scalar of every entry; sums of squares would be constant behind a LayerNorm."""
+    return (x_ND * torch.linspace(-1, 1, x_ND.shape[-1])).sum()
+
+
+def convert(state_dict):
+    """transformers' names to ours: two differ."""
+    names = {name: name.removeprefix("encoder.") for name in state_dict}
+    names["masked_spec_embed"] = "mask_embedding"
+    return {names[name]: value for name, value in state_dict.items()}
+
+
+@pytest.fixture(params=LAYOUTS)
+def parity(request, tiny_encoder):
+    """``ours, theirs``: the same random weights in both."""
+    layout = LAYOUTS[request.param]
+    config = HubertConfig(
+        hidden_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=48,
+        conv_dim=(16,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        feat_extract_norm=layout["conv_norm"].removesuffix("_norm"),
+        conv_bias=layout["conv_bias"],
+        do_stable_layer_norm=layout["pre_norm"],
+    )
+    torch.manual_seed(6)
+    theirs = HubertModel(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():  # norms start as ones and zeros, which no mix-up would change
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    ours = tiny_encoder(**layout)
+    ours.load_state_dict(convert(theirs.state_dict()))  # strict: every key of both sides is used
+    return ours, theirs
+
+
+def largest_difference(ours, theirs, signal, lengths):
+    """Over all hidden states and utterances: our padded batch against theirs, one utterance at a time."""
+    with torch.no_grad():
+        states, frames = ours.hidden_states(signal, lengths)
+        outputs, _ = ours(audio_signal=signal, length=lengths)
+        difference = (outputs.transpose(1, 2) - states[-1]).abs().max().item()
+        for row, (length, count) in enumerate(zip(lengths, frames)):
+            expected = theirs(signal[row, :, :length], output_hidden_states=True)
+            assert expected.last_hidden_state.shape[1] == count
+            # The last state is compared after the final norm of pre-LN, which transformers' list may lack.
+            for ours_BTD, theirs_1TD in zip(states, [*expected.hidden_states[:-1], expected.last_hidden_state]):
+                difference = max(difference, (ours_BTD[row, :count] - theirs_1TD[0]).abs().max().item())
+        assert len(states) == len(expected.hidden_states) == 5
+    return difference
+
+
+@pytest.mark.unit
+def test_padded_batch_equals_transformers_one_at_a_time(parity, batch):
+    """Weights travel to and from Hugging Face and fairseq; batches must not change results."""
+    ours, theirs = parity
+    assert largest_difference(ours, theirs, *batch) < 2e-5
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layer_norm.bias",
+        "feature_extractor.conv_layers.6.conv.weight",
+        "pos_conv_embed.conv.parametrizations.weight.original0",
+        "layers.3.attention.k_proj.weight",
+        "layers.0.final_layer_norm.weight",
+    ],
+)
+def test_one_broken_weight_breaks_parity(parity, batch, name):
+    """The test above can fail."""
+    ours, theirs = parity
+    with torch.no_grad():
+        broken = ours.get_parameter(name)
+        broken.flatten()[:8] += 0.5
+    assert largest_difference(ours, theirs, *batch) > 1e-3
+
+
+@pytest.mark.unit
+def test_extract_features_equals_hidden_states(parity, batch):
+    """Labels of layer 6 must be of layer 6, counted from 1."""
+    ours, _ = parity
+    signal, lengths = batch
+    with torch.no_grad():
+        states, frames = ours.hidden_states(signal, lengths)
+        for layer in range(5):
+            features, counts = ours.extract_features(signal[:, 0], lengths, layer)
+            assert torch.equal(features, states[layer]) and torch.equal(counts, frames)
+    for layer in (-1, 5):
+        with pytest.raises(ValueError, match=f"layer {layer}: the encoder has blocks 1 to 4"):
+            ours.extract_features(signal[:, 0], lengths, layer)
+
+
+# --- The default model -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base():
+    torch.manual_seed(0)
+    return MSHuBERTEncoder()
+
+
+def size(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.unit
+def test_default_is_hubert_base(base):
+    """94,371,712 parameters; 96.05 M with the paper's six heads."""
+    assert size(base) == 94_371_712
+    heads = LabelHeads(base.d_model, [1000, 500, 250, 125, 50, 25])
+    assert size(base) + size(heads) == pytest.approx(96.05e6, abs=5e3)
+    assert base.subsampling_factor == 320 and base._feat_in == 1 and base._feat_out == 768
+
+
+@pytest.mark.unit
+def test_default_has_the_keys_of_transformers(base):
+    """Names and shapes of HubertModel(HubertConfig()), so that conversion is renaming."""
+    with torch.device("meta"):
+        theirs = convert(HubertModel(HubertConfig()).state_dict())
+    ours = base.state_dict()
+    assert {name: value.shape for name, value in theirs.items()} == {name: v.shape for name, v in ours.items()}
+
+
+@pytest.mark.unit
+def test_initial_weights_have_fairseqs_statistics(base):
+    """A wrong initial scale shows only after thousands of updates."""
+    weights = dict(base.named_parameters())
+    for name, weight in weights.items():
+        deviation = weight.std().item() if weight.numel() > 1 else 0.0
+        if name == "mask_embedding":  # U(0, 1)
+            assert 0 <= weight.min() and weight.max() < 1 and deviation == pytest.approx(12**-0.5, rel=0.1)
+        elif name.startswith("feature_extractor") and ".conv." in name:  # Kaiming, fan in
+            assert deviation == pytest.approx((2 / weight[0].numel()) ** 0.5, rel=0.03), name
+        elif name.startswith("layers.") and name.endswith("weight") and weight.dim() == 2:  # init_bert_params
+            assert deviation == pytest.approx(0.02, rel=0.02), name
+            assert abs(weight.mean().item()) < 1e-3, name
+        elif name == "pos_conv_embed.conv.parametrizations.weight.original1":
+            assert deviation == pytest.approx((4 / (128 * 768)) ** 0.5, rel=0.02)
+        elif "norm" in name and name.endswith("weight"):
+            assert torch.equal(weight, torch.ones_like(weight)), name
+        elif name.endswith("bias") and not name.startswith("feature_projection.projection"):
+            assert not weight.any(), name
+    conv = base.pos_conv_embed.conv  # the weight norm starts with the norm of its direction
+    torch.testing.assert_close(conv.weight, conv.parametrizations.weight.original1)
+
+
+# --- Padding and odd inputs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("use_swap", [True, False])
+def test_training_outputs_do_not_depend_on_padding(tiny_encoder, batch, masks, layout, use_swap):
+    """Pre-training sees one utterance alike, alone or padded: taps of both views, penalty, and gradients."""
+    encoder = tiny_encoder(**LAYOUTS[layout]).train()
+    signal, lengths = batch
+    frames = frame_count(lengths).tolist()
+    together = encoder.forward_views(signal, lengths, masks, [1, 4], use_swap)
+    assert together.frames_B.tolist() == frames
+    penalty, loss = 0.0, 0.0
+    for row, (length, count) in enumerate(zip(lengths, frames)):
+        alone = encoder.forward_views(
+            signal[row : row + 1, :, :length], lengths[row : row + 1], masks[row : row + 1, :count], [1, 4], use_swap
+        )
+        penalty += alone.feature_penalty * count / sum(frames)
+        loss += score(alone.tapped[4])
+        for layer in (1, 4):
+            torch.testing.assert_close(
+                together.tapped[layer][:, row, :count], alone.tapped[layer][:, 0], rtol=1e-4, atol=2e-5
+            )
+    torch.testing.assert_close(together.feature_penalty, penalty, rtol=1e-4, atol=1e-6)
+    valid = torch.arange(49) < torch.tensor(frames)[:, None]
+    conv = encoder.feature_extractor.conv_layers[0].conv.weight
+    (expected,) = torch.autograd.grad(loss, conv)
+    (gradient,) = torch.autograd.grad(score(together.tapped[4][:, valid]), conv)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.unit
+def test_batch_size_changes_nothing(tiny_encoder):
+    """The same utterance twice in a batch, in another order, alone."""
+    encoder = tiny_encoder()
+    signal = torch.randn(3, 1, 5000)
+    lengths = torch.full((3,), 5000)
+    order = [2, 0, 1, 0]
+    with torch.no_grad():
+        one, _ = encoder(audio_signal=signal, length=lengths)
+        other, _ = encoder(audio_signal=signal[order], length=lengths[[0] * 4])
+    torch.testing.assert_close(other, one[order], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_empty_and_short_utterances_have_no_frames_and_spoil_nothing(tiny_encoder, layout):
+    """0, 1 and 399 samples have no frame, 400 have one; transcribe() must survive any of them."""
+    encoder = tiny_encoder(**LAYOUTS[layout])
+    lengths = torch.tensor([5000, 0, 1, 399, 400])
+    signal = torch.randn(5, 1, 5000) * (torch.arange(5000) < lengths[:, None, None])
+    with torch.no_grad():
+        outputs, frames = encoder(audio_signal=signal, length=lengths)
+        assert frames.tolist() == [15, 0, 0, 0, 1]
+        assert outputs.isfinite().all()
+        alone, _ = encoder(audio_signal=signal[:1], length=lengths[:1])
+        torch.testing.assert_close(outputs[0], alone[0], rtol=1e-4, atol=1e-5)
+        for samples in (0, 1, 399, 400):
+            outputs, frames = encoder(audio_signal=signal[:2, :, :samples], length=torch.tensor([samples, 0]))
+            assert frames.tolist() == [frame_count(samples), 0]
+            assert outputs.shape == (2, 24, 1) and outputs.isfinite().all()
+
+
+@pytest.mark.unit
+def test_gradients_stay_finite_with_an_empty_utterance(tiny_encoder):
+    """One empty row in training must not turn the weights into NaN."""
+    encoder = tiny_encoder().train()
+    lengths = torch.tensor([5000, 0])
+    signal = torch.randn(2, 1, 5000) * (torch.arange(5000) < lengths[:, None, None])
+    mask_BT = span_mask([15, 0], 0.5, 4)
+    views = encoder.forward_views(signal, lengths, mask_BT, [4])
+    (score(views.tapped[4][:, mask_BT]) + views.feature_penalty).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bf16_is_close_to_fp32(tiny_encoder, batch, masks, layout):
+    """bf16 weights (inference) and bf16 autocast (training): three digits, no overflow, penalty in fp32."""
+    encoder = tiny_encoder(**LAYOUTS[layout])
+    signal, lengths = batch
+    valid = torch.arange(49) < frame_count(lengths)[:, None]
+    with torch.no_grad():
+        exact = encoder(audio_signal=signal, length=lengths)[0].transpose(1, 2)[valid]
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = encoder(audio_signal=signal, length=lengths)[0].transpose(1, 2)[valid]
+            views = encoder.train().forward_views(signal, lengths, masks, [4])
+        encoder.eval().to(torch.bfloat16)
+        half = encoder(audio_signal=signal.bfloat16(), length=lengths)[0].transpose(1, 2)[valid]
+    assert half.dtype == torch.bfloat16 and views.feature_penalty.dtype == torch.float32
+    for approximate in (mixed, half):
+        error = (approximate.float() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+        assert 0 < error < 0.03
+
+
+# --- What training turns ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("use_swap", [True, False])
+def test_skipped_block_is_the_identity(tiny_encoder, batch, masks, use_swap):
+    """With every block skipped, taps are the input of the first block, exchanged once per block and kept in place."""
+    encoder = tiny_encoder(layerdrop=1.0).train()
+    signal, lengths = batch
+    inputs = []
+    encoder.dropout.register_forward_hook(lambda module, arguments, output: inputs.append(output))
+    views = encoder.forward_views(signal, lengths, masks, [1, 2, 3, 4], use_swap)
+    x_VBTD = inputs[0].unflatten(0, (2 if use_swap else 1, -1))
+    for layer, tapped in views.tapped.items():
+        exchanged = use_swap and layer % 2
+        assert torch.equal(tapped, torch.where(masks[..., None], x_VBTD.flip(0), x_VBTD) if exchanged else x_VBTD)
+    score(views.tapped[4]).backward()
+    for parameter in encoder.layers.parameters():
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))  # none missing: DDP waits for all of them
+
+
+@pytest.mark.unit
+def test_layerdrop_skips_its_share_in_training_only(tiny_encoder, batch):
+    """Also: a skipped block must not shift the taps behind it."""
+    encoder = tiny_encoder(layerdrop=0.25, num_layers=8)
+    calls = []
+    for layer in encoder.layers:
+        layer.register_forward_hook(lambda *_: calls.append(1))
+    signal, lengths = batch[0][2:, :, :400], batch[1][2:]
+    with torch.no_grad():
+        encoder(audio_signal=signal, length=lengths)
+        assert len(calls) == 8
+        encoder.train()
+        for _ in range(60):
+            states, _ = encoder.hidden_states(signal, lengths)
+            assert len(states) == 9
+    assert (len(calls) - 8) / 480 == pytest.approx(0.75, abs=0.06)
+
+
+@pytest.mark.unit
+def test_feature_grad_mult_scales_gradients_of_the_front_end_alone(tiny_encoder, batch, masks):
+    """0.1 in HuBERT base: a tenth into the convolutions, penalty included as in fairseq, all else untouched."""
+
+    def gradients(feature_grad_mult):
+        encoder = tiny_encoder(feature_grad_mult=feature_grad_mult).train()
+        views = encoder.forward_views(*batch, masks, [4])
+        (score(views.tapped[4][:, masks]) + 10 * views.feature_penalty).backward()
+        return {name: parameter.grad for name, parameter in encoder.named_parameters()}
+
+    full, tenth, frozen = gradients(1.0), gradients(0.1), gradients(0.0)
+    for name, gradient in full.items():
+        front_end = name.startswith("feature_extractor")
+        rounding = 1e-5 * gradient.abs().max().item()
+        torch.testing.assert_close(tenth[name], gradient * 0.1 if front_end else gradient, rtol=1e-4, atol=rounding)
+        if front_end:
+            assert gradient.any() and (frozen[name] is None or not frozen[name].any()), name
+        else:
+            torch.testing.assert_close(frozen[name], gradient, rtol=1e-4, atol=rounding)
+
+
+@pytest.mark.unit
+def test_feature_penalty_is_the_mean_square_of_valid_frames(tiny_encoder, batch, masks):
+    """Counted in training only; padding would dilute it."""
+    encoder = tiny_encoder()
+    signal, lengths = batch
+    assert encoder.forward_views(signal, lengths, masks, [4]).feature_penalty == 0
+    penalty = encoder.train().forward_views(signal, lengths, masks, [4]).feature_penalty
+    squares, numbers = 0.0, 0
+    for row, length in enumerate(lengths):
+        features, _ = encoder.feature_extractor(signal[row : row + 1, :, :length], lengths[row : row + 1], False)
+        squares, numbers = squares + features.square().sum(), numbers + features.numel()
+    torch.testing.assert_close(penalty, squares / numbers, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.unit
+def test_finetuning_masks_frames_and_channels_in_training_only(tiny_encoder, batch):
+    """Masks at inference would delete words; none in training would overfit ten minutes of speech."""
+    encoder = tiny_encoder(mask_prob=0.5, mask_length=4, mask_channel_prob=0.25, mask_channel_length=3)
+    seen = []
+    encoder.pos_conv_embed.register_forward_hook(lambda module, arguments, output: seen.append(arguments[0].detach()))
+    signal, lengths = batch
+    encoder(audio_signal=signal, length=lengths)
+    encoder.train()
+    encoder(audio_signal=signal, length=lengths)
+    clean_BTD, masked_BTD = seen
+    zeroed_BD = (masked_BTD == 0).all(dim=1)
+    embedding_BTD = torch.where(zeroed_BD[:, None, :], 0.0, encoder.mask_embedding)
+    is_mask_BT = (masked_BTD == embedding_BTD).all(dim=-1)
+    frames = frame_count(lengths)
+    share = is_mask_BT[:2].sum() / frames[:2].sum()
+    assert 0.2 < share < 0.55 and 0.05 < zeroed_BD.float().mean() < 0.4
+    for row, count in enumerate(frames):
+        assert not is_mask_BT[row, count:].any()
+        visible = ~is_mask_BT[row, :count]
+        expected = clean_BTD[row, :count][visible].masked_fill(zeroed_BD[row], 0.0)
+        assert torch.equal(masked_BTD[row, :count][visible], expected)
+    assert not (clean_BTD == encoder.mask_embedding).all(dim=-1).any()
+
+
+@pytest.mark.unit
+def test_mask_embedding_has_a_gradient_when_nothing_is_masked(tiny_encoder, batch):
+    """Fine-tuning without time masks on several GPUs: DDP waits for the gradient of every parameter."""
+    encoder = tiny_encoder().train()
+    score(encoder(audio_signal=batch[0], length=batch[1])[0].transpose(1, 2)).backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+    assert not encoder.mask_embedding.grad.any()
+
+
+# --- NeMo's contract -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+def test_typecheck_refuses_wrong_inputs(tiny_encoder, batch):
+    """``[B, S]`` instead of ``[B, 1, S]`` is the likely mistake, and would run over the batch as channels."""
+    encoder = tiny_encoder()
+    with pytest.raises(TypeError, match="[Dd]imension|shape"):
+        encoder(audio_signal=batch[0][:, 0], length=batch[1])
+    with pytest.raises(TypeError):
+        encoder(signal=batch[0], length=batch[1])
+
+
+@pytest.mark.unit
+def test_intermediate_ctc_finds_the_captured_blocks(tiny_encoder, batch):
+    """NeMo's InterCTC asks for blocks counted from 0, as ``[B, D, T]``."""
+    encoder = tiny_encoder()
+    with torch.no_grad():
+        encoder(audio_signal=batch[0], length=batch[1])
+        assert not encoder.get_module_registry(encoder)
+        encoder.update_access_cfg({"interctc": {"capture_layers": [0, 2]}, "detach": False}, None)
+        encoder.set_access_enabled(access_enabled=True)
+        encoder(audio_signal=batch[0], length=batch[1])
+        outputs = {name: tensors[0] for name, tensors in encoder.get_module_registry(encoder)[""].items()}
+        encoder.reset_registry()  # also disables the access
+        states, frames = encoder.hidden_states(*batch)
+    assert sorted(outputs) == [f"interctc/layer_{kind}_{n}" for kind in ("length", "output") for n in (0, 2)]
+    for index in (0, 2):
+        assert torch.equal(outputs[f"interctc/layer_output_{index}"], states[index + 1].transpose(1, 2))
+        assert torch.equal(outputs[f"interctc/layer_length_{index}"], frames)
+
+
+@pytest.mark.unit
+def test_input_example_runs(tiny_encoder):
+    """Export begins with it."""
+    encoder = tiny_encoder()
+    signal, length = encoder.input_example(max_batch=2, max_dim=3200)
+    outputs, frames = encoder(audio_signal=signal, length=length)
+    assert outputs.shape == (2, 24, 9) and frames.tolist() == [9, 9]
