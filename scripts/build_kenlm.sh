@@ -24,7 +24,8 @@ set -euo pipefail
 prefix=${1:-$HOME/.cache/nemo_mshubert/kenlm}
 version=0.3.0
 hint="On Debian or Ubuntu: apt install build-essential cmake zlib1g-dev libboost-system-dev libboost-thread-dev
-libboost-program-options-dev libboost-test-dev. With conda: conda install -c conda-forge cmake cxx-compiler libboost-devel zlib."
+libboost-program-options-dev libboost-test-dev.
+With conda: conda install -c conda-forge cmake cxx-compiler libboost-devel zlib."
 
 if [[ -x $prefix/bin/lmplz && -x $prefix/bin/build_binary ]]; then
     echo "$prefix/bin: lmplz and build_binary are there already"

@@ -45,7 +45,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--decode", help="YAML of scripts/tune_decoding.py, or conf/decode/lexicon_beam.yaml")
     parser.add_argument("--lm", help="KenLM file, where the YAML does not name it")
     parser.add_argument("--lexicon", help="lexicon, where the YAML does not name it")
-    parser.add_argument("--beam_size", type=int, help="instead of the YAML's; the paper: 500 on dev, 1500 on test sets")
+    parser.add_argument(
+        "--beam_size", type=int, help="instead of the YAML's; the paper: 500 on dev, 1500 on test sets"
+    )
     parser.add_argument("--batch_seconds", type=float, default=120, help="padded audio per batch")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if any")

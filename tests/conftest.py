@@ -154,7 +154,7 @@ def counting_corpus(tmp_path):
 
 @pytest.fixture
 def tiny_encoder():
-    """``tiny_encoder(pre_norm=True, ...)``: a seeded `MSHuBERTEncoder` of `TINY_ENCODER` with changes, in eval mode."""
+    """``tiny_encoder(pre_norm=True, ...)``: a seeded encoder of `TINY_ENCODER` with changes, in eval mode."""
     from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 
     def make(seed=0, **changes):
@@ -166,7 +166,7 @@ def tiny_encoder():
 
 @pytest.fixture
 def tiny_config(labelled):
-    """``tiny_config("model.swap=false", ...)``: conf/pretrain/mshubert_tiny.yaml on the synthetic corpus, smaller still."""
+    """``tiny_config("model.swap=false", ...)``: conf/pretrain/mshubert_tiny.yaml on synthetic speech, smaller."""
     from hydra import compose, initialize_config_dir
 
     def make(*overrides, config_name="mshubert_tiny"):

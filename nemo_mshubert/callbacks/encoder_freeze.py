@@ -31,5 +31,7 @@ class EncoderFreeze(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> None:
         frozen = trainer.global_step < self.num_updates  # from the step, so that a resumed run is right
         if pl_module.encoder.frozen != frozen:
-            logging.info(f"Update {trainer.global_step}: the encoder is {'frozen' if frozen else 'trained'} from now on.")
+            logging.info(
+                f"Update {trainer.global_step}: the encoder is {'frozen' if frozen else 'trained'} from now on."
+            )
             pl_module.encoder.frozen = frozen

@@ -331,8 +331,8 @@ def _read_transcripts(folder: Path, problems: List[str]) -> Dict[str, Optional[s
     return texts
 
 
-def _duration(path: Path) -> float:
-    """Seconds by the header, once the last sample has been decoded: a copy that broke off keeps its header.
+def _duration_and_rate(path: Path) -> Tuple[float, int]:
+    """Seconds and samples per second by the header, once the last sample has been decoded: a copy that broke off keeps its header.
 
     Raises:
         ValueError: empty, unreadable, cut off, or not mono.
@@ -348,7 +348,7 @@ def _duration(path: Path) -> float:
             audio.seek(audio.frames - 1)
             if len(audio.read(1)) != 1:
                 raise ValueError("cut off")
-            return audio.frames / audio.samplerate
+            return audio.frames / audio.samplerate, audio.samplerate
     except soundfile.LibsndfileError as error:
         raise ValueError(f"broken or cut off ({error})") from error
 
@@ -371,13 +371,15 @@ def read_chapter(folder: Path, subset: str, genders: Dict[str, str]) -> Chapter:
         if utt_id not in texts:
             problems.append(f"{path}: no transcript")
         try:
-            seconds = _duration(path)
+            seconds, sampling_rate = _duration_and_rate(path)
         except ValueError as error:
             problems.append(f"{path}: {error}")
             continue
         text = texts.get(utt_id)
         if text is not None:
             entry = {"audio_filepath": str(path), "duration": seconds, "text": text, "utt_id": utt_id}
+            # With the rate NeMo need not open every file before training, and a file that breaks later is skipped.
+            entry["sampling_rate"] = sampling_rate
             entries.append({**entry, "speaker": speaker, **gender, "subset": subset})
     return Chapter(entries, problems)
 

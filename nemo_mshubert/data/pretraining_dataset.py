@@ -128,7 +128,9 @@ class PretrainingDataset(torch.utils.data.Dataset):
         if problem is None:
             return audio[0]
         self.num_unreadable += 1
-        logging.warning(f"Skipped utterance {cut.recording.id} ({self.num_unreadable} so far in this process): {problem}")
+        logging.warning(
+            f"Skipped utterance {cut.recording.id} ({self.num_unreadable} so far in this process): {problem}"
+        )
         if self.num_unreadable > self.max_unreadable:
             raise UnreadableAudioError(
                 f"{self.num_unreadable} utterances could not be used, the last one {cut.recording.id}: {problem}. Repair the data, "

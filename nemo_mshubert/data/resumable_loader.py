@@ -29,21 +29,16 @@ from nemo.collections.common.data.lhotse import get_lhotse_dataloader_from_confi
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from nemo_mshubert.data.manifest import iter_manifest
+from nemo_mshubert.data.tarred import local_paths
+
 RANK_SEED_STEP = 100_000  # distance of the seeds of two ranks, that of lhotse's worker_init_fn
 
 
 def _endless(sampler) -> Iterator[CutSet]:
     for epoch in itertools.count():
         sampler.set_epoch(epoch)
-        empty = True
-        for cuts in sampler:
-            empty = False
-            yield cuts
-        if empty:
-            raise ValueError(
-                "No utterance is left to train on: the manifest is empty, or min_duration, max_duration or unreadable "
-                "tar files removed everything."
-            )
+        yield from sampler
 
 
 class NumberedSampler:
@@ -81,8 +76,7 @@ class NumberedShards(IterableDataset):
 
     def __iter__(self):
         info = get_worker_info()
-        count = info.num_workers if info else 1
-        role = self.role(info.id, count) if info else 0
+        role, count = (info.id, info.num_workers) if info else (0, 1)  # `training_loader` made the id the role
         for number, cuts in zip(itertools.count(role, count), _endless(self.sampler)):
             if number >= self.first:
                 yield self.dataset[(number, cuts)]
@@ -98,6 +92,28 @@ def _lhotse_options(config: DictConfig) -> DictConfig:
     for ours in ("crop", "max_unreadable"):
         options.pop(ours, None)
     return OmegaConf.create({**options, "concurrent_bucketing": False, "truncate_offset_type": "start"})
+
+
+def check_utterances(config: DictConfig) -> None:
+    """Read the local manifests once before a long run.
+
+    Raises:
+        FileNotFoundError, ValueError: a missing manifest, a broken line (file and line are named), no utterance between
+            ``min_duration`` and ``max_duration`` (Lhotse would search tars for one forever), or more buckets than utterances.
+    """
+    shortest, longest = config.get("min_duration") or 0, config.get("max_duration") or float("inf")
+    crop = config.get("truncate_duration") or float("inf")
+    manifests = local_paths(config.manifest_filepath)
+    durations = (entry["duration"] for path in manifests for _, entry in iter_manifest(path))
+    count = sum(shortest <= min(duration, crop) <= longest for duration in durations)
+    if count == 0:
+        raise ValueError(
+            f"{config.manifest_filepath}: no utterance of {shortest} to {longest} s. Change min_duration and max_duration."
+        )
+    if config.get("use_bucketing") and count < config.get("num_buckets", 30):
+        raise ValueError(
+            f"{config.manifest_filepath}: {count} utterances are too few for num_buckets {config.num_buckets}. Lower it."
+        )
 
 
 def training_loader(
@@ -117,6 +133,7 @@ def training_loader(
     with open_dict(config):
         # Shards: every rank and loader process shuffles on its own. Plain manifests: all ranks must draw the same order.
         config.shard_seed = "randomized" if tarred and num_workers else config.seed + RANK_SEED_STEP * rank * tarred
+    check_utterances(config)
     stock = get_lhotse_dataloader_from_config(config, rank, world_size, dataset)
     options = {"batch_size": None, "num_workers": num_workers, "pin_memory": stock.pin_memory}
     if not isinstance(stock.dataset, IterableDatasetWrapper):
@@ -124,7 +141,9 @@ def training_loader(
     shards = NumberedShards(dataset, stock.dataset.sampler, first_batch)
 
     def init_worker(worker_id: int) -> None:
-        worker_init_fn(shards.role(worker_id, num_workers), rank=rank, world_size=world_size, seed=config.seed)
+        role = shards.role(worker_id, num_workers)
+        object.__setattr__(get_worker_info(), "id", role)  # Lhotse seeds its choice of buckets with the id, too
+        worker_init_fn(role, rank=rank, world_size=world_size, seed=config.seed)
 
     return DataLoader(shards, worker_init_fn=init_worker, **options)
 
@@ -132,6 +151,7 @@ def training_loader(
 def validation_loader(config: DictConfig, dataset: Dataset, rank: int, world_size: int) -> DataLoader:
     """One finite pass over a plain manifest, numbered alike every time; ranks share the utterances."""
     config = _lhotse_options(config)
+    check_utterances(config)
     with open_dict(config):
         config.shard_seed = config.get("seed", 0)
         config.force_finite = True

@@ -155,7 +155,7 @@ def check_shards(manifests: Union[str, List], tars: Union[str, List]) -> None:
     Raises:
         FileNotFoundError, ValueError: a missing shard, a tar without its end mark (truncated), or unequal numbers.
     """
-    manifest_paths, tar_paths = _expand(manifests), _expand(tars)
+    manifest_paths, tar_paths = local_paths(manifests), local_paths(tars)
     for path in manifest_paths + tar_paths:
         if not Path(path).is_file():
             raise FileNotFoundError(
@@ -174,10 +174,10 @@ def check_shards(manifests: Union[str, List], tars: Union[str, List]) -> None:
                 )
 
 
-def _expand(paths: Union[str, List]) -> List[str]:
+def local_paths(paths: Union[str, List]) -> List[str]:
     """Local paths among NeMo's ways of naming shards: a pattern, or a (nested) list of patterns."""
     from nemo.collections.common.data.lhotse.nemo_adapters import expand_sharded_filepaths
 
     if isinstance(paths, str):
         return [path for path in expand_sharded_filepaths(paths) if "://" not in path and not path.startswith("pipe:")]
-    return [path for part in paths if not isinstance(part, (int, float)) for path in _expand(part)]
+    return [path for part in paths if not isinstance(part, (int, float)) for path in local_paths(part)]

@@ -38,7 +38,9 @@ def load_ctc_model(path: str, device: str = "auto", precision: str = "fp32") -> 
     """Restore a CTC ``.nemo`` for inference; raises ``ValueError`` where it is another kind of model."""
     model = restore_model(path)
     if not isinstance(model, EncDecCTCModel):
-        raise ValueError(f"{path}: a {type(model).__name__}, expected a CTC model. Make one with scripts/ssl_to_ctc.py.")
+        raise ValueError(
+            f"{path}: a {type(model).__name__}, expected a CTC model. Make one with scripts/ssl_to_ctc.py."
+        )
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     return model.to(device=device, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision]).eval()
 
@@ -114,7 +116,9 @@ def evaluate_manifest(
 def _check_texts(entries: Sequence[Dict[str, Any]], manifest: PathLike) -> None:
     for entry in entries:
         if entry.get("text") is None or entry.get("duration") is None:
-            raise ValueError(f'{manifest}: {utterance_id(entry)} lacks "text" or "duration"; both are needed for a WER.')
+            raise ValueError(
+                f'{manifest}: {utterance_id(entry)} lacks "text" or "duration"; both are needed for a WER.'
+            )
 
 
 def error_summary(entries: Sequence[Dict[str, Any]], texts: Sequence[str]) -> Dict[str, Any]:
@@ -134,7 +138,11 @@ def _write_predictions(path: Path, entries: Sequence[Dict[str, Any]], texts: Seq
     lines = []
     for entry, text in zip(entries, texts):
         errors: ErrorCounts = word_errors([(entry["text"], text)])
-        counts = {"substitutions": errors.substitutions, "insertions": errors.insertions, "deletions": errors.deletions}
+        counts = {
+            "substitutions": errors.substitutions,
+            "insertions": errors.insertions,
+            "deletions": errors.deletions,
+        }
         lines.append({**entry, "pred_text": text, "word_errors": counts})
     write_manifest(path, lines)
 

@@ -22,7 +22,9 @@ process that holds CUDA or threads is unsafe. A script that decodes in parallel 
 import multiprocessing
 import os
 import signal
+import threading
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -45,8 +47,20 @@ def available_cores() -> int:
 def _start_worker(decoder: LexiconBeamSearchDecoder) -> None:
     global _worker_decoder
     _worker_decoder = decoder
-    # Ctrl-C reaches every process of the terminal. One that died of it with a queue's lock would hang the others.
+    # Ctrl-C reaches every process of the terminal, and the pool may wait for ever for a worker that died of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _ctrl_c_ignored():
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets Ctrl-C
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _decode_in_worker(task: Task) -> List[LexiconHypothesis]:
@@ -116,4 +130,5 @@ class ParallelDecoder:
 
     def __exit__(self, *_) -> None:
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            with _ctrl_c_ignored():  # a second one would leave the workers behind, and Python waiting for them
+                self._pool.shutdown(cancel_futures=True)

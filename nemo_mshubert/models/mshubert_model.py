@@ -232,9 +232,11 @@ class MSHuBERTModel(ModelPT):
         """Count the batch whose end writes this checkpoint as done.
 
         Lightning completes a batch only after its callbacks, one of which writes the checkpoint: a resumed run would count
-        that batch twice, repeat it, and take the next accumulated step one micro-batch early.
+        that batch twice, repeat it, and take the next accumulated step one micro-batch early. The step that loggers see
+        lags in the same way.
         """
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] = self.trainer.global_step
         for tracker in (progress["total"], progress["current"]):
             tracker["completed"] = tracker["processed"]
 

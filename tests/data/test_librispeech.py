@@ -92,6 +92,7 @@ def test_manifest_is_what_lies_on_disk(corpus, tmp_path, level):
             "utt_id": utt_id,
             "speaker": speaker,
             "gender": gender,
+            "sampling_rate": 16000,
             "subset": "dev-clean",
         }
         for speaker, gender, utt_id, path, seconds, text in expected

@@ -167,7 +167,9 @@ def test_other_sample_rates_are_resampled_to_the_frames_of_their_labels(tmp_path
     from nemo_mshubert.data.manifest import load_audio
 
     seconds, path = 2.0, tmp_path / "u0.wav"
-    tone = np.sin(2 * np.pi * np.linspace(50, 800, int(rate * seconds)).cumsum() / rate)  # each place has its own pitch
+    tone = np.sin(
+        2 * np.pi * np.linspace(50, 800, int(rate * seconds)).cumsum() / rate
+    )  # each place has its own pitch
     soundfile.write(path, 0.5 * tone, rate)
     whole = load_audio({"audio_filepath": str(path)})
     frames = frame_count(len(whole))

@@ -71,7 +71,7 @@ def members(folder):
 @pytest.mark.unit
 def test_nothing_is_lost_or_changed(counting_corpus, tmp_path):
     """Every file byte for byte, every key of every line, each once."""
-    manifest = counting_corpus(LENGTHS, changes={2: {"text": "wörter, \"quoted\"", "speaker": "7"}})
+    manifest = counting_corpus(LENGTHS, changes={2: {"text": 'wörter, "quoted"', "speaker": "7"}})
     joined = make_tarred(manifest, tmp_path / "tars", num_shards=3)
     audio, lines = members(tmp_path / "tars")
     originals = {f"audio_u{number}.wav": entry for number, entry in enumerate(read_manifest(manifest))}
@@ -79,7 +79,11 @@ def test_nothing_is_lost_or_changed(counting_corpus, tmp_path):
     for name, entry in originals.items():
         line = {key: value for key, value in lines[name].items() if key != "shard_id"}
         assert line == {**entry, "audio_filepath": name}
-    assert sorted(map(len, (path.read_bytes().splitlines() for path in joined.parent.glob("*/manifest_*")))) == [2, 2, 3]
+    assert sorted(map(len, (path.read_bytes().splitlines() for path in joined.parent.glob("*/manifest_*")))) == [
+        2,
+        2,
+        3,
+    ]
     assert [json.loads(line) for line in joined.read_text().splitlines()] == [
         json.loads(line)
         for shard in range(3)

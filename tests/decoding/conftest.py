@@ -65,7 +65,7 @@ def make_config():
 
 @pytest.fixture
 def emit():
-    """``emit("a|_", labels)``: log-probabilities ``[T, V]``, log 0.9 for the named token (_ is the blank) in each frame."""
+    """``emit("a|_", labels)``: log-probabilities ``[T, V]``, log 0.9 for each frame's token (_: the blank)."""
 
     def frames(tokens, labels, probability=0.9):
         names = {**{label: index for index, label in enumerate(labels)}, "_": len(labels), "|": labels.index(" ")}

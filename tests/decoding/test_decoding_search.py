@@ -36,7 +36,7 @@ FIRST = {"lm_weight": 2.0, "word_score": -1.0, "sil_score": 0.0}
 
 @pytest.fixture(autouse=True)
 def needs_ax(request, monkeypatch):
-    """Three initial trials instead of eight, so that a test soon reaches the Bayesian phase, where steps take longer."""
+    """Three initial trials instead of eight, so that a test soon reaches the Bayesian phase."""
     monkeypatch.setattr(search_module, "INITIAL_TRIALS", 3)
     if "without_ax" not in request.node.name:
         pytest.importorskip("ax", reason="Ax is an optional extra")

@@ -172,7 +172,7 @@ def test_n_best_are_different_words_in_order(ab_decoder, emit):
 
 
 def test_n_best_of_unfinished_words_do_not_repeat(write_arpa, write_lexicon_of, make_config, emit):
-    """Where every hypothesis ends inside a word, flashlight returns one per letter reached, all with the same words."""
+    """Where every hypothesis ends inside a word, flashlight returns one per letter reached."""
     words = ["aab", "aba", "bab"]
     config = make_config(write_arpa({word: -1.0 for word in words}), write_lexicon_of(words))
     log_probs = emit("a_", AB)

@@ -131,7 +131,7 @@ def test_absent_kenlm_says_how_to_build_it(tmp_path, monkeypatch):
 @pytest.mark.integration
 @pytest.mark.parametrize("order", [2, 6])
 def test_script_makes_lm_and_lexicon_that_decode(tmp_path, emit, make_config, order):
-    """Text to transcription as a user does it: also shows that flashlight reads what this KenLM wrote, at any order."""
+    """Text to transcription as a user does it; flashlight must read what this KenLM wrote, at any order."""
     (tmp_path / "text.txt").write_text("The sea.\nThe sea is wide\nI see the sea\n" * 3)
     output = tmp_path / "lm"
     command = [sys.executable, SCRIPT, "--text", tmp_path / "text.txt", "--order", str(order), "--output", output]

@@ -71,7 +71,7 @@ if __name__ == "__main__":
 
 @pytest.mark.integration
 def test_ctrl_c_ends_all_processes(tmp_path, decoder):
-    """A worker that dies of Ctrl-C while it holds the lock of a queue leaves the program hanging for good."""
+    """A worker that dies of Ctrl-C, or one left behind by the second, leaves the program hanging for good."""
     (tmp_path / "script.py").write_text(SCRIPT_TO_INTERRUPT)
     narrow = decoder.with_config(dataclasses.replace(decoder.config, beam_size=20))
     (tmp_path / "decoder.pkl").write_bytes(pickle.dumps(narrow))

@@ -22,6 +22,7 @@ import torch
 from nemo_mshubert.losses.multicluster_mpl import IGNORED_LABEL, MulticlusterMPLLoss
 from nemo_mshubert.modules.label_heads import LabelHeads
 
+
 @pytest.fixture
 def example():
     """Heads, hidden rows ``[9, D]`` per set, labels per set with the same two rows ignored."""
@@ -82,7 +83,11 @@ def test_ignored_rows_contribute_nothing(example):
         assert (x_ND.grad[[0, 1, 3, 4, 5, 7, 8]].abs().sum(-1) > 0).all()
     kept = [0, 1, 3, 4, 5, 7, 8]
     without, _, count = run(
-        MulticlusterMPLLoss(), heads, {k: v[kept] for k, v in rows.items()}, {k: v[kept] for k, v in labels.items()}, 0.3
+        MulticlusterMPLLoss(),
+        heads,
+        {k: v[kept] for k, v in rows.items()},
+        {k: v[kept] for k, v in labels.items()},
+        0.3,
     )
     assert without.item() == pytest.approx(loss_sum.item(), rel=1e-5) and count == 7
 
@@ -119,7 +124,9 @@ def test_a_batch_without_labels_is_zero(example):
     nothing = {clusters: torch.full_like(label_N, IGNORED_LABEL) for clusters, label_N in labels.items()}
     loss_sum, set_losses, count = run(MulticlusterMPLLoss(), heads, rows, nothing, penalty=0.5)
     assert (loss_sum.item(), count.item()) == (0.0, 0)
-    empty = run(MulticlusterMPLLoss(), heads, {k: v[:0] for k, v in rows.items()}, {k: v[:0] for k, v in labels.items()})
+    empty = run(
+        MulticlusterMPLLoss(), heads, {k: v[:0] for k, v in rows.items()}, {k: v[:0] for k, v in labels.items()}
+    )
     assert (empty[0].item(), empty[2].item()) == (0.0, 0)
 
 

@@ -82,7 +82,7 @@ def test_group_norm_ignores_what_lies_in_the_padding():
 
 @pytest.mark.unit
 def test_group_norm_is_exact_far_from_zero():
-    """bf16 audio with an offset: statistics in fp32, variance of centred values, not the difference of two large sums."""
+    """bf16 audio with an offset: fp32 statistics, and the variance of centred values."""
     norm = TimeGroupNorm(1)
     x_BCT = 1000 + torch.randn(1, 1, 200)
     with torch.no_grad():

@@ -117,7 +117,10 @@ def test_masked_frames_are_seen_from_block_two_on(tiny_encoder, example):
     assert not torch.allclose(outputs[0][1], outputs_after[0][1])  # block 1, unmasked view
     # Block 2: the masked stream (now in view 1, at the masked frames) and the other frames of both views.
     row_mask = mask_BT[0]
-    masked_stream = outputs[1][masked_stream_view(1), 0, row_mask], outputs_after[1][masked_stream_view(1), 0, row_mask]
+    masked_stream = (
+        outputs[1][masked_stream_view(1), 0, row_mask],
+        outputs_after[1][masked_stream_view(1), 0, row_mask],
+    )
     assert not torch.allclose(*masked_stream)
     for view in (0, 1):
         assert not torch.allclose(outputs[1][view, 0, ~row_mask], outputs_after[1][view, 0, ~row_mask])
@@ -126,7 +129,7 @@ def test_masked_frames_are_seen_from_block_two_on(tiny_encoder, example):
 
 @pytest.mark.unit
 def test_without_swap_masked_frames_are_never_seen(tiny_encoder, example):
-    """"- Swap" is HuBERT: a masked frame's audio reaches nothing at all."""
+    """The ablation "- Swap" is HuBERT: a masked frame's audio reaches nothing at all."""
     signal, length, mask_BT = example
     encoder = tiny_encoder()
     before = encoder.forward_views(signal, length, mask_BT, [4], use_swap=False).tapped[4]

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Parts of the transformer against transformers' own, one by one: the encoder test says that it fails, this one where."""
+"""Parts of the transformer against transformers' own, one by one: they say where the encoder fails."""
 
 import pytest
 import torch
