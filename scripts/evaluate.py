@@ -34,7 +34,6 @@ from nemo_mshubert.decoding.evaluation import (
     results_table,
     write_results,
 )
-from nemo_mshubert.decoding.parallel import available_cores
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch_seconds", type=float, default=120, help="padded audio per batch")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if any")
-    parser.add_argument("--workers", type=int, default=available_cores(), help="processes of the beam search")
+    parser.add_argument("--workers", type=int, help="processes of the beam search; by default one per core")
     return parser.parse_args()
 
 

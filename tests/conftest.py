@@ -201,3 +201,92 @@ def tiny_overrides(labelled):
         "trainer.accelerator=cpu",
         "trainer.enable_progress_bar=false",
     ]
+
+
+@pytest.fixture
+def tiny_ctc():
+    """``tiny_ctc(dropout=0.1, ...)``: a stock letter CTC model, seeded, in eval mode; `TINY_ENCODER` with changes."""
+    from nemo.collections.asr.models import EncDecCTCModel
+
+    from nemo_mshubert.models.ctc import LETTERS, ctc_config
+
+    preprocessor = {"_target_": "nemo_mshubert.modules.waveform_preprocessor.WaveformPreprocessor"}
+    preprocessor.update(sample_rate=16000, window_stride=6.25e-05, features=1, normalize=None)
+
+    def make(config_changes=None, seed=0, **changes):
+        encoder = {"_target_": "nemo_mshubert.modules.mshubert_encoder.MSHuBERTEncoder", **TINY_ENCODER, **changes}
+        config = ctc_config(preprocessor, encoder, LETTERS, None)
+        config.update(config_changes or {})
+        torch.manual_seed(seed)
+        model = EncDecCTCModel(config).eval()
+        torch.nn.init.normal_(model.decoder.decoder_layers[0].weight)  # steep enough to write letters, not blanks only
+        return model
+
+    return make
+
+
+# --- Saved models ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def ssl_path(labelled, tmp_path_factory):
+    """``.nemo`` of a pre-training model as minuscule as that of `tiny_config`, with random weights."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from nemo_mshubert.models import MSHuBERTModel
+    from nemo_mshubert.models.loading import save_model
+
+    with initialize_config_dir(str(REPOSITORY / "conf" / "pretrain"), version_base=None):
+        config = compose("mshubert_tiny", overrides=tiny_overrides(labelled))
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("models") / "ssl.nemo"
+    save_model(MSHuBERTModel(OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory):
+    """Folder with a SentencePiece tokenizer of 40 pieces, as NeMo's process_asr_text_tokenizer.py leaves it."""
+    import sentencepiece
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    words = "the sea and a ship that sails far away where quick brown foxes jump over lazy dogs by night".split()
+    lines = [" ".join(words[start:] + words[:start]) for start in range(len(words))]
+    (folder / "text.txt").write_text("\n".join(lines))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text.txt"),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=40,
+        model_type="bpe",
+        bos_id=-1,
+        eos_id=-1,
+        minloglevel=2,
+    )
+    pieces = [line.split("\t")[0] for line in (folder / "tokenizer.vocab").read_text(encoding="utf-8").splitlines()]
+    (folder / "vocab.txt").write_text("\n".join(piece.replace("▁", "##") for piece in pieces), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def letters_path(ssl_path):
+    """``.nemo`` of a letter CTC model around the encoder of `ssl_path`."""
+    return save_talkative(ssl_path, None, "letters.nemo")
+
+
+@pytest.fixture(scope="session")
+def bpe_path(ssl_path, tokenizer_dir):
+    """``.nemo`` of a BPE CTC model around the encoder of `ssl_path`."""
+    return save_talkative(ssl_path, tokenizer_dir, "bpe.nemo")
+
+
+def save_talkative(ssl_path, tokenizer_dir, name):
+    """A CTC model whose random output layer is so steep that it writes letters, not blanks only."""
+    from nemo_mshubert.models.ctc import ssl_to_ctc
+    from nemo_mshubert.models.loading import save_model
+
+    torch.manual_seed(1)
+    model = ssl_to_ctc(str(ssl_path), tokenizer_dir and str(tokenizer_dir))
+    torch.nn.init.normal_(model.decoder.decoder_layers[0].weight)
+    save_model(model, ssl_path.with_name(name))
+    return ssl_path.with_name(name)

@@ -26,9 +26,7 @@ from nemo_mshubert.data.manifest import PathLike, atomic_write, read_manifest, u
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.config import LexiconBeamConfig
 from nemo_mshubert.decoding.error_rates import ErrorCounts, character_errors, word_errors
-from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
 from nemo_mshubert.decoding.log_probs import write_log_probs
-from nemo_mshubert.decoding.parallel import ParallelDecoder
 from nemo_mshubert.models.loading import restore_model
 
 Decode = Callable[[List[str], List[np.ndarray]], List[str]]  # utterance ids, log-probabilities [T, V + 1] -> texts
@@ -63,14 +61,18 @@ def greedy_decoder(model: EncDecCTCModel) -> Decode:
     return decode
 
 
-def lexicon_decoder(model: EncDecCTCModel, config: LexiconBeamConfig, workers: int) -> Decode:
-    """Beam search over the words of a lexicon with an n-gram LM; letter models only."""
+def lexicon_decoder(model: EncDecCTCModel, config: LexiconBeamConfig, workers: Optional[int] = None) -> Decode:
+    """Beam search over the words of a lexicon with an n-gram LM; letter models only; one process per core by default."""
     if isinstance(model, EncDecCTCModelBPE):
         raise ValueError("the lexicon beam search spells words in letters, but this model has BPE tokens.")
+    # Greedy evaluation does without the extra [decoding].
+    from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
+    from nemo_mshubert.decoding.parallel import ParallelDecoder, available_cores
+
     decoder = LexiconBeamSearchDecoder(list(model.decoder.vocabulary), config)
 
     def decode(utterances: List[str], log_probs: List[np.ndarray]) -> List[str]:
-        with ParallelDecoder(decoder, workers) as pool:
+        with ParallelDecoder(decoder, workers or available_cores()) as pool:
             results = pool.decode(zip(utterances, log_probs), progress=f"beam {config.beam_size}")
         return [hypotheses[0].text for hypotheses in results]
 

@@ -65,7 +65,7 @@ class MSHuBERTModel(ModelPT):
 
     Config (``conf/pretrain``): ``label_maker`` (file of scripts/fit_kmeans.py, kept in the .nemo), ``label_sets``,
     ``label_layers`` (null: by formula), ``swap``, ``loss_views``, ``drop_label_sets``, ``masking``, ``seed``,
-    ``max_nonfinite_steps``, ``preprocessor``, ``encoder``, ``label_heads``, ``loss``, ``train_ds``, ``validation_ds``, ``optim``.
+    ``unmasked_weight``, ``max_nonfinite_steps``, ``preprocessor``, ``encoder``, ``label_heads``, ``loss``, ``train_ds``, ``validation_ds``, ``optim``.
     """
 
     def __init__(self, cfg: DictConfig, trainer: Optional[Trainer] = None):
@@ -192,12 +192,15 @@ class MSHuBERTModel(ModelPT):
         loss_sum, set_losses, count = self.loss(
             logits=list(logits.values()), labels=targets, feature_penalty=views.feature_penalty
         )
+        if self._cfg.unmasked_weight > 0:
+            visible_sum, visible_count = self._unmasked_loss(views, batch["labels"], sets, masks)
+            loss_sum, count = loss_sum + self._cfg.unmasked_weight * visible_sum, count + visible_count
         self.masked_rows += count
         self.step_guard.note(batch["utterances"], loss_sum)
 
         log = {"learning_rate": self._optimizer.param_groups[0]["lr"]}
         if self._is_logged(update):
-            log.update(self._training_metrics(views, batch["labels"], masks, logits, targets, set_losses, count))
+            log.update(self._training_metrics(views, batch["labels"], masks, logits, targets, set_losses))
             log["feature_penalty"] = views.feature_penalty.detach()
         self.log("train_loss", loss_sum.detach() / count.clamp(min=1), prog_bar=True)
         for head in self.label_heads.absent(sets):
@@ -205,6 +208,13 @@ class MSHuBERTModel(ModelPT):
         # Lightning divides by the number of accumulated micro-batches and DDP by that of ranks; what is left of both is
         # the sum over all of them, which `on_before_optimizer_step` divides by the rows counted over all of them.
         return {"loss": loss_sum * self.trainer.accumulate_grad_batches * self.world_size, "log": log}
+
+    def _unmasked_loss(self, views: Views, labels: Dict[int, Tensor], sets: List[int], masks: Masks):
+        """Sum and count of the cross-entropy at the visible frames (HuBERT's L_u; fairseq: pred_nomask_weight)."""
+        logits, targets = self._predict(views, labels, sets, masks.visible_U)
+        no_penalty = torch.zeros_like(views.feature_penalty)
+        visible_sum, _, count = self.loss(logits=list(logits.values()), labels=targets, feature_penalty=no_penalty)
+        return visible_sum, count
 
     def _kept_sets(self, update: int) -> List[int]:
         """Section 2.2.2: sets are dropped at random per update; the same on all ranks and micro-batches of an update."""
@@ -247,9 +257,9 @@ class MSHuBERTModel(ModelPT):
         return (update + 1) % self.trainer.log_every_n_steps == 0 and steps._accumulated_batches_reached()
 
     @torch.no_grad()
-    def _training_metrics(self, views, labels, masks, logits, targets, set_losses, count) -> Dict[str, Tensor]:
+    def _training_metrics(self, views, labels, masks, logits, targets, set_losses) -> Dict[str, Tensor]:
         visible_logits, visible_targets = self._predict(views, labels, list(logits), masks.visible_U)
-        metrics = {}
+        metrics, count = {}, (targets[0] != IGNORED_LABEL).sum()
         for index, clusters in enumerate(logits):
             name = f"train_{clusters}"
             metrics[f"{name}/loss"] = set_losses[index].detach() / count.clamp(min=1)

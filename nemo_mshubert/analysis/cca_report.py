@@ -1,0 +1,248 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Word-CCA of several models, layer by layer: what the paper's Figure 2 shows (section 4.2).
+
+    <output>/features/<encoder>-<sample>.npz             pooled hidden states, one array per layer
+    <output>/scores/<encoder>-<sample>-<settings>.json   scores of a model
+    <output>/results.json, cca.csv, cca.png              all models of the call
+
+Files of ``features`` and ``scores`` that are there are not made again, so an interrupted call goes on with the model it
+was at, and a call with another model computes that one only. ``features`` may be deleted when all is done.
+"""
+
+import csv
+import hashlib
+import json
+import logging
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Sequence, Tuple
+
+import numpy as np
+from scipy.integrate import trapezoid
+
+from nemo_mshubert.analysis.cca import CcaSettings, check_counts, score_views
+from nemo_mshubert.analysis.word_segments import AllHiddenStates, Sample, pool_instances
+from nemo_mshubert.data.manifest import PathLike, atomic_write
+
+logger = logging.getLogger(__name__)
+
+Run = Dict[str, Any]  # a model's line of results.json
+AUC_MEANING = {
+    "auc": "area under the scores of layers 0 (input of the transformer) to L, trapezoid rule, one unit per layer",
+    "auc_blocks": "the same over layers 1 to L",
+    "auc_normalized": "auc / L: the mean height of the curve",
+}
+
+
+def load_hidden_states(path: PathLike, device: str = "cpu") -> AllHiddenStates:
+    """The hidden states of a pre-trained or fine-tuned ``.nemo``; its preprocessor scales audio where it did so before.
+
+    Raises:
+        FileNotFoundError, ValueError: not a NeMo model, one with another encoder, or a frame rate other than 50 Hz.
+    """
+    from nemo_mshubert.models.loading import restore_model  # imports NeMo, which takes seconds
+    from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+
+    model = restore_model(path)
+    encoder = getattr(model, "encoder", None)
+    if not isinstance(encoder, MSHuBERTEncoder):
+        raise ValueError(f"{path}: its encoder is {type(encoder).__name__}, expected MSHuBERTEncoder.")
+    try:
+        return AllHiddenStates(encoder, getattr(model, "preprocessor", None), device)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def analyze_models(
+    models: Sequence[Tuple[str, PathLike]],
+    sample: Sample,
+    output: PathLike,
+    settings: CcaSettings = CcaSettings(),
+    load: Callable[[PathLike], AllHiddenStates] = load_hidden_states,
+) -> List[Run]:
+    """Score every layer of every ``(name, .nemo)``; results and plot are written anew after each model.
+
+    Several files of one name are runs (seeds) of one model: a curve of their mean, within their range.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_hidden_states`, `pool_instances`, `score_views`.
+    """
+    output = Path(output)
+    runs: List[Run] = []
+    for name, path in models:
+        logger.info("%s: %s", name, path)
+        runs.append({"name": name, "file": str(path), **score_model(load(path), sample, output, settings, str(path))})
+        write_results(runs, sample, settings, output)
+    return runs
+
+
+def score_model(
+    features: AllHiddenStates, sample: Sample, output: Path, settings: CcaSettings, where: str = "model"
+) -> Run:
+    """Layers and areas of one model, from the files of an earlier call as far as there are any."""
+    key = f"{features.fingerprint}{'-normalized' * features.normalized}-{sample.id}"
+    path = output / "scores" / f"{key}-{_short_hash(asdict(settings))}.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        check_counts(
+            len(sample.unit), features.dimension // features.num_states, len(np.unique(sample.unit)), settings
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    pooled = PooledFeatures(output / "features" / f"{key}.npz")
+    if not pooled.exists():
+        pooled.write(pool_instances(sample, features))
+    layers = []
+    for layer in range(features.num_states):
+        layers.append(_score_layer(pooled.layer(layer), sample, settings, layer, where))
+        logger.info("layer %2d: %.4f", layer, layers[-1]["score"])
+    run = {"encoder": features.fingerprint, **areas([row["score"] for row in layers]), "layers": layers}
+    with atomic_write(path) as stream:
+        json.dump(run, stream, indent=1)
+    return run
+
+
+def _score_layer(pooled: np.ndarray, sample: Sample, settings: CcaSettings, layer: int, where: str) -> Dict[str, Any]:
+    try:
+        trials = score_views(pooled, sample.unit, settings)
+    except ValueError as error:
+        raise ValueError(f"{where}: layer {layer}: {error}") from error
+    scores = [trial.score for trial in trials]
+    return {
+        "layer": layer,
+        "score": float(np.mean(scores)),
+        "std": float(np.std(scores)),
+        "trials": [trial._asdict() for trial in trials],
+    }
+
+
+class PooledFeatures:
+    """Pooled hidden states on disk, one float32 ``[N, D]`` per layer, so that one layer is in memory at a time."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def exists(self) -> bool:
+        return self.path.is_file()
+
+    def write(self, pooled: np.ndarray) -> None:
+        with atomic_write(self.path, "wb") as stream:
+            np.savez(stream, **{f"layer_{number}": states for number, states in enumerate(pooled)})
+
+    def layer(self, number: int) -> np.ndarray:
+        try:
+            with np.load(self.path) as arrays:
+                return arrays[f"layer_{number}"]
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{self.path}: damaged ({error}). Delete it; the next call makes it again.") from error
+
+
+def areas(scores: Sequence[float]) -> Dict[str, float]:
+    """Areas under the curve of layers 0 to L; see `AUC_MEANING`."""
+    area = float(trapezoid(scores))
+    return {
+        "auc": area,
+        "auc_blocks": float(trapezoid(scores[1:])),
+        "auc_normalized": area / (len(scores) - 1),
+    }
+
+
+# --- Results ---------------------------------------------------------------------------------------------------------
+
+
+def write_results(runs: Sequence[Run], sample: Sample, settings: CcaSettings, output: Path) -> None:
+    """``results.json``, ``cca.csv`` and ``cca.png``."""
+    report = {
+        "sample": sample.summary(),
+        "settings": asdict(settings),
+        "score": "PWCCA on held-out samples, mean of the trials",
+        "areas": AUC_MEANING,
+        "models": list(runs),
+    }
+    with atomic_write(output / "results.json") as stream:
+        json.dump(report, stream, indent=1, ensure_ascii=False)
+    with atomic_write(output / "cca.csv") as stream:
+        write_csv(runs, stream)
+    with atomic_write(output / "cca.png", "wb") as stream:
+        plot_curves(runs, f"PWCCA with {sample.kind} identity").savefig(stream, format="png", dpi=200)
+
+
+def write_csv(runs: Sequence[Run], stream) -> None:
+    """A line per layer of a model: score, its standard deviation over trials, and the score of each trial."""
+    num_trials = max(len(run["layers"][0]["trials"]) for run in runs)
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["name", "file", "layer", "score", "std", *(f"trial_{n}" for n in range(1, num_trials + 1))])
+    for run in runs:
+        for row in run["layers"]:
+            scores = [row["score"], row["std"], *(trial["score"] for trial in row["trials"])]
+            writer.writerow([run["name"], run["file"], row["layer"], *(f"{score:.6f}" for score in scores)])
+
+
+def plot_curves(runs: Sequence[Run], ylabel: str):
+    """The curves of all models over the layers, a `matplotlib.figure.Figure`, as in the paper's Figure 2."""
+    from matplotlib.figure import Figure  # takes a second to import; without pyplot it needs no display
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for (name, group), marker in zip(group_runs(runs).items(), "osD^vPX*<>" * len(runs)):
+        scores = np.array([[row["score"] for row in run["layers"]] for run in group])  # [runs, L + 1]
+        label = f"{name} (AUC {np.mean([run['auc'] for run in group]):.2f})"
+        (line,) = axes.plot(scores.mean(axis=0), marker=marker, markersize=4, label=label)
+        if len(group) > 1:
+            axes.fill_between(
+                range(scores.shape[1]), *(scores.min(0), scores.max(0)), color=line.get_color(), alpha=0.2
+            )
+    axes.set(xlabel="layer (0: input of the transformer)", ylabel=ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def group_runs(runs: Sequence[Run]) -> Dict[str, List[Run]]:
+    """Runs by name, in order of appearance; raises where runs of one name differ in depth."""
+    groups: Dict[str, List[Run]] = {}
+    for run in runs:
+        groups.setdefault(run["name"], []).append(run)
+    for name, group in groups.items():
+        depths = {len(run["layers"]) - 1 for run in group}
+        if len(depths) > 1:
+            raise ValueError(
+                f"{name}: its files have {sorted(depths)} layers. Give models of other depths other names."
+            )
+    return groups
+
+
+def results_table(runs: Sequence[Run]) -> str:
+    """Lines of text: score of every layer, best layer and areas of every model."""
+    lines = []
+    for run in runs:
+        scores = [row["score"] for row in run["layers"]]
+        lines.append(f"{run['name']} ({run['file']})")
+        lines.append("  " + " ".join(f"{score:.3f}" for score in scores))
+        last = len(scores) - 1
+        lines.append(
+            f"  best layer {int(np.argmax(scores))}; AUC over layers 0-{last}: {run['auc']:.3f}, over 1-{last}: "
+            f"{run['auc_blocks']:.3f}, mean height {run['auc_normalized']:.3f}"
+        )
+    return "\n".join(lines)
+
+
+def _short_hash(settings: Dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

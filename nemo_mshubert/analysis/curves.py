@@ -1,0 +1,217 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Learning curves of an experiment folder: TensorBoard files of all its resumes joined, drawn as PNG images."""
+
+import io
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Dict, Iterable, List, Optional
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from nemo_mshubert.data.manifest import PathLike
+
+Curve = Dict[int, float]  # value by step, in order of steps, as TensorBoard numbers them: 0 is the first update
+Scalars = Dict[str, Curve]
+
+OWN_TAGS = re.compile(r"(train|val)_(loss|wer|\d+/.+)|learning_rate|grad_norm|nonfinite_steps|feature_penalty")
+EVENT_FILES = "events.out.tfevents.*"
+MASKED, UNMASKED = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers and in grey
+MAX_WER_PERCENT = 110  # insertions of the first validations reach 300 % and would flatten the rest
+
+
+@dataclass
+class Experiment:
+    """Scalars of one experiment folder of NeMo's exp_manager."""
+
+    name: str
+    scalars: Scalars
+
+    @property
+    def label_sets(self) -> List[int]:
+        """Cluster counts of a pre-training's label sets, most clusters first; empty for a fine-tuning."""
+        found = {int(tag.split("/")[0].split("_")[1]) for tag in self.scalars if "/" in tag}
+        return sorted(found, reverse=True)
+
+    def curve(self, tag: str, scale: float = 1.0) -> Curve:
+        """The tag's finite values times ``scale``; empty where it was never logged."""
+        return {step: scale * value for step, value in self.scalars.get(tag, {}).items() if math.isfinite(value)}
+
+
+@dataclass
+class Plot:
+    """A drawn figure with the sentence to set below it."""
+
+    caption: str
+    png: bytes
+
+
+# --- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_experiments(run: PathLike) -> List[Experiment]:
+    """All experiments below ``run`` that logged something, in the order in which they started."""
+    run, files_of = Path(run), {}
+    for file in run.rglob(f"version_*/{EVENT_FILES}"):
+        files_of.setdefault(file.parent.parent, []).append(file)
+    # events.out.tfevents.<seconds since 1970>.<host>...
+    folders = sorted(files_of, key=lambda folder: (min(file.name.split(".")[3] for file in files_of[folder]), folder))
+    experiments = []
+    for folder in folders:
+        sessions = [read_event_file(file) for file in sorted(files_of[folder], key=_session_order)]
+        name = folder.name if folder == run else folder.relative_to(run).as_posix()
+        experiments.append(Experiment(name, join_sessions(sessions)))
+    return [experiment for experiment in experiments if experiment.scalars]
+
+
+def _session_order(file: Path):
+    number = file.parent.name.removeprefix("version_")
+    return (int(number) if number.isdigit() else math.inf, file.name)  # version_10 is after version_9
+
+
+def read_event_file(path: PathLike) -> Scalars:
+    """The scalars of one TensorBoard file that this package logs; a file cut short gives what is whole."""
+    accumulator = EventAccumulator(str(path), size_guidance={"scalars": 0}, purge_orphaned_data=False)  # 0: keep all
+    accumulator.Reload()
+    tags = [tag for tag in accumulator.Tags()["scalars"] if OWN_TAGS.fullmatch(tag)]
+    return {tag: {event.step: event.value for event in accumulator.Scalars(tag)} for tag in tags}
+
+
+def join_sessions(sessions: Iterable[Scalars]) -> Scalars:
+    """Join sessions, oldest first, by step: what an older one logged at or after the first step of a newer is dropped.
+
+    A session that was killed may have logged updates beyond its last checkpoint; the resumed one did them again.
+
+        version_0   9 19 29 39 49            killed; its last checkpoint is of update 30
+        version_1            39 49 59 69
+        joined      9 19 29 39 49 59 69      39 and 49 as in version_1, also of tags that it has not logged yet
+    """
+    joined: Scalars = {}
+    for session in sessions:
+        first = min((step for curve in session.values() for step in curve), default=math.inf)
+        joined = {tag: {step: curve[step] for step in curve if step < first} for tag, curve in joined.items()}
+        for tag, curve in session.items():
+            joined.setdefault(tag, {}).update(curve)
+    return {tag: dict(sorted(curve.items())) for tag, curve in joined.items() if curve}
+
+
+# --- Drawing ---------------------------------------------------------------------------------------------------------
+
+
+def pretraining_plots(experiment: Experiment) -> List[Plot]:
+    """Accuracy and loss of each label set: training batches thin, validation with markers."""
+    plots = []
+    for clusters in experiment.label_sets:
+        title = f"{experiment.name}, {clusters} clusters"
+        plots.append(_accuracy_plot(experiment, clusters, title))
+        plots.append(_loss_plot(experiment, clusters, title))
+    return [plot for plot in plots if plot]
+
+
+def _accuracy_plot(experiment: Experiment, clusters: int, title: str) -> Optional[Plot]:
+    curves = {
+        f"{split} {kind}": experiment.curve(f"{split}_{clusters}/{kind}_accuracy", 100)
+        for split in ("train", "val")
+        for kind in ("masked", "unmasked")
+    }
+
+    def draw(axes: Axes) -> None:
+        for name, curve in curves.items():
+            _draw_split(axes, curve, name, UNMASKED if "unmasked" in name else MASKED)
+        axes.set_ylim(bottom=0)
+
+    last = [_last(curves[f"val {kind}"], f"{kind} {{:.2f}} %") for kind in ("masked", "unmasked")]
+    caption = f"{title}: accuracy. {_last_validation(last)}"
+    return _plot(draw, caption, "accuracy, %") if any(curves.values()) else None
+
+
+def _loss_plot(experiment: Experiment, clusters: int, title: str) -> Optional[Plot]:
+    curves = {split: experiment.curve(f"{split}_{clusters}/loss") for split in ("train", "val")}
+
+    def draw(axes: Axes) -> None:
+        for split, curve in curves.items():
+            _draw_split(axes, curve, split, MASKED)
+
+    caption = f"{title}: loss. {_last_validation([_last(curves['val'], '{:.3f}')])}"
+    return _plot(draw, caption, "loss") if any(curves.values()) else None
+
+
+def _draw_split(axes: Axes, curve: Curve, name: str, color: str) -> None:
+    thin, marked = {"linewidth": 0.8, "alpha": 0.55, "marker": ".", "markersize": 2}, {"marker": "o", "markersize": 4}
+    style = thin if name.startswith("train") else marked
+    if curve:
+        axes.plot(list(curve), list(curve.values()), label=name, color=color, **style)
+
+
+def wer_plot(experiments: Iterable[Experiment]) -> Optional[Plot]:
+    """Validation WER of all fine-tunings together."""
+    curves = {experiment.name: experiment.curve("val_wer", 100) for experiment in experiments}
+    curves = {name: curve for name, curve in curves.items() if curve}
+    if not curves:
+        return None
+    last = max(list(curve.values())[-1] for curve in curves.values())
+    highest = max(max(curve.values()) for curve in curves.values())
+    top = max(MAX_WER_PERCENT, 1.1 * last)
+
+    def draw(axes: Axes) -> None:
+        for name, curve in curves.items():
+            axes.plot(list(curve), list(curve.values()), label=name, marker="o", markersize=4)
+        axes.set_ylim(0, min(top, 1.05 * highest) or 1)
+
+    beyond = f" The axis ends at {top:.0f} %; the highest value is {highest:.0f} %." if highest > top else ""
+    last_values = [f"{name} {_last(curve, '{:.2f} %')}" for name, curve in curves.items()]
+    return _plot(draw, f"Word error rate. {_last_validation(last_values)}{beyond}", "WER, %")
+
+
+def learning_rate_plot(experiments: Iterable[Experiment], kind: str) -> Optional[Plot]:
+    """Learning rates of all experiments of a kind ("pre-training", "fine-tuning")."""
+    curves = {experiment.name: experiment.curve("learning_rate") for experiment in experiments}
+
+    def draw(axes: Axes) -> None:
+        for name, curve in curves.items():
+            if curve:
+                axes.plot(list(curve), list(curve.values()), label=name)
+        axes.set_ylim(bottom=0)
+
+    return _plot(draw, f"Learning rate of {kind}.", "learning rate") if any(curves.values()) else None
+
+
+def _last(curve: Curve, template: str) -> str:
+    return f"{template.format(curve[max(curve)])} at step {max(curve)}" if curve else ""
+
+
+def _last_validation(values: Iterable[str]) -> str:
+    values = ", ".join(value for value in values if value)
+    return f"Last validation: {values}." if values else "Not validated yet."
+
+
+def _plot(draw: Callable[[Axes], None], caption: str, ylabel: str) -> Plot:
+    figure = Figure(figsize=(5, 3), layout="constrained")  # inches; its 10 point letters stay readable on a phone
+    axes = figure.add_subplot()
+    draw(axes)
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.set_ylabel(ylabel)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
+    return Plot(caption, png.getvalue())

@@ -1,0 +1,379 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Words (or phones) of aligned speech: which ones, which instances, which frames, and their mean hidden states.
+
+The recipe is that of Pasad et al. (2021, section 3; ankitapasad/layerwise-analysis): the 500 commonest words of the
+training set, 15 random instances of each from the development set, the mean over the frames of an instance.
+
+    alignments ------> commonest units --+
+    manifest + alignments of it ---------+--> Sample: N instances of K units --> pooled hidden states [L + 1, N, D]
+"""
+
+import hashlib
+import logging
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from nemo_mshubert.analysis.textgrid import read_textgrid
+from nemo_mshubert.clustering.features import HiddenFeatures, encoder_fingerprint
+from nemo_mshubert.clustering.labelling import Utterance, audio_windows, window_features
+from nemo_mshubert.clustering.metrics import Alignments, Intervals, load_alignments
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, iter_manifest, utterance_id
+from nemo_mshubert.modules.frames import FRAME_RATE, HOP_SAMPLES, frame_count
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("word", "phone")
+NOT_A_UNIT = {"", "sp", "spn", "sil", "<eps>", "<sil>", "<unk>", "[unk]"}  # silence, noise, unknown
+ARPABET_STRESS = re.compile(r"(?<=^[A-Z]{2})[012]$")  # of "AH0"
+SLACK_SECONDS = 1 / FRAME_RATE  # by which an alignment, on a grid of its own, may end behind the audio
+UTTERANCES_AT_ONCE = 4  # all layers of 4 x 35 s in fp32 are 280 MB for a base model
+
+
+# --- Alignments ------------------------------------------------------------------------------------------------------
+
+
+def read_alignments(paths: Sequence[PathLike], kind: str) -> Alignments:
+    """Alignments of all ``paths``: JSONL (.gz), TextGrids, or folders that hold TextGrids at any depth.
+
+    The utterance of a TextGrid is its file name without suffix; its tier is "words" or "phones", or ends in
+    " - words", as MFA names it for a speaker. Of ARPAbet phones the stress is dropped.
+
+    Raises:
+        FileNotFoundError: no such file, or a folder without TextGrids.
+        ValueError: malformed, of the other kind, or an utterance that two files align.
+    """
+    index: Dict[str, int] = {}
+    merged: Dict[str, Intervals] = {}
+    for path in map(Path, paths):
+        for source, alignments in _alignment_sources(path, kind):
+            numbers = np.array([index.setdefault(_unit_name(name, kind), len(index)) for name in alignments.names])
+            for utt_id, (start, end, unit) in alignments.intervals.items():
+                if utt_id in merged:
+                    raise ValueError(f"{source}: {utt_id} is aligned twice. Name each file of alignments once.")
+                merged[utt_id] = start, end, numbers[unit]
+    return Alignments(kind, list(index), merged)
+
+
+def _alignment_sources(path: Path, kind: str):
+    """Yield ``(file, Alignments)``: one for JSONL, one per TextGrid."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such alignments. Expected JSONL (.gz), a TextGrid or a folder of them.")
+    if path.is_dir() or path.suffix.lower() == ".textgrid":
+        grids = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() == ".textgrid")
+        if not grids:
+            raise FileNotFoundError(f"{path}: the folder holds no TextGrid.")
+        yield from ((grid, _textgrid_alignments(grid, kind)) for grid in grids)
+        return
+    alignments = load_alignments(path)
+    if alignments.kind != kind:
+        raise ValueError(f"{path}: aligns {alignments.kind}s, expected {kind}s. Give another file or --units.")
+    yield path, alignments
+
+
+def _textgrid_alignments(path: Path, kind: str) -> Alignments:
+    tiers = read_textgrid(path)
+    wanted = [name for name in tiers if name.lower() == f"{kind}s" or name.lower().endswith(f" - {kind}s")]
+    if not wanted:
+        raise ValueError(f"{path}: no tier {kind + 's'!r} among {sorted(tiers)}. Align with MFA, or rename the tier.")
+    intervals = sorted(interval for name in wanted for interval in tiers[name])
+    names = {text: number for number, text in enumerate(dict.fromkeys(text for _, _, text in intervals))}
+    columns = (
+        np.array([start for start, _, _ in intervals], np.float64),
+        np.array([end for _, end, _ in intervals], np.float64),
+        np.array([names[text] for _, _, text in intervals], np.int64),
+    )
+    return Alignments(kind, list(names), {path.stem: columns} if intervals else {})
+
+
+def _unit_name(name: str, kind: str) -> str:
+    return ARPABET_STRESS.sub("", name) if kind == "phone" else name
+
+
+def commonest_units(alignments: Alignments, top: Optional[int]) -> List[str]:
+    """The ``top`` commonest units (all: None), commonest first, alphabetical where counts are equal; no silence.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    counts = np.zeros(len(alignments.names), np.int64)
+    for _, _, unit in alignments.intervals.values():
+        np.add.at(counts, unit, 1)
+    found = {name: count for name, count in zip(alignments.names, counts) if count and not _is_silence(name)}
+    if top is not None and len(found) < top:
+        raise ValueError(
+            f"{len(found)} different {alignments.kind}s in the alignments of {len(alignments.intervals)} utterances, "
+            f"fewer than the {top} wanted. Lower --top, or give more --train_alignments."
+        )
+    return sorted(found, key=lambda name: (-found[name], name))[:top]
+
+
+def _is_silence(name: str) -> bool:
+    return name.lower() in NOT_A_UNIT
+
+
+# --- Instances -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """N instances of units: rows of the first view, in the order of the manifest and of time."""
+
+    kind: str
+    names: List[str]  # of the K units that have instances
+    unit: np.ndarray  # [N], 0 to K - 1
+    utterance: List[str]  # [N], ids
+    start: np.ndarray  # [N], seconds
+    end: np.ndarray  # [N]
+    lines: List[Tuple[str, Dict[str, Any]]]  # ("<file>:<line>", entry) of the utterances that are needed
+    missing_units: List[str]  # wanted, but without an instance
+    unaligned: int  # utterances of the manifest without alignment, which are left out
+
+    @property
+    def id(self) -> str:
+        """16 hex digits that tell apart samples of other units, times or audio files."""
+        digest = hashlib.sha256(repr((self.kind, self.names)).encode())
+        for _, entry in self.lines:
+            audio = str(Path(entry["audio_filepath"]).resolve())
+            digest.update(repr((utterance_id(entry), audio, entry.get("offset"), entry.get("duration"))).encode())
+        digest.update(repr(self.utterance).encode())
+        digest.update(self.unit.tobytes() + self.start.tobytes() + self.end.tobytes())
+        return digest.hexdigest()[:16]
+
+    def summary(self) -> Dict[str, Any]:
+        """What results say of the sample."""
+        counts = np.bincount(self.unit, minlength=len(self.names)).tolist()
+        return {
+            "id": self.id,
+            "units": f"{self.kind}s",
+            "instances": len(self.unit),
+            "instances_per_unit": dict(zip(self.names, counts)),
+            "units_without_instance": self.missing_units,
+            "utterances": len(self.lines),
+            "utterances_without_alignment": self.unaligned,
+        }
+
+
+def sample_instances(
+    manifests: Sequence[PathLike], alignments: Alignments, units: Sequence[str], instances: int, seed: int = 0
+) -> Sample:
+    """Up to ``instances`` random instances of each of ``units`` from the aligned utterances of ``manifests``.
+
+    Raises:
+        ValueError: an utterance id occurs twice, no utterance is aligned, none of the units occurs, or an instance
+            lies beyond its audio.
+    """
+    lines = _lines_by_id(manifests)
+    aligned = [utt_id for utt_id in lines if utt_id in alignments.intervals]
+    _check_aligned(manifests, lines, aligned, alignments)
+    found = _find_instances(alignments, units, aligned)
+    if not found:
+        raise ValueError(f"{_names(manifests)}: none of the {len(units)} {alignments.kind}s wanted is spoken there.")
+    rng = np.random.default_rng(seed)
+    chosen = []
+    names = [name for name in units if name in found]
+    for number, name in enumerate(names):
+        picks = sorted(rng.permutation(len(found[name]))[:instances])
+        chosen += [(*found[name][pick], number) for pick in picks]
+    chosen.sort()
+    place, start, end, unit = (np.array(column) for column in zip(*chosen))
+    sample = Sample(
+        kind=alignments.kind,
+        names=names,
+        unit=unit.astype(np.int64),
+        utterance=[aligned[index] for index in place],
+        start=start,
+        end=end,
+        lines=[lines[aligned[index]] for index in np.unique(place)],
+        missing_units=[name for name in units if name not in found],
+        unaligned=len(lines) - len(aligned),
+    )
+    _check_durations(sample)
+    return sample
+
+
+def _lines_by_id(manifests: Sequence[PathLike]) -> Dict[str, Tuple[str, Dict[str, Any]]]:
+    lines: Dict[str, Tuple[str, Dict[str, Any]]] = {}
+    for manifest in manifests:
+        for where, entry in iter_manifest(manifest):
+            utt_id = utterance_id(entry)
+            if utt_id in lines:
+                raise ValueError(
+                    f'{where}: utterance {utt_id} is at {lines[utt_id][0]} already. Remove a line, or give them "utt_id".'
+                )
+            lines[utt_id] = where, entry
+    return lines
+
+
+def _check_aligned(manifests, lines, aligned, alignments: Alignments) -> None:
+    if not aligned:
+        raise ValueError(
+            f"{_names(manifests)}: none of {len(lines)} utterances is in the alignments. Ids of the manifest look like "
+            f"{next(iter(lines), None)!r}, of the alignments like {next(iter(alignments.intervals), None)!r}; give the "
+            'manifest such ids as "utt_id".'
+        )
+    unaligned = [utt_id for utt_id in lines if utt_id not in alignments.intervals]
+    if unaligned:
+        logger.warning(
+            "%s: %d of %d utterances have no alignment and are left out, such as %s.",
+            _names(manifests),
+            len(unaligned),
+            len(lines),
+            unaligned[0],
+        )
+
+
+def _find_instances(alignments: Alignments, units: Sequence[str], aligned: Sequence[str]):
+    """``{unit: [(place of the utterance in aligned, start, end), ...]}`` of those that occur."""
+    wanted = set(units)
+    found: Dict[str, List[Tuple[int, float, float]]] = defaultdict(list)
+    for place, utt_id in enumerate(aligned):
+        for start, end, unit in zip(*(column.tolist() for column in alignments.intervals[utt_id])):
+            if alignments.names[unit] in wanted:
+                found[alignments.names[unit]].append((place, start, end))
+    return found
+
+
+def _check_durations(sample: Sample) -> None:
+    """Compare with the durations of the manifest now, rather than after hours of audio."""
+    lines = {utterance_id(entry): (where, entry) for where, entry in sample.lines}
+    for index, utt_id in enumerate(sample.utterance):
+        where, entry = lines[utt_id]
+        if entry.get("duration") is not None:
+            check_times(sample, index, where, entry["duration"])
+
+
+def check_times(sample: Sample, index: int, where: str, seconds: float) -> None:
+    """Raise ``ValueError`` where an instance does not lie within ``seconds`` of audio (and a frame of slack)."""
+    start, end = sample.start[index], sample.end[index]
+    if not 0 <= start <= end <= seconds + SLACK_SECONDS or start >= seconds:
+        raise ValueError(
+            f"{where}: {sample.utterance[index]}: {sample.kind} {sample.names[sample.unit[index]]!r} is aligned to "
+            f"{start:g}-{end:g} s of {seconds:g} s of audio. The alignment belongs to another recording or cut: align "
+            "this utterance again, or remove it from the alignments."
+        )
+
+
+def _names(manifests: Sequence[PathLike]) -> str:
+    return ", ".join(map(str, manifests))
+
+
+# --- Frames ----------------------------------------------------------------------------------------------------------
+
+
+def frame_span(start: float, end: float, num_frames: int, drop_thirds: bool) -> Tuple[int, int]:
+    """First frame and the one behind the last of ``start`` to ``end`` seconds: at least one of ``num_frames``.
+
+        seconds    0.05       0.13
+        frames   0    1    2    3    4    5    6    7      floor(0.05 / 0.02) = 2 to ceil(0.13 / 0.02) = 7
+                           |=======================|
+
+    ``drop_thirds`` leaves the middle: floor((frames + 1) / 3) less at each side, for phones, whose edges sound like
+    their neighbours. Unlike the reference code, a time on the grid stays there: 0.58 s is frame 29, though
+    0.58 / 0.02 is 28.999... in floating point.
+    """
+    first = min(math.floor(round(start * FRAME_RATE, 6)), num_frames - 1)
+    last = min(max(math.ceil(round(end * FRAME_RATE, 6)), first + 1), num_frames)
+    if drop_thirds:
+        dropped = (last - first + 1) // 3
+        first, last = first + dropped, max(last - dropped, first + dropped + 1)
+    return first, last
+
+
+# --- Hidden states ---------------------------------------------------------------------------------------------------
+
+
+class StackedLayers(nn.Module):
+    """Input of the transformer and outputs of all its blocks side by side, as one layer of `HiddenFeatures`."""
+
+    def __init__(self, encoder: nn.Module, preprocessor: Optional[nn.Module] = None):
+        super().__init__()
+        self.encoder, self.preprocessor = encoder, preprocessor
+
+    def extract_features(self, audio: torch.Tensor, length: torch.Tensor, layer: int):
+        """Samples ``[B, S]`` and counts -> ``[B, T, (L + 1) D]`` and frame counts; ``layer`` has no meaning."""
+        signal = audio[:, None, :]
+        if self.preprocessor is not None:
+            signal, length = self.preprocessor(input_signal=audio, length=length)
+        states, frames = self.encoder.hidden_states(signal, length)
+        return torch.cat(states, dim=-1), frames
+
+
+class AllHiddenStates(HiddenFeatures):
+    """Hidden states 0 (input of the transformer) to L of an encoder, ``[T, (L + 1) D]``, unmasked, fp32.
+
+    Args:
+        encoder: an MSHuBERTEncoder.
+        preprocessor: of the same model; scales the audio of models trained on normalised audio.
+    """
+
+    def __init__(self, encoder: nn.Module, preprocessor: Optional[nn.Module] = None, device="cpu"):
+        if encoder.subsampling_factor != HOP_SAMPLES:
+            raise ValueError(
+                f"The encoder makes a frame of {encoder.subsampling_factor} samples "
+                f"({SAMPLE_RATE / encoder.subsampling_factor:g} Hz), expected {HOP_SAMPLES} ({FRAME_RATE} Hz). Word and "
+                "phone spans are those of 50 Hz encoders; their scores are not comparable at other rates."
+            )
+        super().__init__(StackedLayers(encoder, preprocessor), layer=0, device=device)
+        self.fingerprint = encoder_fingerprint(encoder)
+        self.normalized = bool(getattr(preprocessor, "_normalize", False))
+        self.num_states = len(encoder.layers) + 1
+
+    @property
+    def name(self) -> str:
+        return f"hidden states of encoder {self.fingerprint}"
+
+
+def pool_instances(sample: Sample, features: AllHiddenStates) -> np.ndarray:
+    """Mean hidden states ``float32 [L + 1, N, D]`` of the frames of each instance; utterances run whole.
+
+    Raises:
+        FileNotFoundError, ValueError: audio that is missing or unusable, an instance beyond it, or hidden states that
+            are not finite; names the line.
+    """
+    rows = defaultdict(list)
+    for index, utt_id in enumerate(sample.utterance):
+        rows[utt_id].append(index)
+    pooled = np.empty((features.num_states, len(sample.unit), features.dimension // features.num_states), np.float32)
+    with tqdm(total=len(sample.lines), desc="hidden states", unit=" utterances", disable=None) as progress:
+        for window in audio_windows(sample.lines):
+            window = sorted(window, key=lambda utterance: len(utterance.samples))  # less padding
+            for first in range(0, len(window), UTTERANCES_AT_ONCE):
+                group = window[first : first + UTTERANCES_AT_ONCE]
+                for utterance, states in zip(group, window_features(group, features)):
+                    _pool_utterance(sample, rows[utterance_id(utterance.entry)], utterance, states, pooled)
+                progress.update(len(group))
+    return pooled
+
+
+def _pool_utterance(
+    sample: Sample, rows: List[int], utterance: Utterance, states: np.ndarray, pooled: np.ndarray
+) -> None:
+    """Fill ``rows`` of ``pooled [L + 1, N, D]`` from the ``states [T, (L + 1) D]`` of an utterance."""
+    num_samples = len(utterance.samples)
+    assert len(states) == frame_count(num_samples)
+    for row in rows:
+        check_times(sample, row, utterance.where, num_samples / SAMPLE_RATE)
+        first, last = frame_span(sample.start[row], sample.end[row], len(states), sample.kind == "phone")
+        pooled[:, row] = states[first:last].mean(axis=0, dtype=np.float64).reshape(len(pooled), -1)

@@ -1,0 +1,85 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""How much of a word's identity does each layer hold? PWCCA of pooled hidden states and words; the paper's Figure 2.
+
+    python scripts/analyze_cca.py --model MS-HuBERT=ms.nemo "- Swap"=noswap.nemo HuBERT=hubert.nemo \\
+        --manifest dev-clean.json --alignments dev_words.jsonl.gz --train_alignments train_words.jsonl.gz --output cca
+    python scripts/analyze_cca.py --model MS-HuBERT=ms.nemo --manifest dev-clean.json --alignments textgrids/dev-clean \\
+        --train_alignments textgrids/train-clean-100 --units phones --output cca_phones
+
+Models are pre-trained or CTC .nemo files; one NAME with several files is drawn as their mean within their range.
+Alignments are JSONL (.gz) or TextGrids of the Montreal Forced Aligner, or folders of these. Writes cca.png, cca.csv and
+results.json. The same call goes on after an interruption, and repeats nothing for models that are done.
+"""
+
+import argparse
+import logging
+from functools import partial
+from typing import Tuple
+
+import torch
+
+from nemo_mshubert.analysis.cca import WEIGHTS, CcaSettings
+from nemo_mshubert.analysis.cca_report import analyze_models, load_hidden_states, results_table
+from nemo_mshubert.analysis.word_segments import commonest_units, read_alignments, sample_instances
+
+# Words: Pasad et al. Phones: all of them, and about as many instances in all as words have (an assumption).
+DEFAULT_TOP = {"words": 500, "phones": None}
+DEFAULT_INSTANCES = {"words": 15, "phones": 200}
+
+
+def named_model(text: str) -> Tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"expected NAME=FILE.nemo, found {text!r}")
+    return name, path
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", type=named_model, required=True, metavar="NAME=FILE.nemo")
+    parser.add_argument("--manifest", nargs="+", required=True, help="speech to take instances from; the paper's: dev")
+    parser.add_argument("--alignments", nargs="+", required=True, help="of the manifest: JSONL (.gz) or TextGrids")
+    parser.add_argument("--train_alignments", nargs="+", help="to count units in; by default those of --alignments")
+    parser.add_argument("--units", choices=("words", "phones"), default="words")
+    parser.add_argument("--top", type=int, help="commonest units to take (default: 500 words, all phones)")
+    parser.add_argument("--instances", type=int, help="most instances of a unit (default: 15 of words, 200 of phones)")
+    parser.add_argument("--weights", choices=WEIGHTS, default="published", help="of PWCCA, see analysis/cca.py")
+    parser.add_argument("--seed", type=int, default=0, help="of instances, splits and epsilons")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if any")
+    parser.add_argument("--output", required=True, help="folder")
+    args = parser.parse_args(argv)
+    args.top = args.top or DEFAULT_TOP[args.units]
+    args.instances = args.instances or DEFAULT_INSTANCES[args.units]
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return args
+
+
+def main(argv=None) -> None:
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    kind = args.units[:-1]
+    alignments = read_alignments(args.alignments, kind)
+    counted = read_alignments(args.train_alignments, kind) if args.train_alignments else alignments
+    units = commonest_units(counted, args.top)
+    sample = sample_instances(args.manifest, alignments, units, args.instances, args.seed)
+    settings = CcaSettings(weights=args.weights, seed=args.seed)
+    load = partial(load_hidden_states, device=args.device)
+    print(results_table(analyze_models(args.model, sample, args.output, settings, load)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+# Sourced by quickstart.sh and test.sh: makes the virtual environment .venv where it is missing, installs the package in
+# it with the extras given in EXTRAS, and activates it. PYTHON names another interpreter, VENV another folder.
+
+VENV="${VENV:-.venv}"
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-} python3.11 python3.12 python3.10 python3; do
+        if command -v "$candidate" >/dev/null &&
+            "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "No Python 3.10, 3.11 or 3.12 with venv found. Install one (Debian: python3-venv), or name it: PYTHON=..." >&2
+    return 1
+}
+
+python=$(find_python)
+stamp="$VENV/installed-$(cat setup.py nemo_mshubert/package_info.py | sha256sum | cut -c1-16)-${EXTRAS//,/-}"
+if [ ! -e "$stamp" ]; then
+    echo "Installing into $VENV with $($python --version); the first time this downloads about 1 GB."
+    [ -e "$VENV/bin/activate" ] || "$python" -m venv "$VENV"
+    "$VENV/bin/pip" install --quiet --upgrade pip setuptools wheel
+    # Torch first and at the version that the tests ran with: its CPU build is kept where it is what pip finds.
+    "$VENV/bin/pip" install --quiet "${TORCH:-torch==2.13.0}"
+    "$VENV/bin/pip" install --quiet -e ".[$EXTRAS]"
+    touch "$stamp"
+fi
+# shellcheck disable=SC1091
+source "$VENV/bin/activate"

@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+# From nothing to a word error rate: installs, makes (or takes) speech, labels, pre-trains, fine-tunes, evaluates, reports.
+#
+#     bash scripts/quickstart.sh                       # speech synthesised by espeak-ng, about a quarter of an hour on 2 cores
+#     bash scripts/quickstart.sh --data DIR            # a folder in LibriSpeech's layout, with a dev-* and a test-* subset
+#
+# Every stage is one of the public scripts, printed as it is run. Run it again: finished stages are skipped, an
+# interrupted one goes on.  --exp DIR: where everything goes (exp/quickstart).  --updates N: of either pre-training.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+data="" exp=exp/quickstart updates=700
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --data) data=$(realpath "$2"); shift 2 ;;
+        --exp) exp=$2; shift 2 ;;
+        --updates) updates=$2; shift 2 ;;
+        *) sed -n '16,22s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; echo "unknown option: $1" >&2; exit 2 ;;
+    esac
+done
+
+EXTRAS=test
+source scripts/environment.sh
+mkdir -p "$exp/logs"
+export HYDRA_FULL_ERROR=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore
+
+# stage NAME OUTPUT COMMAND...: run the command unless OUTPUT is there; note its seconds for the report.
+stage() {
+    local name=$1 output=$2 start seconds
+    shift 2
+    if [ -e "$output" ]; then
+        printf '\n== %s: done, %s is there\n' "$name" "$output"
+        return
+    fi
+    printf '\n== %s\n   %s\n' "$name" "$*"
+    start=$(date +%s)
+    "$@" 2>&1 | tee "$exp/logs/${name// /_}.log"
+    seconds=$(($(date +%s) - start))
+    [ -e "$output" ] || { echo "$name ended without $output; see $exp/logs" >&2; exit 1; }
+    printf '%s\t%s\t%s\n' "$name" "$seconds" "$*" >>"$exp/stages.tsv"
+}
+
+# --- Speech and manifests ---------------------------------------------------------------------------------------------
+alignments=()
+if [ -z "$data" ]; then
+    data=$exp/corpus
+    stage "synthesise" "$data/corpus.json" python scripts/synthesize_corpus.py --output "$data" \
+        --train_minutes 30 --dev_minutes 1.5 --test_minutes 3
+fi
+[ -e "$data/align_phones.jsonl.gz" ] && alignments=(--alignments "$data/align_phones.jsonl.gz")
+stage "prepare" "$exp/manifests/prepared" bash -c \
+    "python scripts/prepare_librispeech.py --data '$data' --output '$exp/manifests' && touch '$exp/manifests/prepared'"
+one() { # the one manifest of a split, or the clean one of several
+    local found=("$exp/manifests/$1"-*.json)
+    [ -e "${found[0]}" ] || { echo "$data has no $1-* subset" >&2; exit 1; }
+    echo "${found[0]}"
+}
+train=$(one train) dev=$(one dev) test=$(one test)
+
+# --- Iteration 1: HuBERT on MFCC clusters -----------------------------------------------------------------------------
+labels=$exp/labels/iter1
+stage "k-means of MFCCs" "$labels/km.npz" python scripts/fit_kmeans.py --manifest "$train" --features mfcc \
+    --clusters 100 --output "$labels/km.npz"
+for split in train dev; do
+    stage "label $split, iteration 1" "$labels/$split.metrics.json" python scripts/label.py make --kmeans "$labels/km.npz" \
+        --manifest "${!split}" --output "$labels/$split.json" "${alignments[@]}" \
+        --metrics_output "$labels/$split.metrics.json"
+done
+iter1=$exp/hubert_iter1_tiny/checkpoints/hubert_iter1_tiny.nemo
+stage "pre-train HuBERT, iteration 1" "$iter1" python scripts/pretrain.py --config-name hubert_iter1_tiny \
+    label_maker="$labels/km.npz" train_manifest="$labels/train.json" validation_manifest="$labels/dev.json" \
+    max_updates="$updates" exp_manager.exp_dir="$exp"
+
+# --- Labels of MS-HuBERT: six sets of clusters of a hidden layer ------------------------------------------------------
+labels=$exp/labels/iter2
+stage "k-means of layer 6" "$labels/km.npz" python scripts/fit_kmeans.py --manifest "$train" --features hidden \
+    --encoder "$iter1" --layer 6 --clusters 1000 500 250 125 50 25 --max_frames 60000 --output "$labels/km.npz"
+for split in train dev; do
+    stage "label $split, iteration 2" "$labels/$split.metrics.json" python scripts/label.py make --kmeans "$labels/km.npz" \
+        --encoder "$iter1" --manifest "${!split}" --output "$labels/$split.json" "${alignments[@]}" \
+        --metrics_output "$labels/$split.metrics.json"
+done
+stage "tarred manifests" "$exp/tarred/tarred_audio_manifest.json" python scripts/make_tarred.py \
+    --manifest "$labels/train.json" --output "$exp/tarred" --num_shards 4
+
+# --- MS-HuBERT --------------------------------------------------------------------------------------------------------
+mshubert=$exp/mshubert_tiny/checkpoints/mshubert_tiny.nemo
+stage "pre-train MS-HuBERT" "$mshubert" python scripts/pretrain.py --config-name mshubert_tiny \
+    label_maker="$labels/km.npz" validation_manifest="$labels/dev.json" \
+    train_manifest="$exp/tarred/sharded_manifests/manifest__OP_0..3_CL_.json" \
+    train_tars="$exp/tarred/audio__OP_0..3_CL_.tar" max_updates="$updates" exp_manager.exp_dir="$exp"
+
+# --- CTC fine-tuning, from the pre-trained encoder and from random weights --------------------------------------------
+stage "CTC model, pre-trained" "$exp/ctc/pretrained.nemo" python scripts/ssl_to_ctc.py --ssl "$mshubert" \
+    --output "$exp/ctc/pretrained.nemo"
+stage "CTC model, from scratch" "$exp/ctc/scratch.nemo" python scripts/ssl_to_ctc.py --ssl "$mshubert" --from_scratch \
+    --output "$exp/ctc/scratch.nemo"
+for start in pretrained scratch; do
+    freeze=() # random weights are nothing to preserve: they learn from the first update
+    [ "$start" = pretrained ] || freeze=(freeze_encoder_updates=0 model.encoder.feature_grad_mult=1.0)
+    tuned=$exp/finetune_$start/checkpoints/finetune_$start.nemo
+    stage "fine-tune, $start" "$tuned" python scripts/finetune_ctc.py --config-name tiny name="finetune_$start" \
+        init_model="$exp/ctc/$start.nemo" train_manifest="$train" validation_manifest="$dev" \
+        exp_manager.exp_dir="$exp" "${freeze[@]}"
+    stage "evaluate, $start" "$exp/results/$start/results.json" python scripts/evaluate.py --model "$tuned" \
+        --manifest "$test" --output "$exp/results/$start"
+done
+
+python scripts/report.py --run "$exp" --output "$exp/report.html"

@@ -1,0 +1,49 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Report of a quickstart run, finished or not: a Markdown table here, curves and commands in one HTML file.
+
+    python scripts/report.py --run exp/quickstart --output exp/quickstart/report.html
+
+Parts whose stage has not run are left out, and named. The HTML file needs no network and no other file.
+"""
+
+import argparse
+import sys
+
+from nemo_mshubert.analysis.report import html_report, markdown_report, read_run
+from nemo_mshubert.data.manifest import atomic_write
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True, help="output folder of quickstart.sh")
+    parser.add_argument("--output", required=True, help="HTML file")
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    args = parse_args(argv)
+    try:
+        run = read_run(args.run)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(str(error))
+    print(markdown_report(run))
+    with atomic_write(args.output) as stream:
+        stream.write(html_report(run))
+    print(f"\nCurves and commands: {args.output}")
+
+
+if __name__ == "__main__":
+    main()

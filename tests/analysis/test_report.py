@@ -1,0 +1,339 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""The report of a fake run folder must show what was written to it, and name what is missing."""
+
+import importlib.util
+import json
+import re
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+from nemo_mshubert.analysis.curves import join_sessions, read_experiments
+from nemo_mshubert.analysis.report import html_report, markdown_report, missing_parts, read_run, tables
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
+COMMAND = "python scripts/pretrain.py name=\"<b>a & b</b>\" 2>&1 | tee </log> # 'https'"
+
+
+def write_events(folder, scalars):
+    """Write ``{tag: {step: value}}`` as one TensorBoard file."""
+    with SummaryWriter(str(folder)) as writer:
+        for tag, curve in scalars.items():
+            for step, value in curve.items():
+                writer.add_scalar(tag, value, step)
+
+
+def write_results(run, model, wer, cer, words=220, manifest="test_clean"):
+    summary = {"utterances": 16, "wer": wer, "cer": cer, "words": {"reference_length": words}, "characters": {}}
+    path = run / "results" / model / "results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"model": f"{model}.nemo", "results": {manifest: {"greedy": summary}}}))
+
+
+def write_label_metrics(run, iteration, sets, **fields):
+    path = run / "labels" / iteration / "train.metrics.json"
+    path.parent.mkdir(parents=True)
+    report = {"manifest": "train.json", "maker": "m", "features": "39 MFCC features", "utterances": 9, **fields}
+    path.write_text(json.dumps({**report, "sets": sets}))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run: two iterations of labels, a resumed pre-training, two fine-tunings, two evaluations."""
+    run = tmp_path / "quickstart"
+    aligned = dict(unit_purity=0.2473, cluster_purity=0.3081, pnmi=0.23992)
+    write_label_metrics(run, "iter10", {"100": dict(entropy_bits=6.493, used_clusters=97, dead_clusters=3)})
+    write_label_metrics(run, "iter9", {"50": dict(entropy_bits=5.51, dead_clusters=0, **aligned)}, unit="phone")
+    write_events(
+        run / "mshubert" / "version_0",
+        {
+            "hp_metric": {0: -1.0},
+            "train_100/masked_accuracy": {9: 0.1, 19: 0.2, 29: 0.3},
+            "val_100/masked_accuracy": {20: 0.25},
+            "learning_rate": {9: 1e-3, 19: 2e-3, 29: 3e-3},
+            "validation_step_timing in s": {0: 1.0, 1: 1.0},
+        },
+    )
+    write_events(
+        run / "mshubert" / "version_1",
+        {
+            "hp_metric": {0: -1.0},
+            "train_100/masked_accuracy": {29: 0.31, 39: 0.4},
+            "train_100/loss": {29: 4.0},
+            "val_100/masked_accuracy": {40: 0.4567},
+            "val_100/unmasked_accuracy": {40: 0.125},
+            "val_100/loss": {40: 3.25},
+            "nonfinite_steps": {29: 0, 39: 2},
+        },
+    )
+    for name, wer in (("finetune_pretrained", 0.3519), ("finetune_scratch", 0.805)):
+        write_events(run / name / "version_0", {"val_wer": {9: 2.95, 19: wer}, "learning_rate": {9: 1e-3}})
+    write_results(run, "scratch", 0.8888, 0.4444)
+    write_results(run, "pretrained", 0.33333, 0.1111)
+    lines = ["labels\t1\told", f"pretrain\t3723.6\t{COMMAND}", "labels\t12.4\tnew --sets 100"]
+    (run / "stages.tsv").write_text("\n".join(lines) + "\n")
+    return run
+
+
+class Page(HTMLParser):
+    """Text of a page, its attributes, and whether its elements close in order."""
+
+    VOID = {"meta", "img"}
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.cells, self.attributes, self.code = [], [], [], []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.attributes += attributes
+        if tag == "tr":
+            self.cells.append([])
+        if tag in ("td", "th"):
+            self.cells[-1].append("")
+        if tag == "code":
+            self.code.append("")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.cells[-1][-1] += data
+        if self.open and self.open[-1] == "code":
+            self.code[-1] += data
+
+
+def captions(html):
+    return [unescape(text) for text in re.findall("<figcaption>(.*?)</figcaption>", html)]
+
+
+def main(*args):
+    spec = importlib.util.spec_from_file_location("script_report", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main([str(arg) for arg in args])
+
+
+# --- Tables ----------------------------------------------------------------------------------------------------------
+
+EXPECTED_ROWS = [
+    ["test set", "decoding", "words", "WER %, pre-trained", "WER %, from scratch"]
+    + ["CER %, pre-trained", "CER %, from scratch"],
+    ["test_clean", "greedy", "220", "33.33", "88.88", "11.11", "44.44"],
+    ["iter9", "train", "50", "0.240", "0.247", "0.308", "5.51", "0", "phone", "39 MFCC features"],
+    ["iter10", "train", "100", "–", "–", "–", "6.49", "3", "–", "39 MFCC features"],
+    ["labels", "12", "0:00:12"],
+    ["pretrain", "3724", "1:02:04"],
+    ["total", "3736", "1:02:16"],
+]
+
+
+@pytest.mark.unit
+def test_tables_show_what_was_written(run):
+    found = read_run(run)
+    cells, markdown = Page(html_report(found)).cells, markdown_report(found).splitlines()
+    for row in EXPECTED_ROWS:
+        assert row in cells
+        assert f"| {' | '.join(row)} |" in markdown
+    assert [row[0] for row in tables(found)[1].rows] == ["iter9", "iter10"]
+    assert missing_parts(found) == []
+
+
+@pytest.mark.unit
+def test_models_tested_on_different_sets_are_marked(run):
+    write_results(run, "scratch", 0.5, 0.5, words=300)
+    assert "| test_clean | greedy | 220 / 300 | 33.33 |" in markdown_report(read_run(run))
+    assert "do not compare" in markdown_report(read_run(run))
+    write_results(run, "scratch", 0.5, 0.25, manifest="dev")
+    markdown = markdown_report(read_run(run))
+    assert "| test_clean | greedy | 220 | 33.33 | – | 11.11 | – |" in markdown
+    assert "| dev | greedy | 220 | – | 50.00 | – | 25.00 |" in markdown and "do not compare" not in markdown
+
+
+@pytest.mark.unit
+def test_the_newest_line_of_a_stage_wins_in_its_first_place(run):
+    assert [(stage.name, stage.seconds) for stage in read_run(run).stages] == [("labels", 12.4), ("pretrain", 3723.6)]
+
+
+# --- Curves ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+def test_resumed_versions_are_joined_by_step(run):
+    experiment = next(found for found in read_experiments(run) if found.name == "mshubert")
+    assert experiment.curve("train_100/masked_accuracy") == pytest.approx({9: 0.1, 19: 0.2, 29: 0.31, 39: 0.4})
+    assert experiment.curve("val_100/masked_accuracy") == pytest.approx({20: 0.25, 40: 0.4567})
+    assert experiment.curve("learning_rate") == pytest.approx({9: 1e-3, 19: 2e-3})  # 29 was done again
+    assert experiment.label_sets == [100]
+    assert not {"hp_metric", "validation_step_timing in s"} & set(experiment.scalars)
+
+
+@pytest.mark.unit
+def test_join_sessions_lets_the_newest_win():
+    older, newer = {"a": {1: 1.0, 2: 2.0, 5: 5.0}, "b": {4: 4.0}}, {"a": {3: 33.0, 6: 66.0}}
+    assert join_sessions([older, {}, newer]) == {"a": {1: 1.0, 2: 2.0, 3: 33.0, 6: 66.0}}
+    assert join_sessions([newer, older]) == older  # begun again from the first update
+
+
+@pytest.mark.unit
+def test_version_10_is_newer_than_version_9(tmp_path):
+    for number, value in ((10, 0.1), (9, 0.9)):
+        write_events(tmp_path / "finetune" / f"version_{number}", {"val_wer": {5: value}})
+    (experiment,) = read_experiments(tmp_path)
+    assert experiment.curve("val_wer") == pytest.approx({5: 0.1})
+
+
+@pytest.mark.unit
+def test_captions_tell_the_last_validation(run):
+    html = html_report(read_run(run))
+    found = captions(html)
+    accuracy = (
+        "mshubert, 100 clusters: accuracy. Last validation: masked 45.67 % at step 40, unmasked 12.50 % at step 40."
+    )
+    assert accuracy in found
+    assert "mshubert, 100 clusters: loss. Last validation: 3.250 at step 40." in found
+    (wer,) = (caption for caption in found if caption.startswith("Word error rate"))
+    assert "finetune_pretrained 35.19 % at step 19, finetune_scratch 80.50 % at step 19." in wer
+    assert "the highest value is 295 %" in wer
+    assert "Learning rate of pre-training." in found and "Learning rate of fine-tuning." in found
+    assert "2 updates were skipped" in html
+    assert html.count("data:image/png;base64,iVBOR") == len(found) == 5
+
+
+@pytest.mark.unit
+def test_values_that_are_not_finite_are_left_out(tmp_path):
+    values = {9: float("nan"), 19: float("inf"), 29: 0.5}
+    write_events(tmp_path / "pretrain" / "version_0", {"val_10/loss": values, "train_10/loss": {9: float("nan")}})
+    assert "Last validation: 0.500 at step 29." in html_report(read_run(tmp_path))
+    write_events(tmp_path / "only_nan" / "version_0", {"val_10/loss": {9: float("nan")}})
+    Page(html_report(read_run(tmp_path)))
+
+
+# --- HTML ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+def test_html_is_well_formed_and_refers_to_nothing_outside(run):
+    html = html_report(read_run(run))
+    page = Page(html)
+    sources = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data")]
+    assert sources and all(value.startswith("data:image/png;base64,") for value in sources)
+    assert "://" not in html and "url(" not in html and "@import" not in html and "<script" not in html
+
+
+@pytest.mark.unit
+def test_command_lines_are_escaped(run):
+    html = html_report(read_run(run))
+    assert "<b>" not in html and "&lt;b&gt;a &amp; b&lt;/b&gt;" in html
+    assert Page(html).code == ["new --sets 100", COMMAND]
+
+
+# --- Unfinished and damaged runs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "parts, stage, heading",
+    [
+        (["stages.tsv"], "No stage of quickstart.sh has finished", "Time"),
+        (["labels"], "Labelling (scripts/label.py make) has not run", "Labels"),
+        (["results/pretrained"], "Evaluation pre-trained (scripts/evaluate.py) has not run", ""),
+        (["results/scratch"], "Evaluation from scratch (scripts/evaluate.py) has not run", ""),
+        (["mshubert"], "Pre-training (scripts/pretrain.py) has not run", "Pre-training"),
+        (
+            ["finetune_pretrained", "finetune_scratch"],
+            "Fine-tuning (scripts/finetune_ctc.py) has not run",
+            "Fine-tuning",
+        ),
+    ],
+)
+def test_a_missing_part_is_named_and_left_out(run, parts, stage, heading):
+    for part in parts:
+        (run / part).rename(run.parent / Path(part).name)
+    found = read_run(run)
+    html = html_report(found)
+    Page(html)
+    (sentence,) = missing_parts(found)
+    assert sentence.startswith(stage) and sentence in markdown_report(found) and sentence in unescape(html)
+    assert not heading or f"<h2>{heading}</h2>" not in html
+
+
+@pytest.mark.unit
+def test_no_run_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such run folder.*--run"):
+        read_run(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match="holds neither stages.tsv"):
+        read_run(tmp_path)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("stages.tsv", "labels\t1\tcommand\npretrain 12\n", "stages.tsv:2: expected name, seconds and command"),
+        ("stages.tsv", "labels\tsoon\tcommand\n", "stages.tsv:1: expected"),
+        ("results/scratch/results.json", '{"results": {"dev', "scratch/results.json: not the expected JSON"),
+        ("results/scratch/results.json", '{"results": [1]}', "scratch/results.json: not the expected JSON"),
+        ("results/scratch/results.json", "{}", "scratch/results.json: lacks 'results'. Repeat scripts/evaluate.py"),
+        ("labels/iter9/train.metrics.json", '{"sets": {"5": {}}}', "train.metrics.json: lacks 'entropy_bits'. Repeat"),
+    ],
+)
+def test_damaged_files_are_named_with_a_remedy(run, name, text, message):
+    (run / name).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_run(run)
+
+
+@pytest.mark.unit
+def test_an_event_file_cut_short_gives_what_is_whole(run):
+    (path,) = (run / "finetune_scratch" / "version_0").glob("events*")
+    path.write_bytes(path.read_bytes()[:-7])
+    experiment = next(found for found in read_experiments(run) if found.name == "finetune_scratch")
+    assert experiment.curve("val_wer") == pytest.approx({9: 2.95, 19: 0.805})
+    assert experiment.curve("learning_rate") == {}  # the last record
+
+
+# --- script ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+def test_script_prints_the_tables_and_writes_the_page(run, capsys):
+    output = run / "report.html"
+    main("--run", run, "--output", output)
+    printed = capsys.readouterr().out
+    assert "| test_clean | greedy | 220 | 33.33 | 88.88 | 11.11 | 44.44 |" in printed and str(output) in printed
+    Page(output.read_text(encoding="utf-8"))
+    main("--run", run, "--output", output)  # again, over the old one
+    assert not list(run.glob(".*.tmp"))
+
+
+@pytest.mark.unit
+def test_script_names_what_is_wrong_and_keeps_the_old_page(run, tmp_path):
+    output = tmp_path / "report.html"
+    output.write_text("old")
+    (run / "stages.tsv").write_text("broken\n")
+    with pytest.raises(SystemExit, match="stages.tsv:1"):
+        main("--run", run, "--output", output)
+    assert output.read_text() == "old"
