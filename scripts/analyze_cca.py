@@ -16,12 +16,12 @@
 
     python scripts/analyze_cca.py --model MS-HuBERT=ms.nemo "- Swap"=noswap.nemo HuBERT=hubert.nemo \\
         --manifest dev-clean.json --alignments dev_words.jsonl.gz --train_alignments train_words.jsonl.gz --output cca
-    python scripts/analyze_cca.py --model MS-HuBERT=ms.nemo --manifest dev-clean.json --alignments textgrids/dev-clean \\
-        --train_alignments textgrids/train-clean-100 --units phones --output cca_phones
+    python scripts/analyze_cca.py --units phones --model MS-HuBERT=ms.nemo --manifest dev-clean.json \\
+        --alignments textgrids/dev-clean --train_alignments textgrids/train-clean-100 --output cca_phones
 
 Models are pre-trained or CTC .nemo files; one NAME with several files is drawn as their mean within their range.
-Alignments are JSONL (.gz) or TextGrids of the Montreal Forced Aligner, or folders of these. Writes cca.png, cca.csv and
-results.json. The same call goes on after an interruption, and repeats nothing for models that are done.
+Alignments are JSONL (.gz), or TextGrids of the Montreal Forced Aligner and folders of these. Writes cca.png, cca.csv
+and results.json. The same call goes on after an interruption, and repeats nothing for models that are done.
 """
 
 import argparse

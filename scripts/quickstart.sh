@@ -17,19 +17,24 @@
 #
 #     bash scripts/quickstart.sh                       # speech synthesised by espeak-ng, about a quarter of an hour on 2 cores
 #     bash scripts/quickstart.sh --data DIR            # a folder in LibriSpeech's layout, with a dev-* and a test-* subset
+#     bash scripts/quickstart.sh --manifests DIR       # a folder with NeMo manifests train*.json, dev*.json and test*.json
 #
 # Every stage is one of the public scripts, printed as it is run. Run it again: finished stages are skipped, an
-# interrupted one goes on.  --exp DIR: where everything goes (exp/quickstart).  --updates N: of either pre-training.
+# interrupted one goes on.  --exp DIR: where everything goes (exp/quickstart).  --alignments FILE...: words or phones in
+# time, for the quality of the labels.  --updates N and --finetune_updates N: of either pre-training and fine-tuning.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-data="" exp=exp/quickstart updates=700
+data="" manifests="" alignments="" exp=exp/quickstart updates=500 finetune_updates=400
 while [ $# -gt 0 ]; do
     case "$1" in
         --data) data=$(realpath "$2"); shift 2 ;;
+        --manifests) manifests=$(realpath "$2"); shift 2 ;;
+        --alignments) alignments=$(realpath "$2"); shift 2 ;;
+        --finetune_updates) finetune_updates=$2; shift 2 ;;
         --exp) exp=$2; shift 2 ;;
         --updates) updates=$2; shift 2 ;;
-        *) sed -n '16,22s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; echo "unknown option: $1" >&2; exit 2 ;;
+        *) sed -n '16,24s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; echo "unknown option: $1" >&2; exit 2 ;;
     esac
 done
 
@@ -55,21 +60,25 @@ stage() {
 }
 
 # --- Speech and manifests ---------------------------------------------------------------------------------------------
-alignments=()
-if [ -z "$data" ]; then
+if [ -z "$data$manifests" ]; then
     data=$exp/corpus
     stage "synthesise" "$data/corpus.json" python scripts/synthesize_corpus.py --output "$data" \
         --train_minutes 30 --dev_minutes 1.5 --test_minutes 3
+    alignments=$data/align_phones.jsonl.gz
 fi
-[ -e "$data/align_phones.jsonl.gz" ] && alignments=(--alignments "$data/align_phones.jsonl.gz")
-stage "prepare" "$exp/manifests/prepared" bash -c \
-    "python scripts/prepare_librispeech.py --data '$data' --output '$exp/manifests' && touch '$exp/manifests/prepared'"
-one() { # the one manifest of a split, or the clean one of several
-    local found=("$exp/manifests/$1"-*.json)
-    [ -e "${found[0]}" ] || { echo "$data has no $1-* subset" >&2; exit 1; }
-    echo "${found[0]}"
+if [ -z "$manifests" ]; then
+    manifests=$exp/manifests
+    stage "prepare" "$manifests/prepared" bash -c \
+        "python scripts/prepare_librispeech.py --data '$data' --output '$manifests' && touch '$manifests/prepared'"
+fi
+split() { # the manifests of a split
+    local found=("$manifests/$1"*.json)
+    [ -e "${found[0]}" ] || { echo "$manifests: no $1*.json; is there a $1-* subset in the data?" >&2; exit 1; }
+    printf '%s\n' "${found[@]}"
 }
-train=$(one train) dev=$(one dev) test=$(one test)
+train=$(split train | head -n 1) dev=$(split dev | head -n 1)
+mapfile -t tests < <(split test)
+metrics() { [ -z "$alignments" ] || printf '%s\n' --alignments "$alignments"; }
 
 # --- Iteration 1: HuBERT on MFCC clusters -----------------------------------------------------------------------------
 labels=$exp/labels/iter1
@@ -77,7 +86,7 @@ stage "k-means of MFCCs" "$labels/km.npz" python scripts/fit_kmeans.py --manifes
     --clusters 100 --output "$labels/km.npz"
 for split in train dev; do
     stage "label $split, iteration 1" "$labels/$split.metrics.json" python scripts/label.py make --kmeans "$labels/km.npz" \
-        --manifest "${!split}" --output "$labels/$split.json" "${alignments[@]}" \
+        --manifest "${!split}" --output "$labels/$split.json" $(metrics) \
         --metrics_output "$labels/$split.metrics.json"
 done
 iter1=$exp/hubert_iter1_tiny/checkpoints/hubert_iter1_tiny.nemo
@@ -91,7 +100,7 @@ stage "k-means of layer 6" "$labels/km.npz" python scripts/fit_kmeans.py --manif
     --encoder "$iter1" --layer 6 --clusters 1000 500 250 125 50 25 --max_frames 60000 --output "$labels/km.npz"
 for split in train dev; do
     stage "label $split, iteration 2" "$labels/$split.metrics.json" python scripts/label.py make --kmeans "$labels/km.npz" \
-        --encoder "$iter1" --manifest "${!split}" --output "$labels/$split.json" "${alignments[@]}" \
+        --encoder "$iter1" --manifest "${!split}" --output "$labels/$split.json" $(metrics) \
         --metrics_output "$labels/$split.metrics.json"
 done
 stage "tarred manifests" "$exp/tarred/tarred_audio_manifest.json" python scripts/make_tarred.py \
@@ -115,9 +124,9 @@ for start in pretrained scratch; do
     tuned=$exp/finetune_$start/checkpoints/finetune_$start.nemo
     stage "fine-tune, $start" "$tuned" python scripts/finetune_ctc.py --config-name tiny name="finetune_$start" \
         init_model="$exp/ctc/$start.nemo" train_manifest="$train" validation_manifest="$dev" \
-        exp_manager.exp_dir="$exp" "${freeze[@]}"
+        exp_manager.exp_dir="$exp" max_updates="$finetune_updates" "${freeze[@]}"
     stage "evaluate, $start" "$exp/results/$start/results.json" python scripts/evaluate.py --model "$tuned" \
-        --manifest "$test" --output "$exp/results/$start"
+        --manifest "${tests[@]}" --output "$exp/results/$start"
 done
 
 python scripts/report.py --run "$exp" --output "$exp/report.html"

@@ -56,7 +56,7 @@ class CcaSettings:
     def __post_init__(self):
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights: expected one of {WEIGHTS}, found {self.weights!r}.")
-        if not 1 <= self.num_trials <= self.num_splits // 2 - (self.num_splits == 2):
+        if self.num_splits < 3 or not 1 <= self.num_trials <= self.num_splits // 2:
             raise ValueError(
                 f"{self.num_trials} trials with a dev and a test split each do not fit into {self.num_splits} splits."
             )
@@ -136,7 +136,12 @@ def inverse_square_root(covariance: np.ndarray) -> np.ndarray:
 
 
 def held_out_pwcca(cca: Cca, x: np.ndarray, y: np.ndarray, weights: str = "published") -> float:
-    """PWCCA of samples ``[N, X]``, ``[N, Y]`` that ``cca`` has not seen, weighted in the view of fewer dimensions."""
+    """PWCCA of samples ``[N, X]``, ``[N, Y]`` that ``cca`` has not seen, weighted in the view of fewer dimensions.
+
+    An invertible linear map of a view changes no correlation, and of the wider view no weight either. So scores of 500
+    words do not depend on the basis of 768 features; those of an encoder of fewer than 500 dimensions do, and say
+    how much of the features the words explain rather than how much of the words the features explain.
+    """
     canonical_x, canonical_y = cca.x(x), cca.y(y)
     lower_is_x = cca.x.kept.sum() <= cca.y.kept.sum()
     canonical, raw = (canonical_x, x[:, cca.x.kept]) if lower_is_x else (canonical_y, y[:, cca.y.kept])

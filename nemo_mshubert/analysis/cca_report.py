@@ -18,8 +18,8 @@
     <output>/scores/<encoder>-<sample>-<settings>.json   scores of a model
     <output>/results.json, cca.csv, cca.png              all models of the call
 
-Files of ``features`` and ``scores`` that are there are not made again, so an interrupted call goes on with the model it
-was at, and a call with another model computes that one only. ``features`` may be deleted when all is done.
+Files of ``features`` and ``scores`` that are there are not made again, so an interrupted call goes on with the model
+that it was at, and a call with another model computes that one only. ``features`` may be deleted when all is done.
 """
 
 import csv
@@ -40,7 +40,8 @@ from nemo_mshubert.data.manifest import PathLike, atomic_write
 
 logger = logging.getLogger(__name__)
 
-Run = Dict[str, Any]  # a model's line of results.json
+Run = Dict[str, Any]  # a model's part of results.json
+METHOD_VERSION = 1  # raise it when the same settings no longer give the same scores
 AUC_MEANING = {
     "auc": "area under the scores of layers 0 (input of the transformer) to L, trapezoid rule, one unit per layer",
     "auc_blocks": "the same over layers 1 to L",
@@ -49,7 +50,7 @@ AUC_MEANING = {
 
 
 def load_hidden_states(path: PathLike, device: str = "cpu") -> AllHiddenStates:
-    """The hidden states of a pre-trained or fine-tuned ``.nemo``; its preprocessor scales audio where it did so before.
+    """The hidden states of a pre-trained or fine-tuned ``.nemo``, of audio as its own preprocessor scales it.
 
     Raises:
         FileNotFoundError, ValueError: not a NeMo model, one with another encoder, or a frame rate other than 50 Hz.
@@ -95,7 +96,7 @@ def score_model(
 ) -> Run:
     """Layers and areas of one model, from the files of an earlier call as far as there are any."""
     key = f"{features.fingerprint}{'-normalized' * features.normalized}-{sample.id}"
-    path = output / "scores" / f"{key}-{_short_hash(asdict(settings))}.json"
+    path = output / "scores" / f"{key}-{_short_hash(settings)}.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
     try:
@@ -205,9 +206,8 @@ def plot_curves(runs: Sequence[Run], ylabel: str):
         label = f"{name} (AUC {np.mean([run['auc'] for run in group]):.2f})"
         (line,) = axes.plot(scores.mean(axis=0), marker=marker, markersize=4, label=label)
         if len(group) > 1:
-            axes.fill_between(
-                range(scores.shape[1]), *(scores.min(0), scores.max(0)), color=line.get_color(), alpha=0.2
-            )
+            layers, lowest, highest = range(scores.shape[1]), scores.min(axis=0), scores.max(axis=0)
+            axes.fill_between(layers, lowest, highest, color=line.get_color(), alpha=0.2)
     axes.set(xlabel="layer (0: input of the transformer)", ylabel=ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
@@ -244,5 +244,6 @@ def results_table(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-def _short_hash(settings: Dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+def _short_hash(settings: CcaSettings) -> str:
+    method = {"version": METHOD_VERSION, **asdict(settings)}
+    return hashlib.sha256(json.dumps(method, sort_keys=True).encode()).hexdigest()[:8]

@@ -43,7 +43,7 @@ def read_textgrid(path: Union[str, Path]) -> Dict[str, List[Interval]]:
     """
     tokens = _tokens(_decode(Path(path).read_bytes(), path))
     try:
-        if (next(tokens), next(tokens)) != ("ooTextFile", "TextGrid"):
+        if next(tokens) not in ("ooTextFile", "ooTextFile short") or next(tokens) != "TextGrid":
             raise ValueError("the header is another one")
         _floats(tokens, 2)
         if next(tokens) != "<exists>":
@@ -55,7 +55,7 @@ def read_textgrid(path: Union[str, Path]) -> Dict[str, List[Interval]]:
         return tiers
     except (ValueError, StopIteration) as error:
         raise ValueError(
-            f"{path}: not a TextGrid in Praat's text format ({error or 'it ends too early'}). Align the utterance "
+            f"{path}: not a TextGrid in Praat's text format ({str(error) or 'it ends too early'}). Align the utterance "
             "again, or remove the file."
         ) from error
 

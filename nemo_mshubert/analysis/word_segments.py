@@ -220,7 +220,8 @@ def _lines_by_id(manifests: Sequence[PathLike]) -> Dict[str, Tuple[str, Dict[str
             utt_id = utterance_id(entry)
             if utt_id in lines:
                 raise ValueError(
-                    f'{where}: utterance {utt_id} is at {lines[utt_id][0]} already. Remove a line, or give them "utt_id".'
+                    f"{where}: utterance {utt_id} is at {lines[utt_id][0]} already. Remove a line, or give them "
+                    '"utt_id".'
                 )
             lines[utt_id] = where, entry
     return lines
@@ -229,9 +230,9 @@ def _lines_by_id(manifests: Sequence[PathLike]) -> Dict[str, Tuple[str, Dict[str
 def _check_aligned(manifests, lines, aligned, alignments: Alignments) -> None:
     if not aligned:
         raise ValueError(
-            f"{_names(manifests)}: none of {len(lines)} utterances is in the alignments. Ids of the manifest look like "
-            f"{next(iter(lines), None)!r}, of the alignments like {next(iter(alignments.intervals), None)!r}; give the "
-            'manifest such ids as "utt_id".'
+            f"{_names(manifests)}: none of {len(lines)} utterances is in the alignments. Ids of the manifest look "
+            f"like {next(iter(lines), None)!r}, of the alignments like {next(iter(alignments.intervals), None)!r}; "
+            'give the manifest such ids as "utt_id".'
         )
     unaligned = [utt_id for utt_id in lines if utt_id not in alignments.intervals]
     if unaligned:
@@ -332,8 +333,8 @@ class AllHiddenStates(HiddenFeatures):
         if encoder.subsampling_factor != HOP_SAMPLES:
             raise ValueError(
                 f"The encoder makes a frame of {encoder.subsampling_factor} samples "
-                f"({SAMPLE_RATE / encoder.subsampling_factor:g} Hz), expected {HOP_SAMPLES} ({FRAME_RATE} Hz). Word and "
-                "phone spans are those of 50 Hz encoders; their scores are not comparable at other rates."
+                f"({SAMPLE_RATE / encoder.subsampling_factor:g} Hz), expected {HOP_SAMPLES} ({FRAME_RATE} Hz). Word "
+                "and phone spans are those of 50 Hz encoders; scores are not comparable at other rates."
             )
         super().__init__(StackedLayers(encoder, preprocessor), layer=0, device=device)
         self.fingerprint = encoder_fingerprint(encoder)
@@ -343,6 +344,15 @@ class AllHiddenStates(HiddenFeatures):
     @property
     def name(self) -> str:
         return f"hidden states of encoder {self.fingerprint}"
+
+    def __call__(self, waveforms: List[np.ndarray]) -> List[np.ndarray]:
+        """``float32 [S]`` each -> ``float32 [T, (L + 1) D]``; only utterances beyond 100 s are cut.
+
+        `HiddenFeatures` also cuts off the samples behind the last frame, which a group norm over time takes in.
+        """
+        if max(map(len, waveforms)) > self.max_chunk_samples:
+            return super().__call__(waveforms)
+        return self._run(waveforms)
 
 
 def pool_instances(sample: Sample, features: AllHiddenStates) -> np.ndarray:

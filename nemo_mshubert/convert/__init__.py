@@ -11,3 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+
+"""Read speech models of Hugging Face, fairseq, s3prl, torchaudio and NeMo, and write them for the first two and NeMo."""
+
+from nemo_mshubert.convert.checkpoint import Checkpoint
+from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
+
+__all__ = ["Checkpoint", "read_checkpoint", "write_checkpoint"]

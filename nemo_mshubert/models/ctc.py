@@ -14,6 +14,7 @@
 
 """CTC models around our encoder. They are NeMo's own classes, so that every stock script takes the ``.nemo``."""
 
+import inspect
 import string
 from pathlib import Path
 from typing import Any, Dict, Optional
@@ -48,8 +49,7 @@ def ctc_config(
             "vocabulary": labels or [],
         },
         "decoding": {"strategy": "greedy_batch"},
-        "train_ds": None,
-        "validation_ds": data,
+        "validation_ds": data,  # no "train_ds": NeMo's change_vocabulary takes null for a section to write to
         "test_ds": data,
         "optim": {"name": "adam", "lr": 5e-5},
     }
@@ -65,7 +65,7 @@ def ssl_to_ctc(ssl_path: str, tokenizer_dir: Optional[str] = None, from_scratch:
 
     Args:
         ssl_path: ``.nemo`` with an `MSHuBERTEncoder`.
-        tokenizer_dir: folder with NeMo's ``tokenizer.model`` for a BPE model; letters by default.
+        tokenizer_dir: folder with NeMo's ``tokenizer.model`` and ``vocab.txt`` for a BPE model; letters by default.
         from_scratch: random weights in the encoder too: the baseline without pre-training.
 
     Raises:
@@ -74,10 +74,11 @@ def ssl_to_ctc(ssl_path: str, tokenizer_dir: Optional[str] = None, from_scratch:
     ssl_model = restore_model(ssl_path)
     if not isinstance(getattr(ssl_model, "encoder", None), MSHuBERTEncoder):
         raise ValueError(f"{ssl_path}: expected a model with an MSHuBERTEncoder, as scripts/pretrain.py makes it.")
-    if tokenizer_dir and not (Path(tokenizer_dir) / "tokenizer.model").is_file():
-        raise FileNotFoundError(
-            f"{tokenizer_dir}: no tokenizer.model. Make one with NeMo's scripts/tokenizers/process_asr_text_tokenizer.py."
-        )
+    for name in ("tokenizer.model", "vocab.txt") if tokenizer_dir else ():
+        if not (Path(tokenizer_dir) / name).is_file():
+            raise FileNotFoundError(
+                f"{tokenizer_dir}: no {name}. Make one with NeMo's scripts/tokenizers/process_asr_text_tokenizer.py."
+            )
     preprocessor, encoder = (
         OmegaConf.to_container(ssl_model.cfg[name], resolve=True) for name in ("preprocessor", "encoder")
     )
@@ -92,13 +93,20 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
     """Restore a CTC ``.nemo`` with the options of ``overrides`` in its config: ``encoder``, ``train_ds``, ``optim``, ...
 
     Raises:
-        FileNotFoundError, ValueError: no such file, not a CTC model, or one with another encoder.
+        FileNotFoundError, ValueError: no such file, not a CTC model, one with another encoder, or an unknown option of
+            the encoder.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file. Make it with scripts/ssl_to_ctc.py.")
-    config = ASRModel.restore_from(path, return_config=True)
+    try:
+        config = ASRModel.restore_from(path, return_config=True)
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be restored as a NeMo model ({type(error).__name__}: {error}).") from error
     if "decoder" not in config or not str(config.encoder.get("_target_")).endswith(MSHuBERTEncoder.__name__):
         raise ValueError(f"{path}: expected a CTC model with an MSHuBERTEncoder. Make it with scripts/ssl_to_ctc.py.")
+    unknown = sorted(set(overrides.encoder) - set(inspect.signature(MSHuBERTEncoder.__init__).parameters))
+    if unknown:
+        raise ValueError(f"model.encoder: MSHuBERTEncoder has no options {unknown}. Correct their names.")
     OmegaConf.set_struct(config, False)
     config.encoder = OmegaConf.merge(config.encoder, overrides.encoder)
     model = ASRModel.restore_from(path, override_config_path=config, trainer=trainer, map_location="cpu")

@@ -32,8 +32,16 @@ from torch import Tensor, nn
 from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor, valid_positions
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
 from nemo_mshubert.modules.masking import span_mask
+from nemo_mshubert.modules.relative_position import GatedSelfAttention, RelativePositionBias
+from nemo_mshubert.modules.stacked_pos_conv import StackedConvPositionalEmbedding
 from nemo_mshubert.modules.swap import swap
-from nemo_mshubert.modules.transformer import EPSILON, ConvPositionalEmbedding, TransformerBlock, zero_touch
+from nemo_mshubert.modules.transformer import (
+    EPSILON,
+    ConvPositionalEmbedding,
+    SelfAttention,
+    TransformerBlock,
+    zero_touch,
+)
 
 # fairseq: conv_feature_layers "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 HUBERT_CONV_LAYERS = ((512, 10, 5), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 2, 2), (512, 2, 2))
@@ -73,6 +81,9 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
         d_model, num_layers, num_heads, d_inner: the transformer (encoder_embed_dim, encoder_layers, ...).
         pre_norm: pre-LN blocks and a last LayerNorm (large) (layer_norm_first).
         pos_conv_kernel, pos_conv_groups: positional convolution (conv_pos, conv_pos_groups).
+        pos_conv_depth: more than 1: data2vec's stack of positional convolutions, ``pos_conv_kernel`` is of each.
+        position_buckets, position_max_distance: more than 0 buckets: WavLM's gated relative position bias
+            (num_buckets, max_distance).
         dropout, attention_dropout, activation_dropout, dropout_input: as in fairseq.
         layerdrop: chance of skipping a block in training; a skipped block is the identity (encoder_layerdrop).
         feature_grad_mult: scale of the gradient into the front end; 0 freezes it.
@@ -103,6 +114,9 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
         mask_length: int = 10,
         mask_channel_prob: float = 0.0,
         mask_channel_length: int = 64,
+        pos_conv_depth: int = 1,
+        position_buckets: int = 0,
+        position_max_distance: int = 800,
     ):
         super().__init__()
         self.d_model = d_model
@@ -121,11 +135,30 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
         self.feature_extractor.requires_grad_(feature_grad_mult > 0)
         self.feature_projection = FeatureProjection(self.feature_extractor.out_channels, d_model, dropout_input)
         self.mask_embedding = nn.Parameter(torch.rand(d_model))  # fairseq: mask_emb ~ U(0, 1)
-        self.pos_conv_embed = ConvPositionalEmbedding(d_model, pos_conv_kernel, pos_conv_groups)
+        if pos_conv_depth == 1:
+            self.pos_conv_embed = ConvPositionalEmbedding(d_model, pos_conv_kernel, pos_conv_groups)
+        else:
+            self.pos_conv_embed = StackedConvPositionalEmbedding(
+                d_model, pos_conv_kernel, pos_conv_groups, pos_conv_depth
+            )
+        self.position_bias = None
+        attention = SelfAttention
+        if position_buckets > 0:
+            self.position_bias = RelativePositionBias(position_buckets, position_max_distance, num_heads)
+            attention = GatedSelfAttention
         self.layer_norm = nn.LayerNorm(d_model, eps=EPSILON)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
-            TransformerBlock(d_model, num_heads, d_inner, dropout, attention_dropout, activation_dropout, pre_norm)
+            TransformerBlock(
+                d_model,
+                num_heads,
+                d_inner,
+                dropout,
+                attention_dropout,
+                activation_dropout,
+                pre_norm,
+                attention(d_model, num_heads, attention_dropout),
+            )
             for _ in range(num_layers)
         )
 
@@ -265,13 +298,15 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
 
         With ``swap_mask_BT``, the N = 2B rows are two views that are exchanged at its frames after every block.
         """
-        key_mask = None
+        valid_NT, key_mask, position_bias = None, None, None
         if padded:
             valid_NT = valid_positions(
                 frames_N.clamp(min=1), x_NTD.shape[1]
             )  # an empty row attends to its padding: no NaN
             key_mask = valid_NT[:, None, None, :]
-        x_NTD = x_NTD + self.pos_conv_embed(x_NTD)
+        if self.position_bias is not None:
+            position_bias = self.position_bias(x_NTD.shape[1])
+        x_NTD = x_NTD + self.pos_conv_embed(x_NTD, valid_NT)
         if not self.pre_norm:
             x_NTD = self.layer_norm(x_NTD)
         x_NTD = self.dropout(x_NTD)
@@ -281,7 +316,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
             if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
                 x_NTD = x_NTD + zero_touch(layer)  # the identity: taps and the parity of the exchanges stay
             else:
-                x_NTD = layer(x_NTD, key_mask)
+                x_NTD = layer(x_NTD, key_mask, position_bias)
             if swap_mask_BT is not None:
                 x_NTD = swap(x_NTD.unflatten(0, (2, -1)), swap_mask_BT).flatten(0, 1)
             if number == len(self.layers) and self.pre_norm:

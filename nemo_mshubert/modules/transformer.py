@@ -46,8 +46,8 @@ class ConvPositionalEmbedding(nn.Module):
         self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)
         self.num_surplus_frames = 1 - kernel % 2
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """``[B, T, D]``, zero beyond each utterance -> ``[B, T, D]``."""
+    def forward(self, x_BTD: Tensor, valid_BT: Optional[Tensor] = None) -> Tensor:
+        """``[B, T, D]``, zero beyond each utterance -> ``[B, T, D]``; ``valid_BT`` is for `stacked_pos_conv`."""
         y_BDT = self.conv(x_BTD.transpose(1, 2))
         return F.gelu(y_BDT[..., : y_BDT.shape[-1] - self.num_surplus_frames]).transpose(1, 2)
 
@@ -66,15 +66,26 @@ class SelfAttention(nn.Module):
         self.q_proj = init_linear(nn.Linear(d_model, d_model))
         self.out_proj = init_linear(nn.Linear(d_model, d_model))
 
-    def forward(self, x_BTD: Tensor, key_mask_B11T: Optional[Tensor]) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, key_mask_B11T: Optional[Tensor], position_bias_HTT: Optional[Tensor] = None
+    ) -> Tensor:
         """``[B, T, D]`` -> ``[B, T, D]``; ``key_mask_B11T`` is True at frames to attend to, None for all."""
         q_BHTE, k_BHTE, v_BHTE = (
             proj(x_BTD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         dropout = self.dropout if self.training else 0.0
-        y_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, attn_mask=key_mask_B11T, dropout_p=dropout)
+        mask = self.attention_mask(x_BTD, key_mask_B11T, position_bias_HTT)
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(q_BHTE.dtype)
+        y_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(y_BHTE.transpose(1, 2).flatten(2))
+
+    def attention_mask(
+        self, x_BTD: Tensor, key_mask: Optional[Tensor], position_bias: Optional[Tensor]
+    ) -> Optional[Tensor]:
+        """What is masked or added before the softmax; `relative_position.GatedSelfAttention` adds a bias."""
+        return key_mask
 
 
 class FeedForward(nn.Module):
@@ -103,21 +114,24 @@ class TransformerBlock(nn.Module):
         attention_dropout: float,
         activation_dropout: float,
         pre_norm: bool,
+        attention: Optional[nn.Module] = None,
     ):
         super().__init__()
-        self.attention = SelfAttention(d_model, num_heads, attention_dropout)
+        self.attention = attention or SelfAttention(d_model, num_heads, attention_dropout)
         self.layer_norm = nn.LayerNorm(d_model, eps=EPSILON)
         self.feed_forward = FeedForward(d_model, d_inner, activation_dropout)
         self.final_layer_norm = nn.LayerNorm(d_model, eps=EPSILON)
         self.dropout = nn.Dropout(dropout)
         self.pre_norm = pre_norm
 
-    def forward(self, x_BTD: Tensor, key_mask_B11T: Optional[Tensor]) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, key_mask_B11T: Optional[Tensor], position_bias_HTT: Optional[Tensor] = None
+    ) -> Tensor:
         """``[B, T, D]`` -> ``[B, T, D]``."""
         if self.pre_norm:
-            x_BTD = x_BTD + self.dropout(self.attention(self.layer_norm(x_BTD), key_mask_B11T))
+            x_BTD = x_BTD + self.dropout(self.attention(self.layer_norm(x_BTD), key_mask_B11T, position_bias_HTT))
             return x_BTD + self.dropout(self.feed_forward(self.final_layer_norm(x_BTD)))
-        x_BTD = self.layer_norm(x_BTD + self.dropout(self.attention(x_BTD, key_mask_B11T)))
+        x_BTD = self.layer_norm(x_BTD + self.dropout(self.attention(x_BTD, key_mask_B11T, position_bias_HTT)))
         return self.final_layer_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))
 
 

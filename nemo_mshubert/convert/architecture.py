@@ -1,0 +1,177 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The encoder's config out of its tensors: what names and shapes say is read from them, the rest from a config file.
+
+Not in the tensors: strides, the number of heads (WavLM's excepted), pre- or post-LN, and whether input is normalised.
+Where the source states them, a statement that contradicts the tensors is an error; where it does not, the published
+models decide, and the assumption is reported.
+"""
+
+import re
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from nemo_mshubert.convert.tables import NameOf, listed
+from nemo_mshubert.modules.frames import HUBERT_KERNELS_AND_STRIDES
+from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+
+# Width -> heads: base, large, x-large and XLS-R 1B, XLS-R 2B. (hubert-xlarge has 16 heads of 80.)
+PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16}
+HEAD_WIDTH = 64  # elsewhere
+WAVLM_MAX_DISTANCE = 800  # frames
+
+_POS_CONV = "pos_conv_embed.conv.parametrizations.weight.original1"
+_STACKED_POS_CONV = "pos_conv_embed.layers.0.conv.weight"
+_BUCKETS = "position_bias.embedding.weight"
+
+
+def infer_architecture(
+    weights: Mapping[str, Tensor], declared: Mapping[str, Any], name_of: NameOf, where: str
+) -> Tuple[Dict[str, Any], List[str]]:
+    """Arguments of `MSHuBERTEncoder`, and the assumptions made.
+
+    Args:
+        weights: tensors of the encoder under our names.
+        declared: arguments that the source's config states.
+        name_of: our name of a tensor -> the source's, for messages.
+        where: the file, for messages.
+
+    Raises:
+        ValueError: a tensor is missing, or one contradicts ``declared``.
+    """
+    finder = _Finder(weights, name_of, where)
+    found = {"conv_layers": finder.conv_layers(declared.get("conv_layers")), **finder.sizes()}
+    for argument, value in found.items():
+        if argument in declared and declared[argument] != value:
+            raise ValueError(
+                f"{where}: its config says {argument} {declared[argument]}, its tensors say {value}. The config is of "
+                "another model, or tensors are missing."
+            )
+    return _assume({**declared, **found})
+
+
+def _assume(known: Dict[str, Any]) -> Tuple[Dict[str, Any], List[str]]:
+    """What neither tensors nor config say, as in the published models; and notes of it."""
+    notes = []
+    if "num_heads" not in known:
+        known["num_heads"] = PUBLISHED_HEADS.get(known["d_model"]) or max(known["d_model"] // HEAD_WIDTH, 1)
+        notes.append(
+            f"assumed {known['num_heads']} attention heads, as published models of width {known['d_model']} have"
+        )
+    if "pre_norm" not in known:  # data2vec is post-LN behind a front end with LayerNorms
+        known["pre_norm"] = known["conv_norm"] == "layer_norm" and "pos_conv_depth" not in known
+        notes.append(
+            f"assumed {'pre' if known['pre_norm'] else 'post'}-LN blocks, as published models of its front end"
+        )
+    if "position_buckets" in known and "position_max_distance" not in known:
+        known["position_max_distance"] = WAVLM_MAX_DISTANCE
+    return known, notes
+
+
+def check_weights(weights: Mapping[str, Tensor], encoder: Mapping[str, Any], name_of: NameOf, where: str) -> None:
+    """Every tensor of ``MSHuBERTEncoder(**encoder)`` is there, in its shape and finite, and no other.
+
+    Raises:
+        ValueError: names the tensor as the source spells it.
+    """
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in MSHuBERTEncoder(**encoder).state_dict().items()}
+    missing = [name_of(name) for name in expected if name not in weights]
+    if missing:
+        raise ValueError(f"{where}: missing tensors {listed(missing)}. The file is incomplete; get it again.")
+    extra = [name_of(name) for name in weights if name not in expected]
+    if extra:
+        raise ValueError(f"{where}: surplus tensors {listed(extra)}, which no encoder of its architecture has.")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name]:
+            raise ValueError(
+                f"{where}: {name_of(name)} is {list(tensor.shape)}, expected {list(expected[name])} by the other tensors."
+            )
+    check_finite({name_of(name): tensor for name, tensor in weights.items()}, where)
+
+
+def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    """Raises ``ValueError`` with the name of a tensor that holds NaN or infinity."""
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"{where}: {name} holds NaN or infinity: a broken or diverged checkpoint. Get another one."
+            )
+
+
+class _Finder:
+    """Reads sizes off tensors."""
+
+    def __init__(self, weights: Mapping[str, Tensor], name_of: NameOf, where: str):
+        self.weights, self.name_of, self.where = weights, name_of, where
+
+    def conv_layers(self, declared: Optional[List[List[int]]]) -> List[List[int]]:
+        """``[channels, kernel, stride]`` per convolution; strides as declared, else HuBERT's."""
+        number = self.count(r"feature_extractor\.conv_layers\.(\d+)\.")
+        shapes = [self.shape(f"feature_extractor.conv_layers.{index}.conv.weight", 3) for index in range(number)]
+        kernels = [kernel for _, _, kernel in shapes]
+        if declared:
+            strides = [stride for _, _, stride in declared]
+        elif kernels == [kernel for kernel, _ in HUBERT_KERNELS_AND_STRIDES]:
+            strides = [stride for _, stride in HUBERT_KERNELS_AND_STRIDES]
+        else:
+            raise ValueError(
+                f"{self.where}: kernels {kernels} are not HuBERT's, so the strides must come from a config file, and there "
+                "is none."
+            )
+        return [[channels, kernel, stride] for (channels, _, kernel), stride in zip(shapes, strides)]
+
+    def sizes(self) -> Dict[str, Any]:
+        """Everything else that the tensors tell."""
+        d_model, _ = self.shape("feature_projection.projection.weight", 2)
+        every_conv_has_a_norm = self.has("feature_extractor.conv_layers.1.layer_norm.weight")
+        return {
+            "conv_norm": "layer_norm" if every_conv_has_a_norm else "group_norm",
+            "conv_bias": self.has("feature_extractor.conv_layers.0.conv.bias"),
+            "d_model": d_model,
+            "num_layers": self.count(r"layers\.(\d+)\."),
+            "d_inner": self.shape("layers.0.feed_forward.intermediate_dense.weight", 2)[0],
+            **self.positions(d_model),
+        }
+
+    def positions(self, d_model: int) -> Dict[str, Any]:
+        stacked = self.has(_STACKED_POS_CONV)
+        _, per_group, kernel = self.shape(_STACKED_POS_CONV if stacked else _POS_CONV, 3)
+        found = {"pos_conv_kernel": kernel, "pos_conv_groups": d_model // max(per_group, 1)}
+        if stacked:
+            found["pos_conv_depth"] = self.count(r"pos_conv_embed\.layers\.(\d+)\.")
+        if self.has(_BUCKETS):
+            found["position_buckets"], found["num_heads"] = self.shape(_BUCKETS, 2)
+        return found
+
+    def has(self, name: str) -> bool:
+        return name in self.weights
+
+    def shape(self, name: str, dimensions: int) -> List[int]:
+        if name not in self.weights:
+            raise ValueError(
+                f"{self.where}: missing tensor {self.name_of(name)}. The file is incomplete; get it again."
+            )
+        shape = list(self.weights[name].shape)
+        if len(shape) != dimensions:
+            raise ValueError(f"{self.where}: {self.name_of(name)} is {shape}, expected {dimensions} dimensions.")
+        return shape
+
+    def count(self, pattern: str) -> int:
+        """One more than the largest number in the names."""
+        numbers = [int(match[1]) for match in (re.match(pattern, name) for name in self.weights) if match]
+        return max(numbers, default=-1) + 1

@@ -1,0 +1,138 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What every format is read into and written from: our encoder's config and weights, and the heads that came with it."""
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from nemo_mshubert.convert.architecture import check_finite, check_weights, infer_architecture
+from nemo_mshubert.convert.tables import NOT_ENCODER, KeyTable, listed
+
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # the first rows of every fairseq dictionary, in this order
+# fairseq: examples/wav2vec/dict.ltr.txt of LibriSpeech, behind the specials
+ENGLISH_LETTERS = tuple("|ETAONIHSRDLUMWCFGYPBVK'XJQZ")
+WORD_DELIMITER = "|"
+
+
+@dataclass
+class CtcHead:
+    """An output layer for CTC.
+
+    ``tokens`` names each row; None where the source does not. ``blank`` is the row of the blank. ``specials`` are rows that
+    no transcript uses.
+    """
+
+    weight: Tensor  # [V, D]
+    bias: Tensor  # [V]
+    tokens: Optional[List[str]]
+    blank: int = 0
+    specials: Sequence[str] = SPECIALS
+
+    def letters(self) -> Optional["LetterHead"]:
+        """Rows in NeMo's order: labels, then the blank; without special rows. None if the tokens are not letters."""
+        if self.tokens is None:
+            return None
+        rows = {
+            " " if token == WORD_DELIMITER else token: row
+            for row, token in enumerate(self.tokens)
+            if row != self.blank and token not in self.specials
+        }
+        if not rows or any(len(label) != 1 for label in rows):
+            return None
+        if len({label.lower() for label in rows}) == len(rows):
+            rows = {label.lower(): row for label, row in rows.items()}
+        labels = sorted(rows, key=_nemo_order)
+        order = [rows[label] for label in labels] + [self.blank]
+        return LetterHead(labels, self.weight[order], self.bias[order])
+
+
+class LetterHead(NamedTuple):
+    """NeMo's output layer: row i is ``labels[i]``, the last row is the blank."""
+
+    labels: List[str]
+    weight: Tensor  # [len(labels) + 1, D]
+    bias: Tensor
+
+
+class PredictionHead(NamedTuple):
+    """HuBERT's prediction head of one label set: `modules.label_heads.LabelHead` without the temperature."""
+
+    weight: Tensor  # [E, D] of final_proj
+    bias: Tensor  # [E]
+    embeddings: Tensor  # [K, E]
+
+
+@dataclass
+class Checkpoint:
+    """A speech model of any source."""
+
+    encoder: Dict[str, Any]  # arguments of MSHuBERTEncoder
+    weights: Dict[str, Tensor]  # its state dict, fp32
+    normalize: bool  # whether it expects audio of zero mean and unit variance
+    ctc: Optional[CtcHead] = None
+    prediction_heads: List[PredictionHead] = field(default_factory=list)  # finest first, or in the order of the file
+    notes: List[str] = field(default_factory=list)  # assumptions, and what was dropped
+
+
+@dataclass
+class Source:
+    """What a reader found in a file, before it is checked.
+
+    ``declared``: arguments of `MSHuBERTEncoder` that a config states. ``normalize``: None where nothing states it.
+    """
+
+    where: str
+    tensors: Mapping[str, Tensor]
+    table: KeyTable
+    declared: Dict[str, Any] = field(default_factory=dict)
+    normalize: Optional[bool] = None
+    mask_embedding_optional: bool = False
+
+
+def assemble(source: Source) -> "tuple[Checkpoint, Dict[str, Tensor]]":
+    """A checked `Checkpoint` without heads, and the tensors of its heads under the names of `NOT_ENCODER`.
+
+    Raises:
+        ValueError: an unknown, missing, surplus, misshapen or non-finite tensor, by name; a config of another model.
+    """
+    mapped, dropped = source.table.to_ours(source.tensors, source.where)
+    notes = [f"dropped {listed(dropped)}"] if dropped else []
+    mapped = {name: tensor.detach().to(torch.float32) for name, tensor in mapped.items()}
+    heads = {name: mapped.pop(name) for name in list(mapped) if name.split(".")[0] in NOT_ENCODER}
+    encoder, assumptions = infer_architecture(mapped, source.declared, source.table.their_name, source.where)
+    notes += assumptions
+    if source.mask_embedding_optional and "mask_embedding" not in mapped:
+        mapped["mask_embedding"] = random_mask_embedding(encoder["d_model"])
+        notes.append("drew a random mask embedding, since there is none: it serves only to mask frames in training")
+    check_weights(mapped, encoder, source.table.their_name, source.where)
+    check_finite({source.table.their_name(name): tensor for name, tensor in heads.items()}, source.where)
+    normalize = source.normalize
+    if normalize is None:
+        normalize = encoder["conv_norm"] == "layer_norm"
+        notes.append(f"assumed {'normalised' if normalize else 'raw'} audio, as published models of its front end")
+    return Checkpoint(encoder, mapped, normalize, notes=notes), heads
+
+
+def random_mask_embedding(d_model: int, seed: int = 0) -> Tensor:
+    """U(0, 1), as the encoder starts with."""
+    return torch.rand(d_model, generator=torch.Generator().manual_seed(seed))
+
+
+def _nemo_order(label: str) -> tuple:
+    """Space, letters, the rest: the order of models.ctc.LETTERS."""
+    return (label != " ", not label.isalpha(), label)

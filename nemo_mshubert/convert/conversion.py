@@ -1,0 +1,84 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Any checkpoint in, any ecosystem out."""
+
+from pathlib import Path
+from typing import Any, Callable, Dict, Optional, Union
+
+from nemo_mshubert.convert.checkpoint import Checkpoint
+from nemo_mshubert.convert.fairseq import from_fairseq, read_fairseq, write_fairseq
+from nemo_mshubert.convert.huggingface import read_huggingface, write_huggingface
+from nemo_mshubert.convert.pickles import load_torch_file
+from nemo_mshubert.convert.torchaudio import from_torchaudio, read_torchaudio
+
+PathLike = Union[str, Path]
+
+READERS: Dict[str, Callable[[PathLike], Checkpoint]] = {
+    "huggingface": read_huggingface,
+    "fairseq": read_fairseq,
+    "torchaudio": read_torchaudio,
+}
+SOURCES = ("auto", *READERS, "nemo")
+TARGETS = ("nemo", "huggingface", "fairseq")
+
+
+def read_checkpoint(path: PathLike, source: str = "auto") -> Checkpoint:
+    """Read a folder or file of ``source``, one of `SOURCES`; ``auto`` looks what it is.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing there, or not what it should be; names the file, the tensor, the remedy.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder.")
+    if source == "nemo" or source == "auto" and path.suffix == ".nemo":
+        from nemo_mshubert.convert.nemo import read_nemo  # imports NeMo, which the others do without
+
+        return read_nemo(path)
+    if source != "auto":
+        return READERS[source](path)
+    if path.is_dir():
+        return read_huggingface(path)
+    if path.suffix == ".safetensors" or path.name == "pytorch_model.bin":
+        raise ValueError(f"{path}: give its folder, which holds config.json too.")
+    return _read_torch_file(path)
+
+
+def write_checkpoint(checkpoint: Checkpoint, path: PathLike, target: Optional[str] = None) -> str:
+    """Write for ``target``, one of `TARGETS` (by default ``.nemo`` and ``.pt`` files tell); returns what was written."""
+    target = target or {".nemo": "nemo", ".pt": "fairseq"}.get(Path(path).suffix, "huggingface")
+    if target == "nemo":
+        from nemo_mshubert.convert.nemo import write_nemo
+
+        return write_nemo(checkpoint, path)
+    letters = checkpoint.ctc.letters() if checkpoint.ctc else None
+    if target == "fairseq":
+        write_fairseq(checkpoint, path)
+    elif target == "huggingface":
+        write_huggingface(checkpoint, path)
+    else:
+        raise ValueError(f"target: expected one of {TARGETS}, found {target!r}.")
+    heads = f", {len(checkpoint.prediction_heads)} prediction heads" if checkpoint.prediction_heads else ""
+    if heads and (letters or target == "huggingface"):
+        heads += " dropped: no place for them"
+    return f"{target} encoder{f', CTC over {len(letters.labels)} letters' if letters else ''}{heads}"
+
+
+def _read_torch_file(path: Path) -> Checkpoint:
+    content: Any = load_torch_file(path)
+    names = content.get("state_dict", content) if isinstance(content, dict) else {}
+    if any("encoder.transformer." in name for name in names):
+        return from_torchaudio(content, str(path))
+    return from_fairseq(content, str(path))

@@ -1,0 +1,124 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""``.nemo`` files: ours in, and a stock CTC model out, which every script of ours and of NeMo takes.
+
+An encoder from elsewhere has no label maker, so it cannot be a pre-training model. It becomes an ``EncDecCTCModel`` over
+letters: with its own output layer where it has one, else with random weights there.
+"""
+
+from pathlib import Path
+from typing import Any, Dict, Union
+
+import torch
+from nemo.collections.asr.models import EncDecCTCModel
+from omegaconf import OmegaConf
+
+from nemo_mshubert.convert.architecture import check_weights
+from nemo_mshubert.convert.checkpoint import WORD_DELIMITER, Checkpoint, CtcHead, PredictionHead
+from nemo_mshubert.models.ctc import LETTERS, ctc_config
+from nemo_mshubert.models.loading import restore_model, save_model
+from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+from nemo_mshubert.modules.waveform_preprocessor import WaveformPreprocessor
+
+SAMPLE_RATE = 16000
+# Options of the encoder that concern training only, or say the class
+TRAINING_OPTIONS = (
+    "_target_",
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "dropout_input",
+    "layerdrop",
+    "feature_grad_mult",
+    "mask_prob",
+    "mask_length",
+    "mask_channel_prob",
+    "mask_channel_length",
+)
+RANDOM_OUTPUT_SEED = 0
+
+
+def read_nemo(path: Union[str, Path]) -> Checkpoint:
+    """The encoder and the heads of a pre-trained or fine-tuned ``.nemo``.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; not a NeMo model; another encoder.
+    """
+    model = restore_model(path)
+    if not isinstance(getattr(model, "encoder", None), MSHuBERTEncoder):
+        raise ValueError(f"{path}: expected a model with an MSHuBERTEncoder, as our scripts make it.")
+    options = OmegaConf.to_container(model.cfg.encoder, resolve=True)
+    encoder = _with_defaults({key: value for key, value in options.items() if key not in TRAINING_OPTIONS})
+    weights = {name: tensor.detach().float() for name, tensor in model.encoder.state_dict().items()}
+    check_weights(weights, encoder, str, str(path))
+    checkpoint = Checkpoint(encoder, weights, model.cfg.preprocessor.get("normalize") == "per_feature")
+    if hasattr(model, "label_heads"):
+        checkpoint.prediction_heads = [_prediction_head(head) for head in model.label_heads.heads.values()]
+    if isinstance(model, EncDecCTCModel):
+        checkpoint.ctc = _ctc_head(model)
+        if checkpoint.ctc.letters() is None:
+            checkpoint.notes.append("its output layer is over word pieces, which only .nemo files have a place for")
+    return checkpoint
+
+
+def write_nemo(checkpoint: Checkpoint, path: Union[str, Path]) -> str:
+    """Write a stock CTC model around the encoder; returns what its output layer is."""
+    letters = checkpoint.ctc.letters() if checkpoint.ctc else None
+    labels = letters.labels if letters else LETTERS
+    target = f"{MSHuBERTEncoder.__module__}.{MSHuBERTEncoder.__name__}"
+    config = ctc_config(_preprocessor(checkpoint.normalize), {"_target_": target, **checkpoint.encoder}, labels, None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_OUTPUT_SEED)
+        model = EncDecCTCModel(cfg=config)
+    model.encoder.load_state_dict(checkpoint.weights)
+    if letters:
+        weights = {"decoder_layers.0.weight": letters.weight[..., None], "decoder_layers.0.bias": letters.bias}
+        model.decoder.load_state_dict(weights)
+    save_model(model, path)
+    kind = "converted" if letters else "random: fine-tune it before decoding"
+    return f"CTC over {len(labels)} letters, its output layer {kind}"
+
+
+def _with_defaults(options: Dict[str, Any]) -> Dict[str, Any]:
+    """Options that the config leaves to `MSHuBERTEncoder`, filled in; one that it does not know fails there."""
+    import inspect
+
+    signature = inspect.signature(MSHuBERTEncoder.__init__)
+    defaults = {name: parameter.default for name, parameter in signature.parameters.items() if name != "self"}
+    filled = {**{key: value for key, value in defaults.items() if key not in TRAINING_OPTIONS}, **options}
+    filled["conv_layers"] = [list(layer) for layer in filled["conv_layers"]]
+    return filled
+
+
+def _preprocessor(normalize: bool) -> Dict[str, Any]:
+    return {
+        "_target_": f"{WaveformPreprocessor.__module__}.{WaveformPreprocessor.__name__}",
+        "sample_rate": SAMPLE_RATE,
+        "window_stride": 1 / SAMPLE_RATE,  # seconds: one sample
+        "features": 1,
+        "normalize": "per_feature" if normalize else None,
+    }
+
+
+def _prediction_head(head) -> PredictionHead:
+    tensors = (head.final_proj.weight, head.final_proj.bias, head.label_embeddings)
+    return PredictionHead(*(tensor.detach().float() for tensor in tensors))
+
+
+def _ctc_head(model: EncDecCTCModel) -> CtcHead:
+    layer = model.decoder.decoder_layers[0]
+    tokens = [WORD_DELIMITER if label == " " else label for label in model.decoder.vocabulary]
+    weight, bias = layer.weight.detach().float()[..., 0], layer.bias.detach().float()
+    return CtcHead(weight, bias, [*tokens, "<blank>"], blank=len(tokens), specials=())

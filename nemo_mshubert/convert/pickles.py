@@ -1,0 +1,176 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Files of ``torch.save`` without running what they hold.
+
+A pickle names functions to call. This reader calls those that build tensors and containers, gives a `Stub` in place of
+classes of a few packages that trainers leave in checkpoints (configs, dictionaries), and refuses every other name before
+anything is called. torch's own ``weights_only`` loader would refuse the configs too, and fairseq's classes need fairseq.
+"""
+
+import codecs
+import pickle
+import zipfile
+from collections import OrderedDict, defaultdict
+from pathlib import Path
+from typing import Any, Dict, Union
+
+import torch
+
+# Their classes become stubs: state is kept, no code of theirs runs.
+STUBBED_PACKAGES = (
+    "argparse",
+    "enum",
+    "examples",  # fairseq's
+    "fairseq",
+    "hydra",
+    "numpy",
+    "omegaconf",
+    "pathlib",
+    "s3prl",
+    "typing",
+)
+
+
+class Stub:
+    """Stands for an object whose class is not loaded: remembers arguments and state, does nothing."""
+
+    def __new__(cls, *arguments, **_):
+        self = super().__new__(cls)
+        self.arguments = arguments
+        self.state: Any = None
+        self.items: list = []
+        return self
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __setstate__(self, state):
+        self.state = state
+
+    def __setitem__(self, key, value):
+        self.items.append((key, value))
+
+    def append(self, value):
+        self.items.append(value)
+
+    def extend(self, values):
+        self.items.extend(values)
+
+
+def plain(value: Any) -> Any:
+    """Stubs of configs as dictionaries, lists and scalars: argparse namespaces, OmegaConf containers, enums, dictionaries."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if not isinstance(value, Stub):
+        return value
+    state = value.state
+    if isinstance(state, dict):
+        for content in ("_content", "_val"):  # OmegaConf: of a container, of a node
+            if content in state:
+                return plain(state[content])
+        return {key: plain(item) for key, item in state.items() if key != "_parent"}
+    return plain(value.arguments[0]) if value.arguments else None  # an enum
+
+
+def load_torch_file(path: Union[str, Path]) -> Any:
+    """What ``torch.save`` wrote, on the CPU, with stubs in place of unknown harmless objects.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the pickle asks for code, or the file is cut short or of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file.")
+    _refuse_torchscript(path)
+    try:
+        return torch.load(path, map_location="cpu", pickle_module=_RestrictedPickle, weights_only=False)
+    except _Refused as error:
+        raise ValueError(f"{path}: {error}") from None
+    except Exception as error:  # torch and pickle raise a dozen types on broken files
+        raise ValueError(
+            f"{path}: cut short, or not a file of torch.save ({type(error).__name__}: {error}). Get it again."
+        ) from error
+
+
+class _Refused(Exception):
+    """Raised before anything is called."""
+
+
+def _reconstruct(cls: type, base: type, state: Any) -> Any:
+    """copyreg._reconstructor for stubs alone."""
+    if not (isinstance(cls, type) and issubclass(cls, Stub)):
+        raise _Refused(f"its pickle reconstructs {cls!r}. It was not made by a trainer; do not trust it.")
+    return cls()
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    """How old pickles spell bytes."""
+    return codecs.latin_1_encode(text)[0]
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    """Resolves names of `_ALLOWED`, dtypes, and stubs."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if module.split(".")[0] in STUBBED_PACKAGES:
+            return type(name, (Stub,), {"__module__": module})
+        raise _Refused(
+            f"its pickle asks for {module}.{name}, which no checkpoint of weights needs. Nothing was executed. If you "
+            "trust its origin, save its tensors alone from within the program that made it."
+        )
+
+
+class _RestrictedPickle:
+    """The part of the pickle module that torch.load uses."""
+
+    __name__ = "restricted_pickle"
+    Unpickler = _RestrictedUnpickler
+
+    @staticmethod
+    def load(file, **options) -> Any:
+        return _RestrictedUnpickler(file, **options).load()
+
+
+_BUILTINS = (set, frozenset, dict, list, tuple, int, float, bool, complex, str, bytes, bytearray, slice, range, object)
+_ALLOWED: Dict[tuple, Any] = {
+    **{(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in _BUILTINS},
+    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "defaultdict"): defaultdict,
+    ("torch", "Size"): torch.Size,
+    ("torch", "device"): torch.device,
+    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("_codecs", "encode"): _encode,
+    ("copyreg", "_reconstructor"): _reconstruct,
+    ("copy_reg", "_reconstructor"): _reconstruct,
+    ("operator", "getitem"): Stub,  # typing.Dict[str, int] and the like
+    ("_operator", "getitem"): Stub,
+}
+
+
+def _refuse_torchscript(path: Path) -> None:
+    """torch.load hands archives of TorchScript to another loader."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("constants.pkl") for name in archive.namelist()):
+                raise ValueError(f"{path}: a TorchScript program, not weights. Save its state_dict() instead.")

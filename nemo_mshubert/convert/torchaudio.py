@@ -1,0 +1,85 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""State dicts of torchaudio's ``Wav2Vec2Model`` (HuBERT, wav2vec 2.0, WavLM) and ``HuBERTPretrainModel``."""
+
+import re
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Union
+
+from torch import Tensor
+
+from nemo_mshubert.convert.checkpoint import (
+    ENGLISH_LETTERS,
+    SPECIALS,
+    Checkpoint,
+    CtcHead,
+    PredictionHead,
+    Source,
+    assemble,
+)
+from nemo_mshubert.convert.pickles import load_torch_file
+from nemo_mshubert.convert.tables import torchaudio_table
+
+# Rows of an output layer for LibriSpeech; torchaudio's pipelines drop rows 1 to 3 of fairseq's when they load them.
+LETTER_ROWS = {
+    len(SPECIALS) + len(ENGLISH_LETTERS): [*SPECIALS, *ENGLISH_LETTERS],
+    1 + len(ENGLISH_LETTERS): [SPECIALS[0], *ENGLISH_LETTERS],
+}
+
+
+def read_torchaudio(path: Union[str, Path]) -> Checkpoint:
+    """The encoder and its heads of a saved state dict.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; code in the pickle; another family; a tensor that does not fit.
+    """
+    return from_torchaudio(load_torch_file(path), str(path))
+
+
+def from_torchaudio(content: Any, where: str) -> Checkpoint:
+    """What `read_torchaudio` does, of a loaded file; a Lightning checkpoint's ``state_dict`` is looked into."""
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: holds a {type(content).__name__}, expected a state dict.")
+    source = Source(where, _split_packed_attention(content), torchaudio_table(), mask_embedding_optional=True)
+    checkpoint, heads = assemble(source)
+    if "ctc.weight" in heads:
+        checkpoint.ctc = _ctc_head(heads, checkpoint.notes)
+    if "label_embeddings" in heads:
+        weights = (heads[f"final_proj.{leaf}"] for leaf in ("weight", "bias"))
+        checkpoint.prediction_heads = [PredictionHead(*weights, heads["label_embeddings"])]
+    return checkpoint
+
+
+def _ctc_head(heads: Mapping[str, Tensor], notes: List[str]) -> CtcHead:
+    weight = heads["ctc.weight"]
+    tokens = LETTER_ROWS.get(len(weight))
+    if tokens:
+        notes.append(f"assumed the letters of LibriSpeech for its {len(weight)} outputs")
+    return CtcHead(weight, heads["ctc.bias"], tokens)
+
+
+def _split_packed_attention(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    """WavLM's ``attention.attention.in_proj_*`` as the three projections that the other models have."""
+    split: Dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        packed = re.fullmatch(r"(.*\.attention)\.attention\.in_proj_(weight|bias)", name)
+        if packed:
+            stem, leaf = packed.groups()
+            split.update({f"{stem}.{part}_proj.{leaf}": rows for part, rows in zip("qkv", tensor.chunk(3))})
+        else:
+            split[name.replace(".attention.attention.out_proj.", ".attention.out_proj.")] = tensor
+    return split

@@ -1,0 +1,45 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Convert HuBERT, wav2vec 2.0, WavLM, data2vec-audio and MS-HuBERT checkpoints between ecosystems.
+
+    python scripts/convert_checkpoint.py --input hubert-base-ls960 --output hubert.nemo         # a Hugging Face folder
+    python scripts/convert_checkpoint.py --input wav2vec_small.pt --output wav2vec2.nemo        # fairseq, s3prl
+    python scripts/convert_checkpoint.py --input ctc.nemo --output ctc_for_transformers         # a folder
+    python scripts/convert_checkpoint.py --input mshubert.nemo --output mshubert.pt             # fairseq's layout
+
+A ``.nemo`` is a stock CTC model over letters: ssl_to_ctc.py, finetune_ctc.py, fit_kmeans.py and label.py take it like
+our own. Its output layer is random unless the source had one. What was assumed or dropped is printed.
+"""
+
+import argparse
+
+from nemo_mshubert.convert.conversion import SOURCES, TARGETS, read_checkpoint, write_checkpoint
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", required=True, help="file, or Hugging Face folder")
+    parser.add_argument("--output", required=True, help=".nemo, .pt (fairseq), or a new folder (Hugging Face)")
+    parser.add_argument("--from", dest="source", choices=SOURCES, default="auto", help="auto: looks what it is")
+    parser.add_argument("--to", dest="target", choices=TARGETS, help="default: as the output's name says")
+    arguments = parser.parse_args()
+    checkpoint = read_checkpoint(arguments.input, arguments.source)
+    for note in checkpoint.notes:
+        print(f"note: {note}")
+    print(f"wrote {arguments.output}: {write_checkpoint(checkpoint, arguments.output, arguments.target)}")
+
+
+if __name__ == "__main__":
+    main()
