@@ -231,4 +231,4 @@ def _unlabelled(entry: Dict[str, Any], manifest: Path = Path()) -> Dict[str, Any
 
 
 def _absolute(path: PathLike) -> str:
-    return str(Path(path).resolve())  # as write_manifest does
+    return os.path.abspath(path)  # as write_manifest does

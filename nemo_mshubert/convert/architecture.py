@@ -34,9 +34,19 @@ PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16}
 HEAD_WIDTH = 64  # elsewhere
 WAVLM_MAX_DISTANCE = 800  # frames
 
+_CONV = "feature_extractor.conv_layers.{}.conv.weight"
 _POS_CONV = "pos_conv_embed.conv.parametrizations.weight.original1"
 _STACKED_POS_CONV = "pos_conv_embed.layers.0.conv.weight"
 _BUCKETS = "position_bias.embedding.weight"
+# argument -> the tensor that tells it, where it is one
+_WITNESSES = {
+    "conv_norm": "feature_extractor.conv_layers.1.layer_norm.weight",
+    "conv_bias": "feature_extractor.conv_layers.0.conv.bias",
+    "d_model": "feature_projection.projection.weight",
+    "d_inner": "layers.0.feed_forward.intermediate_dense.weight",
+    "position_buckets": _BUCKETS,
+    "num_heads": _BUCKETS,
+}
 
 
 def infer_architecture(
@@ -58,8 +68,9 @@ def infer_architecture(
     for argument, value in found.items():
         if argument in declared and declared[argument] != value:
             raise ValueError(
-                f"{where}: its config says {argument} {declared[argument]}, its tensors say {value}. The config is of "
-                "another model, or tensors are missing."
+                f"{where}: its config says {argument} {declared[argument]}, its tensors say {value} "
+                f"({finder.witness(argument, declared[argument], value)}). The config is of another model, or the file is "
+                "incomplete."
             )
     return _assume({**declared, **found})
 
@@ -121,8 +132,8 @@ class _Finder:
 
     def conv_layers(self, declared: Optional[List[List[int]]]) -> List[List[int]]:
         """``[channels, kernel, stride]`` per convolution; strides as declared, else HuBERT's."""
-        number = self.count(r"feature_extractor\.conv_layers\.(\d+)\.")
-        shapes = [self.shape(f"feature_extractor.conv_layers.{index}.conv.weight", 3) for index in range(number)]
+        number = max(self.count(r"feature_extractor\.conv_layers\.(\d+)\."), len(declared or ()))
+        shapes = [self.shape(_CONV.format(index), 3) for index in range(number)]
         kernels = [kernel for _, _, kernel in shapes]
         if declared:
             strides = [stride for _, _, stride in declared]
@@ -157,6 +168,19 @@ class _Finder:
         if self.has(_BUCKETS):
             found["position_buckets"], found["num_heads"] = self.shape(_BUCKETS, 2)
         return found
+
+    def witness(self, argument: str, declared: Any, found: Any) -> str:
+        """Name, and shape if it is there, of the tensor that tells an argument."""
+        name = _WITNESSES.get(argument, "")
+        if argument == "conv_layers":
+            differ = [index for index, (one, other) in enumerate(zip(declared, found)) if list(one) != other]
+            name = _CONV.format(differ[0] if differ else len(declared))
+        elif argument == "num_layers":
+            name = f"layers.{min(declared, found)}.attention.q_proj.weight"
+        elif argument.startswith("pos_conv"):
+            name = _STACKED_POS_CONV if self.has(_STACKED_POS_CONV) else _POS_CONV
+        shape = list(self.weights[name].shape) if self.has(name) else "absent"
+        return f"{self.name_of(name)}: {shape}"
 
     def has(self, name: str) -> bool:
         return name in self.weights

@@ -104,8 +104,11 @@ def check_utterances(config: DictConfig) -> None:
     shortest, longest = config.get("min_duration") or 0, config.get("max_duration") or float("inf")
     crop = config.get("truncate_duration") or float("inf")
     manifests = local_paths(config.manifest_filepath)
-    durations = (entry["duration"] for path in manifests for _, entry in iter_manifest(path))
-    count = sum(shortest <= min(duration, crop) <= longest for duration in durations)
+    count = 0
+    for where, entry in itertools.chain.from_iterable(map(iter_manifest, manifests)):
+        if not isinstance(entry.get("duration"), (int, float)):
+            raise ValueError(f'{where}: "duration" (seconds) is missing. Write the manifest again with its durations.')
+        count += shortest <= min(entry["duration"], crop) <= longest
     if count == 0:
         raise ValueError(
             f"{config.manifest_filepath}: no utterance of {shortest} to {longest} s. Change min_duration and max_duration."

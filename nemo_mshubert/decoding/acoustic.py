@@ -71,6 +71,8 @@ def model_log_probs(model: EncDecCTCModel, waves: Sequence[np.ndarray]) -> List[
 
 def long_log_probs(model: EncDecCTCModel, wave: np.ndarray) -> np.ndarray:
     """`model_log_probs` of one long waveform by chunks of a minute: memory does not grow with its square."""
+    if len(wave) <= MAX_CHUNK_SECONDS * SAMPLE_RATE:
+        return model_log_probs(model, [wave])[0]
     parts = []
     for first, end, keep_first, keep_end in chunk_frames(frame_count(len(wave))):
         samples = wave[first * HOP_SAMPLES : (end - 1) * HOP_SAMPLES + RECEPTIVE_FIELD_SAMPLES]

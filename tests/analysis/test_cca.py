@@ -318,7 +318,9 @@ def test_the_same_seed_gives_the_same_score(rng):
 
 def test_samples_below_dimensions():
     check_counts(6000, 768, 500)
-    with pytest.raises(ValueError, match="900 samples of 20 units for 768 features.*720 samples to fit.*more than 768"):
+    with pytest.raises(
+        ValueError, match="900 samples of 20 units for 768 features.*720 samples to fit.*more than 768"
+    ):
         check_counts(900, 768, 20)
     with pytest.raises(ValueError, match="400 in a held-out split.*more than 500.*raise --instances, or lower --top"):
         check_counts(4000, 768, 500)

@@ -253,7 +253,9 @@ def test_instances_are_drawn_from_aligned_utterances(manifest, alignments, caplo
 
 
 def test_the_seed_decides_the_instances(manifest, alignments):
-    draw = lambda seed: sample_instances([manifest], alignments, ["the", "sea"], instances=5, seed=seed)
+    def draw(seed):
+        return sample_instances([manifest], alignments, ["the", "sea"], instances=5, seed=seed)
+
     assert draw(0).id == draw(0).id != draw(1).id
     drawn = Counter(place for seed in range(60) for place in zip(draw(seed).utterance, draw(seed).start.tolist()))
     assert len(drawn) == 27 + 18  # none is left out for good

@@ -216,7 +216,7 @@ def test_transcribe_in_bf16(model, waves):
     assert log_probs.dtype == torch.bfloat16
     found = texts(with_casts.transcribe(waves, verbose=False))
     errors = sum(error_counts(one, other).errors for one, other in zip(expected, found))
-    assert all(found) and errors < 0.2 * sum(map(len, expected))
+    assert all(found) and errors < 0.1 * sum(map(len, expected))
 
 
 @pytest.mark.unit

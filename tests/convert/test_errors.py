@@ -1,0 +1,234 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What is wrong with a checkpoint is said by the name of the tensor or the field, in the spelling of its file."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from nemo_mshubert.convert import tables
+from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
+from nemo_mshubert.convert.huggingface import read_huggingface
+from tests.convert.conftest import make_peer, spell_as_fairseq
+
+
+@pytest.fixture
+def edit(folder):
+    """``edit(change)``: apply ``change`` to the state dict in the folder, and give the folder."""
+
+    def apply(change):
+        state = load_file(folder / "model.safetensors")
+        change(state)
+        save_file(state, folder / "model.safetensors")
+        return folder
+
+    return apply
+
+
+@pytest.fixture
+def configure(folder):
+    """``configure(field=value)`` in config.json."""
+
+    def apply(**fields):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **fields}))
+        return folder
+
+    return apply
+
+
+NAMES = [
+    "masked_spec_embed",
+    "feature_extractor.conv_layers.6.conv.weight",
+    "feature_extractor.conv_layers.0.layer_norm.bias",
+    "feature_projection.projection.weight",
+    "encoder.pos_conv_embed.conv.parametrizations.weight.original1",
+    "encoder.layers.1.attention.k_proj.bias",
+    "encoder.layers.2.final_layer_norm.weight",
+]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_tensor(edit, name):
+    with pytest.raises(ValueError, match="peer") as error:
+        read_huggingface(edit(lambda state: state.pop(name)))
+    assert name in str(error.value) and "missing tensor" in str(error.value)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_shape(edit, name):
+    def cut(state):
+        state[name] = state[name][:-1].clone()
+
+    with pytest.raises(ValueError) as error:
+        read_huggingface(edit(cut))
+    message = str(error.value)
+    assert name in message and ("expected" in message or "its tensors say" in message)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["encoder.layers.0.adapter.weight", "encoders.0.layer_norm.weight", "spk.weight"])
+def test_unknown_tensor(edit, name):
+    def add(state):
+        state[name] = torch.zeros(3)
+
+    with pytest.raises(ValueError, match=f"unknown tensors {name}"):
+        read_huggingface(edit(add))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["feature_extractor.conv_layers.3.conv.bias", "encoder.layers.2.attention.q_proj"])
+def test_surplus_tensor(edit, name):
+    """Names that exist elsewhere, but not in this model."""
+
+    def add(state):
+        state[name] = torch.zeros(16)
+
+    with pytest.raises(ValueError, match=f"surplus tensors {name}"):
+        read_huggingface(edit(add))
+
+
+@pytest.mark.unit
+def test_two_tensors_for_one_place(edit):
+    def add(state):
+        state["hubert.encoder.layer_norm.bias"] = torch.zeros(24)
+
+    with pytest.raises(ValueError, match="encoder.layer_norm.bias and another tensor are both layer_norm.bias"):
+        read_huggingface(edit(add))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_weights(edit, value):
+    def spoil(state):
+        state["encoder.layers.1.feed_forward.output_dense.weight"][3, 2] = value
+
+    with pytest.raises(ValueError, match="encoder.layers.1.feed_forward.output_dense.weight holds NaN or infinity"):
+        read_huggingface(edit(spoil))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(model_type="bert"), "model_type 'bert'; expected one of hubert"),
+        (dict(model_type="wav2vec2-conformer"), "model_type 'wav2vec2-conformer'"),
+        (dict(hidden_act="relu"), "hidden_act 'relu'; our encoder has 'gelu' only"),
+        (dict(conv_pos_batch_norm=True), "conv_pos_batch_norm True"),
+        (dict(num_hidden_layers=4), "num_layers 4, its tensors say 3"),
+        (dict(intermediate_size=48), "d_inner 48, its tensors say 40"),
+        (dict(feat_extract_norm="layer"), "conv_norm layer_norm, its tensors say group_norm"),
+        (dict(conv_kernel=[10, 3, 3, 3, 3, 3, 2]), "its config says conv_layers"),
+        (dict(num_attention_heads=5), "24 is not divisible by num_heads 5"),
+    ],
+)
+def test_config_of_another_model(configure, fields, message):
+    with pytest.raises(ValueError, match=message):
+        read_huggingface(configure(**fields))
+
+
+@pytest.mark.unit
+def test_what_neither_tensors_nor_config_say_is_assumed_and_reported(configure, folder):
+    """Heads, the order of norms, and whether audio is normalised."""
+    config = json.loads((folder / "config.json").read_text())
+    for field in ("num_attention_heads", "do_stable_layer_norm"):
+        del config[field]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").unlink()
+    checkpoint = read_huggingface(folder)
+    assert checkpoint.encoder["num_heads"] == 1 and checkpoint.encoder["pre_norm"] is False
+    assert [note.split(",")[0] for note in checkpoint.notes] == [
+        "assumed 1 attention heads",
+        "assumed post-LN blocks",
+        "assumed raw audio",
+    ]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_safetensors(folder, share):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match="model.safetensors: cut short"):
+        read_huggingface(folder)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+def test_truncated_torch_file(tmp_path, share, legacy):
+    path = tmp_path / "weights.pt"
+    torch.save(spell_as_fairseq(make_peer("hubert-base")), path, _use_new_zipfile_serialization=not legacy)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match="weights.pt: cut short, or not a file of torch.save"):
+        read_checkpoint(path)
+
+
+@pytest.mark.unit
+def test_broken_json_and_missing_files(folder, tmp_path):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json: not JSON"):
+        read_huggingface(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no config.json"):
+        read_huggingface(folder)
+    (folder / "config.json").write_text('{"model_type": "hubert"}')
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="no model.safetensors or pytorch_model.bin"):
+        read_huggingface(folder)
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        read_checkpoint(tmp_path / "nothing.pt")
+
+
+@pytest.mark.unit
+def test_other_families(tmp_path):
+    """A text model, something that is no dictionary, and a file whose folder is needed."""
+    bert = transformers.BertModel(
+        transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    )
+    torch.save(bert.state_dict(), tmp_path / "bert.pt")
+    for source in ("auto", "torchaudio"):
+        with pytest.raises(ValueError, match="unknown tensors embeddings.word_embeddings.weight"):
+            read_checkpoint(tmp_path / "bert.pt", source)
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="holds a list"):
+        read_checkpoint(tmp_path / "list.pt")
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="give its folder"):
+        read_checkpoint(tmp_path / "model.safetensors")
+
+
+@pytest.mark.unit
+def test_confused_projections_are_caught(peer, folder, difference, monkeypatch):
+    """The parity tests can fail: q and k swapped in the table are off by far more than 1e-4."""
+    rows = dict(tables.HUGGING_FACE)
+    q, k = (f"encoder.layers.{{}}.attention.{name}_proj" for name in "qk")
+    rows[q], rows[k] = rows[k], rows[q]
+    monkeypatch.setattr(tables, "HUGGING_FACE", rows)
+    assert difference(read_huggingface(folder), peer("hubert-base")) > 1e-2
+
+
+@pytest.mark.unit
+def test_no_class_for_a_mixture(folder, tmp_path):
+    """An encoder of ours that transformers lacks is refused, not approximated."""
+    checkpoint = read_huggingface(folder)
+    checkpoint.encoder["pos_conv_depth"] = 3
+    with pytest.raises(ValueError, match="No class of transformers"):
+        write_checkpoint(checkpoint, tmp_path / "ours")

@@ -1,0 +1,195 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Hugging Face folders: equal hidden states in, loadable classes out, nothing lost in between."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from nemo_mshubert.convert.checkpoint import CtcHead
+from nemo_mshubert.convert.huggingface import read_huggingface, write_huggingface
+from tests.convert.conftest import FAMILIES, assert_same_weights, make_encoder
+
+ENGLISH = ["<pad>", "<s>", "</s>", "<unk>", *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
+
+
+# --- In --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_equal_transformers(peer, save_peer, difference, family):
+    """Every peer that the paper compares."""
+    theirs = peer(family)
+    checkpoint = read_huggingface(save_peer(theirs, family))
+    assert difference(checkpoint, theirs) < 1e-4
+    assert checkpoint.normalize is FAMILIES[family][2]
+    assert checkpoint.ctc is None and checkpoint.notes == []
+
+
+@pytest.mark.unit
+def test_base_size_equals_transformers(save_peer):
+    """The size that published weights have; with their 12 heads also where a config does not say so."""
+    torch.manual_seed(3)
+    theirs = transformers.HubertModel(transformers.HubertConfig()).eval()
+    checkpoint = read_huggingface(save_peer(theirs, "hubert-base"))
+    assert checkpoint.encoder["num_heads"] == 12 and checkpoint.encoder["conv_layers"][0] == [512, 10, 5]
+    signal = torch.randn(1, 4000)
+    with torch.no_grad():
+        states, _ = make_encoder(checkpoint).hidden_states(signal[:, None], torch.tensor([4000]))
+        expected = theirs(signal, output_hidden_states=True).hidden_states
+    assert len(states) == len(expected) == 13
+    assert max((ours - other).abs().max().item() for ours, other in zip(states, expected)) < 1e-4
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("kind", ["ForCTC", "ForPreTraining"])
+def test_encoder_of_other_classes(peer, save_peer, difference, kind):
+    """Prefixes are stripped; wav2vec 2.0's quantiser has no place here and is named as dropped."""
+    theirs = peer("wav2vec2-base", kind)
+    checkpoint = read_huggingface(save_peer(theirs, "wav2vec2-base"))
+    assert difference(checkpoint, theirs.wav2vec2) < 1e-4
+    if kind == "ForPreTraining":
+        assert "quantizer.codevectors" in checkpoint.notes[0]
+    else:
+        assert checkpoint.ctc.tokens is None and checkpoint.ctc.letters() is None
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("spelling", ["bin", "weight_g", "sharded", "half"])
+def test_files_of_older_versions(peer, folder, spelling):
+    """Both weight norms, pickled and sharded weights; half precision becomes fp32."""
+    expected = read_huggingface(folder).weights
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if spelling == "bin":
+        torch.save(state, folder / "pytorch_model.bin")
+    elif spelling == "sharded":
+        names = sorted(state)
+        shards = {"model-00001-of-00002.safetensors": names[:20], "model-00002-of-00002.safetensors": names[20:]}
+        for shard, part in shards.items():
+            save_file({name: state[name] for name in part}, folder / shard)
+        index = {"weight_map": {name: shard for shard, part in shards.items() for name in part}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    elif spelling == "half":
+        expected = {name: tensor.half().float() for name, tensor in expected.items()}
+        save_file({name: tensor.half() for name, tensor in state.items()}, folder / "model.safetensors")
+    else:
+        old = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+        for new, name in old.items():
+            key = f"encoder.pos_conv_embed.conv.{new}"
+            if key in state:
+                state[f"encoder.pos_conv_embed.conv.{name}"] = state.pop(key)
+        assert "encoder.pos_conv_embed.conv.weight_g" in state
+        save_file(state, folder / "model.safetensors")
+    assert_same_weights(read_huggingface(folder).weights, expected)
+
+
+@pytest.mark.unit
+def test_mask_embedding_may_be_absent_where_the_config_masks_nothing(peer, save_peer):
+    """transformers creates none for models that are fine-tuned without masks."""
+    checkpoint = read_huggingface(save_peer(peer("hubert-base", mask_time_prob=0.0), "hubert-base"))
+    assert 0 <= checkpoint.weights["mask_embedding"].min() < checkpoint.weights["mask_embedding"].max() < 1
+    assert "random mask embedding" in checkpoint.notes[0]
+
+
+@pytest.mark.unit
+def test_letters_of_a_ctc_model(peer, save_peer, audio):
+    """NeMo's order, lower case, the blank last; logits of a letter stay its own."""
+    theirs = peer("hubert-base", "ForCTC", vocab_size=32, pad_token_id=0)
+    checkpoint = read_huggingface(save_peer(theirs, "hubert-base", ENGLISH))
+    letters = checkpoint.ctc.letters()
+    assert letters.labels == [" ", *"abcdefghijklmnopqrstuvwxyz", "'"]
+    with torch.no_grad():
+        hidden = theirs.hubert(audio[0][:1]).last_hidden_state
+        expected, ours = theirs.lm_head(hidden), hidden @ letters.weight.T + letters.bias
+    assert torch.allclose(ours[..., -1], expected[..., 0], atol=1e-5)
+    for row, token in enumerate(ENGLISH[4:], start=4):
+        label = token.replace("|", " ").lower()
+        assert torch.allclose(ours[..., letters.labels.index(label)], expected[..., row], atol=1e-5), token
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "tokens, labels",
+    [
+        (["<pad>", "|", "b", "A"], [" ", "a", "b"]),  # mixed case without collisions
+        (["<pad>", "|", "a", "A"], [" ", "A", "a"]),  # case matters
+        (["<pad>", "<unk>", "ä", "|"], [" ", "ä"]),
+        (["<pad>", "|", "aa", "b"], None),  # phones
+        (["<pad>"], None),
+        (None, None),
+    ],
+)
+def test_which_vocabularies_are_letters(tokens, labels):
+    """Anything else gets a random output layer in a .nemo, and is said to."""
+    size = len(tokens or "abc")
+    letters = CtcHead(torch.randn(size, 4), torch.randn(size), tokens).letters()
+    assert (letters and letters.labels) == labels
+
+
+# --- Out -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("family", FAMILIES)
+def test_round_trip_is_bit_equal(peer, save_peer, tmp_path, family):
+    """Their class loads what we write without a missing or surplus key, and holds the same bits."""
+    theirs = peer(family)
+    checkpoint = read_huggingface(save_peer(theirs, family))
+    write_huggingface(checkpoint, tmp_path / "ours")
+    model, info = transformers.AutoModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert type(model).__name__ == type(theirs).__name__.replace("Wav2Vec2", "Hubert")
+    assert_same_weights(model.state_dict(), theirs.state_dict())
+    again = read_huggingface(tmp_path / "ours")
+    assert_same_weights(again.weights, checkpoint.weights)
+    assert again.encoder == checkpoint.encoder and again.normalize == checkpoint.normalize
+
+
+@pytest.mark.unit
+def test_ctc_class_with_its_processor(peer, save_peer, tmp_path, audio):
+    """``Wav2Vec2Processor`` and ``AutoModelForCTC`` transcribe with the files as they are."""
+    theirs = peer("hubert-large", "ForCTC", vocab_size=32, pad_token_id=0)
+    checkpoint = read_huggingface(save_peer(theirs, "hubert-large", ENGLISH))
+    write_huggingface(checkpoint, tmp_path / "ours")
+    processor = transformers.Wav2Vec2Processor.from_pretrained(tmp_path / "ours")
+    model, info = transformers.AutoModelForCTC.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert type(model).__name__ == "HubertForCTC" and not info["missing_keys"] and not info["unexpected_keys"]
+    inputs = processor(audio[0][0].numpy(), sampling_rate=16000, return_tensors="pt")
+    assert inputs.input_values.std().item() == pytest.approx(1.0, abs=1e-3)  # large: normalised
+    with torch.no_grad():
+        logits, expected = model(inputs.input_values).logits, theirs(inputs.input_values).logits
+    assert torch.allclose(logits[..., 0], expected[..., 0], atol=1e-4)
+    assert torch.allclose(logits[..., 2], expected[..., ENGLISH.index("A")], atol=1e-4)
+    assert processor.tokenizer.decode([2, 3, 0, 3, 1, 28]) == "abb '"
+    again = read_huggingface(tmp_path / "ours").ctc.letters()
+    assert torch.equal(again.weight, checkpoint.ctc.letters().weight)
+    assert torch.equal(again.bias, checkpoint.ctc.letters().bias)
+
+
+@pytest.mark.unit
+def test_a_folder_is_written_whole_or_not_at_all(folder, tmp_path, monkeypatch):
+    """Nothing is overwritten, nothing half-written stays."""
+    checkpoint = read_huggingface(folder)
+    with pytest.raises(FileExistsError, match="is not empty"):
+        write_huggingface(checkpoint, folder)
+    monkeypatch.setattr("nemo_mshubert.convert.huggingface._feature_extractor_config", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_huggingface(checkpoint, tmp_path / "ours")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["peer"]

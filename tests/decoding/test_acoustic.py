@@ -1,0 +1,183 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Log-probabilities of a manifest: batches, and chunks of long files that leave no seam."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from nemo_mshubert.decoding import acoustic
+from nemo_mshubert.decoding.acoustic import (
+    batches_by_duration,
+    chunk_frames,
+    long_log_probs,
+    manifest_log_probs,
+    model_log_probs,
+)
+from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor
+from nemo_mshubert.modules.frames import frame_count
+
+pytestmark = pytest.mark.unit
+KEPT, CONTEXT = 2500, 250  # frames: 50 s and 5 s
+
+
+def noise(samples, seed=0):
+    return np.random.default_rng(seed).normal(0, 0.1, samples).astype(np.float32)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks of 6 s of which the inner 2 s are kept."""
+    monkeypatch.setattr(acoustic, "MAX_CHUNK_SECONDS", 6)
+    monkeypatch.setattr(acoustic, "CONTEXT_SECONDS", 2)
+
+
+# --- Chunks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_frames", [1, 249, 250, 2499, 2500, 2501, 2750, 3000, 4999, 5000, 5001, 7501, 123456])
+def test_kept_parts_tile_the_utterance(num_frames):
+    """A lost or doubled frame is a lost or doubled letter at every seam of an hour of speech."""
+    chunks = list(chunk_frames(num_frames))
+    kept = [frame for _, _, start, end in chunks for frame in range(start, end)]
+    assert kept == list(range(num_frames))
+    for first, end, keep_first, keep_end in chunks:
+        assert 0 <= first <= keep_first < keep_end <= end <= num_frames
+        assert end - first <= KEPT + 2 * CONTEXT  # a minute: memory is bounded
+        assert first == 0 or keep_first - first == CONTEXT
+        assert end == num_frames or end - keep_end == CONTEXT
+
+
+@pytest.mark.parametrize("surplus", [0, 1, 79, 319])
+@pytest.mark.parametrize("num_frames", [101, 299, 300, 301, 650])
+def test_chunks_of_a_model_with_local_context_leave_no_seam(small_chunks, num_frames, surplus):
+    """Samples and frames of every chunk meet, whatever the length: a front end without attention sees no difference."""
+    torch.manual_seed(0)
+    convolutions = ConvFeatureExtractor(
+        [(4, k, s) for k, s in ((10, 5), *4 * ((3, 2),), (2, 2), (2, 2))], "layer_norm"
+    )
+
+    class Local:
+        device = torch.device("cpu")
+
+        def forward(self, input_signal, input_signal_length):
+            x_BCT, frames = convolutions(input_signal[:, None], input_signal_length, False)
+            return x_BCT.transpose(1, 2), frames, None
+
+    wave = noise((num_frames - 1) * 320 + 400 + surplus)
+    whole = model_log_probs(Local(), [wave])[0]
+    chunked = long_log_probs(Local(), wave)
+    assert chunked.shape == whole.shape == (num_frames, 4)
+    np.testing.assert_allclose(chunked, whole, rtol=1e-4, atol=1e-4)  # convolutions of another size add up otherwise
+    assert np.abs(chunked[1:] - whole[:-1]).max() > 0.1  # a frame off would show
+
+
+@pytest.mark.parametrize("norm, tolerance", [("layer_norm", 0.1), ("group_norm", 2.0)])
+def test_chunks_of_the_encoder_agree_with_the_whole(small_chunks, tiny_ctc, norm, tolerance):
+    """Attention sees a chunk instead of the file, and so do the statistics of the base size's norm over time. Random
+    weights look everywhere and make the most of it, in log-probabilities down to -20; the letters are the same.
+    """
+    model = tiny_ctc(conv_norm=norm)
+    wave = noise(16000 * 9 + 77)
+    whole, chunked = model_log_probs(model, [wave])[0], long_log_probs(model, wave)
+    assert whole.shape == chunked.shape == (frame_count(len(wave)), 29)
+    assert np.abs(chunked - whole).max() < tolerance
+    assert (chunked.argmax(1) == whole.argmax(1)).mean() > 0.97
+    assert np.abs(chunked[1:] - whole[:-1]).max() > 5 and (chunked[1:].argmax(1) == whole[:-1].argmax(1)).mean() < 0.8
+
+
+# --- Batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_within_the_limit_and_hold_every_utterance_once():
+    """Padded audio is what fills the memory: the longest times the number of rows."""
+    durations = np.random.default_rng(0).uniform(0.5, 30, 200).tolist()
+    batches = list(batches_by_duration(durations, 60))
+    assert sorted(index for batch in batches for index in batch) == list(range(200))
+    for batch in batches:
+        assert max(durations[index] for index in batch) * len(batch) <= 60
+    longest = [durations[batch[0]] for batch in batches]
+    assert longest == sorted(durations, reverse=True)[:1] + longest[1:] == sorted(longest, reverse=True)
+    assert len(batches) < 1.3 * sum(durations) / 60 + 1  # sorted by length, little is padding
+
+
+def test_an_utterance_longer_than_the_limit_is_a_batch_of_its_own():
+    assert list(batches_by_duration([1, 100, 2], 10)) == [[1], [2, 0]]
+    assert list(batches_by_duration([], 10)) == []
+
+
+# --- Manifests -------------------------------------------------------------------------------------------------------
+
+
+def entries_of(folder, lengths):
+    entries = []
+    for number, samples in enumerate(lengths):
+        path = folder / f"u{number}.wav"
+        soundfile.write(path, noise(samples, seed=number), 16000, subtype="FLOAT")
+        entries.append({"audio_filepath": str(path), "duration": samples / 16000})
+    return entries
+
+
+def test_results_are_those_of_every_utterance_alone(tiny_ctc, tmp_path):
+    """Whatever its batch and its place in the manifest; utterances shorter than a frame have none."""
+    model = tiny_ctc()
+    lengths = [8000, 100, 24000, 400, 16001, 8000]
+    results = manifest_log_probs(model, entries_of(tmp_path, lengths), 2.0, "test")
+    assert sorted(results) == list(range(6))
+    for number, samples in enumerate(lengths):
+        assert results[number].shape == (frame_count(samples), 29)
+        if samples >= 400:
+            expected = model_log_probs(model, [noise(samples, seed=number)])[0]
+            np.testing.assert_allclose(results[number], expected, rtol=1e-4, atol=1e-4)  # sums in another order
+
+
+def test_model_left_in_training_mode_is_no_matter(tiny_ctc, tmp_path):
+    """NeMo's transcribe() leaves the encoder in training mode: dropout and masks would be on."""
+    model = tiny_ctc(mask_prob=0.8, dropout=0.5).train()
+    entries = entries_of(tmp_path, [16000])
+    first, second = (manifest_log_probs(model, entries, 60, "test")[0] for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+def test_long_and_short_files_in_one_batch(small_chunks, tiny_ctc, tmp_path):
+    """A long file beside one that is shorter than a frame."""
+    lengths = [16000 * 7, 100, 8000]
+    results = manifest_log_probs(tiny_ctc(), entries_of(tmp_path, lengths), 1000, "test")
+    assert [len(results[number]) for number in range(3)] == [frame_count(samples) for samples in lengths]
+
+
+def test_segments_of_a_file_are_cut_out(tiny_ctc, tmp_path):
+    """A line with an offset is the log-probabilities of its samples, not of the file."""
+    model = tiny_ctc()
+    (whole,) = entries_of(tmp_path, [32000])
+    segment = {**whole, "offset": 0.5, "duration": 1.0}
+    results = manifest_log_probs(model, [segment], 60, "test")
+    np.testing.assert_allclose(results[0], model_log_probs(model, [noise(32000)[8000:24000]])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind, error", [("missing", FileNotFoundError), ("nan", ValueError), ("stereo", ValueError)])
+def test_unusable_audio_is_named(tiny_ctc, tmp_path, kind, error):
+    """A word error rate over the other files would be that of another test set."""
+    entries = entries_of(tmp_path, [8000, 8000])
+    path = tmp_path / "u1.wav"
+    if kind == "missing":
+        path.unlink()
+    elif kind == "nan":
+        soundfile.write(path, np.full(8000, np.nan, np.float32), 16000, subtype="FLOAT")
+    else:
+        soundfile.write(path, np.zeros((8000, 2)), 16000)
+    with pytest.raises(error, match="u1.*u1.wav"):
+        manifest_log_probs(tiny_ctc(), entries, 60, "test")
