@@ -49,7 +49,8 @@ def named_model(text: str) -> Tuple[str, str]:
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", type=named_model, required=True, metavar="NAME=FILE.nemo")
+    models = dict(nargs="+", action="extend", type=named_model, metavar="NAME=FILE.nemo")
+    parser.add_argument("--model", required=True, **models)
     parser.add_argument("--manifest", nargs="+", required=True, help="speech to take instances from; the paper's: dev")
     parser.add_argument("--alignments", nargs="+", required=True, help="of the manifest: JSONL (.gz) or TextGrids")
     parser.add_argument("--train_alignments", nargs="+", help="to count units in; by default those of --alignments")

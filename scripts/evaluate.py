@@ -51,7 +51,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if any")
     parser.add_argument("--workers", type=int, help="processes of the beam search; by default one per core")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if len({Path(manifest).stem for manifest in args.manifest}) < len(args.manifest):
+        parser.error("two manifests have one file name, by which their results are told apart; rename one.")
+    return args
 
 
 def main() -> None:

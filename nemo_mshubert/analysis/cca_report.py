@@ -209,6 +209,8 @@ def plot_curves(runs: Sequence[Run], ylabel: str):
             layers, lowest, highest = range(scores.shape[1]), scores.min(axis=0), scores.max(axis=0)
             axes.fill_between(layers, lowest, highest, color=line.get_color(), alpha=0.2)
     axes.set(xlabel="layer (0: input of the transformer)", ylabel=ylabel)
+    if axes.dataLim.ymin > 0:
+        axes.set_ylim(bottom=0)  # so that small differences look small
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()

@@ -55,8 +55,8 @@ def read_textgrid(path: Union[str, Path]) -> Dict[str, List[Interval]]:
         return tiers
     except (ValueError, StopIteration) as error:
         raise ValueError(
-            f"{path}: not a TextGrid in Praat's text format ({str(error) or 'it ends too early'}). Align the utterance "
-            "again, or remove the file."
+            f"{path}: not a TextGrid in Praat's text format ({str(error) or 'it ends too early'}). Align the "
+            "utterance again, or remove the file."
         ) from error
 
 

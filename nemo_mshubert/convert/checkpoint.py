@@ -114,13 +114,13 @@ def assemble(source: Source) -> "tuple[Checkpoint, Dict[str, Tensor]]":
     notes = [f"dropped {listed(dropped)}"] if dropped else []
     mapped = {name: tensor.detach().to(torch.float32) for name, tensor in mapped.items()}
     heads = {name: mapped.pop(name) for name in list(mapped) if name.split(".")[0] in NOT_ENCODER}
-    encoder, assumptions = infer_architecture(mapped, source.declared, source.table.their_name, source.where)
+    encoder, assumptions = infer_architecture(mapped, source.declared, source.table.spell, source.where)
     notes += assumptions
     if source.mask_embedding_optional and "mask_embedding" not in mapped:
         mapped["mask_embedding"] = random_mask_embedding(encoder["d_model"])
         notes.append("drew a random mask embedding, since there is none: it serves only to mask frames in training")
-    check_weights(mapped, encoder, source.table.their_name, source.where)
-    check_finite({source.table.their_name(name): tensor for name, tensor in heads.items()}, source.where)
+    check_weights(mapped, encoder, source.table.spell, source.where)
+    check_finite({source.table.spell(name): tensor for name, tensor in heads.items()}, source.where)
     normalize = source.normalize
     if normalize is None:
         normalize = encoder["conv_norm"] == "layer_norm"

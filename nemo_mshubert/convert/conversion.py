@@ -59,21 +59,24 @@ def read_checkpoint(path: PathLike, source: str = "auto") -> Checkpoint:
 def write_checkpoint(checkpoint: Checkpoint, path: PathLike, target: Optional[str] = None) -> str:
     """Write for ``target``, one of `TARGETS` (by default ``.nemo`` and ``.pt`` files tell); returns what was written."""
     target = target or {".nemo": "nemo", ".pt": "fairseq"}.get(Path(path).suffix, "huggingface")
+    letters = checkpoint.ctc.letters() if checkpoint.ctc else None
+    written = f"{target} encoder{f', CTC over {len(letters.labels)} letters' if letters else ''}"
     if target == "nemo":
         from nemo_mshubert.convert.nemo import write_nemo
 
-        return write_nemo(checkpoint, path)
-    letters = checkpoint.ctc.letters() if checkpoint.ctc else None
-    if target == "fairseq":
+        written = write_nemo(checkpoint, path)
+    elif target == "fairseq":
         write_fairseq(checkpoint, path)
     elif target == "huggingface":
         write_huggingface(checkpoint, path)
     else:
         raise ValueError(f"target: expected one of {TARGETS}, found {target!r}.")
-    heads = f", {len(checkpoint.prediction_heads)} prediction heads" if checkpoint.prediction_heads else ""
-    if heads and (letters or target == "huggingface"):
-        heads += " dropped: no place for them"
-    return f"{target} encoder{f', CTC over {len(letters.labels)} letters' if letters else ''}{heads}"
+    if checkpoint.prediction_heads:
+        kept = target == "fairseq" and not letters
+        written += (
+            f", {len(checkpoint.prediction_heads)} prediction heads{'' if kept else ' dropped: no place for them'}"
+        )
+    return written
 
 
 def _read_torch_file(path: Path) -> Checkpoint:

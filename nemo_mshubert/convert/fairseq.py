@@ -88,7 +88,7 @@ def from_fairseq(content: Any, where: str) -> Checkpoint:
         heads = {}
     unused = [name for name in heads if not name.startswith("ctc.")]
     if unused:
-        names = ", ".join(source.table.their_name(name) for name in unused)
+        names = ", ".join(source.table.spell(name) for name in unused)
         checkpoint.notes.append(f"dropped {names}: no prediction heads of HuBERT")
     return checkpoint
 

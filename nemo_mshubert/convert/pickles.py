@@ -153,6 +153,7 @@ class _RestrictedPickle:
 _BUILTINS = (set, frozenset, dict, list, tuple, int, float, bool, complex, str, bytes, bytearray, slice, range, object)
 _ALLOWED: Dict[tuple, Any] = {
     **{(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in _BUILTINS},
+    ("__builtin__", "long"): int,
     ("collections", "OrderedDict"): OrderedDict,
     ("collections", "defaultdict"): defaultdict,
     ("torch", "Size"): torch.Size,

@@ -191,6 +191,11 @@ class KeyTable:
             raise ValueError(f"The {self.name} layout has no place for our tensor {name}.")
         return theirs if self.parametrizations else _old_weight_norm(theirs)
 
+    def spell(self, name: str) -> str:
+        """`their_name` for messages: our name where they have none."""
+        found, theirs = _translate(name, self._outward)
+        return self.their_name(name) if found else name
+
     def _strip(self, name: str) -> str:
         for prefix in self.prefixes:
             name = name.removeprefix(prefix)

@@ -248,6 +248,8 @@ def test_script_defaults_are_the_published_ones(script, capsys):
     required = "--model A=a.nemo --manifest m --alignments a --output o".split()
     words = script.parse_args(required)
     assert (words.top, words.instances, words.model) == (500, 15, [("A", "a.nemo")])
+    swapless = script.parse_args([*required, "--model", "- Swap=b.nemo"])
+    assert swapless.model == [("A", "a.nemo"), ("- Swap", "b.nemo")]
     phones = script.parse_args([*required, "--units", "phones"])
     assert (phones.top, phones.instances) == (None, 200)
     with pytest.raises(SystemExit):

@@ -128,7 +128,7 @@ def spoken(words, step=0.2):
     [
         (0.05, 0.13, (2, 7), (4, 5)),  # floor(2.5), ceil(6.5); of five frames floor(6 / 3) go at each side
         (0.58, 1.28, (29, 64), (41, 52)),  # on the grid, where 0.58 / 0.02 is a little less than 29
-        (0.04, 0.12, (2, 6), (3, 5)),  # four frames: floor(5 / 3)
+        (0.06, 0.14, (3, 7), (4, 6)),  # four frames: floor(5 / 3); 0.14 / 0.02 is a little more than 7
         (0.04, 0.10, (2, 5), (3, 4)),
         (0.04, 0.08, (2, 4), (3, 4)),  # of two, one at each side would leave none
         (0.04, 0.06, (2, 3), (2, 3)),

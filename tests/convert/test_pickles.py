@@ -1,0 +1,137 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A pickle is a program. These are run by the standard loader, and refused by ours before anything happens."""
+
+import collections
+import os
+import pickle
+import subprocess
+
+import numpy
+import pytest
+import torch
+
+from nemo_mshubert.convert.conversion import read_checkpoint
+from nemo_mshubert.convert.pickles import Stub, load_torch_file, plain
+
+
+class Attack:
+    """Pickled as a call."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+def attacks(witness):
+    """Calls that would create the file ``witness``."""
+    command = f"touch {witness}"
+    return {
+        "os.system": Attack(os.system, command),
+        "subprocess": Attack(subprocess.check_call, ["touch", str(witness)]),
+        "eval": Attack(eval, f"open({str(witness)!r}, 'w')"),
+        "exec": Attack(exec, f"open({str(witness)!r}, 'w')"),
+        "open": Attack(open, str(witness), "w"),
+        "import": Attack(__import__, "antigravity"),
+        "getattr": Attack(getattr, "text", "upper"),
+        "load": Attack(torch.storage._load_from_bytes, pickle.dumps(Attack(os.system, command))),
+        "torch.load": Attack(torch.load, str(witness)),
+        "hub": Attack(torch.hub.load, "a", "b"),
+        "map": Attack(map, os.system, [command]),
+    }
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", attacks(""))
+@pytest.mark.parametrize("layout", ["zip", "legacy", "bare"])
+def test_code_is_refused_and_not_run(tmp_path, name, layout):
+    """Wherever it hides: among weights or in the config."""
+    witness, path = tmp_path / "witness", tmp_path / "model.pt"
+    content = {"model": {"mask_emb": torch.zeros(3)}, "cfg": {"model": [attacks(witness)[name]]}}
+    if layout == "bare":
+        path.write_bytes(pickle.dumps(content["cfg"]))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=layout == "zip")
+    with pytest.raises(
+        ValueError, match="model.pt: its pickle asks for .* Nothing was executed|model.pt: cut short"
+    ) as error:
+        read_checkpoint(path)
+    assert not witness.exists()
+    if layout != "bare":
+        assert "Nothing was executed" in str(error.value)
+
+
+@pytest.mark.unit
+def test_the_attack_works_on_the_standard_loader(tmp_path):
+    """Or the test above proves nothing."""
+    witness = tmp_path / "witness"
+    torch.save({"model": attacks(witness)["os.system"]}, tmp_path / "model.pt")
+    torch.load(tmp_path / "model.pt", weights_only=False)
+    assert witness.exists()
+
+
+@pytest.mark.unit
+def test_a_stub_runs_nothing(tmp_path):
+    """Objects of stubbed packages keep their state; a function of such a package is not called either."""
+    path = tmp_path / "model.pt"
+    torch.save({"scale": numpy.float64(3.0), "call": Attack(numpy.save, tmp_path / "witness", [1])}, path)
+    content = load_torch_file(path)
+    assert isinstance(content["call"], Stub) and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.unit
+def test_tensors_and_containers_are_real(tmp_path):
+    """Equal to what the standard loader gives, shared storage, dtypes and all."""
+    base = torch.arange(12.0)
+    content = {
+        "parameter": torch.nn.Parameter(base.view(3, 4)),
+        "view": base.view(3, 4)[1:, ::2],
+        "half": base.half(),
+        "bfloat": base.to(torch.bfloat16),
+        "integers": torch.tensor([1, 2]),
+        "ordered": collections.OrderedDict(a=1),
+        "set": {1, 2},
+        "size": torch.Size([1, 2]),
+        "dtype": torch.float16,
+        "bytes": b"\x00\xff",
+        "complex": 1j,
+    }
+    for legacy in (False, True):
+        torch.save(content, tmp_path / "model.pt", _use_new_zipfile_serialization=not legacy)
+        loaded = load_torch_file(tmp_path / "model.pt")
+        for name, value in content.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype, name
+            else:
+                assert loaded[name] == value and type(loaded[name]) is type(value), name
+
+
+@pytest.mark.unit
+def test_torchscript_is_refused(tmp_path):
+    """torch.load would hand it to another loader."""
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "model.pt"))
+    with pytest.raises(ValueError, match="a TorchScript program, not weights"):
+        read_checkpoint(tmp_path / "model.pt")
+
+
+@pytest.mark.unit
+def test_plain_values():
+    """Enums are pickled as calls of their class with a value; unknown objects become dictionaries of their state."""
+    choice, other = Stub("layer_norm"), Stub()
+    other.__setstate__({"a": [choice], "_parent": other})
+    assert plain({"x": other, "y": (1, None)}) == {"x": {"a": ["layer_norm"]}, "y": [1, None]}
+    assert plain(Stub()) is None

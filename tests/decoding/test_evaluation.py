@@ -1,0 +1,223 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Evaluation of a manifest: the error rates, and every file it leaves behind, against independent computations."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from nemo.collections.asr.models import ASRModel, EncDecCTCModelBPE
+
+from nemo_mshubert.data.manifest import write_manifest
+from nemo_mshubert.decoding.acoustic import model_log_probs
+from nemo_mshubert.decoding.evaluation import (
+    error_summary,
+    evaluate_manifest,
+    greedy_decoder,
+    lexicon_decoder,
+    load_ctc_model,
+    results_table,
+    write_results,
+)
+from nemo_mshubert.decoding.log_probs import LogProbs
+
+pytestmark = pytest.mark.unit
+SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
+LENGTHS = [16000, 24000, 100, 20000]
+TEXTS = ["the sea is far", "a cat sat", "oh", "dogs"]
+
+
+def edit_distance(reference, hypothesis):
+    """Least number of errors, row by row."""
+    row = list(range(len(hypothesis) + 1))
+    for i, expected in enumerate(reference, start=1):
+        diagonal, row[0] = row[0], i
+        for j, found in enumerate(hypothesis, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (expected != found))
+    return row[-1]
+
+
+@pytest.fixture
+def waves():
+    rng = np.random.default_rng(0)
+    return [rng.normal(0, 0.1, length).astype(np.float32) for length in LENGTHS]
+
+
+@pytest.fixture
+def manifest(tmp_path, waves):
+    entries = []
+    for number, (wave, text) in enumerate(zip(waves, TEXTS)):
+        path = tmp_path / "data" / f"u{number}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, wave, 16000, subtype="FLOAT")
+        entries.append({"audio_filepath": str(path), "duration": len(wave) / 16000, "text": text, "speaker": number})
+    write_manifest(tmp_path / "data" / "test.json", entries)
+    return tmp_path / "data" / "test.json"
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_numbers_and_files_of_a_letter_model(letters_path, manifest, waves, tmp_path):
+    """WER and CER are those of NeMo's own transcripts, file by file; the files hold what they were computed from."""
+    model = load_ctc_model(str(letters_path), device="cpu")
+    results = evaluate_manifest(model, manifest, tmp_path / "out", {"greedy": greedy_decoder(model)})
+    output = tmp_path / "out"
+    assert sorted(path.name for path in output.iterdir()) == ["test.greedy.json", "test.log_probs.safetensors"]
+
+    stock = ASRModel.restore_from(str(letters_path), map_location="cpu")
+    files = [entry["audio_filepath"] for entry in read(manifest)]
+    files = [str(manifest.parent / file) for file in files]
+    texts = [hypothesis.text for hypothesis in stock.transcribe(files, batch_size=1, verbose=False)]
+    assert texts[2] == "" and all(texts[number] for number in (0, 1, 3))  # 100 samples are less than a frame
+    predictions = read(output / "test.greedy.json")
+    assert [line["pred_text"] for line in predictions] == texts
+    assert [line["text"] for line in predictions] == TEXTS and [line["speaker"] for line in predictions] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert all((output / line["audio_filepath"]).is_file() for line in predictions)
+
+    words = [edit_distance(reference.split(), text.split()) for reference, text in zip(TEXTS, texts)]
+    characters = [edit_distance(reference, " ".join(text.split())) for reference, text in zip(TEXTS, texts)]
+    assert [sum(line["word_errors"].values()) for line in predictions] == words
+    summary = results["greedy"]
+    assert summary["utterances"] == 4 and summary["words"]["reference_length"] == 9
+    assert summary["wer"] == pytest.approx(sum(words) / 9)
+    assert summary["cer"] == pytest.approx(sum(characters) / sum(map(len, TEXTS)))
+    assert sum(summary["words"][kind] for kind in ("substitutions", "insertions", "deletions")) == sum(words)
+
+    cache = LogProbs(output / "test.log_probs.safetensors")
+    assert cache.utterances == ["u0", "u1", "u2", "u3"] and cache.references == TEXTS
+    assert cache.labels == list(stock.decoder.vocabulary)
+    alone = model_log_probs(model, [waves[1]])[0]
+    np.testing.assert_allclose(cache[1], alone, rtol=1e-4, atol=1e-4)  # sums in another order
+    assert len(cache[2]) == 0
+
+
+def test_a_bpe_model_is_evaluated_without_a_cache(bpe_path, manifest, tmp_path):
+    """Its tokens are no letters, so tuning could not spell words with them."""
+    model = load_ctc_model(str(bpe_path), device="cpu")
+    assert type(model) is EncDecCTCModelBPE
+    results = evaluate_manifest(model, manifest, tmp_path / "out", {"greedy": greedy_decoder(model)}, batch_seconds=2)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["test.greedy.json"]
+    files = [str(manifest.parent / f"u{number}.wav") for number in range(4)]
+    texts = [hypothesis.text for hypothesis in model.transcribe(files, batch_size=1, verbose=False)]
+    assert [line["pred_text"] for line in read(tmp_path / "out" / "test.greedy.json")] == texts
+    words = sum(edit_distance(reference.split(), text.split()) for reference, text in zip(TEXTS, texts))
+    assert results["greedy"]["wer"] == pytest.approx(words / 9)
+    with pytest.raises(ValueError, match="spells words in letters, but this model has BPE tokens"):
+        lexicon_decoder(model, None, 1)
+
+
+def test_several_decoders_share_one_pass_of_the_model(
+    letters_path, manifest, tmp_path, write_arpa, write_lexicon_of, make_config, monkeypatch
+):
+    """Greedy and lexicon beam side by side; the beam writes words of the lexicon and nothing else."""
+    pytest.importorskip("flashlight.lib.text", reason="the beam search needs flashlight-text")
+    vocabulary = ["the", "sea", "a", "wig"]
+    config = make_config(write_arpa({word: -1.0 for word in vocabulary}), write_lexicon_of(vocabulary), beam_size=50)
+    model = load_ctc_model(str(letters_path), device="cpu")
+    passes = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda **inputs: passes.append(1) or forward(**inputs))
+    decoders = {"greedy": greedy_decoder(model), "lexicon_beam": lexicon_decoder(model, config, 1)}
+    results = evaluate_manifest(model, manifest, tmp_path / "out", decoders)
+    assert len(passes) == 1 and sorted(results) == ["greedy", "lexicon_beam"]
+    found = [line["pred_text"] for line in read(tmp_path / "out" / "test.lexicon_beam.json")]
+    assert found[2] == "" and set(" ".join(found).split()) <= set(vocabulary) and any(found)
+
+
+def test_bf16_is_close_to_fp32(letters_path, manifest, waves):
+    """`--precision bf16` casts the model; log-probabilities come back as fp32."""
+    expected = model_log_probs(load_ctc_model(str(letters_path), "cpu"), waves[:2])
+    model = load_ctc_model(str(letters_path), "cpu", "bf16")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16} and not model.training
+    for found, reference in zip(model_log_probs(model, waves[:2]), expected):
+        assert found.dtype == np.float32 and (found.argmax(1) == reference.argmax(1)).mean() > 0.9
+
+
+def test_table_and_json_hold_the_counts(tmp_path):
+    """In the table of a paper: percent, with the counts behind them."""
+    summary = error_summary([{"text": "the cat sat"}, {"text": "a dog"}], ["the bat sat", "a big dog"])
+    results = {"test-clean": {"greedy": summary}}
+    row = results_table(results).splitlines()[-1]
+    assert row == "| test-clean | greedy | 2 | 5 | 40.00 | 1 | 1 | 0 | 31.25 |"  # 2 of 5 words, 5 of 16 characters
+    write_results(tmp_path / "results.json", results)
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+
+
+# --- Bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", ["text", "duration"])
+def test_a_line_without_text_is_named(letters_path, manifest, tmp_path, field):
+    """Before the model has run for an hour; and no result may be left that looks like one."""
+    entries = read(manifest)
+    del entries[1][field]
+    manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    model = load_ctc_model(str(letters_path), device="cpu")
+    with pytest.raises(ValueError, match='test.json: u1 lacks "text" or "duration"'):
+        evaluate_manifest(model, manifest, tmp_path / "out", {"greedy": greedy_decoder(model)})
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_files_are_named(letters_path, ssl_path, manifest, tmp_path):
+    """The audio, the manifest, the model, and a model of the step before."""
+    model = load_ctc_model(str(letters_path), device="cpu")
+    decoders = {"greedy": greedy_decoder(model)}
+    (manifest.parent / "u3.wav").unlink()
+    with pytest.raises(FileNotFoundError, match="u3: .*u3.wav: no such audio file"):
+        evaluate_manifest(model, manifest, tmp_path / "out", decoders)
+    with pytest.raises(FileNotFoundError, match="gone.json: no such manifest"):
+        evaluate_manifest(model, tmp_path / "gone.json", tmp_path / "out", decoders)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(FileNotFoundError, match="gone.nemo: no such file"):
+        load_ctc_model(str(tmp_path / "gone.nemo"))
+    with pytest.raises(ValueError, match="ssl.nemo: a MSHuBERTModel, expected a CTC model.*ssl_to_ctc.py"):
+        load_ctc_model(str(ssl_path))
+
+
+def test_texts_in_another_case_are_refused_for_letters(letters_path, manifest, tmp_path):
+    """Every word would count as an error, and a WER of 100 % looks like a training that failed."""
+    entries = [{**entry, "text": entry["text"].upper()} for entry in read(manifest)]
+    manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    model = load_ctc_model(str(letters_path), device="cpu")
+    with pytest.raises(
+        ValueError, match="u0: the reference 'THE SEA IS FAR' is not in the case of the model's letters"
+    ):
+        evaluate_manifest(model, manifest, tmp_path / "out", {"greedy": greedy_decoder(model)})
+
+
+def test_two_manifests_of_one_name_are_refused(monkeypatch, capsys):
+    """Their results are named after them: the second would replace the first, unnoticed."""
+    spec = importlib.util.spec_from_file_location("script_evaluate", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    arguments = ["--model", "m.nemo", "--output", "out", "--manifest", "a/test.json", "b/test.json"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    with pytest.raises(SystemExit):
+        script.parse_args()
+    assert "two manifests have one file name" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments[:-1], "b/dev.json"])
+    assert script.parse_args().manifest == ["a/test.json", "b/dev.json"]
