@@ -171,7 +171,8 @@ def encoder_fingerprint(module: nn.Module) -> str:
 def cut_at_frames(num_samples: int, max_samples: int, hop_samples: int) -> List[slice]:
     """Sample ranges of at most ``max_samples`` whose 400-sample windows, ``hop_samples`` apart, are those of the whole.
 
-    Neighbours overlap by ``400 - hop_samples``, so that each window is whole in exactly one range.
+    Neighbours overlap by ``400 - hop_samples``, so that each window is whole in exactly one range. The last range keeps
+    the samples behind the last window: norms over time see them, as they do in training and in fairseq.
     """
     if num_samples < RECEPTIVE_FIELD_SAMPLES:
         return []
@@ -179,10 +180,11 @@ def cut_at_frames(num_samples: int, max_samples: int, hop_samples: int) -> List[
     max_windows = (max_samples - RECEPTIVE_FIELD_SAMPLES) // hop_samples + 1
     num_chunks = -(-windows // max_windows)
     edges = [windows * chunk // num_chunks for chunk in range(num_chunks + 1)]
-    return [
+    ranges = [
         slice(first * hop_samples, (end - 1) * hop_samples + RECEPTIVE_FIELD_SAMPLES)
         for first, end in zip(edges, edges[1:])
     ]
+    return [*ranges[:-1], slice(ranges[-1].start, num_samples)]
 
 
 def _delta(features: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ An encoder from elsewhere has no label maker, so it cannot be a pre-training mod
 letters: with its own output layer where it has one, else with random weights there.
 """
 
+import inspect
 from pathlib import Path
 from typing import Any, Dict, Union
 
@@ -93,8 +94,6 @@ def write_nemo(checkpoint: Checkpoint, path: Union[str, Path]) -> str:
 
 def _with_defaults(options: Dict[str, Any]) -> Dict[str, Any]:
     """Options that the config leaves to `MSHuBERTEncoder`, filled in; one that it does not know fails there."""
-    import inspect
-
     signature = inspect.signature(MSHuBERTEncoder.__init__)
     defaults = {name: parameter.default for name, parameter in signature.parameters.items() if name != "self"}
     filled = {**{key: value for key, value in defaults.items() if key not in TRAINING_OPTIONS}, **options}

@@ -132,6 +132,8 @@ TORCHAUDIO = {
 }
 TORCHAUDIO_PREFIXES = ("model.", "wav2vec2.")
 
+NameOf = Callable[[str], str]  # our name of a tensor -> theirs
+
 NOT_ENCODER = ("ctc", "final_proj", "label_embeddings")
 
 
@@ -249,6 +251,3 @@ def _old_weight_norm(name: str) -> str:
         if name.endswith(f".{new}"):
             return name.removesuffix(new) + old
     return name
-
-
-NameOf = Callable[[str], str]

@@ -33,6 +33,9 @@ SMALL = dict(
 LARGE = dict(feat_extract_norm="layer", do_stable_layer_norm=True)
 DATA2VEC = dict(num_conv_pos_embeddings=3, conv_pos_kernel_size=5)
 
+# The vocabulary of facebook/hubert-large-ls960-ft and its like
+ENGLISH = ["<pad>", "<s>", "</s>", "<unk>", *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
+
 # name: class prefix, config of a small model, feature extractor normalises
 FAMILIES = {
     "hubert-base": ("Hubert", {}, False),

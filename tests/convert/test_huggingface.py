@@ -23,10 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from nemo_mshubert.convert.checkpoint import CtcHead
 from nemo_mshubert.convert.huggingface import read_huggingface, write_huggingface
-from tests.convert.conftest import FAMILIES, assert_same_weights, make_encoder
-
-ENGLISH = ["<pad>", "<s>", "</s>", "<unk>", *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
-
+from tests.convert.conftest import ENGLISH, FAMILIES, assert_same_weights, make_encoder
 
 # --- In --------------------------------------------------------------------------------------------------------------
 

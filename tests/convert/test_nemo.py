@@ -25,8 +25,7 @@ from nemo_mshubert.convert.huggingface import read_huggingface
 from nemo_mshubert.models.ctc import LETTERS, ssl_to_ctc
 from nemo_mshubert.models.loading import load_encoder, restore_model, save_model
 from tests.conftest import REPOSITORY
-from tests.convert.conftest import FAMILIES, assert_same_weights
-from tests.convert.test_huggingface import ENGLISH
+from tests.convert.conftest import ENGLISH, FAMILIES, assert_same_weights
 
 
 @pytest.mark.unit
