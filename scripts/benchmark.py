@@ -209,7 +209,9 @@ def table(rows: List[Dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     on_gpu = torch.cuda.is_available()
-    parser.add_argument("--sizes", nargs="+", default=["base"] if on_gpu else ["tiny"], choices=("tiny", "base", "large"))
+    parser.add_argument(
+        "--sizes", nargs="+", default=["base"] if on_gpu else ["tiny"], choices=("tiny", "base", "large")
+    )
     parser.add_argument("--batch_seconds", type=float, default=87.5 if on_gpu else 32)
     parser.add_argument("--utterance_seconds", type=float, default=12.5 if on_gpu else 4)
     parser.add_argument("--repeats", type=int, default=20 if on_gpu else 5)

@@ -28,6 +28,7 @@ from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import OmegaConf
 
 from nemo_mshubert.callbacks.encoder_freeze import EncoderFreeze
+from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
 from nemo_mshubert.models.ctc import restore_for_finetuning
 from nemo_mshubert.models.training_setup import plan_updates
 
@@ -38,7 +39,7 @@ def main(cfg):
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     pl.seed_everything(cfg.model.train_ds.seed, verbose=False)
     trainer = pl.Trainer(**resolve_trainer_cfg(cfg.trainer))
-    trainer.callbacks.append(EncoderFreeze(cfg.freeze_encoder_updates))
+    trainer.callbacks += [EncoderFreeze(cfg.freeze_encoder_updates), NonfiniteGuard(cfg.max_nonfinite_steps)]
     exp_manager(trainer, cfg.exp_manager)
     trainer.fit(restore_for_finetuning(cfg.init_model, cfg.model, trainer))
 

@@ -338,7 +338,7 @@ class AllHiddenStates(HiddenFeatures):
             )
         super().__init__(StackedLayers(encoder, preprocessor), layer=0, device=device)
         self.fingerprint = encoder_fingerprint(encoder)
-        self.normalized = bool(getattr(preprocessor, "_normalize", False))
+        self.normalized = bool(getattr(preprocessor, "normalized", False))
         self.num_states = len(encoder.layers) + 1
 
     @property

@@ -53,6 +53,9 @@ class FeatureDescription:
         return f"{self.dimension} hidden features of layer {self.layer} of encoder {self.encoder}"
 
 
+VARIANCE_FLOOR = 1e-7  # that of WaveformPreprocessor
+
+
 class FeatureMaker:
     """The interface of this module: a ``description`` and a call."""
 
@@ -120,7 +123,8 @@ class HiddenFeatures(FeatureMaker):
 
     Args:
         encoder: has ``extract_features(audio [B, S], length [B], layer) -> (features [B, T, D], frames [B])`` that
-            does not depend on padding. It is moved to ``device`` and put into eval mode.
+            does not depend on padding. It is moved to ``device`` and put into eval mode. Where its
+            ``normalized_input`` is true, every utterance is scaled to zero mean and unit variance before it is cut.
         layer: transformer layer, counted from 1.
         device: where to run.
         max_chunk_seconds: longest chunk, and padded audio of one batch.
@@ -137,6 +141,8 @@ class HiddenFeatures(FeatureMaker):
     def __call__(self, waveforms: List[np.ndarray]) -> List[np.ndarray]:
         pieces, owners = [], []
         for owner, waveform in enumerate(waveforms):
+            if getattr(self.encoder, "normalized_input", False):
+                waveform = (waveform - waveform.mean()) / np.sqrt(waveform.var() + VARIANCE_FLOOR)
             chunks = cut_at_frames(len(waveform), self.max_chunk_samples, HOP_SAMPLES)
             pieces += [waveform[chunk] for chunk in chunks]
             owners += [owner] * len(chunks)

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Read speech models of Hugging Face, fairseq, s3prl, torchaudio and NeMo, and write them for the first two and NeMo."""
+"""Read speech models of Hugging Face, fairseq, s3prl, torchaudio and NeMo; write the first, second and last."""
 
 from nemo_mshubert.convert.checkpoint import Checkpoint
 from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint

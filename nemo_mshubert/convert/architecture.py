@@ -69,8 +69,8 @@ def infer_architecture(
         if argument in declared and declared[argument] != value:
             raise ValueError(
                 f"{where}: its config says {argument} {declared[argument]}, its tensors say {value} "
-                f"({finder.witness(argument, declared[argument], value)}). The config is of another model, or the file is "
-                "incomplete."
+                f"({finder.witness(argument, declared[argument], value)}). The config is of another model, or the "
+                "file is incomplete."
             )
     return _assume({**declared, **found})
 
@@ -110,7 +110,7 @@ def check_weights(weights: Mapping[str, Tensor], encoder: Mapping[str, Any], nam
     for name, tensor in weights.items():
         if tensor.shape != expected[name]:
             raise ValueError(
-                f"{where}: {name_of(name)} is {list(tensor.shape)}, expected {list(expected[name])} by the other tensors."
+                f"{where}: {name_of(name)} is {list(tensor.shape)}, expected {list(expected[name])} by other tensors."
             )
     check_finite({name_of(name): tensor for name, tensor in weights.items()}, where)
 
@@ -141,8 +141,8 @@ class _Finder:
             strides = [stride for _, stride in HUBERT_KERNELS_AND_STRIDES]
         else:
             raise ValueError(
-                f"{self.where}: kernels {kernels} are not HuBERT's, so the strides must come from a config file, and there "
-                "is none."
+                f"{self.where}: kernels {kernels} are not HuBERT's, so the strides must come from a config file, and "
+                "there is none."
             )
         return [[channels, kernel, stride] for (channels, _, kernel), stride in zip(shapes, strides)]
 

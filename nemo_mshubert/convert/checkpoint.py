@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What every format is read into and written from: our encoder's config and weights, and the heads that came with it."""
+"""What every format is read into and written from: our encoder's config and weights, and the heads beside it."""
 
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
@@ -33,8 +33,8 @@ WORD_DELIMITER = "|"
 class CtcHead:
     """An output layer for CTC.
 
-    ``tokens`` names each row; None where the source does not. ``blank`` is the row of the blank. ``specials`` are rows that
-    no transcript uses.
+    ``tokens`` names each row; None where the source does not. ``blank`` is the row of the blank. ``specials`` are rows
+    that no transcript uses.
     """
 
     weight: Tensor  # [V, D]

@@ -57,7 +57,7 @@ def read_checkpoint(path: PathLike, source: str = "auto") -> Checkpoint:
 
 
 def write_checkpoint(checkpoint: Checkpoint, path: PathLike, target: Optional[str] = None) -> str:
-    """Write for ``target``, one of `TARGETS` (by default ``.nemo`` and ``.pt`` files tell); returns what was written."""
+    """Write for ``target``, one of `TARGETS` (default: by the suffix); returns what was written."""
     target = target or {".nemo": "nemo", ".pt": "fairseq"}.get(Path(path).suffix, "huggingface")
     letters = checkpoint.ctc.letters() if checkpoint.ctc else None
     written = f"{target} encoder{f', CTC over {len(letters.labels)} letters' if letters else ''}"

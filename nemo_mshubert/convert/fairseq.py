@@ -169,8 +169,8 @@ def split_heads(
     if symbols is None:
         if num_sets != 1:
             raise ValueError(
-                f"{where}: {num_sets} label sets share label_embs_concat, and the file has no dictionaries to tell their "
-                "sizes. Use the file that fairseq or s3prl wrote."
+                f"{where}: {num_sets} label sets share label_embs_concat, and the file has no dictionaries to tell "
+                "their sizes. Use the file that fairseq or s3prl wrote."
             )
         notes.append("assumed that the first four rows of label_embs_concat are fairseq's special symbols")
         symbols = [[*SPECIALS, *map(str, range(len(embeddings) - len(SPECIALS)))]]
@@ -215,8 +215,8 @@ def _ctc_head(heads: Mapping[str, Tensor], symbols: Optional[List[List[str]]], n
 def to_fairseq(checkpoint: Checkpoint) -> Dict[str, Any]:
     """A dictionary in fairseq's layout: HuBERT with its prediction heads, or its CTC wrapper where there are letters.
 
-    ``cfg`` is plain. Symbols are in ``dictionaries_symbols``, as s3prl has them: fairseq's own ``task_state`` would need
-    its classes, so fairseq reads dictionaries from the folder of its task.
+    ``cfg`` is plain. Symbols are in ``dictionaries_symbols``, as s3prl has them: fairseq's own ``task_state`` would
+    need its classes, so fairseq reads dictionaries from the folder of its task.
     """
     tensors = fairseq_table(checkpoint.encoder["conv_norm"]).to_theirs(checkpoint.weights)
     letters = checkpoint.ctc.letters() if checkpoint.ctc else None

@@ -14,8 +14,9 @@
 
 """Hugging Face folders: ``config.json``, weights, and the files of the processor.
 
-In: base, CTC and pre-training classes of HuBERT, wav2vec 2.0, WavLM and data2vec-audio, as safetensors or ``.bin``, whole
-or in shards. Out: ``HubertModel`` and ``HubertForCTC``, or the WavLM and data2vec classes where the encoder has their parts.
+In: base, CTC and pre-training classes of HuBERT, wav2vec 2.0, WavLM and data2vec-audio, as safetensors or ``.bin``,
+whole or in shards. Out: ``HubertModel`` and ``HubertForCTC``, or the WavLM and data2vec classes where the encoder has
+their parts.
 """
 
 import json
@@ -211,7 +212,7 @@ def _token(value: Any) -> Optional[str]:
 
 
 def write_huggingface(checkpoint: Checkpoint, folder: PathLike) -> None:
-    """Write a folder that ``from_pretrained`` takes, whole or not at all: a CTC class where there is a head over letters.
+    """Write a folder that ``from_pretrained`` takes, whole or not at all; of a CTC class where letters have a head.
 
     Raises:
         FileExistsError: the folder holds something.

@@ -14,8 +14,8 @@
 
 """``.nemo`` files: ours in, and a stock CTC model out, which every script of ours and of NeMo takes.
 
-An encoder from elsewhere has no label maker, so it cannot be a pre-training model. It becomes an ``EncDecCTCModel`` over
-letters: with its own output layer where it has one, else with random weights there.
+An encoder from elsewhere has no label maker, so it cannot be a pre-training model. It becomes an ``EncDecCTCModel``
+over letters: with its own output layer where it has one, else with random weights there.
 """
 
 import inspect

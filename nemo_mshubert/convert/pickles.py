@@ -15,8 +15,8 @@
 """Files of ``torch.save`` without running what they hold.
 
 A pickle names functions to call. This reader calls those that build tensors and containers, gives a `Stub` in place of
-classes of a few packages that trainers leave in checkpoints (configs, dictionaries), and refuses every other name before
-anything is called. torch's own ``weights_only`` loader would refuse the configs too, and fairseq's classes need fairseq.
+classes of a few packages that trainers leave in checkpoints (configs, dictionaries), and refuses every other name
+before it is called. torch's own ``weights_only`` loader would refuse the configs too, and fairseq's need fairseq.
 """
 
 import codecs
@@ -24,7 +24,7 @@ import pickle
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
-from typing import Any, Dict, Union
+from typing import Any, Callable, Dict, Union
 
 import torch
 
@@ -70,7 +70,7 @@ class Stub:
 
 
 def plain(value: Any) -> Any:
-    """Stubs of configs as dictionaries, lists and scalars: argparse namespaces, OmegaConf containers, enums, dictionaries."""
+    """Stubs as dictionaries, lists and scalars: namespaces of argparse, containers of OmegaConf, enums, ..."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -124,14 +124,16 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    """Resolves names of `_ALLOWED`, dtypes, and stubs."""
+    """Resolves names of `_TYPES` and `_FUNCTIONS`, dtypes, and stubs."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
+        if (module, name) in _TYPES:
+            return _TYPES[module, name]
+        if (module, name) in _FUNCTIONS:  # wrapped, since a pickle can set attributes of what it is given
+            return lambda *arguments: _FUNCTIONS[module, name](*arguments)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        if module.split(".")[0] in STUBBED_PACKAGES:
+        if module.split(".")[0] in STUBBED_PACKAGES and "." not in name:
             return type(name, (Stub,), {"__module__": module})
         raise _Refused(
             f"its pickle asks for {module}.{name}, which no checkpoint of weights needs. Nothing was executed. If you "
@@ -151,13 +153,15 @@ class _RestrictedPickle:
 
 
 _BUILTINS = (set, frozenset, dict, list, tuple, int, float, bool, complex, str, bytes, bytearray, slice, range, object)
-_ALLOWED: Dict[tuple, Any] = {
+_TYPES: Dict[tuple, type] = {
     **{(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in _BUILTINS},
     ("__builtin__", "long"): int,
     ("collections", "OrderedDict"): OrderedDict,
     ("collections", "defaultdict"): defaultdict,
     ("torch", "Size"): torch.Size,
     ("torch", "device"): torch.device,
+}
+_FUNCTIONS: Dict[tuple, Callable] = {
     ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,

@@ -14,11 +14,11 @@
 
 """Tensor names of other ecosystems and ours: one row per module, read both ways.
 
-A row stands for the module's ``weight`` and ``bias`` and for both spellings of a weight norm; ``{}`` is the number of a
-layer; None means that the tensor has no place in our models and is dropped. A name in no row is an error.
+A row stands for the module's ``weight`` and ``bias`` and for both spellings of a weight norm; ``{}`` is the number of
+a layer; None means that the tensor has no place in our models and is dropped. A name in no row is an error.
 
-Names that do not belong to the encoder: ``ctc`` is an output layer over letters, ``final_proj`` and ``label_embeddings``
-are HuBERT's prediction heads.
+Names that do not belong to the encoder: ``ctc`` is an output layer, ``final_proj`` and ``label_embeddings`` are
+HuBERT's prediction heads.
 
 Sources: fairseq ``models/wav2vec/wav2vec2.py``, ``models/hubert/hubert.py``; transformers ``modeling_hubert.py``,
 ``modeling_wavlm.py``, ``modeling_data2vec_audio.py``; torchaudio ``models/wav2vec2/components.py``.
@@ -177,8 +177,8 @@ class KeyTable:
                 mapped[ours] = tensor
         if unknown:
             raise ValueError(
-                f"{where}: unknown tensors {listed(unknown)}. It is not of the {self.name} layout of HuBERT, wav2vec 2.0, "
-                "WavLM or data2vec, or has parts beside the encoder: name its layout with --from, or remove them."
+                f"{where}: unknown tensors {listed(unknown)}. It is not of the {self.name} layout of HuBERT, wav2vec "
+                "2.0, WavLM or data2vec, or has parts beside the encoder: name its layout with --from, or remove them."
             )
         return mapped, dropped
 

@@ -26,13 +26,14 @@ import random
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, List, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import soundfile
 from tqdm import tqdm
 
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, atomic_write, load_audio, read_manifest
 
+MAX_DURATION_ERROR = 0.1  # seconds between header and manifest: rounding, not another file
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)  # two zero blocks close an archive
 Entry = Dict[str, Any]
 
@@ -133,10 +134,24 @@ def _audio_bytes(entry: Entry) -> bytes:
         path = Path(entry["audio_filepath"])
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such audio file. Correct the manifest or remove the line.")
-        return path.read_bytes()
+        data = path.read_bytes()
+        _check_header(data, path, entry.get("duration"))
+        return data
     buffer = io.BytesIO()
     soundfile.write(buffer, load_audio(entry), SAMPLE_RATE, format="FLAC")
     return buffer.getvalue()
+
+
+def _check_header(data: bytes, path: Path, duration: Optional[float]) -> None:
+    """Stock readers pass over a member whose header they cannot read, or that is shorter than ``min_duration``."""
+    from lhotse import Recording  # as in load_audio: readers of manifests stay quick
+
+    try:
+        found = Recording.from_bytes(data, path.stem).duration
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be read as audio ({error}). Replace the file or remove the line.") from error
+    if found == 0 or (duration is not None and abs(found - duration) > MAX_DURATION_ERROR):
+        raise ValueError(f"{path}: {found} s of audio, the manifest says {duration}. Correct the line or remove it.")
 
 
 def _without_offset(entry: Entry) -> Entry:

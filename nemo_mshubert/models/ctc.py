@@ -23,6 +23,9 @@ from lightning.pytorch import Trainer
 from nemo.collections.asr.models import ASRModel, EncDecCTCModel, EncDecCTCModelBPE
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_mshubert.data.manifest import iter_manifest
+from nemo_mshubert.data.resumable_loader import check_utterances
+from nemo_mshubert.data.tarred import check_shards, local_paths
 from nemo_mshubert.models.loading import restore_model
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 
@@ -93,8 +96,8 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
     """Restore a CTC ``.nemo`` with the options of ``overrides`` in its config: ``encoder``, ``train_ds``, ``optim``, ...
 
     Raises:
-        FileNotFoundError, ValueError: no such file, not a CTC model, one with another encoder, or an unknown option of
-            the encoder.
+        FileNotFoundError, ValueError: no such file, not a CTC model, one with another encoder, an unknown option of the
+            encoder, or data that cannot be trained on (a missing or truncated shard, a broken line, a line without text).
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file. Make it with scripts/ssl_to_ctc.py.")
@@ -114,9 +117,23 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
         OmegaConf.create(OmegaConf.to_container(overrides[name], resolve=True))
         for name in ("train_ds", "validation_ds", "optim")
     )
+    _check_data(train_ds)
+    _check_data(validation_ds)
+    train_ds.concurrent_bucketing = False  # where its thread meets an unreadable file, training would wait for ever
     if "labels" in config:
         train_ds.labels = validation_ds.labels = config.labels
     model.setup_training_data(train_ds)  # NeMo leaves these to the caller when a model is restored
     model.setup_multiple_validation_data(validation_ds)
     model.setup_optimization(optim)
     return model
+
+
+def _check_data(config: DictConfig) -> None:
+    """Stock loaders pass over what is missing in a tar, and take a line without text for one without words."""
+    if config.get("tarred_audio_filepaths") is not None:
+        check_shards(config.manifest_filepath, config.tarred_audio_filepaths)
+    check_utterances(config)
+    for path in local_paths(config.manifest_filepath):
+        for where, entry in iter_manifest(path):
+            if not isinstance(entry.get("text"), str):
+                raise ValueError(f'{where}: no "text" to train on. Add the transcript or remove the line.')

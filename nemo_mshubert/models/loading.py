@@ -36,13 +36,17 @@ def restore_model(path: Union[str, Path]) -> ModelPT:
 def load_encoder(path: Union[str, Path]) -> MSHuBERTEncoder:
     """The encoder of a pre-trained or fine-tuned ``.nemo``, on the CPU, in evaluation mode.
 
+    Its ``normalized_input`` tells whether the model's preprocessor scales each utterance to unit variance.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a NeMo model, or one with another encoder.
     """
-    encoder = getattr(restore_model(path), "encoder", None)
+    model = restore_model(path)
+    encoder = getattr(model, "encoder", None)
     if not isinstance(encoder, MSHuBERTEncoder):
         raise ValueError(f"{path}: its encoder is {type(encoder).__name__}, expected MSHuBERTEncoder.")
+    encoder.normalized_input = getattr(model.preprocessor, "normalized", False)
     return encoder.eval()
 
 

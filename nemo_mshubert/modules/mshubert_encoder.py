@@ -129,6 +129,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
         self.mask_prob, self.mask_length = mask_prob, mask_length
         self.mask_channel_prob, self.mask_channel_length = mask_channel_prob, mask_channel_length
 
+        self.normalized_input = False  # set by load_encoder: the audio was scaled before it came here in training
         self.frozen = False  # set by callbacks.EncoderFreeze: `forward` passes no gradient to the encoder
 
         self.feature_extractor = ConvFeatureExtractor(conv_layers, conv_norm, conv_bias)

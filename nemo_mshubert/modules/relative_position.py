@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""WavLM's gated relative position bias (Chen et al. 2022, section 3.1): attention that depends on distance and content.
+"""WavLM's gated relative position bias (Chen et al. 2022, section 3.1): attention by distance and content.
 
 Weights and maths equal ``WavLMAttention`` of transformers. B utterances, T frames, D width, H heads.
 """

@@ -70,7 +70,7 @@ class WaveformPreprocessor(AudioPreprocessor):
         stride = 1.0 / sample_rate if window_stride is None else window_stride
         super().__init__(win_length=1, hop_length=1)  # samples
         self._sample_rate = sample_rate
-        self._normalize = normalize == "per_feature"
+        self.normalized = normalize == "per_feature"
         # NeMo's streaming code reads and sets these on `featurizer`.
         self.featurizer = SimpleNamespace(
             dither=dither,
@@ -89,7 +89,7 @@ class WaveformPreprocessor(AudioPreprocessor):
         """``[B, S]`` samples -> ``[B, 1, S]``, lengths unchanged; samples beyond an utterance are set to zero."""
         valid_BS = torch.arange(input_signal.shape[1], device=input_signal.device) < length[:, None]
         signal_BS = input_signal * valid_BS
-        if self._normalize:
+        if self.normalized:
             count_B = length.clamp(min=1)[:, None]
             centred_BS = (signal_BS - signal_BS.sum(dim=1, keepdim=True) / count_B) * valid_BS
             signal_BS = centred_BS * torch.rsqrt(centred_BS.square().sum(dim=1, keepdim=True) / count_B + EPSILON)

@@ -162,3 +162,20 @@ def test_fingerprint_sees_every_weight_and_nothing_else():
     assert encoder_fingerprint(renamed) != original
     reshaped = nn.ParameterDict({"weight": module.weight.detach().view(3, 2), "bias": module.bias.detach()})
     assert encoder_fingerprint(reshaped) != original
+
+
+@pytest.mark.unit
+def test_audio_is_scaled_for_encoders_that_were_trained_on_scaled_audio():
+    """Otherwise the labels of a large model come from audio it has never seen the like of."""
+
+    class Samples(torch.nn.Module):
+        normalized_input = True
+
+        def extract_features(self, audio, length, layer):
+            frames = frame_count(length)
+            return audio.unfold(1, 400, 320)[:, : int(frames.max()), :3], frames
+
+    waveform = 0.05 * np.random.default_rng(0).standard_normal(5000).astype(np.float32) + 0.2
+    (features,) = HiddenFeatures(Samples(), layer=1)([waveform])
+    scaled = (waveform - waveform.mean()) / waveform.std()
+    np.testing.assert_allclose(features[2], scaled[640:643], rtol=1e-4)

@@ -229,7 +229,7 @@ def test_what_we_write_is_spelled_like_fairseq(peer, save_peer, tmp_path, family
 
 @pytest.mark.unit
 def test_heads_travel_bit_equal(folder):
-    """Prediction heads have a place in fairseq's layout: special rows of zeros, which have cosine 0 with everything."""
+    """Prediction heads have a place in fairseq's layout: special rows of zeros, of cosine 0 with everything."""
     checkpoint = read_huggingface(folder)
     checkpoint.prediction_heads = [
         PredictionHead(torch.randn(8, 24), torch.randn(8), torch.rand(size, 8)) for size in (10, 5)

@@ -38,7 +38,7 @@ def test_round_trip_is_bit_equal(peer, save_peer, tmp_path, family):
     assert_same_weights(load_encoder(tmp_path / "model.nemo").state_dict(), checkpoint.weights)
     model = restore_model(tmp_path / "model.nemo")
     assert list(model.decoder.vocabulary) == LETTERS
-    assert model.preprocessor._normalize is FAMILIES[family][2]
+    assert model.preprocessor.normalized is FAMILIES[family][2]
     again = read_checkpoint(tmp_path / "model.nemo")
     assert_same_weights(again.weights, checkpoint.weights)
     written = {key: again.encoder[key] for key in checkpoint.encoder}

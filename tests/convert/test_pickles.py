@@ -18,6 +18,7 @@ import collections
 import os
 import pickle
 import subprocess
+import zipfile
 
 import numpy
 import pytest
@@ -91,6 +92,32 @@ def test_a_stub_runs_nothing(tmp_path):
     torch.save({"scale": numpy.float64(3.0), "call": Attack(numpy.save, tmp_path / "witness", [1])}, path)
     content = load_torch_file(path)
     assert isinstance(content["call"], Stub) and list(tmp_path.iterdir()) == [path]
+
+
+def zip_of(pickled, path):
+    """A file of torch.save around hand-written opcodes."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", pickled)
+        archive.writestr("model/version", "3\n")
+    return path
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("module, name", [("numpy", "os.system"), ("torch._utils", "_rebuild_tensor_v2.__globals__")])
+def test_attributes_of_what_is_known_are_refused(tmp_path, module, name):
+    """Protocol 4 can name ``numpy.os.system``."""
+    strings = b"".join(b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name))
+    path = zip_of(b"\x80\x04" + strings + b"\x93.", tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=f"its pickle asks for {module}.{name}"):
+        load_torch_file(path)
+
+
+@pytest.mark.unit
+def test_a_pickle_cannot_change_our_functions(tmp_path):
+    """Opcode BUILD sets attributes of a function it was given."""
+    pickled = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x04\x00\x00\x00evilK\x01sb."
+    load_torch_file(zip_of(pickled, tmp_path / "model.pt"))
+    assert not hasattr(torch._utils._rebuild_tensor_v2, "evil")
 
 
 @pytest.mark.unit

@@ -24,7 +24,7 @@ import fixed_update
 import lightning.pytorch as pl
 import pytest
 import torch
-from fixed_update import collate, train, train_split, utterance
+from fixed_update import collate, every_second_frame, train, train_split, utterance
 from omegaconf import OmegaConf
 
 from nemo_mshubert.models import step_guard
@@ -192,3 +192,26 @@ def test_dropped_heads_have_zero_gradients(config):
         for clusters, norm in norms.items():
             assert norm is not None and (norm > 0) == (clusters in kept), (update, clusters)
     assert len({tuple(model._kept_sets(update)) for update in range(6)}) > 1
+
+
+# --- Visible frames --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+def test_visible_frames_enter_the_loss_as_weighted(make_model):
+    """`unmasked_weight` is HuBERT's loss at visible frames, counted over visible rows only, without a second penalty."""
+    model = make_model("model.swap=false", "model.unmasked_weight=0.5")
+    batch = collate([utterance(number) for number in range(2)])
+    masks = every_second_frame(batch["length"], batch["audio"].shape[1])
+    views = model(batch["audio"], batch["length"], masks.mask_BT)
+    visible_sum, count = model._unmasked_loss(views, batch["labels"], [40, 20, 10], masks)
+    expected, rows = 0.0, 0
+    for clusters in (40, 20, 10):
+        labels_BT = model._labels_of_set(batch["labels"], clusters)
+        head, x_VBTD = model.label_heads.heads[str(clusters)], views.tapped[model.layer_of_set[clusters]]
+        for utt, frame in (~masks.mask_BT & (labels_BT != -100)).nonzero().tolist():
+            log_probs = head(x_VBTD[0, utt, frame]).log_softmax(-1)
+            expected -= log_probs[labels_BT[utt, frame]].item()
+            rows += 1
+    assert count == rows // 3
+    assert visible_sum.item() == pytest.approx(expected, rel=1e-4)
