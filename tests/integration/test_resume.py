@@ -51,7 +51,7 @@ def command(labelled, tiny_command_line, tmp_path):
             f"validate_every_updates={VALIDATE_EVERY}",
             "seconds_per_update=24",  # two micro-batches
             "model.train_ds.num_workers=2",
-            "+model.train_ds.num_cuts_for_bins_estimate=50",
+            "model.train_ds.num_cuts_for_bins_estimate=50",
             "model.drop_label_sets=1",
             "model.encoder.dropout=0.1",
             "model.encoder.layerdrop=0.2",
