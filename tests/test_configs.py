@@ -282,7 +282,7 @@ def test_seconds_that_cannot_be_met_are_a_warning(monkeypatch):
 
 @pytest.mark.parametrize("gpus", [0, 3])
 def test_all_devices_are_counted(monkeypatch, gpus):
-    """`devices: -1` is the default of the configs: with three GPUs an update accumulates 11 times, on a CPU 32 times."""
+    """`devices: -1` is the default: with three GPUs an update accumulates 11 times, on a CPU 32 times."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     config = load("pretrain", "mshubert_base")

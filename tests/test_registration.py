@@ -36,7 +36,7 @@ print(json.dumps([name for name in names if name in sys.modules]))
 
 
 def test_plugin_is_found_by_hydra_and_imports_neither_torch_nor_nemo():
-    """Every Hydra application of a machine runs it: it must not cost seconds, nor break `import nemo.core` in the middle."""
+    """Every Hydra application of a machine runs it: it must not cost seconds, nor break `import nemo.core`."""
     found = subprocess.run([sys.executable, "-c", SCAN], capture_output=True, text=True, check=True)
     assert json.loads(found.stdout) == ["nemo_mshubert", "hydra_plugins.nemo_mshubert.register"]
     assert not found.stderr  # a plugin that fails to import is a warning of Hydra's

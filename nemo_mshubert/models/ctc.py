@@ -96,8 +96,8 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
     """Restore a CTC ``.nemo`` with the options of ``overrides`` in its config: ``encoder``, ``train_ds``, ``optim``, ...
 
     Raises:
-        FileNotFoundError, ValueError: no such file, not a CTC model, one with another encoder, an unknown option of the
-            encoder, or data that cannot be trained on (a missing or truncated shard, a broken line, a line without text).
+        FileNotFoundError, ValueError: no such file, not a CTC model, one with another encoder, an unknown option of
+            the encoder, or data that cannot be trained on (a missing or truncated shard, a broken line, no text).
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file. Make it with scripts/ssl_to_ctc.py.")

@@ -145,7 +145,7 @@ def test_zero_updates_freeze_nothing(model):
 
 
 def test_dropout_and_masks_stay_on_while_frozen(model, tiny_ctc):
-    """As in fairseq: the output layer must not get used to unmasked frames; outputs are those of an encoder in training."""
+    """As in fairseq: the output layer must not get used to unmasked frames; the outputs are those of training."""
     encoder = model().encoder.train()
     signal, length = torch.randn(2, 1, 8000), torch.tensor([8000, 6000])
     outputs = []

@@ -64,7 +64,7 @@ def test_kept_parts_tile_the_utterance(num_frames):
 @pytest.mark.parametrize("surplus", [0, 1, 79, 319])
 @pytest.mark.parametrize("num_frames", [101, 299, 300, 301, 650])
 def test_chunks_of_a_model_with_local_context_leave_no_seam(small_chunks, num_frames, surplus):
-    """Samples and frames of every chunk meet, whatever the length: a front end without attention sees no difference."""
+    """Samples and frames of every chunk meet, whatever the length: without attention nothing differs."""
     torch.manual_seed(0)
     convolutions = ConvFeatureExtractor(
         [(4, k, s) for k, s in ((10, 5), *4 * ((3, 2),), (2, 2), (2, 2))], "layer_norm"

@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Bad input, item by item as a user meets it at every step: a clear error with the place and the remedy, or a counted skip.
+"""Bad input as a user meets it at every step: a clear error with the place and the remedy, or a counted skip.
 
-What one module can show is tested beside it: labels in tests/data/test_labels.py and test_pretraining_dataset.py, label
-sets and blocks in tests/models/test_mshubert_model.py, other architectures in tests/models/test_ctc.py, evaluation in
-tests/decoding/test_acoustic.py and test_evaluation.py. Here: the steps between, and whether anything is left half-written.
+What one module can show is tested beside it: labels in tests/data/test_labels.py and test_pretraining_dataset.py,
+label sets and blocks in tests/models/test_mshubert_model.py, other architectures in tests/models/test_ctc.py, evaluation
+in tests/decoding/test_acoustic.py and test_evaluation.py. Here: the steps between, and that nothing is half-written.
 """
 
 import json
@@ -114,7 +114,7 @@ def test_kmeans_and_labels_name_the_line(corpus, labelled, tmp_path, kind, messa
 @pytest.mark.parametrize("rate", [8000, 44100])
 @pytest.mark.parametrize("tarred", [False, True])
 def test_other_sample_rates_pass_the_whole_chain(labelled, tmp_path, rate, tarred):
-    """Labelled, checked, packed and loaded with the frames that the audio has at 16 kHz, which all steps must agree on."""
+    """Labelled, checked, packed and loaded with the frames of the audio at 16 kHz, on which all steps must agree."""
     entries = []
     for number in range(4):
         samples = rate + 37 * number
@@ -191,7 +191,7 @@ def test_bad_samples_in_a_tar_are_skipped_and_counted(counting_corpus, tmp_path,
 
 @pytest.fixture
 def fine_tune(letters_path, synthetic_corpus):
-    """``fine_tune(manifest, ...)``: four updates with the loader's options of conf/finetune; the model and the guard."""
+    """``fine_tune(manifest, ...)``: four updates with the loader's options of conf/finetune; model and guard."""
 
     def train(manifest, max_nonfinite_steps=20, **train_ds):
         data = dict(use_lhotse=True, sample_rate=16000, batch_size=None, num_workers=0, pin_memory=False)
@@ -228,7 +228,7 @@ def fine_tune(letters_path, synthetic_corpus):
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", ["garbage", "missing"])
 def test_finetuning_on_unreadable_audio_ends_with_its_name(corpus, fine_tune, kind):
-    """NeMo's background thread dies of it and leaves the training waiting for ever: a hang on 8 GPUs over a weekend."""
+    """NeMo's background thread dies of it and leaves the training waiting for ever: a weekend of 8 GPUs."""
     with pytest.raises(Exception, match=f"u{BAD}.wav"):
         fine_tune(corpus(kind))
 

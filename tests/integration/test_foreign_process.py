@@ -39,7 +39,8 @@ from nemo.collections.asr.models import ASRModel
 from nemo.core.classes import ModelPT
 
 ssl, ctc, wave, output = sys.argv[1:]
-found = {"checksum": float(sum(p.double().abs().sum() for p in ModelPT.restore_from(ssl, map_location="cpu").parameters()))}
+pretrained = ModelPT.restore_from(ssl, map_location="cpu")
+found = {"checksum": float(sum(p.double().abs().sum() for p in pretrained.parameters()))}
 model = ASRModel.restore_from(ctc, map_location="cpu")
 found["class"] = f"{type(model).__module__}.{type(model).__qualname__}"
 found["text"] = model.transcribe([wave], verbose=False)[0].text

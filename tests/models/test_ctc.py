@@ -209,7 +209,7 @@ def test_transcribe_files_arrays_and_batches(model, waves, tmp_path):
 
 @pytest.mark.unit
 def test_transcribe_in_bf16(model, waves):
-    """Stock scripts cast the whole model and leave the audio in fp32; 8 bits of mantissa flip a few letters at most."""
+    """Stock scripts cast the whole model and leave the audio in fp32; 8 bits of mantissa flip a few letters."""
     expected = texts(model.transcribe(waves, verbose=False))
     with_casts = model.to(torch.bfloat16)
     log_probs, _ = log_probs_of(with_casts, waves[0])
@@ -370,7 +370,7 @@ def test_training_step_is_ctc_of_every_utterance_alone(tiny_ctc, waves):
 
 @pytest.mark.unit
 def test_intermediate_ctc_losses(tiny_ctc, waves):
-    """``interctc`` of NeMo's configs: the loss of the blocks it names (from 0), weighted; the rest to the last block."""
+    """``interctc`` of NeMo's configs: the losses of the blocks it names (from 0); the other weight to the last."""
     interctc = {"interctc": {"loss_weights": [0.2, 0.3], "apply_at_layers": [0, 2]}}
     model = tiny_ctc(interctc)
     batch = batch_of(waves)
@@ -431,7 +431,7 @@ def overrides(synthetic_corpus):
 
 @pytest.mark.integration
 def test_options_of_finetuning_replace_those_of_the_file(path, overrides):
-    """Masks, dropouts, frozen front end, data and optimizer are the experiment's; weights and the rest are the file's."""
+    """Masks, dropouts, frozen front end, data and optimizer are the experiment's; the rest is the file's."""
     trainer = pl.Trainer(max_steps=10, accelerator="cpu", logger=False, enable_checkpointing=False)
     model = restore_for_finetuning(str(path), overrides, trainer)
     original = ASRModel.restore_from(str(path), map_location="cpu")

@@ -60,7 +60,7 @@ def rates(updates, **options):
     ],
 )
 def test_equals_fairseq_at_every_update(options, stages):
-    """Otherwise no fine-tuning of the paper is repeated: also beyond the last update, where NeMo's schedules drop to 0."""
+    """Otherwise no fine-tuning is the paper's: also beyond the last update, where NeMo's schedules drop to 0."""
     scales = options.get("init_lr_scale", 0.01), options.get("final_lr_scale", 0.05)
     updates = options["max_steps"] + 5
     expected = [fairseq_tri_stage(update, *stages, *scales) for update in range(updates)]
