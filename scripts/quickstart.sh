@@ -25,7 +25,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-data="" manifests="" alignments="" exp=exp/quickstart updates=400 finetune_updates=400
+data="" manifests="" alignments="" exp=exp/quickstart updates=400 finetune_updates=800
 while [ $# -gt 0 ]; do
     case "$1" in
         --data) data=$(realpath "$2"); shift 2 ;;
