@@ -14,8 +14,8 @@
 
 """Make NeMo manifests of LibriSpeech, Libri-Light's limited sets, or any corpus in LibriSpeech's layout.
 
-    python scripts/prepare_librispeech.py --data data --output data/manifests --download --subsets dev-clean 10h
-    python scripts/prepare_librispeech.py --data data/synthetic --output data/synthetic/manifests
+python scripts/prepare_librispeech.py --data data --output data/manifests --download --subsets dev-clean 10h
+python scripts/prepare_librispeech.py --data data/synthetic --output data/synthetic/manifests
 """
 
 import argparse

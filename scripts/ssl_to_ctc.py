@@ -14,8 +14,8 @@
 
 """Put a pre-trained encoder into a stock NeMo CTC model, ready for finetune_ctc.py or any NeMo fine-tuning script.
 
-    python scripts/ssl_to_ctc.py --ssl mshubert_base.nemo --output ctc.nemo                       # letters
-    python scripts/ssl_to_ctc.py --ssl mshubert_base.nemo --tokenizer_dir tokenizer --output bpe.nemo
+python scripts/ssl_to_ctc.py --ssl mshubert_base.nemo --output ctc.nemo                       # letters
+python scripts/ssl_to_ctc.py --ssl mshubert_base.nemo --tokenizer_dir tokenizer --output bpe.nemo
 """
 
 import argparse

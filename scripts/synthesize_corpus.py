@@ -14,8 +14,8 @@
 
 """Synthesise a small multi-voice English corpus in LibriSpeech's layout, with exact word and phone times.
 
-    python scripts/synthesize_corpus.py --output data/synthetic --train_minutes 20
-    python scripts/prepare_librispeech.py --data data/synthetic --output data/synthetic/manifests
+python scripts/synthesize_corpus.py --output data/synthetic --train_minutes 20
+python scripts/prepare_librispeech.py --data data/synthetic --output data/synthetic/manifests
 """
 
 import argparse

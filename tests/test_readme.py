@@ -20,7 +20,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "scripts" / "quickstart.sh", ROOT / "Jenkinsfile"]
+TEXTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "scripts" / "quickstart.sh",
+    ROOT / "Jenkinsfile",
+]
 COMMAND = re.compile(r"python (scripts/\w+\.py)((?:\\\n|[^\n`|])*)")
 
 

@@ -14,10 +14,10 @@
 
 """fairseq's ``.pt`` files, read and written without fairseq, and files in its layout: s3prl's, WavLM's, the authors'.
 
-    fairseq   {"cfg" or "args", "model", "task_state", ...}
-    s3prl     {"task_cfg", "model_cfg", "model_weight", "dictionaries_symbols"}     (the authors' MS-HuBERT)
-    WavLM     {"cfg", "model"}, cfg flat
-    weights   {name: tensor}
+fairseq   {"cfg" or "args", "model", "task_state", ...}
+s3prl     {"task_cfg", "model_cfg", "model_weight", "dictionaries_symbols"}     (the authors' MS-HuBERT)
+WavLM     {"cfg", "model"}, cfg flat
+weights   {name: tensor}
 """
 
 import ast

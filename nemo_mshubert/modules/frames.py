@@ -14,10 +14,10 @@
 
 """Frame arithmetic of the HuBERT front end: which samples a frame sees, and how many frames an utterance has.
 
-    samples   0        320       640       960
-    frame 0   |-- 400 samples --|
-    frame 1            |-- 400 samples --|
-    frame 2                     |-- 400 samples --|
+samples   0        320       640       960
+frame 0   |-- 400 samples --|
+frame 1            |-- 400 samples --|
+frame 2                     |-- 400 samples --|
 """
 
 from typing import TypeVar
