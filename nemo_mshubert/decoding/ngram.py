@@ -122,13 +122,13 @@ def train_arpa(
             f"pruning {list(prune)}: give at most {order} counts that do not decrease and start with 0 (words stay), "
             "such as 0 0 1."
         )
+    sentences = iter(sentences)
+    first = next(sentences, None)  # errors of the text come before lmplz is looked for, or starts
+    if first is None:
+        raise ValueError(f"{arpa}: no sentences to train on.")
     # On tiny texts the Kneser-Ney discounts cannot be estimated; the fallback is used then, and only then.
     command = [find_kenlm_tool("lmplz", kenlm_folder), "-o", str(order), "-S", MEMORY, "--discount_fallback"]
     command += ["-T", str(Path(arpa).resolve().parent) + "/"] + (["--prune", *map(str, prune)] if prune else [])
-    sentences = iter(sentences)
-    first = next(sentences, None)  # errors of the text come before lmplz starts
-    if first is None:
-        raise ValueError(f"{arpa}: no sentences to train on.")
     with atomic_write(arpa, "wb") as stream:
         _run(command, chain([first], sentences), stdout=stream)
 
