@@ -1,0 +1,149 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Timing of things side by side, the machine it was done on, tables and JSON.
+
+A row is a dictionary; a column a key of it with a heading and a number format. What a row lacks was not measured, and
+the table says so.
+"""
+
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+
+import torch
+
+from nemo_mshubert.data.manifest import PathLike, atomic_write
+
+NOT_MEASURED = "not measured"
+Row = Dict[str, Any]
+Call = Callable[[], Any]
+
+
+class Column(NamedTuple):
+    key: str  # of the rows
+    heading: str
+    format: str = ""  # as in format(value, ...)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what the device still computes; nothing to wait for on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(call: Call, device: torch.device) -> float:
+    """Wall-clock seconds of one call, with the work that it left to the device."""
+    synchronize(device)
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def median_seconds(calls: Dict[str, Call], repeats: int, device: torch.device) -> Dict[str, float]:
+    """Median seconds of each call. They take turns, so that a machine that slows down slows them alike; round 0 warms up."""
+    times: Dict[str, List[float]] = {name: [] for name in calls}
+    for repeat in range(repeats + 1):
+        for name, call in calls.items():
+            seconds = seconds_of(call, device)
+            if repeat:
+                times[name].append(seconds)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_gib(build: Callable[[], Call], device: torch.device) -> Optional[float]:
+    """GPU memory in GiB that ``build()`` and two of its calls hold at most beyond what was held before.
+
+    None on a CPU: the peak of a process is that of everything it ever held.
+    """
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call = build()
+    for _ in range(2):  # the optimizer's moments are there from the first step on
+        call()
+    synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**30
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
+    """FLOP/s of a large matrix product: what this machine reaches at best, the base of a utilisation."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    calls = 10 if device.type == "cuda" else 1
+
+    def product() -> None:
+        for _ in range(calls):
+            torch.mm(a, b)
+
+    return calls * 2 * size**3 / median_seconds({"product": product}, repeats, device)["product"]
+
+
+def describe_machine(device: torch.device) -> Dict[str, Any]:
+    """Processor, cores, threads, GPU and versions: without them a time says nothing."""
+    machine = {
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if device.type == "cuda":
+        machine.update(gpu=torch.cuda.get_device_name(device), cuda=torch.version.cuda)
+    return machine
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def markdown_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """One line per row; values that are absent or None read "not measured"."""
+    lines = ["| " + " | ".join(column.heading for column in columns) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        values = (row.get(column.key) for column in columns)
+        cells = [
+            NOT_MEASURED if value is None else format(value, column.format) for value, column in zip(values, columns)
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def publish(
+    name: str,
+    arguments: Dict[str, Any],
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+    device: torch.device,
+    output: Optional[PathLike] = None,
+) -> None:
+    """Print the machine and the table, and write them with the arguments to the JSON file ``output``."""
+    machine = describe_machine(device)
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    print(markdown_table(rows, columns))
+    if output:
+        with atomic_write(output) as stream:
+            report = {"benchmark": name, "machine": machine, "arguments": arguments, "rows": list(rows)}
+            json.dump(report, stream, indent=2, default=str)  # paths

@@ -1,0 +1,132 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The rows of the pre-training benchmark: peers do the same work as ours, and FLOPs are counted, not guessed."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.utils.flop_counter import FlopCounterMode
+
+from nemo_mshubert.benchmarks import pretraining_step
+from nemo_mshubert.benchmarks.flops import forward_flops, step_flops
+from nemo_mshubert.benchmarks.peers import PEERS
+from nemo_mshubert.benchmarks.pretraining_step import Batch, Step, batch_rows
+from nemo_mshubert.convert.tables import hugging_face_table, torchaudio_table
+from nemo_mshubert.modules.mshubert_encoder import HUBERT_CONV_LAYERS, MSHuBERTEncoder
+from tests.conftest import TINY_CLUSTERS, TINY_ENCODER
+
+pytestmark = pytest.mark.unit
+BASE_OR_LARGE = [
+    dict(conv_norm="group_norm", conv_bias=False, pre_norm=False),
+    dict(conv_norm="layer_norm", conv_bias=True, pre_norm=True),
+]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def config():
+    """What the benchmark reads of an experiment."""
+    model = dict(
+        encoder=dict(_target_="", **TINY_ENCODER, **BASE_OR_LARGE[0]),
+        label_heads=dict(d_head=8),
+        label_sets=TINY_CLUSTERS,
+        loss=dict(penalty_weight=10.0),
+        masking=dict(mask_prob=0.65, mask_length=10),
+    )
+    return OmegaConf.create({"model": model})
+
+
+@pytest.mark.parametrize("options", BASE_OR_LARGE, ids=["base", "large"])
+@pytest.mark.parametrize("name", ["transformers", "torchaudio"])
+def test_peer_with_our_weights_gives_our_views(tiny_encoder, config, name, options):
+    """A peer that skipped the exchange, a norm or a view would look fast."""
+    if name == "torchaudio":
+        pytest.importorskip("torchaudio", reason="torchaudio is not installed")
+    ours = tiny_encoder(**options).train()
+    peer = PEERS[name]({**TINY_ENCODER, **options}).train()
+    theirs = {key.removeprefix("hubert.").removeprefix("wav2vec2."): value for key, value in peer.state_dict().items()}
+    mask_embedding = theirs.pop("mask_embedding", None)
+    table = hugging_face_table() if name == "transformers" else torchaudio_table()
+    weights, dropped = table.to_ours(theirs, "the peer")
+    if mask_embedding is not None:
+        weights["mask_embedding"] = mask_embedding
+    assert not dropped
+    ours.load_state_dict(weights)
+    batch = Batch(2.0, 0.5, config, CPU)
+    for use_swap in (True, False):
+        arguments = (batch.audio, batch.length, batch.mask_BT, [1, 2, 4], use_swap)
+        expected, found = ours.forward_views(*arguments), peer.forward_views(*arguments)
+        assert found.tapped.keys() == expected.tapped.keys()
+        for layer, x_VBTD in expected.tapped.items():
+            torch.testing.assert_close(found.tapped[layer], x_VBTD, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.feature_penalty, expected.feature_penalty, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.frames_B, expected.frames_B)
+
+
+def test_flops_are_those_that_pytorch_counts(config):
+    """The utilisation stands on them. PyTorch counts the products of a real forward pass, attention included."""
+    batch = Batch(2.0, 0.5, config, CPU)
+    step = Step(MSHuBERTEncoder(**TINY_ENCODER, **BASE_OR_LARGE[0]), config, batch, TINY_CLUSTERS, True)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        views = step.encoder.forward_views(batch.audio, batch.length, batch.mask_BT, [1, 2, 4])
+        step.heads({k: views.tapped[layer][:, batch.mask_BT].flatten(0, 1) for k, layer in step.layer_of_set.items()})
+    ours = forward_flops(TINY_ENCODER, batch.num_rows, batch.num_samples, 2, batch.num_masked, TINY_CLUSTERS, 8)
+    assert ours == pytest.approx(counter.get_total_flops(), rel=0.02)  # an even kernel convolves one frame more
+
+
+def test_base_model_costs_what_its_parts_add_up_to():
+    """About 77 GFLOP per second of audio with Swap, 15.6 s utterances: the transformer's two views dominate."""
+    base = dict(conv_layers=HUBERT_CONV_LAYERS, d_model=768, d_inner=3072, num_layers=12)
+    base.update(pos_conv_groups=16, pos_conv_kernel=128)
+    samples = 250_000
+    flops = step_flops(base, 1, samples, 2, 390, [1000, 500, 250, 125, 50, 25], 256)
+    assert flops / (samples / 16000) / 1e9 == pytest.approx(77, rel=0.05)
+
+
+def test_rows_say_what_was_not_measured(config, monkeypatch):
+    """A peer that is not installed, or does not fit, must not end a benchmark of hours, nor get a number."""
+
+    def absent(options):
+        raise ImportError
+
+    def too_large(options):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(pretraining_step, "PEERS", {"absent": absent, "too large": too_large})
+    rows = {row["row"]: row for row in batch_rows("tiny", config, Batch(1.0, 0.5, config, CPU), 1, 1e12)}
+    assert list(rows) == [
+        "ours",
+        "ours, no Swap",
+        "ours, one head",
+        "absent: not installed",
+        "too large: out of memory",
+    ]
+    assert "seconds" not in rows["absent: not installed"] and "seconds" not in rows["too large: out of memory"]
+    assert rows["ours"]["time_over_ours"] == 1 and rows["ours"]["peak_gib"] is None
+    speed, work = rows["ours"]["audio_seconds_per_second"], rows["ours"]["gflop_per_audio_second"]
+    assert rows["ours"]["utilisation"] == pytest.approx(speed * work * 1e9 / 1e12)
+
+
+def test_step_trains_encoder_and_heads(config):
+    """A step that left something out would look fast."""
+    batch = Batch(1.0, 0.5, config, CPU)
+    step = Step(MSHuBERTEncoder(**TINY_ENCODER), config, batch, TINY_CLUSTERS, True)
+    parameters = dict([*step.encoder.named_parameters(), *step.heads.named_parameters()])
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    step()
+    step()
+    # The softmax does not see a bias of the keys. Without a gradient AdamW's decay moves weights by 1e-7 of their value.
+    moved = {name: (new - before[name]).abs().max() for name, new in parameters.items() if "k_proj.bias" not in name}
+    assert len(moved) == len(step.parameters) - 4 and min(moved.values()) > 1e-6
