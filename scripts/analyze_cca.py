@@ -20,8 +20,8 @@
         --alignments textgrids/dev-clean --train_alignments textgrids/train-clean-100 --output cca_phones
 
 Models are pre-trained or CTC .nemo files; one NAME with several files is drawn as their mean within their range.
-Alignments are JSONL (.gz), or TextGrids of the Montreal Forced Aligner and folders of these. Writes cca.png, cca.csv
-and results.json. The same call goes on after an interruption, and repeats nothing for models that are done.
+Alignments are JSONL (.gz), or TextGrids of the Montreal Forced Aligner and folders of these. Writes cca.png, cca.csv,
+results.json and, of several files of one name, mean and spread to summary.md. The same call goes on after an interruption, and repeats nothing for models that are done.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from typing import Tuple
 import torch
 
 from nemo_mshubert.analysis.cca import WEIGHTS, CcaSettings
-from nemo_mshubert.analysis.cca_report import analyze_models, load_hidden_states, results_table
+from nemo_mshubert.analysis.cca_report import analyze_models, load_hidden_states, results_table, summary_table
 from nemo_mshubert.analysis.word_segments import commonest_units, read_alignments, sample_instances
 
 # Words: Pasad et al. Phones: all of them, and about as many instances in all as words have (an assumption).
@@ -79,7 +79,8 @@ def main(argv=None) -> None:
     sample = sample_instances(args.manifest, alignments, units, args.instances, args.seed)
     settings = CcaSettings(weights=args.weights, seed=args.seed)
     load = partial(load_hidden_states, device=args.device)
-    print(results_table(analyze_models(args.model, sample, args.output, settings, load)))
+    runs = analyze_models(args.model, sample, args.output, settings, load)
+    print(f"{results_table(runs)}\n\n{summary_table(runs)}")
 
 
 if __name__ == "__main__":

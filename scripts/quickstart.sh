@@ -40,24 +40,9 @@ done
 
 EXTRAS=test
 source scripts/environment.sh
-mkdir -p "$exp/logs"
 export HYDRA_FULL_ERROR=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore
 
-# stage NAME OUTPUT COMMAND...: run the command unless OUTPUT is there; note its seconds for the report.
-stage() {
-    local name=$1 output=$2 start seconds
-    shift 2
-    if [ -e "$output" ]; then
-        printf '\n== %s: done, %s is there\n' "$name" "$output"
-        return
-    fi
-    printf '\n== %s\n   %s\n' "$name" "$*"
-    start=$(date +%s)
-    "$@" 2>&1 | tee "$exp/logs/${name// /_}.log"
-    seconds=$(($(date +%s) - start))
-    [ -e "$output" ] || { echo "$name ended without $output; see $exp/logs" >&2; exit 1; }
-    printf '%s\t%s\t%s\n' "$name" "$seconds" "$*" >>"$exp/stages.tsv"
-}
+source scripts/stages.sh
 
 # --- Speech and manifests ---------------------------------------------------------------------------------------------
 if [ -z "$data$manifests" ]; then

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""README, docs and quickstart name scripts, options and configs that exist."""
+"""README, docs and shell scripts name scripts, options and configs that exist."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXTS = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
-    ROOT / "scripts" / "quickstart.sh",
+    *sorted((ROOT / "scripts").glob("*.sh")),
     ROOT / "Jenkinsfile",
 ]
 COMMAND = re.compile(r"python (scripts/\w+\.py)((?:\\\n|[^\n`|])*)")
@@ -52,6 +52,6 @@ def test_commands_name_what_exists(script, rest):
 @pytest.mark.unit
 def test_links_lead_somewhere():
     """Relative links in README and docs."""
-    for text in TEXTS[:-2]:
+    for text in (path for path in TEXTS if path.suffix == ".md"):
         for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", text.read_text(encoding="utf-8")):
             assert (text.parent / target).exists(), f"{text.name}: {target}"

@@ -16,7 +16,8 @@
 
     <output>/features/<encoder>-<sample>.npz             pooled hidden states, one array per layer
     <output>/scores/<encoder>-<sample>-<settings>.json   scores of a model
-    <output>/results.json, cca.csv, cca.png              all models of the call
+    <output>/results.json, cca.csv, cca.png              all models of the call, written anew after each
+    <output>/summary.md                                  mean and spread of the runs of each name, when all are done
 
 Files of ``features`` and ``scores`` that are there are not made again, so an interrupted call goes on with the model
 that it was at, and a call with another model computes that one only. ``features`` may be deleted when all is done.
@@ -88,6 +89,8 @@ def analyze_models(
         logger.info("%s: %s", name, path)
         runs.append({"name": name, "file": str(path), **score_model(load(path), sample, output, settings, str(path))})
         write_results(runs, sample, settings, output)
+    with atomic_write(output / "summary.md") as stream:
+        stream.write(summary_table(runs) + "\n")
     return runs
 
 
@@ -229,6 +232,25 @@ def group_runs(runs: Sequence[Run]) -> Dict[str, List[Run]]:
                 f"{name}: its files have {sorted(depths)} layers. Give models of other depths other names."
             )
     return groups
+
+
+def summary_table(runs: Sequence[Run]) -> str:
+    """Markdown: for each name the mean score of its runs, of every layer and of the areas, +- their standard deviation.
+
+    The deviation is that of the runs (seeds), with n - 1; of a single run there is none.
+    """
+    groups = group_runs(runs)
+    depth = max(len(group[0]["layers"]) for group in groups.values())
+    lines = [f"| model | runs | {' | '.join(f'layer {layer}' for layer in range(depth))} | AUC |"]
+    lines.append("|---|" + "---:|" * (depth + 2))
+    for name, group in groups.items():
+        scores = np.array([[row["score"] for row in run["layers"]] + [run["auc"]] for run in group])  # [runs, L + 2]
+        cells = [f"{mean:.3f}" for mean in scores.mean(axis=0)]
+        if len(group) > 1:
+            cells = [f"{cell} ± {spread:.3f}" for cell, spread in zip(cells, scores.std(axis=0, ddof=1))]
+        empty = [""] * (depth + 1 - len(cells))
+        lines.append(f"| {name} | {len(group)} | {' | '.join([*cells[:-1], *empty, cells[-1]])} |")
+    return "\n".join(lines)
 
 
 def results_table(runs: Sequence[Run]) -> str:

@@ -36,6 +36,7 @@ from nemo_mshubert.analysis.cca_report import (
     load_hidden_states,
     plot_curves,
     results_table,
+    summary_table,
 )
 from nemo_mshubert.analysis.word_segments import AllHiddenStates, pool_instances, read_alignments, sample_instances
 
@@ -107,6 +108,7 @@ def test_results_of_two_models(sample, load, tmp_path):
     assert [(row["name"], row["layer"]) for row in table] == [(n, str(layer)) for n in "AB" for layer in range(5)]
     assert float(table[7]["score"]) == pytest.approx(runs[1]["layers"][2]["score"], abs=1e-6)
     assert list(table[0])[-3:] == ["trial_1", "trial_2", "trial_3"]
+    assert summary_table(runs) in (tmp_path / "summary.md").read_text()
     assert (tmp_path / "cca.png").read_bytes().startswith(b"\x89PNG")
     assert "AUC over layers 0-4" in results_table(runs)
 
@@ -139,6 +141,19 @@ def test_plot_has_a_curve_per_name_and_a_band_per_group():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ours (AUC 0.90)", "HuBERT (AUC 0.30)"]
     with pytest.raises(ValueError, match=r"ours: its files have \[2, 3\] layers"):
         group_runs([fake_run("ours", 0.1, 0.2, 0.3), fake_run("ours", 0.1, 0.2, 0.3, 0.4)])
+
+
+def test_summary_has_mean_and_spread_of_the_seeds():
+    """What docs quote: three seeds of a model are a mean and a sample standard deviation, one seed has no spread."""
+    scores = [(0.1, 0.5, 0.3), (0.3, 0.9, 0.5), (0.2, 0.1, 0.1)]
+    runs = [*(fake_run("ours", *row) for row in scores), fake_run("deeper", 0.1, 0.2, 0.3, 0.4)]
+    header, _, ours, deeper = summary_table(runs).splitlines()
+    assert header == "| model | runs | layer 0 | layer 1 | layer 2 | layer 3 | AUC |"
+    cells = [f"{np.mean(column):.3f} ± {np.std(column, ddof=1):.3f}" for column in zip(*scores)]
+    areas_of_runs = [run["auc"] for run in runs[:3]]
+    area = f"{np.mean(areas_of_runs):.3f} ± {np.std(areas_of_runs, ddof=1):.3f}"
+    assert ours == f"| ours | 3 | {' | '.join(cells)} |  | {area} |"
+    assert deeper == "| deeper | 1 | 0.100 | 0.200 | 0.300 | 0.400 | 0.750 |"
 
 
 # --- Resuming --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+# What do the layers know of phones and words, with and without Swap and the Multicluster loss? Pre-trains HuBERT, "- Swap"
+# and MS-HuBERT at the tiny size on the same labelled speech, with the same number of updates and several seeds, and
+# draws the CCA of every layer: mean and range of the seeds, beside the same encoder with random weights (Figure 2).
+#
+#     bash scripts/compare_pretraining.sh --kmeans km.npz --encoder hubert_iter1.nemo --train train.json --dev dev.json \
+#         --test test_clean.json --test test_other.json --phones phones.jsonl.gz --words words.jsonl.gz
+#
+# --kmeans FILE: six label sets of scripts/fit_kmeans.py, of the layer of --encoder FILE (left out for MFCCs). --test: speech
+# that the CCA takes its instances from, may be repeated. --phones and --words: alignments of it; at least one of them.
+# --top and --instances: words (100) and instances of a word (15), see analyze_cca.py. --updates N (200) of 32 s,
+# --seeds "1 2 3", --exp DIR (exp/compare). Every stage is one of the public scripts, printed as it is run. Run it again:
+# finished stages are skipped, an interrupted pre-training goes on from its last validation.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+kmeans="" encoder="" train="" dev="" tests=() phones="" words="" top=100 instances=15 updates=200 seeds="1 2 3"
+exp=exp/compare
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --kmeans | --encoder | --train | --dev | --phones | --words) printf -v "${1#--}" %s "$(realpath "$2")" ;;
+        --test) tests+=("$(realpath "$2")") ;;
+        --top | --instances | --updates | --seeds | --exp) printf -v "${1#--}" %s "$2" ;;
+        *) sed -n '16,28s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; echo "unknown option: $1" >&2; exit 2 ;;
+    esac
+    shift 2
+done
+for option in kmeans train dev tests; do
+    [ -n "${!option}" ] || { echo "compare_pretraining.sh: --${option%s} is missing." >&2; exit 2; }
+done
+[ -n "$phones$words" ] || { echo "compare_pretraining.sh: give --phones or --words." >&2; exit 2; }
+
+EXTRAS=test
+source scripts/environment.sh
+source scripts/stages.sh
+export HYDRA_FULL_ERROR=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore
+
+# --- Labels -----------------------------------------------------------------------------------------------------------
+labels=$exp/labels/iter2
+alignments=() from_encoder=()
+[ -z "$phones" ] || alignments=(--alignments "$phones")
+[ -z "$encoder" ] || from_encoder=(--encoder "$encoder")
+for split in train dev; do
+    stage "label $split" "$labels/$split.metrics.json" python scripts/label.py make --kmeans "$kmeans" \
+        "${from_encoder[@]}" --manifest "${!split}" --output "$labels/$split.json" "${alignments[@]}" \
+        --metrics_output "$labels/$split.metrics.json"
+done
+
+# --- Pre-training: the last weights of each, so that all have had the same updates ------------------------------------
+models=()
+for seed in $seeds; do
+    settings=(model.seed="$seed" label_maker="$kmeans" train_manifest="$labels/train.json"
+        validation_manifest="$labels/dev.json" max_updates="$updates"
+        validate_every_updates="$((updates / 4 > 0 ? updates / 4 : 1))" exp_manager.exp_dir="$exp"
+        exp_manager.checkpoint_callback_params.save_best_model=false)
+    hubert=hubert_seed$seed noswap=noswap_seed$seed mshubert=mshubert_seed$seed
+    stage "pre-train HuBERT, seed $seed" "$exp/$hubert/checkpoints/$hubert.nemo" \
+        python scripts/pretrain.py --config-name hubert_iter2_tiny name="$hubert" "${settings[@]}"
+    stage "pre-train - Swap, seed $seed" "$exp/$noswap/checkpoints/$noswap.nemo" \
+        python scripts/pretrain.py --config-name mshubert_tiny_noswap name="$noswap" "${settings[@]}"
+    stage "pre-train MS-HuBERT, seed $seed" "$exp/$mshubert/checkpoints/$mshubert.nemo" \
+        python scripts/pretrain.py --config-name mshubert_tiny name="$mshubert" "${settings[@]}"
+    stage "random weights, seed $seed" "$exp/random/seed$seed.nemo" python scripts/ssl_to_ctc.py --from_scratch \
+        --seed "$seed" --ssl "$exp/$mshubert/checkpoints/$mshubert.nemo" --output "$exp/random/seed$seed.nemo"
+    models+=("HuBERT=$exp/$hubert/checkpoints/$hubert.nemo" "- Swap=$exp/$noswap/checkpoints/$noswap.nemo"
+        "MS-HuBERT=$exp/$mshubert/checkpoints/$mshubert.nemo" "random weights=$exp/random/seed$seed.nemo")
+done
+
+# --- What each layer knows --------------------------------------------------------------------------------------------
+[ -z "$phones" ] || stage "phone-CCA" "$exp/cca_phones/summary.md" python scripts/analyze_cca.py --units phones \
+    --model "${models[@]}" --manifest "${tests[@]}" --alignments "$phones" --output "$exp/cca_phones"
+[ -z "$words" ] || stage "word-CCA" "$exp/cca_words/summary.md" python scripts/analyze_cca.py --units words --top "$top" \
+    --instances "$instances" --model "${models[@]}" --manifest "${tests[@]}" --alignments "$words" \
+    --output "$exp/cca_words"
+
+python scripts/report.py --run "$exp" --output "$exp/report.html"
