@@ -26,7 +26,7 @@ from nemo_mshubert.data.manifest import PathLike, atomic_write, read_manifest, u
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.config import LexiconBeamConfig
 from nemo_mshubert.decoding.error_rates import ErrorCounts, character_errors, word_errors
-from nemo_mshubert.decoding.log_probs import write_log_probs
+from nemo_mshubert.decoding.log_probs import require_case, write_log_probs
 from nemo_mshubert.models.loading import restore_model
 
 Decode = Callable[[List[str], List[np.ndarray]], List[str]]  # utterance ids, log-probabilities [T, V + 1] -> texts
@@ -95,18 +95,21 @@ def evaluate_manifest(
         per decoder: utterances, WER, CER (shares) and their counts of errors.
 
     Raises:
-        FileNotFoundError, ValueError: no manifest, an utterance without ``text``, or unreadable audio.
+        FileNotFoundError, ValueError: no manifest, an utterance without ``text`` or with one in another case than the
+            model's letters (before the model runs), unreadable audio, or NaN.
     """
     output, name = Path(output), Path(manifest).stem
     entries = read_manifest(manifest)
     _check_texts(entries, manifest)
+    letters = None if isinstance(model, EncDecCTCModelBPE) else list(model.decoder.vocabulary)
+    for entry in entries if letters else ():
+        require_case(entry["text"], letters, utterance_id(entry))
     by_index = manifest_log_probs(model, entries, batch_seconds, progress=name)
     log_probs = [by_index[index] for index in range(len(entries))]
     ids = [utterance_id(entry) for entry in entries]
-    if not isinstance(model, EncDecCTCModelBPE):
+    if letters:
         references = [entry["text"] for entry in entries]
-        path = output / f"{name}.log_probs.safetensors"
-        write_log_probs(path, list(model.decoder.vocabulary), zip(ids, references, log_probs))
+        write_log_probs(output / f"{name}.log_probs.safetensors", letters, zip(ids, references, log_probs))
     results = {}
     for decoder_name, decode in decoders.items():
         texts = decode(ids, log_probs)

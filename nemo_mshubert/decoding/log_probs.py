@@ -53,6 +53,15 @@ def checked_log_probs(log_probs_TV: Any, num_labels: int, utterance: str) -> np.
     return array
 
 
+def require_case(reference: str, labels: Sequence[str], where: str) -> None:
+    """Raise ``ValueError`` where ``reference`` is in another case than the model's letters: each word would be an error."""
+    if reference != fold_case(reference, labels):
+        raise ValueError(
+            f"{where}: the reference {reference[:40]!r} is not in the case of the model's letters. Write the manifest's "
+            "texts as the model does."
+        )
+
+
 def write_log_probs(
     path: PathLike,
     labels: Sequence[str],
@@ -67,11 +76,7 @@ def write_log_probs(
     """
     ids, references, arrays = [], [], []
     for utterance, reference, log_probs_TV in utterances:
-        if reference != fold_case(reference, labels):
-            raise ValueError(
-                f"{utterance}: the reference {reference[:40]!r} is not in the case of the model's letters. Write the "
-                "manifest's texts as the model does."
-            )
+        require_case(reference, labels, utterance)
         arrays.append(checked_log_probs(log_probs_TV, len(labels), utterance).astype(dtype))
         ids.append(utterance)
         references.append(reference)

@@ -1,0 +1,142 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Table 1 from the results on disk, beside the paper's numbers: Markdown, LaTeX, and CSV with all that was counted."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+
+from nemo_mshubert.data.manifest import atomic_write
+from nemo_mshubert.decoding.table1.reported import REPORTED, SETS
+from nemo_mshubert.decoding.table1.spec import STEP_FILE, Table1Spec
+
+ABSENT = "-"
+
+
+class Cell(NamedTuple):
+    """One model, split and set: the paper's WER in percent, and our results (`evaluate.py`'s), where there are any."""
+
+    split: str
+    method: str
+    evaluation_set: str
+    reported: Optional[float]
+    ours: Optional[Dict[str, Any]]
+
+    @property
+    def wer(self) -> Optional[float]:
+        """Ours with LM, in percent."""
+        return 100 * self.ours["lexicon_beam"]["wer"] if self.ours else None
+
+
+def table_cells(spec: Table1Spec) -> Iterator[Cell]:
+    """Row by row: per split the paper's methods in its order, those of ``spec`` among them by name, then the others."""
+    models = {model.name: model for model in spec.models}
+    for split in dict.fromkeys([*REPORTED, *spec.splits]):
+        reported = REPORTED.get(split, {})
+        ours = list(models) if split in spec.splits else []
+        for method in dict.fromkeys([*reported, *ours]):
+            numbers = dict(zip(SETS, reported.get(method, ())))
+            for name in dict.fromkeys([*SETS, *spec.sets]):
+                found = _results(spec, models[method], split, name) if method in ours and name in spec.sets else None
+                yield Cell(split, method, name, numbers.get(name), found)
+
+
+def _results(spec: Table1Spec, model, split: str, name: str) -> Optional[Dict[str, Any]]:
+    folder = spec.set_folder(model, split, name)
+    if not (folder / STEP_FILE).is_file():
+        return None
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"]
+    return results[Path(spec.sets[name]).stem]
+
+
+def _rows(cells: List[Cell]) -> Dict[tuple, List[Cell]]:
+    """``(split, method)`` -> its cells, in order of the sets."""
+    rows: Dict[tuple, List[Cell]] = {}
+    for cell in cells:
+        rows.setdefault((cell.split, cell.method), []).append(cell)
+    return rows
+
+
+def _number(value: Optional[float], digits: int) -> str:
+    return ABSENT if value is None else f"{value:.{digits}f}"
+
+
+def _numbers(row: List[Cell]) -> List[str]:
+    """Reported and ours of each set in turn; the paper prints one digit."""
+    return [text for cell in row for text in (_number(cell.reported, 1), _number(cell.wer, 2))]
+
+
+def markdown_table(cells: List[Cell]) -> str:
+    """WER in percent; per set a column of the paper's and a column of ours."""
+    rows = _rows(cells)
+    sets = [cell.evaluation_set for cell in next(iter(rows.values()))]
+    columns = [f"{name} {whose}" for name in sets for whose in ("reported", "ours")]
+    lines = ["| split | model | " + " | ".join(columns) + " |", "|---|---|" + "---:|" * len(columns)]
+    lines += [f"| {split} | {method} | {' | '.join(_numbers(row))} |" for (split, method), row in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def latex_table(cells: List[Cell]) -> str:
+    """The same table as a ``tabular`` for the package booktabs."""
+    rows = _rows(cells)
+    sets = [cell.evaluation_set for cell in next(iter(rows.values()))]
+    lines = [r"\begin{tabular}{l" + "rr" * len(sets) + "}", r"\toprule"]
+    lines.append(" & ".join(["", *(rf"\multicolumn{{2}}{{c}}{{{_escape(name)}}}" for name in sets)]) + r" \\")
+    lines.append(" & ".join(["Method", *["reported & ours"] * len(sets)]) + r" \\")
+    previous = None
+    for (split, method), row in rows.items():
+        if split != previous:
+            lines += [r"\midrule", rf"\multicolumn{{{1 + 2 * len(sets)}}}{{l}}{{\textit{{{_escape(split)}}}}} \\"]
+            previous = split
+        lines.append(" & ".join([_escape(method), *_numbers(row)]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _escape(text: str) -> str:
+    return "".join("\\" + letter if letter in "&%$#_{}" else letter for letter in text)
+
+
+CSV_COLUMNS = (
+    "split,model,set,reported_wer,wer,greedy_wer,cer,utterances,words,substitutions,insertions,deletions".split(",")
+)
+
+
+def csv_table(cells: List[Cell]) -> str:
+    """One line per cell; rates in percent, empty where there is no number; counts are those of the decoding with LM."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for cell in cells:
+        values: List[Any] = [cell.split, cell.method, cell.evaluation_set, cell.reported]
+        if cell.ours:
+            best, words = cell.ours["lexicon_beam"], cell.ours["lexicon_beam"]["words"]
+            rates = (best["wer"], cell.ours["greedy"]["wer"], best["cer"])
+            values += [f"{100 * rate:.3f}" for rate in rates]
+            values += [best["utterances"], words["reference_length"]]
+            values += [words["substitutions"], words["insertions"], words["deletions"]]
+        writer.writerow(values + [None] * (len(CSV_COLUMNS) - len(values)))
+    return stream.getvalue()
+
+
+def write_tables(spec: Table1Spec) -> str:
+    """Write ``table1.md``, ``.csv`` and ``.tex`` into the output folder; returns the Markdown."""
+    cells = list(table_cells(spec))
+    markdown = markdown_table(cells)
+    for suffix, text in (("md", markdown), ("csv", csv_table(cells)), ("tex", latex_table(cells))):
+        with atomic_write(Path(spec.output) / f"table1.{suffix}") as stream:
+            stream.write(text)
+    return markdown

@@ -1,0 +1,111 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Table 1 as printed: the paper's numbers as it prints them, ours from the counts on disk, never one for the other."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from nemo_mshubert.decoding.evaluation import error_summary
+from nemo_mshubert.decoding.table1.report import csv_table, latex_table, markdown_table, table_cells, write_tables
+from nemo_mshubert.decoding.table1.reported import REPORTED, SETS
+from nemo_mshubert.decoding.table1.spec import STEP_FILE, read_spec
+
+pytestmark = pytest.mark.unit
+
+
+def test_reported_numbers_are_those_of_the_paper(shared_data):
+    """Read from the paper's text, where it lies beside the real speech."""
+    paper = shared_data.parent / "reference" / "ms-hubert-paper.txt"
+    if not paper.is_file():
+        pytest.skip(f"no paper in {paper}")
+    table, split = {}, None
+    for line in paper.read_text(encoding="utf-8").splitlines():
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) != 6:
+            continue
+        if fields[0].endswith("hr"):
+            split = table.setdefault(fields[0].removesuffix("r"), {})
+        elif split is not None:
+            numbers = tuple(None if number == "-" else float(number) for number in fields[1:5])
+            split[fields[0].split(" [")[0]] = numbers
+    assert table == REPORTED
+    assert [list(methods) for methods in table.values()] == [list(methods) for methods in REPORTED.values()]
+
+
+@pytest.fixture
+def spec(write_spec, tmp_path):
+    """MS-HuBERT and a baseline on 1h; test-clean of MS-HuBERT is done: 2 errors in 5 words, 3 without LM."""
+    models = [{"name": "baseline_1", "ssl": "b.nemo"}, {"name": "MS-HuBERT", "ssl": "m.nemo"}]
+    spec = read_spec(write_spec(models=models))
+    folder = spec.set_folder(spec.models[1], "1h", "test-clean")
+    folder.mkdir(parents=True)
+    lines = [{"text": "the cat sat"}, {"text": "a dog"}]
+    results = {
+        "lexicon_beam": error_summary(lines, ["the bat sat", "a big dog"]),
+        "greedy": error_summary(lines, ["the bat", "a big dog"]),
+    }
+    (folder / "results.json").write_text(json.dumps({"model": "m.nemo", "results": {"test": results}}))
+    (folder / STEP_FILE).write_text("{}")
+    return spec
+
+
+def test_markdown_has_both_columns_and_every_method(spec):
+    lines = markdown_table(list(table_cells(spec))).splitlines()
+    assert lines[0] == "| split | model | " + " | ".join(f"{name} reported | {name} ours" for name in SETS) + " |"
+    assert "| 1h | MS-HuBERT | 5.6 | - | 10.9 | - | 5.9 | 40.00 | 11.3 | - |" in lines
+    assert "| 1h | WavLM | - | - | - | - | 5.7 | - | 10.8 | - |" in lines
+    assert "| 1h | baseline_1 | - | - | - | - | - | - | - | - |" in lines
+    assert "| 960h | MS-HuBERT | 1.8 | - | 5.1 | - | 2.4 | - | 5.5 | - |" in lines
+    methods = [line.split(" | ")[1] for line in lines if line.startswith("| 1h")]
+    assert methods == ["wav2vec 2.0", "HuBERT", "WavLM", "data2vec", "MS-HuBERT", "- Swap", "baseline_1"]
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_csv_holds_the_counts(spec):
+    rows = list(csv.DictReader(io.StringIO(csv_table(list(table_cells(spec))))))
+    assert len(rows) == 4 * (sum(map(len, REPORTED.values())) + 1)
+    (row,) = [row for row in rows if row["wer"]]
+    assert row == {
+        **{"split": "1h", "model": "MS-HuBERT", "set": "test-clean", "reported_wer": "5.9"},
+        **{"wer": "40.000", "greedy_wer": "60.000", "cer": "31.250", "utterances": "2", "words": "5"},
+        **{"substitutions": "1", "insertions": "1", "deletions": "0"},
+    }
+
+
+def test_latex_has_as_many_columns_as_it_declares(spec):
+    """One `&` too many and the paper does not compile."""
+    text = latex_table(list(table_cells(spec)))
+    rows = [line for line in text.splitlines() if "&" in line]
+    assert {line.count("&") for line in rows[1:]} == {8} and rows[0].count("&") == 4
+    assert text.count(r"\multicolumn{2}{c}") == 4 and r"\begin{tabular}{lrrrrrrrr}" in text
+    assert r"MS-HuBERT & 5.6 & - & 10.9 & - & 5.9 & 40.00 & 11.3 & - \\" in rows and r"baseline\_1 & - & -" in text
+    assert all(line.endswith(r"\\") for line in rows)
+
+
+def test_a_cell_that_was_not_finished_is_not_in_the_table(spec):
+    """Results of an evaluation that is being run again with other weights."""
+    (spec.set_folder(spec.models[1], "1h", "test-clean") / STEP_FILE).unlink()
+    assert all(cell.ours is None for cell in table_cells(spec))
+
+
+def test_sets_of_other_corpora_have_columns_of_their_own(write_spec, tmp_path):
+    spec = read_spec(write_spec(test_sets={"voices": "voices.json"}))
+    write_tables(spec)
+    written = [(tmp_path / "out" / f"table1.{suffix}").read_text() for suffix in ("md", "csv", "tex")]
+    assert "| voices reported | voices ours |" in written[0] and "1h,MS-HuBERT,voices,,,," in written[1]
+    assert r"\multicolumn{2}{c}{voices}" in written[2]

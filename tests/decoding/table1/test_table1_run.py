@@ -1,0 +1,136 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Steps of Table 1: run once, in order, never mixed with those of another experiment."""
+
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from nemo_mshubert.decoding.table1.run import Step, cell_steps, chosen, hydra_value, run_step
+from nemo_mshubert.decoding.table1.spec import read_spec
+
+pytestmark = pytest.mark.unit
+SCRIPTS = Path("scripts")
+
+
+@pytest.fixture
+def spec(write_spec, tmp_path):
+    splits = {
+        "1h": {"config": "1h", "train_manifest": str(tmp_path / "train.json"), "overrides": ["model.optim.lr=2e-5"]},
+        "960h": {"config": "960h", "train_manifest": "m__OP_0..3_CL_.json", "train_tars": "a__OP_0..3_CL_.tar"},
+    }
+    models = [
+        {"name": "MS-HuBERT", "ssl": str(tmp_path / "ssl.nemo")},
+        {"name": "from scratch", "ssl": str(tmp_path / "ssl.nemo"), "from_scratch": True, "overrides": ["a=1"]},
+    ]
+    return read_spec(write_spec(models=models, splits=splits, overrides=["trainer.devices=2"]))
+
+
+@pytest.fixture
+def run_with(monkeypatch):
+    """``run_with(status)``: let every step end so; returns the list of the commands that were run."""
+
+    def prepare(status=0):
+        commands = []
+
+        def run(command):
+            commands.append(command[1:])
+            return subprocess.CompletedProcess(command, status)
+
+        monkeypatch.setattr("nemo_mshubert.decoding.table1.run.subprocess", SimpleNamespace(run=run))
+        return commands
+
+    return prepare
+
+
+def test_commands_hold_what_the_spec_says(spec, tmp_path):
+    """Each step reads what the one before wrote; dev sets with the dev beam, test sets with theirs."""
+    make, finetune, dev, tune, dev_other, test_clean = cell_steps(spec, spec.models[1], "1h")
+    folder = tmp_path / "out" / "from_scratch"
+    nemo = str(folder / "1h" / "finetune" / "checkpoints" / "finetune.nemo")
+    assert make.arguments[-3:] == ("--output", str(folder / "ctc" / "ctc.nemo"), "--from_scratch")
+    assert finetune.arguments[:2] == ("--config-name", "1h")
+    assert f"init_model={folder / 'ctc' / 'ctc.nemo'}" in finetune.arguments
+    assert f"validation_manifest={tmp_path / 'dev.json'}" in finetune.arguments
+    assert finetune.arguments[-3:] == ("trainer.devices=2", "model.optim.lr=2e-5", "a=1")  # the later wins
+    assert (
+        dev.arguments[:4] == ("--model", nemo, "--manifest", str(tmp_path / "dev.json"))
+        and "--decode" not in dev.arguments
+    )
+    assert tune.arguments[:2] == ("--log_probs", str(folder / "1h" / "dev" / "dev.log_probs.safetensors"))
+    for step, manifest, beam in ((dev_other, "dev.json", "5"), (test_clean, "test.json", "7")):
+        assert step.arguments[:4] == ("--model", nemo, "--manifest", str(tmp_path / manifest))
+        assert step.arguments[-4:] == ("--decode", str(folder / "1h" / "decoding" / "tuned.yaml"), "--beam_size", beam)
+    tarred = cell_steps(spec, spec.models[0], "960h")[1]
+    assert "train_tars=a__OP_0..3_CL_.tar" in tarred.arguments and "--from_scratch" not in tarred.arguments
+    assert Path("m__OP_0..3_CL_.json") not in tarred.inputs  # a pattern, no file
+
+
+def test_models_and_splits_are_chosen_by_name(spec):
+    assert [model.name for model in chosen(spec, ["from scratch"], None)[0]] == ["from scratch"]
+    assert chosen(spec, None, ["960h"])[1] == ["960h"] and chosen(spec, None, None) == (spec.models, ["1h", "960h"])
+    with pytest.raises(ValueError, match="no model 'HuBERT'. There are: 'MS-HuBERT', 'from scratch'"):
+        chosen(spec, ["HuBERT"], None)
+    with pytest.raises(ValueError, match="no split '2h'"):
+        chosen(spec, None, ["2h"])
+
+
+@pytest.mark.parametrize("value", ["a/b-c_1.json", "my data/a=b, (c).json", "it's.json", "x__OP_0..3_CL_.tar", "a:b"])
+def test_any_path_passes_through_hydra(value):
+    (override,) = OverridesParser.create().parse_overrides([f"train_manifest={hydra_value(value)}"])
+    assert override.value() == value and not override.is_sweep_override()
+
+
+@pytest.fixture
+def step(tmp_path):
+    """A step with one input, which holds "one"."""
+    (tmp_path / "input").write_text("one")
+    arguments = ("--output", "x y")
+    return Step("MS-HuBERT, 1h: tune", tmp_path / "tune", "tune.py", arguments, (tmp_path / "input",), tmp_path / "1h")
+
+
+def test_a_finished_step_is_not_run_again(step, run_with, capsys):
+    commands = run_with()
+    run_step(step, SCRIPTS)
+    assert "== MS-HuBERT, 1h: tune\n   python scripts/tune.py --output 'x y'\n" in capsys.readouterr().out
+    run_step(step, SCRIPTS)
+    assert commands == [["scripts/tune.py", "--output", "x y"]]
+    assert capsys.readouterr().out == "== MS-HuBERT, 1h: tune: done\n"
+
+
+def test_a_failed_step_is_run_again(step, run_with):
+    run_with(status=3)
+    with pytest.raises(RuntimeError, match="MS-HuBERT, 1h: tune: tune.py failed with status 3"):
+        run_step(step, SCRIPTS)
+    assert not step.folder.exists()
+    commands = run_with()
+    run_step(step, SCRIPTS)
+    assert len(commands) == 1 and json.loads((step.folder / "step.json").read_text())["command"][0] == "tune.py"
+
+
+def test_another_command_or_input_is_refused(step, run_with, tmp_path):
+    """A table of two experiments: half of a row with the old learning rate, or of an encoder trained since."""
+    commands = run_with()
+    run_step(step, SCRIPTS)
+    with pytest.raises(ValueError, match="(?s)--output 'x y'\nnot by\n.*--output z\nRemove .*1h to make it anew"):
+        run_step(step._replace(arguments=("--output", "z")), SCRIPTS)
+    (tmp_path / "input").write_text("two")
+    with pytest.raises(ValueError, match="tune: made when .*input held something else. Remove .*1h"):
+        run_step(step, SCRIPTS)
+    assert len(commands) == 1

@@ -1,0 +1,148 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The spec of Table 1: what would end a step after days is found before the first."""
+
+from pathlib import Path
+
+import pytest
+
+from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS, write_lexicon
+from nemo_mshubert.decoding.table1.spec import check_inputs, folder_name, read_spec
+from nemo_mshubert.models.ctc import LETTERS
+
+pytestmark = pytest.mark.unit
+CONF = Path(__file__).parents[3] / "conf"
+
+
+def test_shipped_spec_is_the_papers():
+    """32 trials; beam 500 on dev sets, 1500 on test sets; dev-other chooses the checkpoint; recipes that exist."""
+    spec = read_spec(CONF / "table1" / "librispeech.yaml")
+    assert (spec.trials, spec.dev_beam, spec.test_beam, spec.validation_set) == (32, 500, 1500, "dev-other")
+    assert list(spec.sets) == ["dev-clean", "dev-other", "test-clean", "test-other"]
+    assert list(spec.splits) == ["1h", "10h", "100h", "960h"]
+    assert [model.name for model in spec.models] == ["HuBERT", "MS-HuBERT", "- Swap", "from scratch"]
+    for name, split in spec.splits.items():
+        assert split.config == name and (CONF / "finetune" / f"{name}.yaml").is_file()
+    for model in spec.models:  # where scripts/pretrain.py leaves the experiment of that name
+        name = Path(model.ssl).stem
+        assert model.ssl == f"exp/{name}/checkpoints/{name}.nemo"
+        assert (CONF / "pretrain" / f"{name}.yaml").is_file()
+    assert spec.models[-1].from_scratch and "freeze_encoder_updates=0" in spec.models[-1].overrides
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"beam": 5}, "(?s)spec.yaml: .*beam"),
+        ({"trials": "many"}, "(?s)spec.yaml: .*trials"),
+        ({"trials": 0}, "must be positive"),
+        ({"lm": "???"}, "spec.yaml: lm not set"),
+        ({"tune_on": ["dev-clean"]}, r"sets of dev_sets \(dev-other\), not dev-clean"),
+        ({"tune_on": []}, "not none"),
+        ({"validation_set": "test-clean"}, "not test-clean"),
+        (
+            {"models": [{"name": "a-b", "ssl": "x"}, {"name": "a b", "ssl": "y"}]},
+            "models: 'a-b' needs a name of its own",
+        ),
+        ({"models": [{"name": "-", "ssl": "x"}]}, "models: '-' needs a name"),
+        ({"dev_sets": {"dev-other": "a/x.json", "dev-clean": "b/x.json"}}, "file names of dev_sets: 'x'"),
+        ({"test_sets": {"dev-other": "t.json"}}, "'dev-other' needs a name of its own"),
+    ],
+)
+def test_wrong_values_are_named(write_spec, changes, message):
+    """Two models in one folder would give one row the other's numbers."""
+    with pytest.raises(ValueError, match=message):
+        read_spec(write_spec(**changes))
+
+
+def test_absent_spec_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone.yaml: no such file. Start from conf/table1/librispeech.yaml"):
+        read_spec(tmp_path / "gone.yaml")
+
+
+def test_names_become_folders():
+    assert [folder_name(name) for name in ("- Swap", "MS-HuBERT", "test-other")] == ["Swap", "MS_HuBERT", "test_other"]
+
+
+@pytest.fixture
+def write_inputs(tmp_path, write_arpa):
+    """``write_inputs()``: all the files that `write_spec` names, in order; what is given is written instead."""
+
+    def write(texts=None, words=("the", "sea"), lm_words=("the", "sea")):
+        write_arpa({word: -1.0 for word in lm_words}, name="lm.arpa")
+        write_lexicon(tmp_path / "lm.lexicon", words, ENGLISH_LABELS)
+        (tmp_path / "ssl.nemo").touch()
+        for name in ("train", "dev", "test"):
+            text = (texts or {}).get(name, "the sea")
+            line = f'{{"audio_filepath": "x.wav", "duration": 1.0, "text": "{text}"}}\n'
+            (tmp_path / f"{name}.json").write_text(line if text is not None else "\n")
+
+    return write
+
+
+def check(path):
+    spec = read_spec(path)
+    check_inputs(spec, spec.models, list(spec.splits), CONF)
+
+
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        ({"texts": {"dev": None}}, "dev.json: the manifest is empty"),
+        ({"texts": {"test": "THE SEA"}}, "test.json:1: the reference 'THE SEA' is not in the case"),
+        ({"texts": {"train": "the 3 seas"}}, "train.json:1: the model cannot write '3' of the text"),
+        ({"lm_words": ("\u043c\u043e\u0440\u0435",)}, "lm.arpa: the language model knows none of the 2 words"),
+        ({"lm_words": ("THE", "SEA")}, "upper and the other in lower case"),
+    ],
+)
+def test_data_and_lm_that_do_not_fit_are_refused_first(write_inputs, write_spec, inputs, message):
+    """An empty dev set, another case, another alphabet: found after the fine-tuning, they cost days."""
+    pytest.importorskip("ax")
+    write_inputs()
+    check(write_spec())
+    write_inputs(**inputs)
+    with pytest.raises(ValueError, match=message):
+        check(write_spec())
+
+
+def test_a_lexicon_of_other_letters_is_refused_first(write_inputs, write_spec, tmp_path):
+    pytest.importorskip("ax")
+    write_inputs()
+    for spelling, message in (("T H E |", "lm.lexicon:1: .*wrong case"), ("t h \u00e9 |", "not among the model's")):
+        (tmp_path / "lm.lexicon").write_text(f"the\t{spelling}\n")
+        with pytest.raises(ValueError, match=message):
+            check(write_spec())
+
+
+@pytest.mark.parametrize("name", ["ssl.nemo", "train.json", "dev.json", "test.json", "lm.arpa", "lm.lexicon"])
+def test_absent_files_are_named_first(write_inputs, write_spec, tmp_path, name):
+    pytest.importorskip("ax")
+    write_inputs()
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{name}: no such"):
+        check(write_spec())
+
+
+def test_an_absent_recipe_is_named_first(write_inputs, write_spec, tmp_path):
+    pytest.importorskip("ax")
+    write_inputs()
+    splits = {"1h": {"config": "one_hour", "train_manifest": str(tmp_path / "train.json")}}
+    with pytest.raises(FileNotFoundError, match="one_hour.yaml: no such recipe for the split '1h'"):
+        check(write_spec(splits=splits))
+
+
+def test_the_letters_checked_are_those_that_the_models_get():
+    """`check_inputs` has no model yet; ssl_to_ctc.py will make it with these."""
+    assert LETTERS == ENGLISH_LABELS
