@@ -14,6 +14,7 @@
 
 """Every experiment of conf/: it composes, builds its encoder, places its label sets, and holds the paper's numbers."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from nemo.core.classes.common import Serialization
 from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
 from transformers import HubertConfig, HubertModel
 
@@ -72,7 +73,8 @@ def test_all_experiments_are_found():
     ablation = {f"mshubert_{size}{swap}" for size in ("base", "tiny") for swap in ("", "_noswap")}
     hubert = {f"hubert_{iteration}_{size}" for iteration in ("iter1", "iter2") for size in ("base", "tiny")}
     assert ablation | hubert | {"mshubert_large"} <= set(experiments("pretrain"))
-    assert {"10min", "1h", "10h", "100h", "960h", "tiny"} <= set(experiments("finetune"))
+    splits = {"10min", "1h", "10h", "100h", "960h", "tiny"}
+    assert splits | {"search_1h", "search_10h"} <= set(experiments("finetune"))
 
 
 @pytest.mark.parametrize("group, name", EXPERIMENTS)
@@ -89,7 +91,10 @@ def test_nothing_is_left_open_but_what_is_asked_for(group, name):
 def test_runs_of_two_experiments_do_not_share_a_folder(group, name):
     """A forgotten name would make one experiment resume from the checkpoint of another."""
     config = load(group, name)
-    assert config.name == (name if group == "pretrain" else f"finetune_{name}") == config.exp_manager.name
+    if name.startswith("search_"):  # each of its runs has a name of its own
+        assert config.exp_manager.exp_dir == f"exp/{name}"
+    else:
+        assert config.name == (name if group == "pretrain" else f"finetune_{name}") == config.exp_manager.name
     assert config.trainer.max_steps == config.max_updates == config.model.optim.sched.max_steps
     assert config.model.optim.sched.name in AVAILABLE_SCHEDULERS
     if group == "finetune":  # NeMo's models need an int for tarred data, which have no length
@@ -236,6 +241,26 @@ def test_finetuning_is_that_of_wav2vec2(name):
     assert (sched.init_lr_scale, sched.final_lr_scale) == (0.01, 0.05)
     checkpoints = config.exp_manager.checkpoint_callback_params
     assert (checkpoints.monitor, checkpoints.mode, checkpoints.save_best_model) == ("val_wer", "min", True)
+
+
+@pytest.mark.parametrize("split", ["1h", "10h"])
+def test_the_search_is_the_recipe_but_for_what_it_searches(split):
+    """Four runs around the recipes of wav2vec 2.0 and HuBERT; two runs of one name would resume from each other."""
+    recipe, search = load("finetune", split), load("finetune", f"search_{split}")
+    with open_dict(recipe), open_dict(search):
+        for config in (recipe, search):
+            del config.name, config.exp_manager.exp_dir
+    assert recipe == search
+    with initialize_config_dir(str(CONF / "finetune"), version_base=None):
+        hydra = compose(f"search_{split}", return_hydra_config=True).hydra
+    params = {key: values.split(",") for key, values in hydra.sweeper.params.items()}
+    assert params == {"model.optim.lr": ["2e-5", "5e-5"], "model.encoder.mask_prob": ["0.65", "0.75"]}
+    assert hydra.mode.name == "MULTIRUN" and hydra.job.chdir is False
+    names = {
+        load("finetune", f"search_{split}", *(f"{key}={value}" for key, value in zip(params, values))).name
+        for values in itertools.product(*params.values())
+    }
+    assert len(names) == 4
 
 
 # --- Updates from seconds --------------------------------------------------------------------------------------------
