@@ -15,6 +15,7 @@
 """Speed beside a peer, as ratios of things measured in one run: prints a Markdown table and writes JSON.
 
     python scripts/benchmark.py pretrain --sizes tiny base --output pretrain.json
+    python scripts/benchmark.py decoding --log_probs dev-other.log_probs.safetensors --decode tuned.yaml
 
 The rows of each subcommand are explained in nemo_mshubert/benchmarks/. With a GPU they run on it, else on the CPU.
 """
@@ -30,6 +31,7 @@ from nemo_mshubert.benchmarks.measurement import publish
 CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "pretrain"
 MODULES = {  # subcommand: module of nemo_mshubert.benchmarks, which has COLUMNS and benchmark(...)
     "pretrain": "pretraining_step",
+    "decoding": "decoding",
 }
 
 
@@ -47,6 +49,15 @@ def parse_args() -> argparse.Namespace:
     pretrain.add_argument("--utterance_seconds", type=float, default=12.5 if on_gpu else 4)
     pretrain.add_argument("--repeats", type=int, default=20 if on_gpu else 5)
     pretrain.set_defaults(configs=CONFIGS)
+
+    decoding = commands.add_parser("decoding", parents=[common], help="the lexicon beam search")
+    decoding.add_argument("--log_probs", required=True, help="file of scripts/evaluate.py")
+    decoding.add_argument("--decode", required=True, help="YAML of scripts/tune_decoding.py, or of conf/decode")
+    decoding.add_argument("--lm", help="KenLM file, where the YAML does not name it")
+    decoding.add_argument("--lexicon", help="lexicon, where the YAML does not name it")
+    decoding.add_argument("--beams", type=int, nargs="+", default=[50, 500, 1500])
+    decoding.add_argument("--cores", type=int, nargs="+", default=[1, 2])
+    decoding.add_argument("--utterances", type=int, default=40, help="the first so many of the file")
     return parser.parse_args()
 
 
