@@ -44,6 +44,8 @@ from nemo_mshubert.modules.masking import span_mask
 from nemo_mshubert.modules.mshubert_encoder import Views
 from nemo_mshubert.modules.swap import masked_stream_view
 from nemo_mshubert.modules.transformer import zero_touch
+from nemo_mshubert.parallel.ranks import DataRanks, data_ranks, gradient_norm, plain, sum_over_data_ranks
+from nemo_mshubert.parallel.whole_weights import WholeWeights
 
 LOSS_VIEWS = ("both", "masked_stream", "first_view")
 
@@ -97,6 +99,7 @@ class MSHuBERTModel(ModelPT):
         for clusters in self.layer_of_set:
             table = torch.as_tensor(self.label_maker.tables[clusters].astype("int64"))
             self.register_buffer(f"table_{clusters}", table, persistent=False)  # the label maker's file holds it
+        self._is_split = False  # over ranks, by configure_model
         self.step_guard = StepGuard(cfg.max_nonfinite_steps)
         self.register_buffer("masked_rows", torch.zeros((), dtype=torch.float64), persistent=False)  # of this update
 
@@ -104,6 +107,25 @@ class MSHuBERTModel(ModelPT):
     def label_maker(self) -> LabelMaker:
         """Centres and tables of the labels; first asked for while ``ModelPT.__init__`` sets up the data."""
         return LabelMaker.load(self.register_artifact("label_maker", self._cfg.label_maker))
+
+    # --- Ranks ---------------------------------------------------------------------------------------------------
+
+    @property
+    def data_ranks(self) -> DataRanks:
+        """This rank's part of the data; ranks that hold parts of one model see the same data and draw alike."""
+        return data_ranks(self._trainer)
+
+    def configure_model(self) -> None:
+        """Lightning's hook for models that are split over ranks: `parallel.tensor_parallel`, `parallel.sharded`."""
+        if hasattr(self.trainer.strategy, "split_model") and not self._is_split:
+            self.trainer.strategy.split_model(self)
+            self._is_split = True
+
+    def save_to(self, save_path: str) -> None:
+        """Write a ``.nemo``. Of a model that is split over ranks it holds the whole one, and all ranks must call this."""
+        if self._is_split:
+            self._save_restore_connector = WholeWeights(self.trainer.strategy.lightning_module_state_dict())
+        super().save_to(save_path)
 
     # --- Data ----------------------------------------------------------------------------------------------------
 
@@ -116,8 +138,8 @@ class MSHuBERTModel(ModelPT):
         if config.get("tarred_audio_filepaths") is not None:
             check_shards(config.manifest_filepath, config.tarred_audio_filepaths)
         first_batch = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        dataset = self._dataset(config, seed=seed_of(self._cfg.seed, "crops", self.global_rank))
-        return training_loader(config, dataset, self.global_rank, self.world_size, first_batch)
+        dataset = self._dataset(config, seed=seed_of(self._cfg.seed, "crops", self.data_ranks.rank))
+        return training_loader(config, dataset, *self.data_ranks, first_batch)
 
     def setup_validation_data(self, val_data_config: Union[DictConfig, Dict]) -> None:
         self._update_dataset_config(dataset_name="validation", config=val_data_config)
@@ -126,7 +148,7 @@ class MSHuBERTModel(ModelPT):
             self._validation_dl = None
             return
         dataset = self._dataset(config, seed=seed_of(self._cfg.seed, "validation crops"))
-        self._validation_dl = validation_loader(config, dataset, self.global_rank, self.world_size)
+        self._validation_dl = validation_loader(config, dataset, *self.data_ranks)
 
     def _dataset(self, config: DictConfig, seed: int) -> PretrainingDataset:
         maker = self.label_maker
@@ -183,8 +205,8 @@ class MSHuBERTModel(ModelPT):
     def training_step(self, batch: Dict[str, Any], batch_idx: int) -> Dict[str, Any]:
         update = self.trainer.global_step
         micro_batch = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready  # counts this one, over resumes
-        torch.manual_seed(seed_of(self._cfg.seed, "dropout", self.global_rank, micro_batch))
-        generator = generator_of(self._cfg.seed, "masks", self.global_rank, micro_batch)
+        torch.manual_seed(seed_of(self._cfg.seed, "dropout", self.data_ranks.rank, micro_batch))
+        generator = generator_of(self._cfg.seed, "masks", self.data_ranks.rank, micro_batch)
         masks = self._draw_masks(batch["length"], batch["audio"].shape[1], generator)
         views = self.forward(batch["audio"], batch["length"], masks.mask_BT)
         sets = self._kept_sets(update)
@@ -207,7 +229,7 @@ class MSHuBERTModel(ModelPT):
             loss_sum = loss_sum + zero_touch(head)
         # Lightning divides by the number of accumulated micro-batches and DDP by that of ranks; what is left of both is
         # the sum over all of them, which `on_before_optimizer_step` divides by the rows counted over all of them.
-        return {"loss": loss_sum * self.trainer.accumulate_grad_batches * self.world_size, "log": log}
+        return {"loss": loss_sum * self.trainer.accumulate_grad_batches * self.data_ranks.count, "log": log}
 
     def _unmasked_loss(self, views: Views, labels: Dict[int, Tensor], sets: List[int], masks: Masks):
         """Sum and count of the cross-entropy at the visible frames (HuBERT's L_u; fairseq: pred_nomask_weight)."""
@@ -227,16 +249,27 @@ class MSHuBERTModel(ModelPT):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn gradients of the sum into those of the mean over the masked rows of the update; drop a non-finite step."""
         count = self.masked_rows
-        if self.world_size > 1:
-            torch.distributed.all_reduce(count)
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch._foreach_div_(gradients, float(count.clamp(min=1)))
+        sum_over_data_ranks(count, self.data_ranks)
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch._foreach_div_([p.grad for p in parameters], float(count.clamp(min=1)))
         self.masked_rows.zero_()
-        grad_norm = torch.nn.utils.get_total_norm(gradients)
+        self._grad_norm = gradient_norm(parameters)
+        grad_norm = plain(self._grad_norm)
         self.log("grad_norm", grad_norm)
         if not self.step_guard.accept(grad_norm, self.trainer.global_step):
             optimizer.zero_grad(set_to_none=True)  # without gradients the optimizer leaves weights and moments alone
         self.log("nonfinite_steps", float(self.step_guard.num_skipped))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: Optional[float] = None,
+        gradient_clip_algorithm: Optional[str] = None,
+    ) -> None:
+        """Lightning's hook: clip by the norm over all ranks, which `on_before_optimizer_step` has just computed."""
+        if gradient_clip_val:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self._grad_norm)
 
     def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
         """Count the batch whose end writes this checkpoint as done.
@@ -273,7 +306,7 @@ class MSHuBERTModel(ModelPT):
 
     def validation_step(self, batch: Dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> Dict[str, Tensor]:
         """Sums per label set over the masked and unmasked frames of the batch; masks are the same at every validation."""
-        generator = generator_of(self._cfg.seed, "validation masks", self.global_rank, batch_idx)
+        generator = generator_of(self._cfg.seed, "validation masks", self.data_ranks.rank, batch_idx)
         masks = self._draw_masks(batch["length"], batch["audio"].shape[1], generator)
         views = self.forward(batch["audio"], batch["length"], masks.mask_BT)
         sets = list(self.layer_of_set)
@@ -288,6 +321,8 @@ class MSHuBERTModel(ModelPT):
             sums[f"{clusters}/correct"] = _num_correct(logits[clusters], targets[index])
             sums[f"{clusters}/visible_correct"] = _num_correct(visible_logits[clusters], visible_targets[index])
             sums[f"{clusters}/histogram"] = _histogram(targets[index], clusters)
+            sums[f"{clusters}/predicted"] = _histogram(logits[clusters].argmax(dim=-1), clusters)
+        sums.update(_view_cosines(views, masks))
         outputs = self.validation_step_outputs
         (
             outputs[dataloader_idx]
@@ -299,9 +334,8 @@ class MSHuBERTModel(ModelPT):
     def multi_validation_epoch_end(self, outputs: List[Dict[str, Tensor]], dataloader_idx: int = 0) -> Dict[str, Any]:
         """Means over the masked frames of all batches and ranks; ``val_loss`` is their sum over label sets."""
         sums = {name: sum(output[name].double() for output in outputs) for name in outputs[0]}
-        if self.world_size > 1:
-            for value in sums.values():
-                torch.distributed.all_reduce(value)
+        for value in sums.values():
+            sum_over_data_ranks(value, self.data_ranks)
         log = {}
         masked, unmasked = sums["masked"].clamp(min=1), sums["unmasked"].clamp(min=1)
         for clusters in self.layer_of_set:
@@ -309,8 +343,23 @@ class MSHuBERTModel(ModelPT):
             log[f"val_{clusters}/masked_accuracy"] = sums[f"{clusters}/correct"] / masked
             log[f"val_{clusters}/unmasked_accuracy"] = sums[f"{clusters}/visible_correct"] / unmasked
             log[f"val_{clusters}/label_entropy_bits"] = _entropy_bits(sums[f"{clusters}/histogram"])
+            log[f"val_{clusters}/predicted_entropy_bits"] = _entropy_bits(sums[f"{clusters}/predicted"])
+            log[f"val_{clusters}/predicted_codes"] = (sums[f"{clusters}/predicted"] > 0).sum().double()
+        for name in (name for name in sums if "cosine" in name):
+            log[f"val_views/{name}"] = sums[name] / sums[f"{name.split('_')[0]}_frames"].clamp(min=1)
         loss = sum(log[f"val_{clusters}/loss"] for clusters in self.layer_of_set)
         return {"val_loss": loss, "log": {"val_loss": loss, **log}}
+
+
+def _view_cosines(views: Views, masks: Masks) -> Dict[str, Tensor]:
+    """Sums over frames of the cosine between the two views after each tapped block, and the frames; without Swap none."""
+    frames = {"masked": masks.masked_M, "unmasked": masks.visible_U}
+    sums = {f"{kind}_frames": torch.tensor(len(index), device=index.device) for kind, index in frames.items()}
+    for layer, x_VBTD in views.tapped.items():
+        if len(x_VBTD) == 2:
+            cosine_R = torch.cosine_similarity(*x_VBTD.float().flatten(1, 2), dim=-1)  # R = B * T
+            sums.update({f"{kind}_cosine_{layer}": cosine_R[index].sum() for kind, index in frames.items()})
+    return sums
 
 
 def _num_correct(logits_NK: Tensor, labels_N: Tensor) -> Tensor:

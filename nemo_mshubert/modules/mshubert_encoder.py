@@ -46,6 +46,8 @@ from nemo_mshubert.modules.transformer import (
 # fairseq: conv_feature_layers "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 HUBERT_CONV_LAYERS = ((512, 10, 5), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 2, 2), (512, 2, 2))
 
+TRANSFORMER_BACKENDS = ("torch", "megatron")
+
 
 @dataclass
 class Views:
@@ -90,6 +92,8 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
         mask_prob, mask_length: frame masks that `forward` draws in training, for fine-tuning (time "SpecAugment" of
             wav2vec 2.0, with the learned mask embedding). Pre-training passes its masks to `forward_views`.
         mask_channel_prob, mask_channel_length: channel masks that `forward` draws in training, set to zero.
+        transformer_backend: ``megatron``: in training, `parallel.tensor_parallel` puts blocks of megatron-core, split over
+            ranks, in the place of ``torch`` ones. Weights begin and end in the plain form, so files need no megatron-core.
     """
 
     def __init__(
@@ -117,8 +121,14 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
         pos_conv_depth: int = 1,
         position_buckets: int = 0,
         position_max_distance: int = 800,
+        transformer_backend: str = "torch",
     ):
         super().__init__()
+        if transformer_backend not in TRANSFORMER_BACKENDS:
+            raise ValueError(
+                f"transformer_backend: expected one of {TRANSFORMER_BACKENDS}, found {transformer_backend!r}."
+            )
+        self.transformer_backend = transformer_backend
         self.d_model = d_model
         self.subsampling_factor = math.prod(stride for _, _, stride in conv_layers)
         self._feat_in = 1

@@ -1,0 +1,78 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Names of our strategies and of the sharded optimizer, for ``trainer.strategy`` and ``model.optim.name``."""
+
+import importlib.util
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Dict, Tuple
+
+import torch
+from lightning.pytorch.strategies import StrategyRegistry
+from nemo.core.config.optimizers import AdamWParams
+from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS, register_optimizer
+from torch.distributed.optim import ZeroRedundancyOptimizer
+
+TENSOR_PARALLEL_SIZES = (2, 4, 8)
+TIMEOUT = timedelta(minutes=30)  # of a collective: a rank that hangs ends the run, see callbacks.rank_watch
+
+
+class ShardedAdamW(ZeroRedundancyOptimizer):
+    """AdamW whose moments are shared out among the ranks that train the same weights (ZeRO, stage 1)."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, torch.optim.AdamW, process_group=_ranks_of_the_same_weights(), **options)
+
+
+@dataclass
+class ShardedAdamWParams(AdamWParams):
+    """Options of `ShardedAdamW`: those of AdamW."""
+
+
+def strategies() -> Dict[str, Tuple[type, Dict[str, Any]]]:
+    """Name: class and arguments."""
+    from nemo_mshubert.parallel.sharded import ShardedStrategy
+
+    found = {"fsdp2": (ShardedStrategy, {})}
+    if importlib.util.find_spec("megatron"):
+        from nemo_mshubert.parallel.tensor_parallel import TensorParallelStrategy
+
+        for size in TENSOR_PARALLEL_SIZES:
+            for suffix, sequence_parallel in (("", False), ("_sp", True)):
+                options = {"tensor_parallel_size": size, "sequence_parallel": sequence_parallel}
+                found[f"megatron_tp{size}{suffix}"] = (TensorParallelStrategy, options)
+    return found
+
+
+def _ranks_of_the_same_weights():
+    """The data-parallel group under tensor parallelism, else all ranks."""
+    if importlib.util.find_spec("megatron"):
+        from megatron.core import parallel_state
+
+        if parallel_state.model_parallel_is_initialized():
+            return parallel_state.get_data_parallel_group()
+    return torch.distributed.group.WORLD
+
+
+def register() -> None:
+    """Make our names known; calling it again is no error.
+
+    ``trainer.strategy``: ``fsdp2`` and, where megatron-core is installed, ``megatron_tp2``, ``megatron_tp2_sp`` (with
+    sequence parallelism), and so on. ``model.optim.name``: ``sharded_adamw``.
+    """
+    for name, (strategy, options) in strategies().items():
+        StrategyRegistry.register(name, strategy, override=True, timeout=TIMEOUT, **options)
+    if "sharded_adamw" not in AVAILABLE_OPTIMIZERS:
+        register_optimizer("sharded_adamw", ShardedAdamW, ShardedAdamWParams())
