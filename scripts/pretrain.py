@@ -35,7 +35,6 @@ from nemo_mshubert.models.training_setup import plan_updates
 def main(cfg):
     plan_updates(cfg)
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
-    pl.seed_everything(cfg.model.seed, verbose=False)  # the initial weights; the model seeds all later draws itself
     trainer = pl.Trainer(**resolve_trainer_cfg(cfg.trainer))
     exp_manager(trainer, cfg.exp_manager)
     model = MSHuBERTModel(cfg=cfg.model, trainer=trainer)

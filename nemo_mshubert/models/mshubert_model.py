@@ -62,8 +62,8 @@ class Masks:
 class MSHuBERTModel(ModelPT):
     """Encoder, label heads and loss, trained on utterances whose frame labels travel in the NeMo manifest.
 
-    The loss of an update is normalised by the masked frames of all ranks and accumulated micro-batches. All draws (masks,
-    dropped label sets, dropout, layerdrop) are functions of the seed and the step, so a resumed run repeats them.
+    The loss of an update is normalised by the masked frames of all ranks and accumulated micro-batches. All draws (initial
+    weights, masks, dropped label sets, dropout, layerdrop) are functions of the seed and the step, so a resumed run repeats them.
 
     Config (``conf/pretrain``): ``label_maker`` (file of scripts/fit_kmeans.py, kept in the .nemo), ``label_sets``,
     ``label_layers`` (null: by formula), ``swap``, ``loss_views``, ``drop_label_sets``, ``masking``, ``seed``,
@@ -92,6 +92,8 @@ class MSHuBERTModel(ModelPT):
                 f"model.drop_label_sets: {cfg.drop_label_sets} of {len(self.layer_of_set)} sets; at least one must be kept."
             )
 
+        # Here, not before: NeMo's loaders, set up by now, have seeded PyTorch with a number of their own.
+        torch.manual_seed(seed_of(cfg.seed, "initial weights"))
         self.preprocessor = self.from_config_dict(cfg.preprocessor)
         self.encoder = self.from_config_dict(cfg.encoder)
         self.label_heads = self.from_config_dict(cfg.label_heads)
@@ -323,6 +325,8 @@ class MSHuBERTModel(ModelPT):
             sums[f"{clusters}/histogram"] = _histogram(targets[index], clusters)
             sums[f"{clusters}/predicted"] = _histogram(logits[clusters].argmax(dim=-1), clusters)
         sums.update(_view_cosines(views, masks))
+            sums[f"{clusters}/predicted"] = _histogram(logits[clusters].argmax(dim=-1), clusters)
+        sums.update(_view_cosines(views, masks))
         outputs = self.validation_step_outputs
         (
             outputs[dataloader_idx]
@@ -347,8 +351,23 @@ class MSHuBERTModel(ModelPT):
             log[f"val_{clusters}/predicted_codes"] = (sums[f"{clusters}/predicted"] > 0).sum().double()
         for name in (name for name in sums if "cosine" in name):
             log[f"val_views/{name}"] = sums[name] / sums[f"{name.split('_')[0]}_frames"].clamp(min=1)
+            log[f"val_{clusters}/predicted_entropy_bits"] = _entropy_bits(sums[f"{clusters}/predicted"])
+            log[f"val_{clusters}/predicted_codes"] = (sums[f"{clusters}/predicted"] > 0).sum().double()
+        for name in (name for name in sums if "cosine" in name):
+            log[f"val_views/{name}"] = sums[name] / sums[f"{name.split('_')[0]}_frames"].clamp(min=1)
         loss = sum(log[f"val_{clusters}/loss"] for clusters in self.layer_of_set)
         return {"val_loss": loss, "log": {"val_loss": loss, **log}}
+
+
+def _view_cosines(views: Views, masks: Masks) -> Dict[str, Tensor]:
+    """Sums over frames of the cosine between the two views after each tapped block, and the frames; without Swap none."""
+    frames = {"masked": masks.masked_M, "unmasked": masks.visible_U}
+    sums = {f"{kind}_frames": torch.tensor(len(index), device=index.device) for kind, index in frames.items()}
+    for layer, x_VBTD in views.tapped.items():
+        if len(x_VBTD) == 2:
+            cosine_R = torch.cosine_similarity(*x_VBTD.float().flatten(1, 2), dim=-1)  # R = B * T
+            sums.update({f"{kind}_cosine_{layer}": cosine_R[index].sum() for kind, index in frames.items()})
+    return sums
 
 
 def _view_cosines(views: Views, masks: Masks) -> Dict[str, Tensor]:

@@ -14,6 +14,7 @@
 
 """MSHuBERTModel: what enters the loss, what is reported, and what is refused."""
 
+import itertools
 import math
 
 import pytest
@@ -131,6 +132,8 @@ def test_validation_metrics_equal_a_hand_computation(make_model):
     assert metrics == again  # the same masks at every validation
     sums = {(clusters, name): 0.0 for clusters in SETS for name in ("loss", "masked", "visible")}
     labels_in_use = {clusters: [] for clusters in SETS}
+    predicted = {clusters: [] for clusters in SETS}
+    cosines = {}
     num_masked = num_visible = 0
     batches = list(model._validation_dl)
     assert len(batches) > 1
@@ -139,6 +142,12 @@ def test_validation_metrics_equal_a_hand_computation(make_model):
             generator = generator_of(model.cfg.seed, "validation masks", 0, index)
             mask_BT = model._draw_masks(batch["length"], batch["audio"].shape[1], generator).mask_BT
             views = model(batch["audio"], batch["length"], mask_BT)
+            for layer, (masked_view, clean_view) in views.tapped.items():
+                for row, frame in itertools.product(range(len(mask_BT)), range(mask_BT.shape[1])):
+                    if frame < views.frames_B[row]:
+                        a, b = masked_view[row, frame], clean_view[row, frame]
+                        kind = "masked" if mask_BT[row, frame] else "unmasked"
+                        cosines.setdefault(f"{kind}_cosine_{layer}", []).append((a @ b / a.norm() / b.norm()).item())
             for clusters in SETS:
                 head = model.label_heads.heads[str(clusters)]
                 for view in views.tapped[model.layer_of_set[clusters]]:
@@ -153,6 +162,7 @@ def test_validation_metrics_equal_a_hand_computation(make_model):
                         sums[clusters, "masked"] += right[mask].sum().item()
                         sums[clusters, "visible"] += right[~mask].sum().item()
                         labels_in_use[clusters] += labels[mask].tolist()
+                        predicted[clusters] += scores_TK.argmax(-1)[mask].tolist()
                         if clusters == 40:
                             num_masked, num_visible = (
                                 num_masked + mask.sum().item(),
@@ -169,7 +179,24 @@ def test_validation_metrics_equal_a_hand_computation(make_model):
         entropy = -sum(share * math.log2(share) for share in shares if share)
         assert metrics[f"val_{clusters}/label_entropy_bits"] == pytest.approx(entropy, rel=1e-4)
         assert 1 < entropy < math.log2(clusters)
+        used = set(predicted[clusters])
+        assert metrics[f"val_{clusters}/predicted_codes"] == pytest.approx(len(used), abs=2)  # ties of the argmax
+        shares = [predicted[clusters].count(k) / len(predicted[clusters]) for k in used]
+        entropy = -sum(share * math.log2(share) for share in shares)
+        assert metrics[f"val_{clusters}/predicted_entropy_bits"] == pytest.approx(entropy, abs=0.05)
+    assert len(cosines) == 2 * len(SETS)
+    for name, values in cosines.items():
+        assert metrics[f"val_views/{name}"] == pytest.approx(sum(values) / len(values), abs=1e-5)
     assert metrics["val_loss"] == pytest.approx(total, rel=1e-4)  # all three sets, dropped or not in training
+
+
+@pytest.mark.unit
+def test_the_seed_draws_the_initial_weights(make_model):
+    """Three seeds of one experiment must not start from the same network, and one seed always from the same."""
+    first, again, other = (make_model(f"model.seed={seed}").state_dict() for seed in (1, 1, 2))
+    name = "encoder.feature_extractor.conv_layers.0.conv.weight"
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first[name], other[name])
 
 
 # --- Saving ----------------------------------------------------------------------------------------------------------
