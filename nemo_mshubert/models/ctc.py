@@ -52,7 +52,8 @@ def ctc_config(
             "vocabulary": labels or [],
         },
         "decoding": {"strategy": "greedy_batch"},
-        "validation_ds": data,  # no "train_ds": NeMo's change_vocabulary takes null for a section to write to
+        "train_ds": {**data, "shuffle": True},  # NeMo's scripts read all three, and do not take null for one
+        "validation_ds": data,
         "test_ds": data,
         "optim": {"name": "adam", "lr": 5e-5},
     }

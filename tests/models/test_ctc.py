@@ -35,8 +35,14 @@ LENGTHS = (16000, 24000, 20001)  # a second or more: NeMo pads shorter arrays
 
 @pytest.fixture(scope="module")
 def waves():
+    """Another tone every 50 ms, so that every model has something to say, and noise."""
     rng = np.random.default_rng(0)
-    return [rng.normal(0, 0.1, length).astype(np.float32) for length in LENGTHS]
+
+    def wave(length):
+        hertz = np.repeat(rng.uniform(80, 4000, length // 800 + 1), 800)[:length]
+        return 0.3 * np.sin(2 * np.pi * np.cumsum(hertz) / 16000) + rng.normal(0, 0.02, length)
+
+    return [wave(length).astype(np.float32) for length in LENGTHS]
 
 
 @pytest.fixture(params=["letters", "bpe"])
