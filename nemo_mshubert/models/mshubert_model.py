@@ -325,8 +325,6 @@ class MSHuBERTModel(ModelPT):
             sums[f"{clusters}/histogram"] = _histogram(targets[index], clusters)
             sums[f"{clusters}/predicted"] = _histogram(logits[clusters].argmax(dim=-1), clusters)
         sums.update(_view_cosines(views, masks))
-            sums[f"{clusters}/predicted"] = _histogram(logits[clusters].argmax(dim=-1), clusters)
-        sums.update(_view_cosines(views, masks))
         outputs = self.validation_step_outputs
         (
             outputs[dataloader_idx]
@@ -351,23 +349,8 @@ class MSHuBERTModel(ModelPT):
             log[f"val_{clusters}/predicted_codes"] = (sums[f"{clusters}/predicted"] > 0).sum().double()
         for name in (name for name in sums if "cosine" in name):
             log[f"val_views/{name}"] = sums[name] / sums[f"{name.split('_')[0]}_frames"].clamp(min=1)
-            log[f"val_{clusters}/predicted_entropy_bits"] = _entropy_bits(sums[f"{clusters}/predicted"])
-            log[f"val_{clusters}/predicted_codes"] = (sums[f"{clusters}/predicted"] > 0).sum().double()
-        for name in (name for name in sums if "cosine" in name):
-            log[f"val_views/{name}"] = sums[name] / sums[f"{name.split('_')[0]}_frames"].clamp(min=1)
         loss = sum(log[f"val_{clusters}/loss"] for clusters in self.layer_of_set)
         return {"val_loss": loss, "log": {"val_loss": loss, **log}}
-
-
-def _view_cosines(views: Views, masks: Masks) -> Dict[str, Tensor]:
-    """Sums over frames of the cosine between the two views after each tapped block, and the frames; without Swap none."""
-    frames = {"masked": masks.masked_M, "unmasked": masks.visible_U}
-    sums = {f"{kind}_frames": torch.tensor(len(index), device=index.device) for kind, index in frames.items()}
-    for layer, x_VBTD in views.tapped.items():
-        if len(x_VBTD) == 2:
-            cosine_R = torch.cosine_similarity(*x_VBTD.float().flatten(1, 2), dim=-1)  # R = B * T
-            sums.update({f"{kind}_cosine_{layer}": cosine_R[index].sum() for kind, index in frames.items()})
-    return sums
 
 
 def _view_cosines(views: Views, masks: Masks) -> Dict[str, Tensor]:
