@@ -14,11 +14,15 @@
 
 """Log-probabilities of a CTC model for the utterances of a manifest, in batches, long files in overlapping chunks."""
 
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from functools import partial
+from types import MethodType
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from nemo.collections.asr.models import EncDecCTCModel
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from nemo_mshubert.data.manifest import SAMPLE_RATE, load_audio, utterance_id
@@ -41,6 +45,11 @@ def batches_by_duration(durations: Sequence[float], batch_seconds: float) -> Ite
         batch.append(index)
     if batch:
         yield batch
+
+
+def is_long(num_samples: int) -> bool:
+    """Whether so much audio has more frames than a chunk."""
+    return frame_count(num_samples) > MAX_CHUNK_SECONDS * FRAMES_PER_SECOND
 
 
 def chunk_frames(num_frames: int) -> Iterator[Tuple[int, int, int, int]]:
@@ -71,13 +80,38 @@ def model_log_probs(model: EncDecCTCModel, waves: Sequence[np.ndarray]) -> List[
 
 def long_log_probs(model: EncDecCTCModel, wave: np.ndarray) -> np.ndarray:
     """`model_log_probs` of one long waveform by chunks of a minute: memory does not grow with its square."""
-    if len(wave) <= MAX_CHUNK_SECONDS * SAMPLE_RATE:
+    if not is_long(len(wave)):
         return model_log_probs(model, [wave])[0]
     parts = []
     for first, end, keep_first, keep_end in chunk_frames(frame_count(len(wave))):
         samples = wave[first * HOP_SAMPLES : (end - 1) * HOP_SAMPLES + RECEPTIVE_FIELD_SAMPLES]
         parts.append(model_log_probs(model, [samples])[0][keep_first - first : keep_end - first])
     return np.concatenate(parts)
+
+
+def use_chunks(model: EncDecCTCModel) -> None:
+    """Make ``model.transcribe()`` run files of more than a minute as `long_log_probs` does; training stays as it is.
+
+    It holds for this object, as for every forward pass in evaluation mode, and is not saved with the model.
+    """
+    model.forward = MethodType(_chunked_forward, model)
+
+
+def _chunked_forward(
+    model: EncDecCTCModel,
+    input_signal: Optional[Tensor] = None,
+    input_signal_length: Optional[Tensor] = None,
+    **processed: Any,
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """`EncDecCTCModel.forward`: log-probabilities ``[B, T, V + 1]``, frames ``[B]`` and best labels ``[B, T]``."""
+    stock = partial(type(model).forward, model)
+    if input_signal is None or model.training or not is_long(input_signal.shape[1]):
+        return stock(input_signal=input_signal, input_signal_length=input_signal_length, **processed)
+    lengths = input_signal_length.tolist()
+    rows = [long_log_probs(model, wave[:length].cpu().numpy()) for wave, length in zip(input_signal, lengths)]
+    log_probs = pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True).to(model.device)
+    frames = torch.tensor([len(row) for row in rows], device=model.device)
+    return log_probs, frames, log_probs.argmax(dim=-1)
 
 
 def manifest_log_probs(
@@ -94,7 +128,7 @@ def manifest_log_probs(
     with tqdm(total=len(entries), desc=progress, unit="utt") as bar:
         for batch in batches_by_duration(durations, batch_seconds):
             waves = [load_audio(entries[index], utterance_id(entries[index])) for index in batch]
-            if len(waves[0]) > MAX_CHUNK_SECONDS * SAMPLE_RATE:  # the longest comes first
+            if is_long(len(waves[0])):  # the longest comes first
                 results.update(zip(batch, (long_log_probs(model, wave) for wave in waves)))
             else:
                 results.update(zip(batch, model_log_probs(model, waves)))

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from kaldialign import edit_distance
 
 from nemo_mshubert.decoding import acoustic
 from nemo_mshubert.decoding.acoustic import (
@@ -26,7 +27,10 @@ from nemo_mshubert.decoding.acoustic import (
     long_log_probs,
     manifest_log_probs,
     model_log_probs,
+    use_chunks,
 )
+from nemo_mshubert.decoding.greedy import greedy_text
+from nemo_mshubert.models.ctc import LETTERS
 from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor
 from nemo_mshubert.modules.frames import frame_count
 
@@ -97,6 +101,64 @@ def test_chunks_of_the_encoder_agree_with_the_whole(small_chunks, tiny_ctc, norm
     assert np.abs(chunked - whole).max() < tolerance
     assert (chunked.argmax(1) == whole.argmax(1)).mean() > 0.97
     assert np.abs(chunked[1:] - whole[:-1]).max() > 5 and (chunked[1:].argmax(1) == whole[:-1].argmax(1)).mean() < 0.8
+
+
+@pytest.fixture
+def longest_input(monkeypatch):
+    """``longest_input(model)``: a list of the samples of each pass of its encoder from now on, the longest row of each."""
+
+    def watch(model):
+        lengths, forward = [], model.encoder.forward
+
+        def watched(audio_signal, length):
+            lengths.append(audio_signal.shape[-1])
+            return forward(audio_signal=audio_signal, length=length)
+
+        monkeypatch.setattr(model.encoder, "forward", watched)
+        return lengths
+
+    return watch
+
+
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_transcribe_runs_long_files_by_chunks(small_chunks, tiny_ctc, longest_input, tmp_path, timestamps):
+    """An hour in one piece would take the memory of its square; the text must be that of `long_log_probs`."""
+    model = tiny_ctc(conv_norm="layer_norm")
+    lengths = [16000 * 20, 8000, 16000 * 6]
+    files = [entry["audio_filepath"] for entry in entries_of(tmp_path, lengths)]
+    expected = [greedy_text(long_log_probs(model, noise(n, seed)), LETTERS) for seed, n in enumerate(lengths)]
+    in_one_piece = model.transcribe(files, batch_size=3, verbose=False)
+    use_chunks(model)
+    passes = longest_input(model)
+    found = model.transcribe(files, batch_size=3, timestamps=timestamps, verbose=False)
+    assert max(passes) < 16000 * 6 + 320 < lengths[0] and len(passes) > 10
+    assert [" ".join(one.text.split()) for one in found] == expected
+    letters = [" ".join(one.text.split()) for one in in_one_piece]
+    assert letters[1:] == expected[1:] and edit_distance(letters[0], expected[0])["total"] < 0.05 * len(letters[0])
+    if timestamps:
+        words = found[0].timestamp["word"]
+        assert 0.9 * 20 < words[-1]["end"] < 20  # in seconds of the file, not of its last chunk
+
+
+def test_chunks_change_nothing_in_training(small_chunks, tiny_ctc, longest_input):
+    """A loss over chunks would have no gradient: they are run without one."""
+    model = tiny_ctc()
+    use_chunks(model)
+    passes = longest_input(model.train())
+    log_probs, frames, _ = model(input_signal=torch.zeros(1, 16000 * 8), input_signal_length=torch.tensor([16000 * 8]))
+    assert passes == [16000 * 8] and log_probs.requires_grad and frames.tolist() == [frame_count(16000 * 8)]
+
+
+def test_memory_of_a_long_file_is_that_of_a_chunk(small_chunks, tiny_ctc, longest_input, tmp_path):
+    """An hour for chunks of a minute, scaled down: six minutes for chunks of six seconds. Nothing that the model sees
+    grows with the file, and every frame is there.
+    """
+    model = tiny_ctc(conv_norm="layer_norm")
+    passes = longest_input(model)
+    samples = 16000 * 360
+    results = manifest_log_probs(model, entries_of(tmp_path, [samples, 8000]), 1e9, "test")
+    assert [len(results[number]) for number in (0, 1)] == [frame_count(samples), frame_count(8000)]
+    assert max(passes) < 16000 * 6 + 320 and len(passes) == 360 / 2 + 1
 
 
 # --- Batches ---------------------------------------------------------------------------------------------------------
