@@ -31,13 +31,15 @@ def main() -> None:
     parser.add_argument("--ssl", required=True, help="pre-trained .nemo")
     parser.add_argument("--output", required=True, help=".nemo of the CTC model")
     parser.add_argument("--tokenizer_dir", help="folder with tokenizer.model: EncDecCTCModelBPE instead of letters")
+    parser.add_argument("--letters", help="of another language than English, in one string, without the space")
     parser.add_argument(
         "--from_scratch", action="store_true", help="random weights: the baseline without pre-training"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
     arguments = parser.parse_args()
     pl.seed_everything(arguments.seed)
-    save_model(ssl_to_ctc(arguments.ssl, arguments.tokenizer_dir, arguments.from_scratch), arguments.output)
+    model = ssl_to_ctc(arguments.ssl, arguments.tokenizer_dir, arguments.from_scratch, arguments.letters)
+    save_model(model, arguments.output)
     print(f"wrote {arguments.output}")
 
 

@@ -23,9 +23,9 @@ from lightning.pytorch import Trainer
 from nemo.collections.asr.models import ASRModel, EncDecCTCModel, EncDecCTCModelBPE
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_mshubert.data.manifest import iter_manifest
 from nemo_mshubert.data.resumable_loader import check_utterances
 from nemo_mshubert.data.tarred import check_shards, local_paths
+from nemo_mshubert.data.transcripts import check_transcripts
 from nemo_mshubert.models.loading import restore_model
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 
@@ -64,17 +64,25 @@ def ctc_config(
     return OmegaConf.create(config)
 
 
-def ssl_to_ctc(ssl_path: str, tokenizer_dir: Optional[str] = None, from_scratch: bool = False) -> EncDecCTCModel:
+def ssl_to_ctc(
+    ssl_path: str, tokenizer_dir: Optional[str] = None, from_scratch: bool = False, letters: Optional[str] = None
+) -> EncDecCTCModel:
     """A stock CTC model with the encoder of a pre-trained ``.nemo`` and a random output layer.
 
     Args:
         ssl_path: ``.nemo`` with an `MSHuBERTEncoder`.
         tokenizer_dir: folder with NeMo's ``tokenizer.model`` and ``vocab.txt`` for a BPE model; letters by default.
         from_scratch: random weights in the encoder too: the baseline without pre-training.
+        letters: of another language, in one string, without the word delimiter; `LETTERS` by default.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or another architecture.
+        FileNotFoundError, ValueError: no such file, another architecture, or letters that are there twice or together
+            with a tokenizer.
     """
+    if letters is not None and (tokenizer_dir or not letters or len(set(letters)) < len(letters) or " " in letters):
+        raise ValueError(
+            f"letters {letters!r}: give each letter once, without the space (it is added), and no tokenizer with them."
+        )
     ssl_model = restore_model(ssl_path)
     if not isinstance(getattr(ssl_model, "encoder", None), MSHuBERTEncoder):
         raise ValueError(f"{ssl_path}: expected a model with an MSHuBERTEncoder, as scripts/pretrain.py makes it.")
@@ -86,7 +94,8 @@ def ssl_to_ctc(ssl_path: str, tokenizer_dir: Optional[str] = None, from_scratch:
     preprocessor, encoder = (
         OmegaConf.to_container(ssl_model.cfg[name], resolve=True) for name in ("preprocessor", "encoder")
     )
-    config = ctc_config(preprocessor, encoder, None if tokenizer_dir else LETTERS, tokenizer_dir)
+    labels = LETTERS if letters is None else [" ", *letters]
+    config = ctc_config(preprocessor, encoder, None if tokenizer_dir else labels, tokenizer_dir)
     model = (EncDecCTCModelBPE if tokenizer_dir else EncDecCTCModel)(cfg=config)
     if not from_scratch:
         model.encoder.load_state_dict(ssl_model.encoder.state_dict())
@@ -98,7 +107,8 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
 
     Raises:
         FileNotFoundError, ValueError: no such file, not a CTC model, one with another encoder, an unknown option of
-            the encoder, or data that cannot be trained on (a missing or truncated shard, a broken line, no text).
+            the encoder, or data that cannot be trained on (a missing or truncated shard, a broken line, no text, letters
+            that the model lacks).
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file. Make it with scripts/ssl_to_ctc.py.")
@@ -118,11 +128,11 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
         OmegaConf.create(OmegaConf.to_container(overrides[name], resolve=True))
         for name in ("train_ds", "validation_ds", "optim")
     )
+    if "labels" in config:
+        train_ds.labels = validation_ds.labels = config.labels
     _check_data(train_ds)
     _check_data(validation_ds)
     train_ds.concurrent_bucketing = False  # where its thread meets an unreadable file, training would wait for ever
-    if "labels" in config:
-        train_ds.labels = validation_ds.labels = config.labels
     model.setup_training_data(train_ds)  # NeMo leaves these to the caller when a model is restored
     model.setup_multiple_validation_data(validation_ds)
     model.setup_optimization(optim)
@@ -130,11 +140,9 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
 
 
 def _check_data(config: DictConfig) -> None:
-    """Stock loaders pass over what is missing in a tar, and take a line without text for one without words."""
+    """Stock loaders pass over what is missing in a tar, and over letters that the model lacks."""
     if config.get("tarred_audio_filepaths") is not None:
         check_shards(config.manifest_filepath, config.tarred_audio_filepaths)
     check_utterances(config)
     for path in local_paths(config.manifest_filepath):
-        for where, entry in iter_manifest(path):
-            if not isinstance(entry.get("text"), str):
-                raise ValueError(f'{where}: no "text" to train on. Add the transcript or remove the line.')
+        check_transcripts(path, config.get("labels"))

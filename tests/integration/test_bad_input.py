@@ -249,6 +249,9 @@ def test_finetuning_on_bad_manifests_is_refused(corpus, fine_tune, tmp_path):
     write_manifest(manifest, entries)
     with pytest.raises(ValueError, match=f'train.json:{BAD + 1}: no "text" to train on. Add the transcript'):
         fine_tune(manifest)
+    write_manifest(manifest, [*entries[:BAD], {**entries[BAD], "text": "A b, 3"}, *entries[BAD + 1 :]])
+    with pytest.raises(ValueError, match=f"train.json:{BAD + 1}: .*the text has ',3A'.*ssl_to_ctc.py --letters"):
+        fine_tune(manifest)
 
 
 def test_finetuning_on_a_truncated_tar_is_refused(corpus, fine_tune, tmp_path):

@@ -23,6 +23,7 @@ from nemo.collections.asr.models import ASRModel, EncDecCTCModel, EncDecCTCModel
 from nemo.core.classes import ModelPT
 from omegaconf import OmegaConf
 
+from nemo_mshubert.data.manifest import read_manifest, write_manifest
 from nemo_mshubert.decoding.error_rates import error_counts
 from nemo_mshubert.models.ctc import LETTERS, restore_for_finetuning, ssl_to_ctc
 from nemo_mshubert.models.loading import load_encoder, restore_model, save_model
@@ -112,6 +113,36 @@ def test_letters_are_those_of_the_lexicon(letters_path):
     assert list(model.decoder.vocabulary) == [" ", *"abcdefghijklmnopqrstuvwxyz", "'"]
     assert model.decoder.num_classes_with_blank == 29
     assert list(model.cfg.labels) == list(model.decoder.vocabulary)  # training data are spelled in this order
+
+
+@pytest.mark.unit
+def test_letters_of_another_language(ssl_path, waves, tmp_path):
+    """They are what it transcribes with and what its training data are spelled in."""
+    save_model(ssl_to_ctc(str(ssl_path), letters="abcäöüß"), tmp_path / "german.nemo")
+    model = ASRModel.restore_from(str(tmp_path / "german.nemo"), map_location="cpu")
+    assert list(model.decoder.vocabulary) == list(model.cfg.labels) == list(" abcäöüß")
+    assert log_probs_of(model, waves[0])[0].shape[-1] == 9
+    for letters in ("", "aba", "a b"):
+        with pytest.raises(ValueError, match="give each letter once"):
+            ssl_to_ctc(str(ssl_path), letters=letters)
+    with pytest.raises(ValueError, match="no tokenizer with them"):
+        ssl_to_ctc(str(ssl_path), "tokenizer", letters="abc")
+
+
+@pytest.mark.integration
+def test_finetuning_in_another_language(ssl_path, overrides, tmp_path):
+    """Its letters reach the targets; NeMo's parser would drop those it does not know, and train on the rest."""
+    save_model(ssl_to_ctc(str(ssl_path), letters="aähst"), tmp_path / "letters.nemo")
+    for name in ("train_ds", "validation_ds"):
+        entries = read_manifest(overrides[name].manifest_filepath)
+        write_manifest(tmp_path / f"{name}.json", [{**entry, "text": "hast äh"} for entry in entries])
+        overrides[name].manifest_filepath = str(tmp_path / f"{name}.json")
+    model = restore_for_finetuning(str(tmp_path / "letters.nemo"), overrides, None)
+    tokens, token_counts = next(iter(model._train_dl))[2:4]
+    assert tokens.tolist() == [[3, 1, 4, 5, 0, 2, 3]] * 2 and token_counts.tolist() == [7, 7]
+    write_manifest(tmp_path / "train_ds.json", [{**entry, "text": "höh"} for entry in entries])
+    with pytest.raises(ValueError, match="train_ds.json:1: the model's letters are ' aähst', the text has 'ö'"):
+        restore_for_finetuning(str(tmp_path / "letters.nemo"), overrides, None)
 
 
 @pytest.mark.unit

@@ -22,9 +22,9 @@ from typing import Dict, List, Optional
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_mshubert.data.manifest import PathLike, iter_manifest
+from nemo_mshubert.data.manifest import PathLike
+from nemo_mshubert.data.transcripts import check_transcripts
 from nemo_mshubert.decoding.config import read_config
-from nemo_mshubert.decoding.log_probs import require_case
 from nemo_mshubert.decoding.search import require_ax
 from nemo_mshubert.models.ctc import LETTERS
 
@@ -156,24 +156,7 @@ def check_inputs(spec: Table1Spec, models: List[ModelSpec], splits: List[str], c
         if not recipe.is_file():
             raise FileNotFoundError(f"{recipe}: no such recipe for the split {name!r}.")
         if spec.splits[name].train_tars is None:
-            _check_texts(spec.splits[name].train_manifest)
+            check_transcripts(spec.splits[name].train_manifest, LETTERS)
     for manifest in spec.sets.values():
-        _check_texts(manifest)
+        check_transcripts(manifest, LETTERS)
     LexiconBeamSearchDecoder(LETTERS, read_config(conf / "decode/lexicon_beam.yaml", lm=spec.lm, lexicon=spec.lexicon))
-
-
-def _check_texts(manifest: str) -> None:
-    """Raise where a manifest is not there, is empty, or has a text that the model's letters cannot write."""
-    num_lines = 0
-    for where, entry in iter_manifest(manifest):
-        num_lines += 1
-        if not isinstance(entry.get("text"), str):
-            raise ValueError(f'{where}: no "text". Add the transcript or remove the line.')
-        require_case(entry["text"], LETTERS, where)
-        foreign = sorted(set(entry["text"]) - set(LETTERS))
-        if foreign:
-            raise ValueError(
-                f"{where}: the model cannot write {' '.join(foreign)!r} of the text. Normalise it to its letters."
-            )
-    if num_lines == 0:
-        raise ValueError(f"{manifest}: the manifest is empty.")

@@ -101,8 +101,8 @@ def check(path):
     "inputs, message",
     [
         ({"texts": {"dev": None}}, "dev.json: the manifest is empty"),
-        ({"texts": {"test": "THE SEA"}}, "test.json:1: the reference 'THE SEA' is not in the case"),
-        ({"texts": {"train": "the 3 seas"}}, "train.json:1: the model cannot write '3' of the text"),
+        ({"texts": {"test": "THE SEA"}}, "test.json:1: .*the text has 'AEHST'"),
+        ({"texts": {"train": "the 3 seas"}}, "train.json:1: .*the text has '3'"),
         ({"lm_words": ("\u043c\u043e\u0440\u0435",)}, "lm.arpa: the language model knows none of the 2 words"),
         ({"lm_words": ("THE", "SEA")}, "upper and the other in lower case"),
     ],

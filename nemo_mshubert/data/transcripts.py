@@ -1,0 +1,45 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Transcripts that a model can learn: there, and in its letters. NeMo's parser drops other letters without a word."""
+
+from typing import Optional, Sequence
+
+from nemo_mshubert.data.manifest import PathLike, iter_manifest
+
+
+def check_transcripts(manifest: PathLike, letters: Optional[Sequence[str]] = None) -> None:
+    """Read all of a manifest.
+
+    Args:
+        letters: those of the model, with the word delimiter; None for a model of subwords, which writes any text.
+
+    Raises:
+        FileNotFoundError: no such manifest.
+        ValueError: no lines, a line without ``text``, or with letters that are not among ``letters``, such as capitals;
+            names file, line and remedy.
+    """
+    known, empty = set(letters or ()), True
+    for where, entry in iter_manifest(manifest):
+        empty = False
+        if not isinstance(entry.get("text"), str):
+            raise ValueError(f'{where}: no "text" to train on. Add the transcript or remove the line.')
+        foreign = "".join(sorted(set(entry["text"]) - known)) if letters else ""
+        if foreign:
+            raise ValueError(
+                f"{where}: the model's letters are {''.join(letters)!r}, the text has {foreign!r}. Write the text in "
+                "these letters (lower case, numbers spelled out), or make a model of others: ssl_to_ctc.py --letters."
+            )
+    if empty:
+        raise ValueError(f"{manifest}: the manifest is empty.")
