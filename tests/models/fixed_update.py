@@ -69,14 +69,14 @@ def trainer_of(**options) -> pl.Trainer:
     return pl.Trainer(**{**defaults, **options})
 
 
-def train(config, batches_of_rank, updates, devices=1, **options) -> MSHuBERTModel:
-    """A seeded model of ``config`` after ``updates`` optimizer steps on a list of batches for each rank."""
+def train(config, batches_of_rank, updates, devices=1, resume=None, **options) -> MSHuBERTModel:
+    """A seeded model of ``config`` after ``updates`` optimizer steps on a list of batches for each part of the data."""
     trainer = trainer_of(devices=devices, max_steps=updates, **options)
     torch.manual_seed(0)
     model = MSHuBERTModel(config, trainer)
     model._draw_masks = every_second_frame
-    model.train_dataloader = lambda: DataLoader(batches_of_rank[model.global_rank], batch_size=None)
-    trainer.fit(model)
+    model.train_dataloader = lambda: DataLoader(batches_of_rank[model.data_ranks.rank], batch_size=None)
+    trainer.fit(model, ckpt_path=resume)
     return model
 
 

@@ -194,6 +194,30 @@ def test_dropped_heads_have_zero_gradients(config):
     assert len({tuple(model._kept_sets(update)) for update in range(6)}) > 1
 
 
+class Gradients(pl.Callback):
+    """Per update: kept sets, and names of the parameters without a gradient."""
+
+    def __init__(self):
+        self.updates = []
+
+    def on_before_optimizer_step(self, trainer, model, optimizer):
+        missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+        self.updates.append((model._kept_sets(trainer.global_step), missing))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_every_parameter_has_a_gradient_in_every_update(model_config, pre_norm):
+    """Without the finest set no loss looks at the last block: DDP would stop the run at the next update."""
+    probe = Gradients()
+    config = model_config(
+        "model.drop_label_sets=2", f"++model.encoder.pre_norm={pre_norm}", "model.encoder.layerdrop=0.5"
+    )
+    train_split(config, [[[0, 1]]], updates=8, callbacks=[probe])
+    assert any(40 not in kept for kept, _ in probe.updates)
+    assert [missing for _, missing in probe.updates] == [[]] * 8
+
+
 # --- Visible frames --------------------------------------------------------------------------------------------------
 
 
