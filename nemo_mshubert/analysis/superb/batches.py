@@ -1,0 +1,81 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Batches for probes: utterances of similar length together, in an order that is a function of the seed alone."""
+
+import itertools
+from dataclasses import dataclass
+from typing import Iterator, List, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from nemo_mshubert.analysis.superb.features import FrozenFeatures, Line
+
+
+@dataclass
+class Targets:
+    """What a split is trained or tested on: manifest lines and their tokens, numbers of letters or phones."""
+
+    lines: List[Line]
+    tokens: List[List[int]]
+
+
+@dataclass
+class Batch:
+    """Utterances with what `FrozenFeatures.load` gave for each."""
+
+    lines: List[Line]
+    loaded: List[np.ndarray]
+    tokens: List[torch.Tensor]
+
+
+class UtteranceBatches(Dataset):
+    """Batches by lists of utterance numbers."""
+
+    def __init__(self, targets: Targets, features: FrozenFeatures):
+        self.targets, self.features = targets, features
+
+    def __getitem__(self, rows: List[int]) -> Batch:
+        lines = [self.targets.lines[row] for row in rows]
+        tokens = [torch.tensor(self.targets.tokens[row], dtype=torch.long) for row in rows]
+        return Batch(lines, [self.features.load(line) for line in lines], tokens)
+
+
+def length_batches(
+    durations: Sequence[float], batch_size: int, halve_above_seconds: float = np.inf
+) -> List[List[int]]:
+    """Utterance numbers by duration, longest first, in batches; half as many where one is longer than a limit.
+
+    s3prl halves the batches of its phone recognition above 300,000 samples.
+    """
+    order = sorted(range(len(durations)), key=lambda row: -durations[row])
+    batches = []
+    while order:
+        size = batch_size // 2 if durations[order[0]] > halve_above_seconds and batch_size > 1 else batch_size
+        batches.append(order[:size])
+        order = order[size:]
+    return batches
+
+
+def endless(batches: Sequence[List[int]], seed: int) -> Iterator[List[int]]:
+    """The batches, shuffled anew for every pass."""
+    for number in itertools.count():
+        yield from (batches[index] for index in np.random.default_rng((seed, number)).permutation(len(batches)))
+
+
+def loader(dataset: UtteranceBatches, batches: Sequence[List[int]], num_workers: int) -> DataLoader:
+    """One `Batch` per list of ``batches``, loaded by processes of its own."""
+    return DataLoader(dataset, sampler=batches, batch_size=None, num_workers=num_workers)

@@ -1,0 +1,143 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Hidden states of a frozen encoder: from a cache on disk while a budget lasts, from the audio beyond it.
+
+LibriSpeech's train-clean-100 is 360 GB of a base model's 13 states in float16, hence the budget. What is cached and what is
+computed on the way are the same numbers: both are rounded to float16.
+
+    <folder>/<encoder>/<utterance>.npy      float16 [T, L + 1, D], for good; other encoders have folders of their own
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+from tqdm import tqdm
+
+from nemo_mshubert.analysis.word_segments import UTTERANCES_AT_ONCE, AllHiddenStates
+from nemo_mshubert.clustering.labelling import Utterance, audio_windows, window_features
+from nemo_mshubert.data.manifest import PathLike, atomic_write, load_audio, utterance_id
+from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
+
+GIGABYTE = 1e9
+Line = Tuple[str, Dict[str, Any]]  # ("<file>:<line>", entry)
+
+
+class CacheUse(NamedTuple):
+    """What a call of `FrozenFeatures.fill` found and made."""
+
+    utterances: int  # of the lines given
+    cached: int  # of them in the cache now
+    gigabytes: float  # of all files of this encoder
+
+
+class FrozenFeatures:
+    """All hidden states of utterances, as `AllHiddenStates` gives them.
+
+    Args:
+        hidden_states: of the frozen encoder.
+        folder: of the cache; None to compute all anew every time.
+        gigabytes: that the cache of this encoder may take; beyond, utterances are computed whenever they are asked for.
+    """
+
+    def __init__(self, hidden_states: AllHiddenStates, folder: Optional[PathLike] = None, gigabytes: float = 0.0):
+        self.hidden_states = hidden_states
+        scaling = "-normalized" * hidden_states.normalized
+        self.folder = Path(folder) / f"{hidden_states.fingerprint}{scaling}" if folder else None
+        self.gigabytes = gigabytes
+
+    @property
+    def num_states(self) -> int:
+        return self.hidden_states.num_states
+
+    @property
+    def width(self) -> int:
+        return self.hidden_states.dimension // self.num_states
+
+    def fill(self, lines: Sequence[Line]) -> CacheUse:
+        """Put utterances into the cache, in order, until the budget is spent; those that are there cost nothing.
+
+        Raises:
+            FileNotFoundError, ValueError: audio that is missing or unusable, or states that are not finite.
+        """
+        if self.folder is None:
+            return CacheUse(len(lines), 0, 0.0)
+        used = sum(path.stat().st_size for path in self.folder.glob("*.npy"))
+        missing = [line for line in lines if not self._path(line[1]).is_file()]
+        with tqdm(total=len(missing), desc="caching hidden states", unit=" utterances", disable=None) as progress:
+            for utterance, states in self._computed(missing):
+                if used + states.nbytes > self.gigabytes * GIGABYTE:
+                    break
+                with atomic_write(self._path(utterance.entry), "wb") as stream:
+                    np.save(stream, states)
+                used += states.nbytes
+                progress.update()
+        cached = sum(self._path(entry).is_file() for _, entry in lines)
+        return CacheUse(len(lines), cached, used / GIGABYTE)
+
+    def _computed(self, lines: Sequence[Line]) -> Iterator[Tuple[Utterance, np.ndarray]]:
+        for window in audio_windows(lines):
+            window = sorted(window, key=lambda utterance: len(utterance.samples))  # less padding
+            for first in range(0, len(window), UTTERANCES_AT_ONCE):
+                group = window[first : first + UTTERANCES_AT_ONCE]
+                yield from zip(group, self._run(group))
+
+    def load(self, line: Line) -> np.ndarray:
+        """What a loader process can fetch: cached states ``float16 [T, L + 1, D]``, else the samples ``float32 [S]``.
+
+        Raises:
+            FileNotFoundError, ValueError: audio that is missing, unusable or without a frame; a damaged file.
+        """
+        where, entry = line
+        path = self._path(entry) if self.folder else None
+        if path is None or not path.is_file():
+            samples = load_audio(entry, where)
+            if len(samples) < RECEPTIVE_FIELD_SAMPLES:
+                raise ValueError(f"{where}: {utterance_id(entry)}: shorter than one frame. Remove the line.")
+            return samples
+        try:
+            return np.load(path)
+        except (ValueError, EOFError, OSError) as error:
+            raise ValueError(f"{path}: damaged ({error}). Delete it; the next call makes it again.") from error
+
+    def finish(self, lines: Sequence[Line], loaded: Sequence[np.ndarray]) -> List[np.ndarray]:
+        """States ``float16 [T, L + 1, D]`` of what `load` returned: samples go through the encoder now."""
+        rows = [row for row, array in enumerate(loaded) if array.ndim == 1]
+        states = list(loaded)
+        for first in range(0, len(rows), UTTERANCES_AT_ONCE):
+            group = rows[first : first + UTTERANCES_AT_ONCE]
+            computed = self._run([Utterance(*lines[row], loaded[row]) for row in group])
+            for row, array in zip(group, computed):
+                states[row] = array
+        return states
+
+    def _run(self, group: List[Utterance]) -> List[np.ndarray]:
+        states = []
+        for utterance, array in zip(group, window_features(group, self.hidden_states)):
+            with np.errstate(over="ignore"):
+                rounded = array.reshape(len(array), self.num_states, -1).astype(np.float16)
+            if not np.isfinite(rounded).all():
+                raise ValueError(
+                    f"{utterance.where}: hidden states reach {np.abs(array).max():g}, beyond float16 (65504). This "
+                    "encoder's states cannot be probed."
+                )
+            states.append(rounded)
+        return states
+
+    def _path(self, entry: Dict[str, Any]) -> Path:
+        source = (str(Path(entry["audio_filepath"]).resolve()), entry.get("offset"), entry.get("duration"))
+        return self.folder / f"{hashlib.sha256(repr(source).encode()).hexdigest()[:32]}.npy"
+

@@ -1,0 +1,322 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""SUPERB's ASR and PR of one encoder: a probe per learning rate, the best on dev tested; resumable (section 4.2).
+
+    <output>/lr_<rate>/last.ckpt, best-*.ckpt      an interrupted probe goes on from the last evaluation
+    <output>/lr_<rate>/result.json                 a probe that is done is not trained again
+    <output>/results.json, layer_weights.png       the sweep, and what the chosen probe gives on the test sets
+
+A probe's folder is of one encoder, data and configuration; another call with the same ``output`` is refused.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_mshubert.analysis.cca_report import load_hidden_states
+from nemo_mshubert.analysis.superb.batches import Targets, UtteranceBatches, endless, length_batches, loader
+from nemo_mshubert.analysis.superb.features import FrozenFeatures, Line
+from nemo_mshubert.analysis.superb.probe import DEV_ERROR, CtcProbe, new_probe
+from nemo_mshubert.analysis.superb.pronunciations import EspeakPronunciations, Pronunciations
+from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
+from nemo_mshubert.data.manifest import PathLike, atomic_write, iter_manifest, utterance_id
+from nemo_mshubert.decoding.error_rates import ErrorCounts
+from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
+from nemo_mshubert.models.step_guard import NonFiniteTrainingError
+
+logger = logging.getLogger(__name__)
+
+TASKS = {"asr": "WER", "pr": "PER"}
+FALLBACKS = {None: lambda: None, "espeak": EspeakPronunciations}
+
+# --- Targets ---------------------------------------------------------------------------------------------------------
+
+
+class Letters:
+    """Tokens of the ASR task: letters, apostrophe and space."""
+
+    vocabulary = ENGLISH_LABELS
+
+    def tokens(self, text: str) -> List[int]:
+        """Raises ``ValueError`` (of ``list.index``) for another letter."""
+        return [self.vocabulary.index(letter) for letter in " ".join(text.lower().split())]
+
+
+class Phones:
+    """Tokens of the PR task."""
+
+    def __init__(self, pronunciations: Pronunciations):
+        self.pronunciations, self.vocabulary = pronunciations, pronunciations.vocabulary
+
+    def tokens(self, text: str) -> List[int]:
+        return [self.vocabulary.index(phone) for phone in self.pronunciations.of_text(text)]
+
+
+def read_lines(manifests: Sequence[PathLike]) -> List[Line]:
+    """Lines with a transcript and a duration.
+
+    Raises:
+        FileNotFoundError, ValueError: no such manifest, no line, or one without either.
+    """
+    lines = list(itertools.chain.from_iterable(map(iter_manifest, manifests)))
+    for where, entry in lines:
+        if not str(entry.get("text") or "").strip() or entry.get("duration") is None:
+            raise ValueError(
+                f'{where}: {utterance_id(entry)} lacks "text" or "duration". Add them or remove the line.'
+            )
+    if not lines:
+        raise ValueError(f"{', '.join(map(str, manifests))}: no utterances.")
+    return lines
+
+
+def make_targets(lines: List[Line], units) -> Targets:
+    """Tokens of each line; raises ``ValueError`` that names the line with a letter that the task does not have."""
+    tokens = []
+    for where, entry in lines:
+        try:
+            tokens.append(units.tokens(entry["text"]))
+        except ValueError as error:
+            raise ValueError(
+                f"{where}: {utterance_id(entry)}: {error} of {''.join(units.vocabulary)!r}. Normalise the transcript, "
+                "as LibriSpeech's are."
+            ) from error
+    return Targets(lines, tokens)
+
+
+def make_units(config: DictConfig, splits: Dict[str, List[Line]]):
+    """The tokens of the task; all words of all splits must have a pronunciation."""
+    if config.task == "asr":
+        return Letters()
+    if not config.pronunciations:
+        raise ValueError("pronunciations: phone recognition needs LibriSpeech's lexicon or CMUdict (a list of files).")
+    pronunciations = Pronunciations(config.pronunciations, FALLBACKS[config.g2p](), config.stress)
+    pronunciations.require(entry["text"] for lines in splits.values() for _, entry in lines)
+    if pronunciations.guessed:
+        logger.warning("%d words pronounced by %s, not by a file.", len(pronunciations.guessed), config.g2p)
+    return Phones(pronunciations)
+
+
+# --- One learning rate -----------------------------------------------------------------------------------------------
+
+
+class ProbeData(pl.LightningDataModule):
+    """Batches of the training set: "epoch" e is the e-th stretch of ``eval_every`` updates of the endless stream."""
+
+    def __init__(self, config: DictConfig, features: FrozenFeatures, splits: Dict[str, Targets]):
+        super().__init__()
+        self.config, self.features, self.splits = config, features, splits
+
+    def _batches(self, split: str, halve_above_seconds: float = float("inf")) -> List[List[int]]:
+        durations = [entry["duration"] for _, entry in self.splits[split].lines]
+        return length_batches(durations, self.config.batch_size, halve_above_seconds)
+
+    def _loader(self, split: str, batches: List[List[int]]):
+        return loader(UtteranceBatches(self.splits[split], self.features), batches, self.config.num_workers)
+
+    def train_dataloader(self):
+        count = self.config.eval_every * self.config.accumulate
+        first = self.trainer.current_epoch * count
+        stream = endless(self._batches("train", self.config.halve_above_seconds or float("inf")), self.config.seed)
+        return self._loader("train", list(itertools.islice(stream, first, first + count)))
+
+    def val_dataloader(self):
+        return self._loader("dev", self._batches("dev"))
+
+    def loader_of(self, split: str):
+        """All of a test set."""
+        return self._loader(split, self._batches(split))
+
+
+def train_probe(config: DictConfig, rate: float, probe: CtcProbe, data: ProbeData, folder: Path) -> Dict[str, Any]:
+    """Train with one learning rate, or go on; returns its line of the sweep: the best dev error and where it was."""
+    result = folder / "result.json"
+    if result.is_file():
+        return json.loads(result.read_text(encoding="utf-8"))
+    best = ModelCheckpoint(folder, "best-{step}", DEV_ERROR, mode="min", save_last=True, save_on_train_epoch_end=True)
+    trainer = pl.Trainer(
+        **OmegaConf.to_container(config.trainer, resolve=True),
+        max_steps=config.updates,
+        max_epochs=-1,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.clip,
+        reload_dataloaders_every_n_epochs=1,
+        callbacks=[best, NonfiniteGuard(config.max_nonfinite_steps)],
+        logger=pl.loggers.CSVLogger(folder, name="", version=""),
+        default_root_dir=folder,
+    )
+    last = folder / "last.ckpt"
+    line: Dict[str, Any] = {"learning_rate": rate}
+    try:
+        trainer.fit(probe, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
+        line.update(dev_error=float(best.best_model_score), checkpoint=Path(best.best_model_path).name)
+        line["update"] = int(torch.load(best.best_model_path, map_location="cpu", weights_only=False)["global_step"])
+    except NonFiniteTrainingError as error:
+        line.update(dev_error=None, diverged=str(error))
+    with atomic_write(result) as stream:
+        json.dump(line, stream, indent=1)
+    return line
+
+
+# --- The sweep -------------------------------------------------------------------------------------------------------
+
+
+def run_superb(config: DictConfig, features: Optional[FrozenFeatures] = None) -> Dict[str, Any]:
+    """Probe the encoder of ``config.model`` with every learning rate, and test the best on dev; see ``conf/superb``.
+
+    Returns:
+        the content of ``results.json``.
+
+    Raises:
+        FileNotFoundError, ValueError: no such model or manifest, unusable lines, words without pronunciation, an
+            ``output`` of another probe, or no learning rate that converges.
+    """
+    if config.task not in TASKS:
+        raise ValueError(f"task: expected one of {', '.join(TASKS)}, found {config.task!r}.")
+    lines = {"train": read_lines(config.train_manifests), "dev": read_lines(config.dev_manifests)}
+    lines.update({str(Path(manifest).stem): read_lines([manifest]) for manifest in config.test_manifests})
+    units = make_units(config, lines)
+    splits = {name: make_targets(of_split, units) for name, of_split in lines.items()}
+    features = features or FrozenFeatures(
+        load_hidden_states(config.model, config.device), config.cache.folder, config.cache.gigabytes
+    )
+    output = Path(config.output)
+    identity = _claim(output, config, features, splits)
+    for name, targets in splits.items():
+        use = features.fill(targets.lines)
+        logger.info("%s: %d of %d utterances cached, %.2f GB in all", name, use.cached, use.utterances, use.gigabytes)
+    data = ProbeData(config, features, splits)
+    sweep = []
+    for rate in config.learning_rates:
+        sweep.append(train_probe(config, rate, _probe(config, rate, features, units), data, _folder(output, rate)))
+        logger.info("learning rate %g: %s", rate, sweep[-1])
+    converged = [line for line in sweep if line["dev_error"] is not None]
+    if not converged:
+        raise ValueError(f"{output}: no learning rate of {list(config.learning_rates)} converges. Try lower ones.")
+    best = min(converged, key=lambda line: line["dev_error"])
+    rate = best["learning_rate"]
+    probe = _probe(config, rate, features, units)
+    checkpoint = torch.load(_folder(output, rate) / best["checkpoint"], map_location="cpu", weights_only=False)
+    probe.load_state_dict(checkpoint["state_dict"])
+    tests = {name: test_probe(probe, data, name) for name in splits if name not in ("train", "dev")}
+    results = {**identity, "metric": TASKS[config.task], "sweep": sweep, "best": best, "tests": tests}
+    results["layer_weights"] = probe.layer_weights()
+    with atomic_write(output / "results.json") as stream:
+        json.dump(results, stream, indent=1)
+    with atomic_write(output / "layer_weights.png", "wb") as stream:
+        plot_layer_weights([results]).savefig(stream, format="png", dpi=150)
+    return results
+
+
+def _folder(output: Path, rate: float) -> Path:
+    return output / f"lr_{rate:g}"
+
+
+def _probe(config: DictConfig, rate: float, features: FrozenFeatures, units) -> CtcProbe:
+    words = config.task == "asr"
+    return new_probe(features, units.vocabulary, config.probe, learning_rate=rate, seed=config.seed, words=words)
+
+
+def _claim(output: Path, config: DictConfig, features: FrozenFeatures, splits: Dict[str, Targets]) -> Dict[str, Any]:
+    """Write what is probed to ``probe.json``; raises ``ValueError`` where the folder is of something else."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    method = (
+        "task",
+        "probe",
+        "updates",
+        "eval_every",
+        "batch_size",
+        "accumulate",
+        "clip",
+        "seed",
+        "halve_above_seconds",
+    )
+    data = {
+        name: hashlib.sha256(repr([(utterance_id(entry), t) for (_, entry), t in zip(s.lines, s.tokens)]).encode())
+        for name, s in splits.items()
+        if name in ("train", "dev")
+    }
+    identity = {
+        "kind": "superb",
+        "name": config.name,
+        "model": str(config.model),
+        "encoder": features.hidden_states.fingerprint,
+        **{key: plain[key] for key in method},
+        "data": {name: digest.hexdigest()[:16] for name, digest in data.items()},
+        "utterances": {name: len(s.lines) for name, s in splits.items()},
+    }
+    path = output / "probe.json"
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in ("encoder", "data", *method) if found.get(key) != identity[key]]
+        if changed:
+            raise ValueError(f"{output}: holds a probe with other {', '.join(changed)}. Give another output folder.")
+    with atomic_write(path) as stream:
+        json.dump(identity, stream, indent=1)
+    return identity
+
+
+@torch.inference_mode()
+def test_probe(probe: CtcProbe, data: ProbeData, split: str) -> Dict[str, Any]:
+    """Errors of a test set, pooled."""
+    probe.eval().to(data.features.hidden_states.device)
+    errors = ErrorCounts()
+    for batch in data.loader_of(split):
+        states = data.features.finish(batch.lines, batch.loaded)
+        for tokens, best in zip(batch.tokens, probe.decode(*probe(states))):
+            errors += probe.count_errors(tokens.tolist(), best)
+    return {"rate": errors.rate, **errors._asdict()}
+
+
+# --- Results ---------------------------------------------------------------------------------------------------------
+
+
+def plot_layer_weights(results: Sequence[Dict[str, Any]]):
+    """Learned weights over the layers, a curve per model: a `matplotlib.figure.Figure`."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    for result in results:
+        label = f"{result['name']}, {result['task'].upper()}"
+        axes.plot(result["layer_weights"], marker="o", markersize=4, label=label)
+    axes.set(xlabel="layer (0: input of the transformer)", ylabel="weight", ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def results_table(results: Dict[str, Any]) -> str:
+    """Markdown: the sweep, then the test sets."""
+    metric, best = results["metric"], results["best"]
+    lines = [f"| learning rate | dev {metric} % | update |", "|---:|---:|---:|"]
+    for row in results["sweep"]:
+        error = "diverged" if row["dev_error"] is None else f"{100 * row['dev_error']:.2f}"
+        chosen = " (chosen)" if row is best or row == best else ""
+        lines.append(f"| {row['learning_rate']:g}{chosen} | {error} | {row.get('update', '')} |")
+    lines += ["", f"| test set | {metric} % | sub | ins | del | reference |", "|---|---:|---:|---:|---:|---:|"]
+    for name, test in results["tests"].items():
+        counts = " | ".join(str(test[key]) for key in ErrorCounts._fields)
+        lines.append(f"| {name} | {100 * test['rate']:.2f} | {counts} |")
+    return "\n".join(lines)

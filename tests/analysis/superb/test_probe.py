@@ -1,0 +1,226 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Probes' parts, and the cache of frozen features: against closed forms and loops, and what a budget leaves out."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from nemo_mshubert.analysis.superb.batches import endless, length_batches
+from nemo_mshubert.analysis.superb.features import FrozenFeatures
+from nemo_mshubert.analysis.superb.probe import FeatureAugmentation, RecurrentLayers, WeightedSum, new_probe, warp_time
+from nemo_mshubert.analysis.word_segments import AllHiddenStates
+from nemo_mshubert.data.manifest import iter_manifest, load_audio
+
+VOCABULARY = list("abc ")
+PROBE = {"projection": 8, "recurrent": {"hidden": 6, "layers": 2, "dropout": 0.5}, "spec_augment": None}
+
+
+@pytest.fixture
+def hidden_states(tiny_encoder):
+    class Counted(AllHiddenStates):
+        calls = 0
+
+        def __call__(self, waveforms):
+            self.calls += len(waveforms)
+            return super().__call__(waveforms)
+
+    return Counted(tiny_encoder())
+
+
+@pytest.fixture
+def lines(synthetic_corpus):
+    return list(iter_manifest(synthetic_corpus.dev))
+
+
+def states(*lengths, num_states=5, width=24):
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=(length, num_states, width)).astype(np.float16) for length in lengths]
+
+
+@pytest.fixture
+def probe(hidden_states):
+    return new_probe(
+        FrozenFeatures(hidden_states), VOCABULARY, OmegaConf.create(PROBE), 1e-3, seed=0, words=True
+    ).eval()
+
+
+# --- The probe -------------------------------------------------------------------------------------------------------
+
+
+def test_weighted_sum_is_that_of_s3prl():
+    """Zero logits: the mean of all states. Then softmax weights, in fp32."""
+    (x,) = states(7)
+    layers = WeightedSum(5)
+    np.testing.assert_allclose(layers(torch.from_numpy(x)).detach(), x.astype(np.float64).mean(axis=1), atol=1e-6)
+    with torch.no_grad():
+        layers.logits.copy_(torch.tensor([0.0, 1, 2, 3, 4]))
+    weights = np.exp(np.arange(5)) / np.exp(np.arange(5)).sum()
+    expected = sum(weight * x[:, layer].astype(np.float64) for layer, weight in enumerate(weights))
+    np.testing.assert_allclose(layers(torch.from_numpy(x)).detach(), expected, atol=1e-5)
+    np.testing.assert_allclose(layers.weights.detach(), weights, rtol=1e-6)
+
+
+def test_padding_changes_nothing(probe):
+    """A bidirectional LSTM that read padding would score an utterance by its neighbours in the batch."""
+    short, long = states(9, 30)
+    with torch.no_grad():
+        together, frames = probe([short, long])
+        alone, _ = probe([short])
+    assert frames.tolist() == [9, 30] and together.shape == (2, 30, 5)
+    torch.testing.assert_close(together[0, :9], alone[0], atol=1e-5, rtol=0)
+
+
+def test_dropout_follows_every_recurrent_layer():
+    """s3prl drops out behind the last LSTM too, where torch's own option does not."""
+    layers = RecurrentLayers(4, hidden=50, layers=1, dropout=0.5).train()
+    output = layers(torch.randn(1, 20, 4), torch.tensor([20]))
+    assert 0.4 < (output == 0).float().mean() < 0.6
+    assert (layers.eval()(torch.randn(1, 20, 4), torch.tensor([20])) != 0).all()
+
+
+def test_greedy_decoding_and_word_errors(probe):
+    """a a _ a b _ _ ' ' c: repeats merge, blanks part them; errors are counted in words."""
+    path = [0, 0, 4, 0, 1, 4, 4, 3, 2, 2]
+    log_probs = torch.full((1, 12, 5), -9.0)
+    log_probs[0, range(10), path] = 0.0
+    log_probs[0, 10:, 0] = 0.0  # padding
+    (best,) = probe.decode(log_probs, torch.tensor([10]))
+    assert best == [0, 0, 1, 3, 2] and probe.spell(best) == ["aab", "c"]
+    counts = probe.count_errors([0, 0, 1, 3, 1], best)
+    assert (counts.substitutions, counts.reference_length) == (1, 2)
+    probe.words = False
+    assert probe.count_errors([0, 0, 1, 3, 1], best).reference_length == 5
+
+
+def test_time_warp_moves_a_point_and_keeps_the_length():
+    """A ramp stays monotonous, its ends stay, and a point is up to W frames from where it was."""
+    ramp = torch.linspace(0, 1, 60)[:, None].repeat(1, 3)
+    shifts = []
+    for _ in range(50):
+        warped = warp_time(ramp, 5)
+        assert warped.shape == ramp.shape and warped[0, 0] < 0.03 and warped[-1, 0] > 0.97
+        shifts.append((warped - ramp).abs().max().item() * 59)
+    assert max(shifts) > 2 and max(shifts) < 6.5
+    assert torch.equal(warp_time(ramp[:10], 5), ramp[:10])
+    assert torch.equal(warp_time(ramp, 0), ramp)
+
+
+def test_masks_are_of_the_published_number_and_width():
+    augment = FeatureAugmentation(time_warp=0, time_masks=2, time_width=4, freq_masks=3, freq_width=5)
+    frames, dimensions = [], []
+    for _ in range(40):
+        first, second = augment([torch.ones(50, 40), torch.ones(30, 40)])
+        assert first.shape == (50, 40) and second.shape == (30, 40)
+        frames.append(int((first == 0).all(dim=1).sum()))
+        dimensions.append(int((first == 0).all(dim=0).sum()))
+    assert 0 < max(frames) <= 2 * 4 and 0 < max(dimensions) <= 3 * 5
+    assert np.mean(frames) > 1 and np.mean(dimensions) > 3
+
+
+def test_the_seed_draws_the_initial_weights(hidden_states):
+    features, config = FrozenFeatures(hidden_states), OmegaConf.create(PROBE)
+    probes = [new_probe(features, VOCABULARY, config, 1e-3, seed=seed, words=True) for seed in (0, 0, 1)]
+    first, again, other = (probe.state_dict() for probe in probes)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["projection.weight"], other["projection.weight"])
+
+
+# --- Batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_batches_hold_every_utterance_once_and_long_ones_are_halved():
+    durations = [3.0, 20.0, 5.0, 19.0, 4.0, 18.75, 2.0, 1.0]
+    batches = length_batches(durations, 4, halve_above_seconds=18.75)
+    assert batches == [[1, 3], [5, 2, 4, 0], [6, 7]]
+    assert length_batches(durations, 4) == [[1, 3, 5, 2], [4, 0, 6, 7]]
+    assert length_batches([30.0], 1, 18.75) == [[0]]
+
+
+def test_the_stream_is_shuffled_anew_in_every_pass_and_repeatable():
+    batches = [[number] for number in range(6)]
+    drawn = list(itertools.islice(endless(batches, seed=1), 18))
+    passes = [drawn[start : start + 6] for start in (0, 6, 12)]
+    assert all(sorted(one) == batches for one in passes) and passes[0] != passes[1] != passes[2]
+    assert drawn == list(itertools.islice(endless(batches, seed=1), 18))
+    assert drawn != list(itertools.islice(endless(batches, seed=2), 18))
+
+
+# --- Frozen features -------------------------------------------------------------------------------------------------
+
+
+def test_cached_and_computed_states_are_the_same_numbers(hidden_states, lines, tmp_path):
+    """Whoever has no disk for the cache gets the same WER, and a second run computes nothing."""
+    features = FrozenFeatures(hidden_states, tmp_path, gigabytes=1)
+    fresh = FrozenFeatures(hidden_states).finish(lines, [FrozenFeatures(hidden_states).load(line) for line in lines])
+    use = features.fill(lines)
+    assert use.cached == use.utterances == len(lines)
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*.npy"))
+    assert use.gigabytes == pytest.approx(size / 1e9, rel=0.01)
+    calls = hidden_states.calls
+    cached = features.finish(lines, [features.load(line) for line in lines])
+    assert features.fill(lines).cached == len(lines) and hidden_states.calls == calls
+    for ours, theirs, (_, entry) in zip(cached, fresh, lines):
+        assert ours.dtype == np.float16 and ours.shape[1:] == (5, 24)
+        expected = hidden_states([load_audio(entry)])[0].reshape(ours.shape)
+        np.testing.assert_allclose(ours.astype(np.float32), expected, atol=2e-3)
+        np.testing.assert_allclose(ours.astype(np.float32), theirs.astype(np.float32), atol=2e-3)
+
+
+def test_the_budget_is_kept_and_the_rest_is_computed(hidden_states, lines, tmp_path):
+    everything = FrozenFeatures(hidden_states, tmp_path / "all", 1).fill(lines).gigabytes
+    features = FrozenFeatures(hidden_states, tmp_path / "half", everything / 2)
+    use = features.fill(lines)
+    assert 0 < use.cached < len(lines) and use.gigabytes <= everything / 2
+    loaded = [features.load(line) for line in lines]
+    assert sorted({array.ndim for array in loaded}) == [1, 3]
+    finished = features.finish(lines, loaded)
+    assert [array.ndim for array in finished] == [3] * len(lines)
+    assert [len(array) for array in finished] == [math.floor(entry["duration"] * 50 - 0.25) for _, entry in lines]
+
+
+def test_other_encoders_and_scalings_have_folders_of_their_own(hidden_states, tiny_encoder, lines, tmp_path):
+    from nemo_mshubert.modules.waveform_preprocessor import WaveformPreprocessor
+
+    preprocessor = WaveformPreprocessor(sample_rate=16000, window_stride=6.25e-05, features=1, normalize="per_feature")
+    for states_of in (
+        hidden_states,
+        AllHiddenStates(tiny_encoder(seed=1)),
+        AllHiddenStates(tiny_encoder(), preprocessor),
+    ):
+        FrozenFeatures(states_of, tmp_path, 1).fill(lines[:1])
+    assert len(list(tmp_path.iterdir())) == 3 and len(list(tmp_path.rglob("*.npy"))) == 3
+
+
+def test_damaged_cache_and_states_beyond_float16(hidden_states, lines, tmp_path):
+    features = FrozenFeatures(hidden_states, tmp_path, 1)
+    features.fill(lines[:1])
+    (path,) = tmp_path.rglob("*.npy")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"{path.name}: damaged .*Delete it"):
+        features.load(lines[0])
+    with torch.no_grad():
+        hidden_states.encoder.encoder.layers[-1].get_parameter(_last_norm(hidden_states)).mul_(1e6)
+    with pytest.raises(ValueError, match="beyond float16"):
+        FrozenFeatures(hidden_states).finish(lines[:1], [load_audio(lines[0][1])])
+
+
+def _last_norm(hidden_states):
+    names = dict(hidden_states.encoder.encoder.layers[-1].named_parameters())
+    return [name for name in names if "norm" in name and name.endswith("weight")][-1]

@@ -1,0 +1,223 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Probes end to end on synthetic speech: they learn a tiny set, beat random encoders, sweep, resume, and are refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from nemo_mshubert.analysis.superb import sweep
+from nemo_mshubert.analysis.superb.features import FrozenFeatures
+from nemo_mshubert.analysis.superb.pronunciations import ARPABET
+from nemo_mshubert.analysis.superb.sweep import results_table, run_superb
+from nemo_mshubert.analysis.word_segments import AllHiddenStates
+from nemo_mshubert.data.manifest import read_manifest, write_manifest
+from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
+
+CONFIGS = Path(__file__).parents[3] / "conf" / "superb"
+SMALL = [
+    "name=tiny",
+    "model=tiny.nemo",
+    "num_workers=0",
+    "device=cpu",
+    "trainer.enable_progress_bar=false",
+    "learning_rates=[0.01]",
+    "batch_size=4",
+    "accumulate=1",
+]
+
+
+@pytest.fixture
+def config(synthetic_corpus, tmp_path):
+    """``config("asr", "updates=4", ...)``: a small probe of conf/superb on four utterances, for training and test."""
+    few = tmp_path / "few.json"
+    entries = sorted(read_manifest(synthetic_corpus.train), key=lambda entry: entry["duration"])[:4]
+    write_manifest(few, entries)
+    words = {word for entry in entries for word in entry["text"].split()}
+    phones = sorted(ARPABET - {"AE"})
+    lexicon = [f"{word.upper()} {phones[len(word) % 30]} AE1 {phones[ord(word[0]) % 30]}" for word in sorted(words)]
+    (tmp_path / "lexicon.txt").write_text("\n".join(line.replace("AE1", "AE") for line in lexicon))
+
+    def make(task, *overrides):
+        probe = {"asr": ["probe.projection=32", "probe.recurrent.hidden=32"], "pr": ["probe.projection=32"]}[task]
+        data = [f"{split}_manifests=[{few}]" for split in ("train", "dev", "test")]
+        own = [f"output={tmp_path / task}", f"pronunciations=[{tmp_path / 'lexicon.txt'}]", "stress=false"]
+        with initialize_config_dir(str(CONFIGS), version_base=None):
+            cfg = compose(task, overrides=[*SMALL, *probe, *data, *own, *overrides])
+        return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+
+    return make
+
+
+@pytest.fixture
+def features(tiny_encoder):
+    return FrozenFeatures(AllHiddenStates(tiny_encoder()))
+
+
+class Oracle(AllHiddenStates):
+    """An encoder that knows more than a random one: one of its states holds the letters, with a gap behind each."""
+
+    KNOWING = 3
+
+    def __init__(self, encoder, entries):
+        super().__init__(encoder)
+        self.texts = {round(entry["duration"] * 16000): entry["text"] for entry in entries}
+        self.fingerprint = "oracle"
+
+    def __call__(self, waveforms):
+        outputs = []
+        for waveform, states in zip(waveforms, super().__call__(waveforms)):
+            states = states.reshape(len(states), self.num_states, -1).copy()
+            text = self.texts[len(waveform)]
+            states[:, self.KNOWING] = 0
+            for place, letter in enumerate(map(ENGLISH_LABELS.index, text)):
+                frame = place * len(states) // len(text)
+                states[frame, self.KNOWING, letter % 24] = 30.0 if letter < 24 else -30.0
+            outputs.append(states.reshape(len(states), -1))
+        return outputs
+
+
+@pytest.mark.parametrize("task", ["asr", "pr"])
+def test_a_probe_learns_a_tiny_set_by_heart(config, features, task):
+    """What must work before any number of a probe means something: random states tell four utterances apart."""
+    cfg = config(task, "updates=120", "eval_every=20", "probe.spec_augment=null", "learning_rates=[0.02]")
+    if task == "asr":
+        cfg.probe.recurrent.update(layers=1, dropout=0.0)
+    results = run_superb(cfg, features)
+    first, last = _dev_errors(cfg)
+    assert first > last + 0.1 and last < 0.4
+    assert results["tests"]["few"]["rate"] == pytest.approx(results["best"]["dev_error"])
+
+
+def _dev_errors(cfg):
+    """First and last logged dev error."""
+    (log,) = Path(cfg.output).glob("lr_*/metrics.csv")
+    rows = [line.split(",") for line in log.read_text().splitlines()]
+    column = rows[0].index("dev_error")
+    values = [float(row[column]) for row in rows[1:] if row[column]]
+    return values[0], values[-1]
+
+
+def test_states_that_hold_the_letters_beat_a_random_encoder(config, synthetic_corpus, tiny_encoder):
+    """On utterances that the probe has not seen; and the learned weights find the layer that holds the letters."""
+    data = [f"{split}_manifests=[{getattr(synthetic_corpus, split)}]" for split in ("train", "dev", "test")]
+    cfg = config("asr", *data, "updates=120", "eval_every=60", "probe.spec_augment=null", "probe.recurrent=null")
+    random = run_superb(cfg, FrozenFeatures(AllHiddenStates(tiny_encoder())))
+    cfg.output += "_oracle"
+    entries = [
+        entry for split in ("train", "dev", "test") for entry in read_manifest(getattr(synthetic_corpus, split))
+    ]
+    knowing = run_superb(cfg, FrozenFeatures(Oracle(tiny_encoder(), entries)))
+    name = synthetic_corpus.test.stem
+    assert knowing["tests"][name]["rate"] < 0.5 and random["tests"][name]["rate"] > 0.9
+    weights = knowing["layer_weights"]
+    assert np.argmax(weights) == Oracle.KNOWING and sum(weights) == pytest.approx(1)
+    assert weights[Oracle.KNOWING] > max(random["layer_weights"])
+
+
+def test_an_interrupted_probe_ends_like_an_uninterrupted_one(config, features, monkeypatch):
+    """Order, dropout and SpecAugment included: days on a GPU are several jobs."""
+    overrides = ["updates=6", "eval_every=2", "batch_size=2", "accumulate=2", "probe.spec_augment.freq_width=4"]
+    whole, parts = config("asr", *overrides), config("asr", *overrides)
+    parts.output += "_parts"
+    expected = run_superb(whole, features)
+    batches, taken = sweep.ProbeData.train_dataloader, []
+
+    def stop_at_the_second(self):
+        taken.append(self.trainer.current_epoch)
+        if len(taken) == 2:
+            raise KeyboardInterrupt
+        return batches(self)
+
+    monkeypatch.setattr(sweep.ProbeData, "train_dataloader", stop_at_the_second)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run_superb(parts, features)
+    assert not (Path(parts.output) / "results.json").is_file()
+    monkeypatch.setattr(sweep.ProbeData, "train_dataloader", batches)
+    resumed = run_superb(parts, features)
+    assert taken == [0, 1]
+    assert resumed == expected
+    weights = [
+        torch.load(Path(cfg.output) / "lr_0.01" / "last.ckpt", weights_only=False)["state_dict"]
+        for cfg in (whole, parts)
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_sweep_chooses_on_dev_and_survives_divergence(config, features, monkeypatch):
+    cfg = config("pr", "updates=8", "eval_every=4", "learning_rates=[1e-5,0.02]", "max_nonfinite_steps=2")
+    results = run_superb(cfg, features)
+    assert [line["learning_rate"] for line in results["sweep"]] == [1e-5, 0.02]
+    assert results["best"] == min(results["sweep"], key=lambda line: line["dev_error"])
+    assert {"learning_rate", "dev_error", "update", "checkpoint"} <= set(results["best"])
+    stored = json.loads((Path(cfg.output) / "results.json").read_text())
+    assert stored == results and (Path(cfg.output) / "layer_weights.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(sweep.pl.Trainer, "fit", None)  # may not be called: all probes are done
+    assert run_superb(cfg, features) == results
+    table = results_table(results)
+    assert "(chosen)" in table and f"{100 * results['tests']['few']['rate']:.2f}" in table
+    monkeypatch.undo()
+    cfg.learning_rates, cfg.output = [1e30, 0.02], cfg.output + "_wild"
+    wild, calm = run_superb(cfg, features)["sweep"]
+    assert wild["dev_error"] is None and "not finite" in wild["diverged"] and calm["dev_error"] is not None
+    cfg.learning_rates, cfg.output = [1e30], cfg.output + "_only"
+    with pytest.raises(ValueError, match="no learning rate of .* converges"):
+        run_superb(cfg, features)
+
+
+def test_a_folder_of_another_probe_is_refused(config, features, tiny_encoder):
+    cfg = config("pr", "updates=2", "eval_every=2")
+    run_superb(cfg, features)
+    with pytest.raises(ValueError, match="other encoder. Give another output"):
+        run_superb(cfg, FrozenFeatures(AllHiddenStates(tiny_encoder(seed=1))))
+    with pytest.raises(ValueError, match="other probe, updates"):
+        run_superb(config("pr", "updates=4", "eval_every=2", "probe.projection=8"), features)
+
+
+def test_bad_input(config, features, tmp_path):
+    with pytest.raises(ValueError, match="task: expected one of asr, pr"):
+        run_superb(config("asr", "task=sid"), features)
+    with pytest.raises(ValueError, match="needs LibriSpeech's lexicon or CMUdict"):
+        run_superb(config("pr", "pronunciations=null"), features)
+    cfg = config("asr")
+    entries = read_manifest(cfg.train_manifests[0])
+    for change, message in (
+        ({"text": "number 9"}, r"bad.json:1: .*'9' is not in list of .*Normalise the transcript"),
+        ({"text": " "}, r'bad.json:1: .* lacks "text"'),
+        ({"duration": None}, r'bad.json:1: .* lacks "text" or "duration"'),
+    ):
+        write_manifest(tmp_path / "bad.json", [{**entries[0], **change}])
+        cfg.dev_manifests = [str(tmp_path / "bad.json")]
+        with pytest.raises(ValueError, match=message):
+            run_superb(cfg, features)
+
+
+def test_the_configs_are_those_of_s3prl():
+    """hyper-parameters of s3prl's downstream/asr/config.yaml and downstream/ctc/libriphone.yaml."""
+    required = ["name=a", "model=a", "train_manifests=[a]", "dev_manifests=[a]", "test_manifests=[a]", "output=a"]
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        asr, pr = compose("asr", overrides=required), compose("pr", overrides=required)
+    assert (asr.updates, asr.eval_every, asr.batch_size, asr.accumulate, asr.clip) == (200000, 2000, 32, 1, 1)
+    assert asr.probe.projection == 1024 and asr.probe.recurrent == {"hidden": 1024, "layers": 2, "dropout": 0.2}
+    masks = {"time_warp": 5, "time_masks": 2, "time_width": 40, "freq_masks": 4, "freq_width": 50}
+    assert asr.probe.spec_augment == masks and 1e-4 in asr.learning_rates
+    assert (pr.updates, pr.eval_every, pr.batch_size, pr.accumulate, pr.clip) == (100000, 1000, 16, 2, 1)
+    assert pr.probe == {"projection": 256, "recurrent": None, "spec_augment": None} and 1e-2 in pr.learning_rates
+    assert pr.stress and pr.halve_above_seconds * 16000 == 300000
