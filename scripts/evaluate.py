@@ -25,6 +25,7 @@ scripts/tune_decoding.py. Files longer than a minute are run in overlapping chun
 import argparse
 from pathlib import Path
 
+from nemo_mshubert.data.transcripts import check_transcripts
 from nemo_mshubert.decoding.config import read_config
 from nemo_mshubert.decoding.evaluation import (
     evaluate_manifest,
@@ -59,8 +60,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    for manifest in args.manifest:  # first: a mistake in the last should not cost the passes over the others
+        check_transcripts(manifest)
     beam_config = None
-    if args.decode:  # read first: a mistake there should not cost a pass of the model
+    if args.decode:
         beam_config = read_config(args.decode, lm=args.lm, lexicon=args.lexicon, beam_size=args.beam_size)
     model = load_ctc_model(args.model, args.device, args.precision)
     decoders = {"greedy": greedy_decoder(model)}

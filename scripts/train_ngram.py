@@ -26,6 +26,7 @@ Writes OUTPUT.bin and OUTPUT.lexicon (and OUTPUT.arpa from text), the `lm` and `
 """
 
 import argparse
+from pathlib import Path
 
 from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS, WORD_DELIMITER, write_lexicon
 from nemo_mshubert.decoding.ngram import arpa_words, binarize, lexicon_words, normalized_sentences, train_arpa
@@ -48,7 +49,10 @@ def parse_args() -> argparse.Namespace:
         help="the model's letters, in one string, without the word delimiter",
     )
     parser.add_argument("--kenlm", help="folder of lmplz and build_binary, where they are not on the PATH")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.words and not Path(args.words).is_file():  # else found when the LM has been trained
+        parser.error(f"{args.words}: no such word list.")
+    return args
 
 
 def main() -> None:

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Transcripts that a model can learn: there, and in its letters. NeMo's parser drops other letters without a word."""
+"""Transcripts to train on or to count errors by: there, and in the model's letters; NeMo drops other letters silently."""
 
 from typing import Optional, Sequence
 
@@ -34,7 +34,7 @@ def check_transcripts(manifest: PathLike, letters: Optional[Sequence[str]] = Non
     for where, entry in iter_manifest(manifest):
         empty = False
         if not isinstance(entry.get("text"), str):
-            raise ValueError(f'{where}: no "text" to train on. Add the transcript or remove the line.')
+            raise ValueError(f'{where}: no "text". Add the transcript or remove the line.')
         foreign = "".join(sorted(set(entry["text"]) - known)) if letters else ""
         if foreign:
             raise ValueError(

@@ -213,11 +213,27 @@ def test_texts_in_another_case_are_refused_for_letters(letters_path, manifest, t
         evaluate_manifest(model, manifest, tmp_path / "out", {"greedy": greedy_decoder(model)})
 
 
-def test_two_manifests_of_one_name_are_refused(monkeypatch, capsys):
-    """Their results are named after them: the second would replace the first, unnoticed."""
+@pytest.fixture
+def script():
+    """scripts/evaluate.py as a module."""
     spec = importlib.util.spec_from_file_location("script_evaluate", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_last_manifest_is_read_before_the_model(script, manifest, tmp_path, monkeypatch):
+    """Found after the first set has been decoded with a beam of 1500, an empty one costs hours."""
+    (tmp_path / "empty.json").write_text("")
+    for name, error in (("gone.json", FileNotFoundError), ("empty.json", ValueError)):
+        arguments = ["--model", "gone.nemo", "--output", "out", "--manifest", str(manifest), str(tmp_path / name)]
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+        with pytest.raises(error, match=name):
+            script.main()
+
+
+def test_two_manifests_of_one_name_are_refused(script, monkeypatch, capsys):
+    """Their results are named after them: the second would replace the first, unnoticed."""
     arguments = ["--model", "m.nemo", "--output", "out", "--manifest", "a/test.json", "b/test.json"]
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
     with pytest.raises(SystemExit):

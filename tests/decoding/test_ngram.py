@@ -16,6 +16,7 @@
 
 import gzip
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,21 @@ def test_word_list_in_another_case_than_the_arpa_is_refused(tmp_path, write_arpa
     (tmp_path / "words.txt").write_text("the\ncat\n")
     with pytest.raises(ValueError, match="knows none of its 2 words .*'the'.*case"):
         lexicon_words(tmp_path / "words.txt", path)
+
+
+@pytest.mark.unit
+def test_an_arpa_of_another_alphabet_is_refused(tmp_path, write_arpa, monkeypatch):
+    """No word of it could be heard; and a mistyped word list is found before the LM is trained."""
+    arpa = write_arpa({"\u043c\u0438\u0440": -1.0, "\u0434\u043e\u043c": -1.0, "ok": -1.0})
+    monkeypatch.setattr(sys, "argv", ["train_ngram.py", "--arpa", arpa, "--output", str(tmp_path / "lm")])
+    with pytest.raises(
+        ValueError, match="2 of 3 words hold letters that the model lacks .*ARPA of the model's language"
+    ):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.arpa"]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--words", str(tmp_path / "gone.txt")])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
 @pytest.mark.unit

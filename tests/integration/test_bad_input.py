@@ -247,7 +247,7 @@ def test_finetuning_on_bad_manifests_is_refused(corpus, fine_tune, tmp_path):
     entries = read_manifest(manifest)
     del entries[BAD]["text"]
     write_manifest(manifest, entries)
-    with pytest.raises(ValueError, match=f'train.json:{BAD + 1}: no "text" to train on. Add the transcript'):
+    with pytest.raises(ValueError, match=f'train.json:{BAD + 1}: no "text". Add the transcript'):
         fine_tune(manifest)
     write_manifest(manifest, [*entries[:BAD], {**entries[BAD], "text": "A b, 3"}, *entries[BAD + 1 :]])
     with pytest.raises(ValueError, match=f"train.json:{BAD + 1}: .*the text has ',3A'.*ssl_to_ctc.py --letters"):
