@@ -39,7 +39,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", nargs="+", required=True, help="training manifests")
     parser.add_argument("--features", choices=("mfcc", "hidden"), required=True)
-    parser.add_argument("--encoder", help=".nemo of the encoder (hidden)")
+    parser.add_argument("--encoder", help=".nemo, Hugging Face folder, .pt or hub id (hidden)")
     parser.add_argument("--layer", type=int, default=6, help="transformer layer, from 1 (hidden); the paper: 6")
     parser.add_argument("--clusters", type=int, nargs="+", default=[1000, 500, 250, 125, 50, 25], help="finest first")
     parser.add_argument("--assignment", choices=ASSIGNMENTS, default="nested", help="how coarse labels are assigned")

@@ -17,6 +17,12 @@
     python scripts/label.py make --kmeans km.npz --encoder hubert_iter1.nemo --manifest train.json --output train_l.json
     python scripts/label.py check --manifest train_l.json --kmeans km.npz
 
+A published k-means (a file of joblib, as fairseq's learn_kmeans.py writes) says not what it is of: name encoder and
+layer. It is left beside the output as a k-means file of ours, which pretrain.py needs:
+
+    python scripts/label.py make --kmeans hubert_base_ls960_L9_km500.bin --encoder hubert_base_ls960.pt --layer 9 \\
+        --manifest train.json --output train_l.json
+
 An interrupted `make` goes on where it stopped. `check` reads every line and every audio header; it prints entropy and
 dead clusters, and fails with ``file:line`` of what is wrong.
 """
@@ -24,6 +30,9 @@ dead clusters, and fails with ``file:line`` of what is wrong.
 import argparse
 import json
 import logging
+import pickle
+from pathlib import Path
+from typing import Tuple
 
 import torch
 
@@ -39,8 +48,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("make", help="label a manifest")
-    make.add_argument("--kmeans", required=True, help="k-means file of scripts/fit_kmeans.py")
-    make.add_argument("--encoder", help=".nemo of the encoder, where the k-means is of hidden features")
+    make.add_argument("--kmeans", required=True, help="k-means file of scripts/fit_kmeans.py, or of joblib")
+    make.add_argument(
+        "--encoder", help="where the k-means is of hidden features: .nemo, Hugging Face folder, .pt, hub id"
+    )
+    make.add_argument("--layer", type=int, help="transformer layer (from 1) that a k-means of joblib is of")
     make.add_argument("--manifest", required=True)
     make.add_argument("--output", required=True, help="labelled manifest")
     make.add_argument("--alignments", help="JSONL[.gz] with phones or words: adds purity and PNMI to the metrics")
@@ -49,7 +61,18 @@ def parse_args(argv=None) -> argparse.Namespace:
     check = commands.add_parser("check", help="check a labelled manifest")
     check.add_argument("--manifest", required=True)
     check.add_argument("--kmeans", help="the k-means file that all labels must be of")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.command == "make" and is_pickle(args.kmeans) and not (args.encoder and args.layer):
+        parser.error(f"{args.kmeans} is of joblib and says not what it is of: give --encoder and --layer")
+    return args
+
+
+def is_pickle(path: str) -> bool:
+    """Whether it is a file of joblib; ours are zip archives."""
+    if not Path(path).is_file():
+        return False  # what is missing is said when it is loaded
+    with open(path, "rb") as stream:
+        return stream.read(1) == pickle.PROTO
 
 
 def make_features(maker: LabelMaker, args: argparse.Namespace) -> FeatureMaker:
@@ -57,16 +80,36 @@ def make_features(maker: LabelMaker, args: argparse.Namespace) -> FeatureMaker:
         return MfccFeatures()
     if not args.encoder:
         raise ValueError(f"{args.kmeans} is of {maker.features.name}: name its .nemo with --encoder.")
+    return hidden_features(maker.features.layer, args)
+
+
+def hidden_features(layer: int, args: argparse.Namespace) -> HiddenFeatures:
     from nemo_mshubert.models.loading import load_encoder  # imports NeMo, which MFCCs do without
 
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return HiddenFeatures(load_encoder(args.encoder), maker.features.layer, device)
+    return HiddenFeatures(load_encoder(args.encoder), layer, device)
+
+
+def read_published(args: argparse.Namespace) -> Tuple[LabelMaker, FeatureMaker]:
+    """Label maker and features of a k-means of joblib; the label maker is saved beside the output."""
+    from nemo_mshubert.convert.joblib_kmeans import label_maker_of_joblib
+
+    features = hidden_features(args.layer, args)
+    maker = label_maker_of_joblib(args.kmeans, features.description)
+    path = Path(args.output).with_suffix(".kmeans.npz")
+    maker.save(path)
+    logging.info("%s: label maker %s", path, maker.id)
+    return maker, features
 
 
 def make_labels(args: argparse.Namespace) -> None:
-    maker = LabelMaker.load(args.kmeans)
     alignments = load_alignments(args.alignments) if args.alignments else None
-    label_manifest(args.manifest, args.output, maker, make_features(maker, args))
+    if is_pickle(args.kmeans):
+        maker, features = read_published(args)
+    else:
+        maker = LabelMaker.load(args.kmeans)
+        features = make_features(maker, args)
+    label_manifest(args.manifest, args.output, maker, features)
     metrics = json.dumps(measure_manifest(args.output, maker, alignments), indent=2)
     print(metrics)
     if args.metrics_output:

@@ -28,7 +28,7 @@ from nemo_mshubert.models.loading import save_model
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ssl", required=True, help="pre-trained .nemo")
+    parser.add_argument("--ssl", required=True, help="pre-trained .nemo, Hugging Face folder, .pt or hub id")
     parser.add_argument("--output", required=True, help=".nemo of the CTC model")
     parser.add_argument("--tokenizer_dir", help="folder with tokenizer.model: EncDecCTCModelBPE instead of letters")
     parser.add_argument("--letters", help="of another language than English, in one string, without the space")

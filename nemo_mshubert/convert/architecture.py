@@ -63,7 +63,7 @@ def infer_architecture(
     Raises:
         ValueError: a tensor is missing, or one contradicts ``declared``.
     """
-    finder = _Finder(weights, name_of, where)
+    finder = Finder(weights, name_of, where)
     found = {"conv_layers": finder.conv_layers(declared.get("conv_layers")), **finder.sizes()}
     for argument, value in found.items():
         if argument in declared and declared[argument] != value:
@@ -124,7 +124,7 @@ def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
             )
 
 
-class _Finder:
+class Finder:
     """Reads sizes off tensors."""
 
     def __init__(self, weights: Mapping[str, Tensor], name_of: NameOf, where: str):

@@ -15,13 +15,18 @@
 """Any checkpoint in, any ecosystem out."""
 
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Union
+from typing import Any, Callable, Dict, Optional, Sequence, Union
+
+from nemo.utils import logging
+from torch import nn
 
 from nemo_mshubert.convert.checkpoint import Checkpoint
 from nemo_mshubert.convert.fairseq import from_fairseq, read_fairseq, write_fairseq
 from nemo_mshubert.convert.huggingface import read_huggingface, write_huggingface
+from nemo_mshubert.convert.multiresolution import from_multiresolution, is_multiresolution
 from nemo_mshubert.convert.pickles import load_torch_file
 from nemo_mshubert.convert.torchaudio import from_torchaudio, read_torchaudio
+from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 
 PathLike = Union[str, Path]
 
@@ -53,7 +58,7 @@ def read_checkpoint(path: PathLike, source: str = "auto") -> Checkpoint:
         return read_huggingface(path)
     if path.suffix == ".safetensors" or path.name == "pytorch_model.bin":
         raise ValueError(f"{path}: give its folder, which holds config.json too.")
-    return _read_torch_file(path)
+    return _from_content(load_torch_file(path), path)
 
 
 def write_checkpoint(checkpoint: Checkpoint, path: PathLike, target: Optional[str] = None) -> str:
@@ -79,8 +84,38 @@ def write_checkpoint(checkpoint: Checkpoint, path: PathLike, target: Optional[st
     return written
 
 
-def _read_torch_file(path: Path) -> Checkpoint:
-    content: Any = load_torch_file(path)
+def read_encoder(path: PathLike) -> nn.Module:
+    """The encoder of a foreign folder or file, in evaluation mode, for features; see `models.loading.load_encoder`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_checkpoint`.
+    """
+    path = Path(path)
+    content = None if path.is_dir() else load_torch_file(path)
+    if is_multiresolution(content):
+        encoder, notes = from_multiresolution(content, str(path))
+    else:
+        checkpoint = read_checkpoint(path) if content is None else _from_content(content, path)
+        encoder, notes = MSHuBERTEncoder(**checkpoint.encoder), checkpoint.notes
+        encoder.load_state_dict(checkpoint.weights)
+        encoder.normalized_input = checkpoint.normalize
+    log_notes(path, notes)
+    return encoder.eval()
+
+
+def log_notes(path: PathLike, notes: Sequence[str]) -> None:
+    """What was assumed about a file, or dropped from it."""
+    for note in notes:
+        logging.warning(f"{path}: {note}")
+
+
+def _from_content(content: Any, path: Path) -> Checkpoint:
+    """A file that was loaded; which layout it is of, its names tell."""
+    if is_multiresolution(content):
+        raise ValueError(
+            f"{path}: an MR-HuBERT. It gives features (--encoder of fit_kmeans.py and label.py), but no other format "
+            "and no CTC model has a place for its two rates."
+        )
     names = content.get("state_dict", content) if isinstance(content, dict) else {}
     if any("encoder.transformer." in name for name in names):
         return from_torchaudio(content, str(path))

@@ -70,7 +70,7 @@ def from_fairseq(content: Any, where: str) -> Checkpoint:
     """What `read_fairseq` does, of a loaded file."""
     if not isinstance(content, dict):
         raise ValueError(f"{where}: holds a {type(content).__name__}, expected a dictionary of weights.")
-    model, task, tensors = _sections(content)
+    model, task, tensors = sections(content)
     layer_norms = any(".2.1." in name for name in tensors)
     source = Source(
         where=where,
@@ -93,7 +93,7 @@ def from_fairseq(content: Any, where: str) -> Checkpoint:
     return checkpoint
 
 
-def _sections(content: Mapping[str, Any]) -> Tuple[Dict[str, Any], Dict[str, Any], Dict[str, Tensor]]:
+def sections(content: Mapping[str, Any]) -> Tuple[Dict[str, Any], Dict[str, Any], Dict[str, Tensor]]:
     """Options of the model, options of the task, and tensors."""
     if "model_weight" in content:
         return plain(content.get("model_cfg")) or {}, plain(content.get("task_cfg")) or {}, content["model_weight"]

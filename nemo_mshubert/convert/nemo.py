@@ -20,7 +20,7 @@ over letters: with its own output layer where it has one, else with random weigh
 
 import inspect
 from pathlib import Path
-from typing import Any, Dict, Union
+from typing import Any, Dict, Tuple, Union
 
 import torch
 from nemo.collections.asr.models import EncDecCTCModel
@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 
 from nemo_mshubert.convert.architecture import check_weights
 from nemo_mshubert.convert.checkpoint import WORD_DELIMITER, Checkpoint, CtcHead, PredictionHead
+from nemo_mshubert.convert.conversion import log_notes, read_checkpoint
 from nemo_mshubert.models.ctc import LETTERS, ctc_config
 from nemo_mshubert.models.loading import restore_model, save_model
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
@@ -75,7 +76,26 @@ def read_nemo(path: Union[str, Path]) -> Checkpoint:
 
 
 def write_nemo(checkpoint: Checkpoint, path: Union[str, Path]) -> str:
-    """Write a stock CTC model around the encoder; returns what its output layer is."""
+    """Write `to_model`; returns what its output layer is."""
+    model, output_layer = to_model(checkpoint)
+    save_model(model, path)
+    return output_layer
+
+
+def read_as_model(path: Union[str, Path]) -> EncDecCTCModel:
+    """`to_model` of a folder or file of another ecosystem; what was assumed is logged.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_checkpoint`.
+    """
+    checkpoint = read_checkpoint(path)
+    model, output_layer = to_model(checkpoint)
+    log_notes(path, [*checkpoint.notes, output_layer])
+    return model
+
+
+def to_model(checkpoint: Checkpoint) -> Tuple[EncDecCTCModel, str]:
+    """A stock CTC model around the encoder, and what its output layer is."""
     letters = checkpoint.ctc.letters() if checkpoint.ctc else None
     labels = letters.labels if letters else LETTERS
     target = f"{MSHuBERTEncoder.__module__}.{MSHuBERTEncoder.__name__}"
@@ -87,9 +107,8 @@ def write_nemo(checkpoint: Checkpoint, path: Union[str, Path]) -> str:
     if letters:
         weights = {"decoder_layers.0.weight": letters.weight[..., None], "decoder_layers.0.bias": letters.bias}
         model.decoder.load_state_dict(weights)
-    save_model(model, path)
     kind = "converted" if letters else "random: fine-tune it before decoding"
-    return f"CTC over {len(labels)} letters, its output layer {kind}"
+    return model, f"CTC over {len(labels)} letters, its output layer {kind}"
 
 
 def _with_defaults(options: Dict[str, Any]) -> Dict[str, Any]:

@@ -24,7 +24,7 @@ import pickle
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
-from typing import Any, Callable, Dict, Union
+from typing import Any, Callable, Dict, Sequence, Union
 
 import torch
 
@@ -99,7 +99,7 @@ def load_torch_file(path: Union[str, Path]) -> Any:
     _refuse_torchscript(path)
     try:
         return torch.load(path, map_location="cpu", pickle_module=_RestrictedPickle, weights_only=False)
-    except _Refused as error:
+    except Refused as error:
         raise ValueError(f"{path}: {error}") from None
     except Exception as error:  # torch and pickle raise a dozen types on broken files
         raise ValueError(
@@ -107,14 +107,28 @@ def load_torch_file(path: Union[str, Path]) -> Any:
         ) from error
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """Raised before anything is called."""
+
+
+def stub_class(module: str, name: str, packages: Sequence[str]) -> type:
+    """A `Stub` in place of a class of ``packages``, a new one each time, since a pickle can set its attributes.
+
+    Raises:
+        Refused: the name is of another package, or an attribute of a class.
+    """
+    if module.split(".")[0] in packages and "." not in name:
+        return type(name, (Stub,), {"__module__": module})
+    raise Refused(
+        f"its pickle asks for {module}.{name}, which no checkpoint of weights needs. Nothing was executed. If you "
+        "trust its origin, save its tensors alone from within the program that made it."
+    )
 
 
 def _reconstruct(cls: type, base: type, state: Any) -> Any:
     """copyreg._reconstructor for stubs alone."""
     if not (isinstance(cls, type) and issubclass(cls, Stub)):
-        raise _Refused(f"its pickle reconstructs {cls!r}. It was not made by a trainer; do not trust it.")
+        raise Refused(f"its pickle reconstructs {cls!r}. It was not made by a trainer; do not trust it.")
     return cls()
 
 
@@ -133,12 +147,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
             return lambda *arguments: _FUNCTIONS[module, name](*arguments)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        if module.split(".")[0] in STUBBED_PACKAGES and "." not in name:
-            return type(name, (Stub,), {"__module__": module})
-        raise _Refused(
-            f"its pickle asks for {module}.{name}, which no checkpoint of weights needs. Nothing was executed. If you "
-            "trust its origin, save its tensors alone from within the program that made it."
-        )
+        return stub_class(module, name, STUBBED_PACKAGES)
 
 
 class _RestrictedPickle:

@@ -12,42 +12,118 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Models and encoders out of ``.nemo`` files, and into them."""
+"""Models and encoders by name, and into ``.nemo`` files.
+
+A name is a ``.nemo`` file, a folder with one, a checkpoint of another ecosystem (`convert`), or ``organisation/model`` of
+the Hugging Face hub. So every script takes them all in the same place.
+"""
 
 import os
+import re
 from pathlib import Path
 from typing import Union
 
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError
 from nemo.core.classes import ModelPT
+from torch import nn
 
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 
+Name = Union[str, Path]
 
-def restore_model(path: Union[str, Path]) -> ModelPT:
-    """Restore any NeMo model on the CPU; raises ``FileNotFoundError`` or ``ValueError`` with the remedy."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file. Expected a .nemo file, e.g. of scripts/pretrain.py.")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+FOREIGN_SUFFIXES = (".pt", ".pth", ".ckpt", ".th", ".bin")
+TRANSFORMERS_FILES = ("*.json", "*.safetensors", "pytorch_model*.bin")
+
+
+def restore_model(name: Name) -> ModelPT:
+    """Restore a model on the CPU; a checkpoint of another ecosystem as the CTC model that converting it would give.
+
+    Args:
+        name: see the head of this file.
+
+    Raises:
+        FileNotFoundError: no such file, folder or model of the hub.
+        ValueError: it cannot be read, or is not a model; the message has the remedy.
+    """
+    path = local_path(name)
+    if is_foreign(path):
+        from nemo_mshubert.convert.nemo import read_as_model  # which imports this module
+
+        return read_as_model(path)
     try:
         return ModelPT.restore_from(str(path), map_location="cpu")
     except Exception as error:
-        raise ValueError(f"{path}: cannot be restored as a NeMo model ({type(error).__name__}: {error}).") from error
+        raise ValueError(f"{name}: cannot be restored as a NeMo model ({type(error).__name__}: {error}).") from error
 
 
-def load_encoder(path: Union[str, Path]) -> MSHuBERTEncoder:
-    """The encoder of a pre-trained or fine-tuned ``.nemo``, on the CPU, in evaluation mode.
+def load_encoder(name: Name) -> nn.Module:
+    """The encoder of a model of `restore_model`, on the CPU, in evaluation mode.
 
-    Its ``normalized_input`` tells whether the model's preprocessor scales each utterance to unit variance.
+    It is an `MSHuBERTEncoder`, or for MR-HuBERT a `MultiresolutionEncoder`; both have ``extract_features``. Its
+    ``normalized_input`` tells whether the model's preprocessor scales each utterance to unit variance.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a NeMo model, or one with another encoder.
+        FileNotFoundError, ValueError: as `restore_model`; a model with another encoder.
     """
+    path = local_path(name)
+    if is_foreign(path):
+        from nemo_mshubert.convert.conversion import read_encoder
+
+        return read_encoder(path)
     model = restore_model(path)
     encoder = getattr(model, "encoder", None)
     if not isinstance(encoder, MSHuBERTEncoder):
-        raise ValueError(f"{path}: its encoder is {type(encoder).__name__}, expected MSHuBERTEncoder.")
+        raise ValueError(f"{name}: its encoder is {type(encoder).__name__}, expected MSHuBERTEncoder.")
     encoder.normalized_input = getattr(model.preprocessor, "normalized", False)
     return encoder.eval()
+
+
+def local_path(name: Name) -> Path:
+    """The file or folder of a name: a ``.nemo``, or what `is_foreign` says.
+
+    A folder stands for the ``.nemo`` in it. ``organisation/model`` of the hub is, as in ``ASRModel.from_pretrained``,
+    its file ``model.nemo``; where it has none, its weights for transformers. Both come into the cache of the hub.
+
+    Raises:
+        FileNotFoundError: no such file, folder or model of the hub, or a folder with neither.
+        ValueError: a folder with several ``.nemo`` files.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return _in_folder(path)
+    if path.is_file():
+        return path
+    if HUB_ID.fullmatch(str(name)) and path.suffix not in (".nemo", *FOREIGN_SUFFIXES):
+        return _from_hub(str(name))
+    raise FileNotFoundError(f"{name}: no such file. Expected a .nemo file, e.g. of scripts/pretrain.py.")
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether `convert` reads it: a folder for transformers, or a file of fairseq, torchaudio or s3prl."""
+    return path.is_dir() or path.suffix in FOREIGN_SUFFIXES
+
+
+def _in_folder(folder: Path) -> Path:
+    files = sorted(folder.glob("*.nemo"))
+    if len(files) > 1:
+        raise ValueError(f"{folder}: several .nemo files ({', '.join(file.name for file in files)}). Name one.")
+    if not files and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder}: neither a .nemo nor the config.json of a Hugging Face folder in it.")
+    return files[0] if files else folder
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        try:
+            return Path(hf_hub_download(name, f"{name.split('/')[1]}.nemo"))
+        except EntryNotFoundError:
+            return _in_folder(Path(snapshot_download(name, allow_patterns=TRANSFORMERS_FILES)))
+    except Exception as error:  # of the hub, the network and the disk
+        raise FileNotFoundError(
+            f"{name}: no such file or folder, and not to be had from the hub ({type(error).__name__}: {error})."
+        ) from error
 
 
 def save_model(model: ModelPT, path: Union[str, Path]) -> None:

@@ -1,0 +1,123 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Published k-means files: what fairseq's ``learn_kmeans.py`` wrote with ``joblib.dump``, read without running it.
+
+Such a file is a pickle with the bytes of its arrays in between. joblib's own reader walks through it here, but every
+name that the pickle asks for is resolved by us: array descriptions and dtypes are real, classes of scikit-learn, numpy
+and SciPy are stubs that keep their state and do nothing, all else is refused before it is called.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Dict, Union
+
+import numpy as np
+from joblib.numpy_pickle import NumpyArrayWrapper, NumpyUnpickler
+
+from nemo_mshubert.clustering.features import FeatureDescription
+from nemo_mshubert.clustering.hierarchy import check_cluster_counts, compose_tables
+from nemo_mshubert.clustering.label_maker import LabelMaker
+from nemo_mshubert.convert.pickles import Refused, Stub, stub_class
+
+PathLike = Union[str, Path]
+
+STUBBED_PACKAGES = ("_codecs", "numpy", "scipy", "sklearn")
+PICKLE = b"\x80"  # first byte of a pickle of protocol 2 or later; a compressed file begins with another
+
+
+def label_maker_of_joblib(path: PathLike, features: FeatureDescription) -> LabelMaker:
+    """A label maker of published centres; its ``label`` gives what fairseq's ``dump_km_label.py`` gives.
+
+    Args:
+        path: file of ``joblib.dump``.
+        features: what the centres were fitted on; the file does not say.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_joblib_kmeans`; centres of another width than the features.
+    """
+    centres = read_joblib_kmeans(path)
+    if centres.shape[1] != features.dimension:
+        raise ValueError(
+            f"{path}: centres of {centres.shape[1]} dimensions do not fit {features.name}. Use the encoder and the "
+            "layer that the k-means was fitted on."
+        )
+    check_cluster_counts([len(centres)])
+    sets = {len(centres): centres}
+    origin = {"file": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+    return LabelMaker(sets, compose_tables(sets), features, "nested", seed=0, versions=origin)
+
+
+def read_joblib_kmeans(path: PathLike) -> np.ndarray:
+    """Centres, float32 ``[K, D]``, of a pickled ``KMeans`` or ``MiniBatchKMeans``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the pickle asks for code; the file is cut short or compressed; it holds no k-means.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such k-means file.")
+    content = _load(path)
+    centres = content.state.get("cluster_centers_") if _is_kmeans(content) else None
+    if not isinstance(centres, np.ndarray) or centres.ndim != 2 or centres.dtype.kind != "f":
+        raise ValueError(f"{path}: holds a {type(content).__name__}, expected a fitted k-means of scikit-learn.")
+    centres = centres.astype(np.float32)
+    if not np.isfinite(centres).all():
+        raise ValueError(f"{path}: cluster_centers_ holds NaN or infinity. Get another file.")
+    return centres
+
+
+def _load(path: Path) -> Any:
+    with open(path, "rb") as stream:
+        if stream.peek(1)[:1] != PICKLE:
+            raise ValueError(
+                f"{path}: neither a k-means file of scripts/fit_kmeans.py nor an uncompressed one of joblib. If joblib "
+                "compressed it, load and dump it with compress=0 where you trust it."
+            )
+        try:
+            return _RestrictedUnpickler(str(path), stream, ensure_native_byte_order=True).load()
+        except Refused as error:
+            raise ValueError(f"{path}: {error}") from None
+        except Exception as error:  # pickle and numpy raise a dozen types on broken files
+            raise ValueError(
+                f"{path}: cut short, or not a file of joblib ({type(error).__name__}: {error}). Get it again."
+            ) from error
+
+
+def _is_kmeans(content: Any) -> bool:
+    return isinstance(content, Stub) and type(content).__name__.endswith("KMeans") and isinstance(content.state, dict)
+
+
+class _RestrictedUnpickler(NumpyUnpickler):
+    """joblib's reader with our names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("joblib.numpy_pickle", "NumpyArrayWrapper"):
+            return type(name, (_PlainArray,), {})  # new each time, since a pickle can set its attributes
+        if (module, name) in _TYPES:
+            return _TYPES[module, name]
+        return stub_class(module, name, STUBBED_PACKAGES)
+
+
+class _PlainArray(NumpyArrayWrapper):
+    """Where an array's bytes follow. Arrays of objects would be pickles of their own."""
+
+    def read(self, unpickler: NumpyUnpickler, ensure_native_byte_order: bool) -> np.ndarray:
+        if not isinstance(self.dtype, np.dtype) or self.dtype.hasobject:
+            raise Refused("one of its arrays holds objects, which a k-means has none of. Nothing was executed.")
+        return self.read_array(unpickler, ensure_native_byte_order)
+
+
+_TYPES: Dict[tuple, type] = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}

@@ -1,0 +1,131 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""MR-HuBERT in fairseq's layout, into a `MultiresolutionEncoder`: a feature extractor, with no way back out."""
+
+import re
+from typing import Any, Dict, List, Mapping, Tuple
+
+from torch import Tensor
+
+from nemo_mshubert.convert.architecture import HEAD_WIDTH, PUBLISHED_HEADS, Finder, check_finite
+from nemo_mshubert.convert.fairseq import declared_architecture, sections
+from nemo_mshubert.convert.tables import NOT_ENCODER, fairseq_table, listed
+from nemo_mshubert.modules.multiresolution import MultiresolutionEncoder
+
+_WRAPPERS = re.compile(r"^(?:w2v_encoder\.)?(?:w2v_model\.)?")
+_STACK = re.compile(r"(encoders\.\d+|middle_encoder|decoders\.\d+)\.(.*)")
+_RESAMPLER = re.compile(r"(down|up)sample_modules\.(\d+)\.(down|up)sample_conv\.(0|2)\.(weight|bias)")
+_PRETRAINING = re.compile(r"(final_projs?|label_embs_concat|mask_emb|target_glus?)\b.*|proj\..*")
+DEFAULT_RATES = [1, 2]  # 50 Hz and 25 Hz
+
+
+def is_multiresolution(content: Any) -> bool:
+    """Whether a loaded file is an MR-HuBERT."""
+    return isinstance(content, dict) and any("middle_encoder." in str(name) for name in sections(content)[2])
+
+
+def from_multiresolution(content: Mapping[str, Any], where: str) -> Tuple[MultiresolutionEncoder, List[str]]:
+    """The encoder of a file of fairseq or s3prl, in evaluation mode, and what was assumed or dropped.
+
+    Raises:
+        ValueError: a missing, surplus, misshapen or non-finite tensor, by name; a config of another model.
+    """
+    options, task, tensors = sections(content)
+    declared = declared_architecture(options, where)
+    rates, notes = _rates(options)
+    ours, dropped = _our_names(tensors, len(rates), where)
+    if dropped:
+        notes.append(f"dropped {listed(dropped)}: not for feature extraction")
+    arguments = _architecture(ours, declared, rates, where)
+    if "num_heads" not in declared:
+        notes.append(f"assumed {arguments['num_heads']} attention heads")
+    encoder = MultiresolutionEncoder(**arguments)
+    expected = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
+    for kind, names in (("missing", expected.keys() - ours.keys()), ("surplus", ours.keys() - expected.keys())):
+        if names:
+            raise ValueError(f"{where}: {kind} tensors of MR-HuBERT: {listed(sorted(names))} (in our spelling).")
+    for name, shape in expected.items():
+        if ours[name].shape != shape:
+            raise ValueError(f"{where}: {name} is {list(ours[name].shape)}, expected {list(shape)} by other tensors.")
+    check_finite(ours, where)
+    encoder.load_state_dict(ours)
+    encoder.normalized_input = bool(task.get("normalize", arguments["conv_norm"] == "layer_norm"))
+    return encoder.eval(), notes
+
+
+def _rates(options: Mapping[str, Any]) -> Tuple[List[Tuple[int, int]], List[str]]:
+    """``label_rate_ratios`` of fairseq: up, down, up, down, ..."""
+    numbers = options.get("label_rate_ratios")
+    notes = []
+    if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
+        numbers = DEFAULT_RATES
+        notes.append("assumed two resolutions, 50 Hz and 25 Hz")
+    return list(zip(numbers[::2], numbers[1::2])), notes
+
+
+def _our_names(tensors: Mapping[str, Tensor], levels: int, where: str) -> Tuple[Dict[str, Tensor], List[str]]:
+    """Tensors under the names of `MultiresolutionEncoder`, in fp32, and names of those with no place there."""
+    table = fairseq_table()
+    mapped: Dict[str, Tensor] = {}
+    dropped, front = [], {}
+    for name, tensor in tensors.items():
+        bare = _WRAPPERS.sub("", name)
+        stack, resampler = _STACK.fullmatch(bare), _RESAMPLER.fullmatch(bare)
+        if stack:
+            (inner,) = table.to_ours({f"encoder.{stack[2]}": tensor}, where)[0]
+            mapped[f"stacks.{_stack_number(stack[1], levels)}.{inner}"] = tensor.float()
+        elif resampler:
+            way, level, conv, part, leaf = resampler.groups()
+            number = int(level) if way == "down" else 2 * levels - 1 - int(level)
+            mapped[f"resamplers.{number}.{conv}sample.{'conv' if part == '0' else 'norm'}.{leaf}"] = tensor.float()
+        elif _PRETRAINING.fullmatch(bare):
+            dropped.append(name)
+        else:
+            front[bare] = tensor.float()
+    front_end, others = table.to_ours(front, where)
+    mapped.update({name: tensor for name, tensor in front_end.items() if name.split(".")[0] not in NOT_ENCODER})
+    return mapped, dropped + others
+
+
+def _stack_number(name: str, levels: int) -> int:
+    kind, _, number = name.partition(".")
+    return {"encoders": 0, "middle_encoder": levels, "decoders": levels + 1}[kind] + int(number or 0)
+
+
+def _architecture(
+    ours: Mapping[str, Tensor], declared: Mapping[str, Any], rates: List[Tuple[int, int]], where: str
+) -> Dict[str, Any]:
+    """Arguments of `MultiresolutionEncoder`: what tensors say is read from them."""
+    finder = Finder(ours, str, where)
+    d_model, _ = finder.shape("feature_projection.projection.weight", 2)
+    _, per_group, kernel = finder.shape("stacks.0.pos_conv_embed.conv.parametrizations.weight.original1", 3)
+    every_conv_has_a_norm = finder.has("feature_extractor.conv_layers.1.layer_norm.weight")
+    plain = not (finder.has("resamplers.0.upsample.conv.weight") and finder.has("resamplers.0.downsample.conv.weight"))
+    resampling = "downsample" if rates[0][1] > 1 or not plain else "upsample"
+    return {
+        "depths": [finder.count(rf"stacks\.{index}\.layers\.(\d+)\.") for index in range(2 * len(rates) + 1)],
+        "rates": rates,
+        "conv_layers": finder.conv_layers(declared.get("conv_layers")),
+        "conv_norm": "layer_norm" if every_conv_has_a_norm else "group_norm",
+        "conv_bias": finder.has("feature_extractor.conv_layers.0.conv.bias"),
+        "d_model": d_model,
+        "num_heads": declared.get("num_heads") or PUBLISHED_HEADS.get(d_model) or max(d_model // HEAD_WIDTH, 1),
+        "d_inner": finder.shape("stacks.0.layers.0.feed_forward.intermediate_dense.weight", 2)[0],
+        "pre_norm": declared.get("pre_norm", every_conv_has_a_norm),
+        "pos_conv_kernel": kernel,
+        "pos_conv_groups": d_model // max(per_group, 1),
+        "resampling_kernel": finder.shape(f"resamplers.0.{resampling}.conv.weight", 3)[2],
+        "plain_resampling": plain,
+    }
