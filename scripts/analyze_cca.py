@@ -27,24 +27,17 @@ results.json and, of several files of one name, mean and spread to summary.md. T
 import argparse
 import logging
 from functools import partial
-from typing import Tuple
 
 import torch
 
 from nemo_mshubert.analysis.cca import WEIGHTS, CcaSettings
 from nemo_mshubert.analysis.cca_report import analyze_models, load_hidden_states, results_table, summary_table
+from nemo_mshubert.analysis.model_names import named_model
 from nemo_mshubert.analysis.word_segments import commonest_units, read_alignments, sample_instances
 
 # Words: Pasad et al. Phones: all of them, and about as many instances in all as words have (an assumption).
 DEFAULT_TOP = {"words": 500, "phones": None}
 DEFAULT_INSTANCES = {"words": 15, "phones": 200}
-
-
-def named_model(text: str) -> Tuple[str, str]:
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise argparse.ArgumentTypeError(f"expected NAME=FILE.nemo, found {text!r}")
-    return name, path
 
 
 def parse_args(argv=None) -> argparse.Namespace:

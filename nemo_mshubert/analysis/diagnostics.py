@@ -1,0 +1,288 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a finished pre-training has learned: predictions per label set, agreement of the two views and of clusters by layer.
+
+predictions   masked and unmasked accuracy, loss, codes in use and entropies of each label set: the model's own
+              validation, on any manifest with labels of its label maker
+views         cosine of the masked and the clean view after every block, at masked and at unmasked frames: `exchanged`
+              as trained with Swap (section 2.2.1), `apart` without exchange, as HuBERT and "- Swap" are trained
+pnmi          of k-means clusters of every layer with phones, on frames that the k-means has not seen (HuBERT, figure 2)
+
+<output>/models/<id>.json                   of one model; a model that is there is not measured again
+<output>/diagnostics.json, diagnostics.png  all models of the call
+"""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nemo_mshubert.analysis.word_segments import UTTERANCES_AT_ONCE, AllHiddenStates
+from nemo_mshubert.clustering.features import encoder_fingerprint
+from nemo_mshubert.clustering.kmeans import assign, fit_kmeans, sample_frames
+from nemo_mshubert.clustering.labelling import audio_windows, window_features
+from nemo_mshubert.clustering.metrics import Alignments, unit_agreement
+from nemo_mshubert.data.manifest import PathLike, atomic_write, iter_manifest, utterance_id
+from nemo_mshubert.modules.frames import frame_count
+from nemo_mshubert.modules.masking import span_mask
+
+logger = logging.getLogger(__name__)
+
+Diagnosis = Dict[str, Any]
+METHOD_VERSION = 1  # raise it when the same call no longer gives the same numbers
+KINDS = ("masked", "unmasked")
+MASK_SEED = 0
+
+
+def diagnose_models(
+    models: Sequence[Tuple[str, PathLike]],
+    manifest: PathLike,
+    output: PathLike,
+    alignments: Optional[Alignments] = None,
+    clusters: int = 100,
+    max_frames: int = 20_000,
+    device: str = "cpu",
+) -> List[Diagnosis]:
+    """Diagnose every ``(name, .nemo)`` on a labelled manifest; results are written anew after each model.
+
+    Args:
+        alignments: phones in time, for the PNMI; left out without them.
+        clusters: of the k-means of each layer.
+        max_frames: aligned frames, half to fit the k-means on and half to measure.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, not a pre-trained model, labels of another label maker, unusable
+            audio, or too few aligned frames.
+    """
+    output, diagnoses = Path(output), []
+    for name, path in models:
+        logger.info("%s: %s", name, path)
+        model = load_pretrained(path).to(device)
+        settings = (METHOD_VERSION, _file_hash(manifest), clusters, max_frames, alignments is not None)
+        key = f"{encoder_fingerprint(model)}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
+        stored = output / "models" / f"{key}.json"
+        if not stored.is_file():
+            measured = diagnose(model, manifest, alignments, clusters, max_frames)
+            with atomic_write(stored) as stream:
+                json.dump(measured, stream, indent=1)
+        diagnoses.append({"name": name, "file": str(path), **json.loads(stored.read_text(encoding="utf-8"))})
+        with atomic_write(output / "diagnostics.json") as stream:
+            json.dump({"kind": "diagnostics", "manifest": str(manifest), "models": diagnoses}, stream, indent=1)
+        with atomic_write(output / "diagnostics.png", "wb") as stream:
+            plot_diagnoses(diagnoses).savefig(stream, format="png", dpi=150)
+    return diagnoses
+
+
+def load_pretrained(path: PathLike) -> pl.LightningModule:
+    """A pre-training model; raises ``ValueError`` for a CTC model, which has no label heads."""
+    from nemo_mshubert.models.loading import restore_model  # imports NeMo, which takes seconds
+
+    model = restore_model(path)
+    if not hasattr(model, "label_heads"):
+        raise ValueError(f"{path}: a {type(model).__name__}, expected a pre-trained model of scripts/pretrain.py.")
+    return model.eval()
+
+
+def diagnose(
+    model: pl.LightningModule,
+    manifest: PathLike,
+    alignments: Optional[Alignments] = None,
+    clusters: int = 100,
+    max_frames: int = 20_000,
+) -> Diagnosis:
+    """All measurements of one model; see `diagnose_models`."""
+    diagnosis: Diagnosis = {"swap": bool(model.cfg.swap), "sets": validate(model, manifest)}
+    lines = list(iter_manifest(manifest))
+    masking = model.cfg.masking
+    diagnosis["views"] = view_cosines(
+        model, lines, masking.mask_prob, masking.mask_length, with_exchange=model.cfg.swap
+    )
+    if alignments is not None:
+        states = AllHiddenStates(model.encoder, model.preprocessor, model.device)
+        diagnosis["pnmi"] = layer_pnmi(states, lines, alignments, clusters, max_frames)
+        diagnosis["clusters"] = clusters
+    return diagnosis
+
+
+# --- Predictions -----------------------------------------------------------------------------------------------------
+
+
+def validate(model: pl.LightningModule, manifest: PathLike) -> Dict[str, Dict[str, float]]:
+    """The model's validation on ``manifest``: ``{clusters: {"masked_accuracy": ..., ...}}``."""
+    model.setup_validation_data({**model.cfg.validation_ds, "manifest_filepath": str(manifest), "num_workers": 0})
+    trainer = pl.Trainer(
+        accelerator=model.device.type, devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    (metrics,) = trainer.validate(model, verbose=False)
+    sets: Dict[str, Dict[str, float]] = {}
+    for name, value in metrics.items():
+        prefix, _, metric = name.partition("/")
+        if metric and prefix != "val_views":
+            sets.setdefault(prefix.removeprefix("val_"), {})[metric] = float(value)
+    return sets
+
+
+# --- Views -----------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def view_cosines(
+    model: pl.LightningModule, lines, mask_prob: float, mask_length: int, with_exchange: bool
+) -> Dict[str, Dict[str, List[float]]]:
+    """Mean cosine between the masked and the clean view of a frame after blocks 0 (the input) to L.
+
+    Returns:
+        ``{"apart": {"masked": [L + 1], "unmasked": [L + 1]}}``, with Swap also ``"exchanged"``.
+    """
+    encoder, num_states = model.encoder, len(model.encoder.layers) + 1
+    modes = ("exchanged", "apart") if with_exchange else ("apart",)
+    sums = {mode: np.zeros((len(KINDS), num_states)) for mode in modes}
+    counts = np.zeros(len(KINDS))
+    for signal, length, mask_BT in _masked_batches(model, lines, mask_prob, mask_length):
+        layers = range(num_states)
+        valid_BT = torch.arange(mask_BT.shape[1], device=mask_BT.device) < frame_count(length)[:, None]
+        frames = (mask_BT, valid_BT & ~mask_BT)
+        counts += [int(chosen.sum()) for chosen in frames]
+        masked = encoder.forward_views(signal, length, mask_BT, layers, use_swap=False).tapped
+        clean, _ = encoder.hidden_states(signal, length)
+        pairs = {"apart": [(masked[layer][0], clean[layer]) for layer in layers]}
+        if with_exchange:
+            both = encoder.forward_views(signal, length, mask_BT, layers, use_swap=True).tapped
+            pairs["exchanged"] = [tuple(both[layer]) for layer in layers]
+        for mode in modes:
+            cosines = [torch.cosine_similarity(*pair, dim=-1) for pair in pairs[mode]]  # [B, T] each
+            sums[mode] += [[float(cosine[chosen].sum()) for cosine in cosines] for chosen in frames]
+    means = {mode: total / counts[:, None] for mode, total in sums.items()}
+    return {mode: dict(zip(KINDS, rows.tolist())) for mode, rows in means.items()}
+
+
+def _masked_batches(model, lines, mask_prob: float, mask_length: int) -> Iterator[Tuple[Tensor, Tensor, Tensor]]:
+    """Signals ``[B, 1, S]``, counts of samples ``[B]`` and masks ``[B, T]``, the same at every call."""
+    generator = torch.Generator().manual_seed(MASK_SEED)
+    for window in audio_windows(lines):
+        for first in range(0, len(window), UTTERANCES_AT_ONCE):
+            waves = [torch.from_numpy(u.samples) for u in window[first : first + UTTERANCES_AT_ONCE]]
+            length = torch.tensor([len(wave) for wave in waves])
+            frames = [frame_count(samples) for samples in length.tolist()]
+            mask_BT = span_mask(frames, mask_prob, mask_length, max(frames), generator=generator)
+            audio = nn.utils.rnn.pad_sequence(waves, batch_first=True).to(model.device)
+            signal, length = model.preprocessor(input_signal=audio, length=length.to(model.device))
+            yield signal, length, mask_BT.to(model.device)
+
+
+# --- Clusters --------------------------------------------------------------------------------------------------------
+
+
+def layer_pnmi(
+    states: AllHiddenStates, lines, alignments: Alignments, clusters: int, max_frames: int, seed: int = 0
+) -> List[float]:
+    """PNMI with units of k-means clusters of layers 0 to L: fitted on half of a sample of frames, measured on the other.
+
+    Raises:
+        ValueError: fewer than two aligned frames per cluster.
+    """
+    aligned = [line for line in lines if utterance_id(line[1]) in alignments.intervals]
+    frames = sample_frames(_frames_with_units(states, aligned, alignments), max_frames, seed) if aligned else []
+    if len(frames) < 4 * clusters:
+        raise ValueError(
+            f"{len(frames)} aligned frames in {len(aligned)} of {len(lines)} utterances are too few for {clusters} "
+            "clusters. Give more aligned speech, or lower --clusters."
+        )
+    frames = frames[np.random.default_rng(seed).permutation(len(frames))]
+    half = len(frames) // 2
+    units = frames[half:, -1].astype(np.int64)
+    scores = []
+    for features in np.split(frames[:, :-1], states.num_states, axis=1):
+        centres = fit_kmeans(np.ascontiguousarray(features[:half]), clusters, seed=seed)
+        joint = np.zeros((len(alignments.names), clusters), np.int64)
+        np.add.at(joint, (units, assign(features[half:], centres)), 1)
+        scores.append(unit_agreement(joint)["pnmi"])
+    return scores
+
+
+def _frames_with_units(states: AllHiddenStates, lines, alignments: Alignments) -> Iterator[np.ndarray]:
+    """Aligned frames of each utterance, ``[T, (L + 1) D + 1]``: all hidden states, and the number of the unit."""
+    for window in audio_windows(lines):
+        for first in range(0, len(window), UTTERANCES_AT_ONCE):
+            group = window[first : first + UTTERANCES_AT_ONCE]
+            for utterance, features in zip(group, window_features(group, states)):
+                units = alignments.frame_units(utterance_id(utterance.entry), len(features))
+                yield np.column_stack([features, units])[units >= 0].astype(np.float32)
+
+
+def _file_hash(path: PathLike) -> str:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such manifest. Make one with scripts/label.py make.")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+# --- Results ---------------------------------------------------------------------------------------------------------
+
+
+def plot_diagnoses(diagnoses: Sequence[Diagnosis]):
+    """Cosines of the views and PNMI over the layers, a colour per model: a `matplotlib.figure.Figure`."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with_pnmi = any("pnmi" in diagnosis for diagnosis in diagnoses)
+    figure = Figure(figsize=(5, 6.4 if with_pnmi else 3.2), layout="constrained")
+    axes = figure.subplots(2 if with_pnmi else 1, 1, squeeze=False)[:, 0]
+    for number, diagnosis in enumerate(diagnoses):
+        color = f"C{number % 10}"
+        for mode, style in (("apart", ":"), ("exchanged", "-")):
+            if mode in diagnosis["views"]:
+                label = f"{diagnosis['name']}, {mode}"
+                axes[0].plot(diagnosis["views"][mode]["masked"], style, color=color, marker=".", label=label)
+        if "pnmi" in diagnosis:
+            axes[1].plot(diagnosis["pnmi"], color=color, marker="o", markersize=4, label=diagnosis["name"])
+    axes[0].set(ylabel="cosine of the views, masked frames")
+    if with_pnmi:
+        axes[1].set(ylabel="PNMI of clusters with phones")
+    for one in axes:
+        one.set_xlabel("layer (0: input of the transformer)")
+        one.xaxis.set_major_locator(MaxNLocator(integer=True))
+        one.grid(alpha=0.3)
+        one.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def diagnosis_table(diagnoses: Sequence[Diagnosis]) -> str:
+    """Markdown: a row per model and label set, then the curves over the layers."""
+    lines = ["| model | set | masked % | unmasked % | loss | codes predicted | entropy, bits (labels / predicted) |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|")
+    for diagnosis in diagnoses:
+        for clusters, values in diagnosis["sets"].items():
+            lines.append(
+                f"| {diagnosis['name']} | {clusters} | {100 * values['masked_accuracy']:.2f} | "
+                f"{100 * values['unmasked_accuracy']:.2f} | {values['loss']:.3f} | {values['predicted_codes']:.0f} | "
+                f"{values['label_entropy_bits']:.2f} / {values['predicted_entropy_bits']:.2f} |"
+            )
+    for diagnosis in diagnoses:
+        curves = {
+            f"cosine of the views, {mode}, {kind} frames": values
+            for mode, kinds in diagnosis["views"].items()
+            for kind, values in kinds.items()
+        }
+        if "pnmi" in diagnosis:
+            curves[f"PNMI of {diagnosis['clusters']} clusters"] = diagnosis["pnmi"]
+        lines += ["", f"{diagnosis['name']}, layers 0 to {len(diagnosis['views']['apart']['masked']) - 1}:"]
+        lines += [f"  {title}: {' '.join(f'{value:.3f}' for value in values)}" for title, values in curves.items()]
+    return "\n".join(lines)

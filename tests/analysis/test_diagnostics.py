@@ -1,0 +1,192 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Diagnostics of a finished pre-training: cosines by a slow loop, PNMI of known clusters, and the command."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nemo_mshubert.analysis import diagnostics
+from nemo_mshubert.analysis.diagnostics import (
+    diagnose_models,
+    diagnosis_table,
+    layer_pnmi,
+    load_pretrained,
+    plot_diagnoses,
+    view_cosines,
+)
+from nemo_mshubert.analysis.word_segments import AllHiddenStates, read_alignments
+from nemo_mshubert.data.manifest import iter_manifest, load_audio
+from nemo_mshubert.modules.swap import swap
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "diagnose.py"
+
+
+@pytest.fixture
+def alignments(synthetic_corpus):
+    return read_alignments([synthetic_corpus.root / "align_phones.jsonl.gz"], "phone")
+
+
+@pytest.fixture
+def model(ssl_path):
+    return load_pretrained(ssl_path)
+
+
+# --- Views -----------------------------------------------------------------------------------------------------------
+
+
+def slow_cosines(model, lines, masks):
+    """One utterance at a time; the transformer is run block by block, and the views exchanged by hand."""
+    encoder, found = model.encoder, {}
+    for (_, entry), mask_T in zip(lines, masks):
+        wave = torch.from_numpy(load_audio(entry))[None, None]
+        length = torch.tensor([wave.shape[-1]])
+        masked = encoder.forward_views(wave, length, mask_T[None], [0], use_swap=False).tapped[0][0]
+        clean = encoder.hidden_states(wave, length)[0][0]
+        for mode in ("apart", "exchanged"):
+            views = torch.stack([masked, clean])
+            for layer in range(len(encoder.layers) + 1):
+                if layer:
+                    views = torch.stack([run_block(encoder, layer, view) for view in views])
+                    views = swap(views, mask_T[None]) if mode == "exchanged" else views
+                for kind, chosen in (("masked", mask_T), ("unmasked", ~mask_T)):
+                    pairs = zip(*views[:, 0, chosen])
+                    values = [float(a @ b / a.norm() / b.norm()) for a, b in pairs]
+                    found.setdefault((mode, kind, layer), []).extend(values)
+    return {key: np.mean(values) for key, values in found.items()}
+
+
+def run_block(encoder, layer, view_1TD):
+    """Block ``layer`` on its input; of a pre-LN model, the last LayerNorm follows the last block."""
+    output = encoder.layers[layer - 1](view_1TD, None)
+    return encoder.layer_norm(output) if encoder.pre_norm and layer == len(encoder.layers) else output
+
+
+@torch.no_grad()
+def test_cosines_are_those_of_the_frames_one_by_one(model, labelled, monkeypatch):
+    """Does Swap bring the views together? Only a number that pairs the right frames of the right blocks can tell."""
+    lines = list(iter_manifest(labelled.dev))[:3]
+    masks, draw = [], diagnostics.span_mask
+
+    def spy(frames, *args, **kwargs):
+        mask_BT = draw(frames, *args, **kwargs)
+        masks.extend(row[:count] for row, count in zip(mask_BT, frames))
+        return mask_BT
+
+    monkeypatch.setattr(diagnostics, "span_mask", spy)
+    views = view_cosines(model, lines, 0.65, 10, with_exchange=True)
+    expected = slow_cosines(model, lines, masks)
+    for (mode, kind, layer), value in expected.items():
+        assert views[mode][kind][layer] == pytest.approx(value, abs=2e-5), (mode, kind, layer)
+    assert len(expected) == 2 * 2 * 5
+    assert views["apart"]["masked"][-1] < views["apart"]["unmasked"][-1]
+
+
+def test_exchanged_views_of_the_last_block_are_those_of_pre_training(model, labelled):
+    """The exchange makes no difference to a cosine of the same block, but to all that follow."""
+    views = view_cosines(model, list(iter_manifest(labelled.dev))[:2], 0.65, 10, with_exchange=True)
+    assert views["exchanged"]["masked"][:2] == pytest.approx(views["apart"]["masked"][:2], abs=1e-6)
+    assert abs(views["exchanged"]["masked"][3] - views["apart"]["masked"][3]) > 1e-4
+    assert view_cosines(model, list(iter_manifest(labelled.dev))[:2], 0.65, 10, with_exchange=True) == views
+
+
+# --- Clusters --------------------------------------------------------------------------------------------------------
+
+
+class Known(AllHiddenStates):
+    """State 1 holds the phone, state 0 noise."""
+
+    def __init__(self, encoder, alignments, utterances):
+        super().__init__(encoder)
+        self.alignments, self.utterances, self.num_states = alignments, utterances, 2
+        self.rng = np.random.default_rng(0)
+
+    def __call__(self, waveforms):
+        outputs = []
+        for waveform, output in zip(waveforms, super().__call__(waveforms)):
+            units = self.alignments.frame_units(self.utterances[len(waveform)], len(output))
+            phone = np.eye(len(self.alignments.names))[units] * 10
+            outputs.append(np.concatenate([self.rng.normal(size=phone.shape), phone], axis=1).astype(np.float32))
+        return outputs
+
+
+def test_pnmi_of_known_states(tiny_encoder, synthetic_corpus, alignments):
+    """Clusters of states that are the phones tell nearly all of them, clusters of noise next to nothing."""
+    lines = list(iter_manifest(synthetic_corpus.train))
+    utterances = {len(load_audio(entry)): Path(entry["audio_filepath"]).stem for _, entry in lines}
+    states = Known(tiny_encoder(), alignments, utterances)
+    noise, phones = layer_pnmi(states, lines, alignments, clusters=60, max_frames=1200)
+    assert phones > 0.9 and noise < 0.6 and phones - noise > 0.4
+    with pytest.raises(ValueError, match=r"are too few for 500 clusters. Give more aligned speech"):
+        layer_pnmi(states, lines, alignments, clusters=500, max_frames=1200)
+
+
+# --- The command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location("script_diagnose", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_script(script, ssl_path, labelled, synthetic_corpus, tmp_path, capsys, monkeypatch):
+    phones = synthetic_corpus.root / "align_phones.jsonl.gz"
+    arguments = f"--model tiny={ssl_path} --manifest {labelled.dev} --alignments {phones} --clusters 10 --device cpu"
+    script.main([*arguments.split(), "--output", str(tmp_path)])
+    printed = capsys.readouterr().out
+    (found,) = json.loads((tmp_path / "diagnostics.json").read_text())["models"]
+    assert set(found["sets"]) == {"40", "20", "10"} and found["swap"] is True
+    for values in found["sets"].values():
+        assert 0 <= values["masked_accuracy"] <= 1 and values["predicted_codes"] >= 1
+        assert {"loss", "unmasked_accuracy", "label_entropy_bits", "predicted_entropy_bits"} <= set(values)
+    assert len(found["pnmi"]) == 5 and all(0 < value < 1 for value in found["pnmi"])
+    assert "| tiny | 40 |" in printed and "PNMI of 10 clusters:" in printed
+    assert (tmp_path / "diagnostics.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(diagnostics, "diagnose", None)  # may not be called: the model is done
+    script.main([*arguments.split(), "--output", str(tmp_path)])
+
+
+def test_refusals(letters_path, ssl_path, labelled, tmp_path):
+    with pytest.raises(ValueError, match="letters.nemo: a EncDecCTCModel, expected a pre-trained model"):
+        diagnose_models([("ctc", letters_path)], labelled.dev, tmp_path)
+    with pytest.raises(FileNotFoundError, match="gone.json: no such manifest"):
+        diagnose_models([("tiny", ssl_path)], tmp_path / "gone.json", tmp_path)
+
+
+def test_plot_and_table_of_models_with_and_without_swap():
+    views = {"apart": {"masked": [0.1, 0.2], "unmasked": [0.9, 0.8]}}
+    sets = {"50": dict(masked_accuracy=0.1234, unmasked_accuracy=0.5, loss=2.0, predicted_codes=7.0)}
+    sets["50"].update(label_entropy_bits=5.0, predicted_entropy_bits=2.5)
+    without = {"name": "- Swap", "swap": False, "sets": sets, "views": views}
+    with_swap = {
+        **without,
+        "name": "ours",
+        "views": {**views, "exchanged": views["apart"]},
+        "pnmi": [0.2, 0.3],
+        "clusters": 9,
+    }
+    cosine, pnmi = plot_diagnoses([without, with_swap]).axes
+    assert [line.get_label() for line in cosine.get_lines()] == ["- Swap, apart", "ours, apart", "ours, exchanged"]
+    assert pnmi.get_lines()[0].get_ydata().tolist() == [0.2, 0.3]
+    table = diagnosis_table([without, with_swap])
+    assert "| - Swap | 50 | 12.34 | 50.00 | 2.000 | 7 | 5.00 / 2.50 |" in table
+    assert "PNMI of 9 clusters: 0.200 0.300" in table
