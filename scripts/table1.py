@@ -23,6 +23,7 @@ work with --models and --splits on one file system.
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help="names of the models to run; by default all")
     parser.add_argument("--splits", nargs="+", help="names of the splits to run; by default all")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the step ends too, and goes on another time
     try:
         spec = read_spec(args.spec)
         run_table1(spec, REPOSITORY, args.models, args.splits)
