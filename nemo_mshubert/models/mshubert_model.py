@@ -171,10 +171,12 @@ class MSHuBERTModel(ModelPT):
 
     # --- Forward and loss ----------------------------------------------------------------------------------------
 
-    def forward(self, audio: Tensor, length: Tensor, mask_BT: Tensor) -> Views:
-        """Samples ``[B, S]``, counts ``[B]`` and masked frames ``[B, T]`` -> block outputs of both views at the label sets."""
+    def forward(self, audio: Tensor, length: Tensor, mask_BT: Tensor, sets: Optional[List[int]] = None) -> Views:
+        """Samples ``[B, S]``, counts ``[B]`` and masked frames ``[B, T]`` -> block outputs of both views at the label sets
+        ``sets`` (default: all). Blocks above the highest of them are not run."""
         signal, length = self.preprocessor(input_signal=audio, length=length)
-        return self.encoder.forward_views(signal, length, mask_BT, self.layer_of_set.values(), self._cfg.swap)
+        layers = [self.layer_of_set[clusters] for clusters in sets or self.layer_of_set]
+        return self.encoder.forward_views(signal, length, mask_BT, layers, self._cfg.swap)
 
     def _draw_masks(self, length: Tensor, num_samples: int, generator: torch.Generator) -> Masks:
         frames = [frame_count(samples) for samples in length.tolist()]
@@ -219,8 +221,8 @@ class MSHuBERTModel(ModelPT):
         torch.manual_seed(seed_of(self._cfg.seed, "dropout", self.data_ranks.rank, micro_batch))
         generator = generator_of(self._cfg.seed, "masks", self.data_ranks.rank, micro_batch)
         masks = self._draw_masks(batch["length"], batch["audio"].shape[1], generator)
-        views = self.forward(batch["audio"], batch["length"], masks.mask_BT)
         sets = self._kept_sets(update)
+        views = self.forward(batch["audio"], batch["length"], masks.mask_BT, sets)
         logits, targets = self._predict(views, batch["labels"], sets, masks.masked_M)
         loss_sum, set_losses, count = self.loss(
             logits=list(logits.values()), labels=targets, feature_penalty=views.feature_penalty

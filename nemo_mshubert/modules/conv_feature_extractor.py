@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nemo_mshubert.modules.conv_as_matmul import conv_as_matmul
 from nemo_mshubert.modules.frames import frame_count
 
 NORMS = ("group_norm", "layer_norm")
@@ -35,33 +36,38 @@ def valid_positions(lengths_B: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths_B.device) < lengths_B[:, None]
 
 
+def is_exporting() -> bool:
+    """Whether the model is being traced: a graph must not depend on the lengths of the example."""
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+
+
 class TimeGroupNorm(nn.GroupNorm):
     """One group per channel: normalise each channel over time, in fp32."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, eps=EPSILON, affine=True)
 
-    def forward(self, x_BCT: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
-        """``[B, C, T]`` -> same; with ``padded``, the statistics of row b come from its first ``lengths_B[b]`` frames."""
+    def forward(self, x_BTC: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
+        """``[B, T, C]`` -> same; with ``padded``, the statistics of row b come from its first ``lengths_B[b]`` frames."""
         if not padded:
-            return super().forward(x_BCT)
-        valid_B1T = valid_positions(lengths_B, x_BCT.shape[-1])[:, None, :]
+            return super().forward(x_BTC.transpose(1, 2)).transpose(1, 2)
+        valid_BT1 = valid_positions(lengths_B, x_BTC.shape[1])[..., None]
         count_B11 = lengths_B.clamp(min=1)[:, None, None]
-        x = x_BCT.float()
-        centred = x - (x * valid_B1T).sum(-1, keepdim=True) / count_B11
-        variance = (centred * valid_B1T).square().sum(-1, keepdim=True) / count_B11
-        scale = torch.rsqrt(variance + self.eps) * self.weight.float()[:, None]
-        return (centred * scale + self.bias.float()[:, None]).to(x_BCT.dtype)
+        x = x_BTC.float()
+        centred = x - (x * valid_BT1).sum(1, keepdim=True) / count_B11
+        variance = (centred * valid_BT1).square().sum(1, keepdim=True) / count_B11
+        scale = torch.rsqrt(variance + self.eps) * self.weight.float()
+        return (centred * scale + self.bias.float()).to(x_BTC.dtype)
 
 
 class ChannelLayerNorm(nn.LayerNorm):
-    """LayerNorm over channels of ``[B, C, T]``; independent of padding."""
+    """LayerNorm over channels of ``[B, T, C]``; independent of padding."""
 
     def __init__(self, channels: int):
         super().__init__(channels, eps=EPSILON)
 
-    def forward(self, x_BCT: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
-        return super().forward(x_BCT.transpose(1, 2)).transpose(1, 2)
+    def forward(self, x_BTC: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
+        return super().forward(x_BTC)
 
 
 class ConvLayer(nn.Module):
@@ -75,11 +81,14 @@ class ConvLayer(nn.Module):
             channels
         )
 
-    def forward(self, x_BCT: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
-        x_BCT = self.conv(x_BCT)
+    def forward(self, x_BTC: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
+        if x_BTC.device.type == "cpu" and not is_exporting():
+            x_BTC = conv_as_matmul(x_BTC, self.conv.weight, self.conv.bias, self.conv.stride[0])
+        else:
+            x_BTC = self.conv(x_BTC.transpose(1, 2)).transpose(1, 2)
         if self.layer_norm is not None:
-            x_BCT = self.layer_norm(x_BCT, lengths_B, padded)
-        return F.gelu(x_BCT)
+            x_BTC = self.layer_norm(x_BTC, lengths_B, padded)
+        return F.gelu(x_BTC)
 
 
 class ConvFeatureExtractor(nn.Module):
@@ -112,12 +121,12 @@ class ConvFeatureExtractor(nn.Module):
         self.out_channels = in_channels[-1]
 
     def forward(self, signal_B1S: Tensor, lengths_B: Tensor, padded: bool) -> Tuple[Tensor, Tensor]:
-        """Samples ``[B, 1, S]`` and their counts ``[B]`` -> frames ``[B, C, T]`` and frame counts ``[B]``.
+        """Samples ``[B, 1, S]`` and their counts ``[B]`` -> frames ``[B, T, C]`` and frame counts ``[B]``.
 
         A valid frame never sees samples beyond its utterance, so padding does not change it.
         """
-        x_BCT = signal_B1S
+        x_BTC = signal_B1S.transpose(1, 2)
         for layer, kernel_and_stride in zip(self.conv_layers, self.kernels_and_strides):
             lengths_B = frame_count(lengths_B, [kernel_and_stride])
-            x_BCT = layer(x_BCT, lengths_B, padded)
-        return x_BCT, lengths_B
+            x_BTC = layer(x_BTC, lengths_B, padded)
+        return x_BTC, lengths_B

@@ -29,7 +29,7 @@ from nemo.core.classes.mixins import AccessMixin
 from nemo.core.neural_types import AcousticEncodedRepresentation, LengthsType, NeuralType, SpectrogramType
 from torch import Tensor, nn
 
-from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor, valid_positions
+from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor, is_exporting, valid_positions
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
 from nemo_mshubert.modules.masking import span_mask
 from nemo_mshubert.modules.relative_position import GatedSelfAttention, RelativePositionBias
@@ -225,7 +225,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
         Args:
             audio_signal: ``[B, 1, S]``; length: ``[B]`` samples.
             mask_BT: True at masked frames, ``[B, T]``, never beyond an utterance.
-            tapped_layers: numbers of the blocks (from 1) whose outputs are wanted.
+            tapped_layers: numbers of the blocks (from 1) whose outputs are wanted; blocks above the last are not run.
             use_swap: False for the paper's "- Swap": the masked view alone (HuBERT).
         """
         x_BTD, frames_B, padded, feature_penalty = self._embed_audio(audio_signal, length)
@@ -233,7 +233,11 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
         views = torch.stack([masked_BTD, x_BTD]) if use_swap else masked_BTD[None]  # [V, B, T, D]
         num_views = len(views)
         outputs = self._run_transformer(
-            views.flatten(0, 1), frames_B.repeat(num_views), padded, swap_mask_BT=mask_BT if use_swap else None
+            views.flatten(0, 1),
+            frames_B.repeat(num_views),
+            padded,
+            swap_mask_BT=mask_BT if use_swap else None,
+            last_layer=max(tapped_layers),
         )
         tapped = {layer: outputs[layer].unflatten(0, (num_views, -1)) for layer in tapped_layers}
         return Views(tapped, frames_B, feature_penalty)
@@ -262,23 +266,22 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
         missing = RECEPTIVE_FIELD_SAMPLES - signal_B1S.shape[-1]
         if missing > 0:  # one frame that no utterance owns, so that every shape exists
             signal_B1S = nn.functional.pad(signal_B1S, (0, missing))
-        exporting = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
-        padded = exporting or bool((length_B < signal_B1S.shape[-1]).any())
+        padded = is_exporting() or bool((length_B < signal_B1S.shape[-1]).any())
 
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.feature_grad_mult > 0):
-            x_BCT, frames_B = self.feature_extractor(signal_B1S, length_B.to(torch.int64), padded)
-        if x_BCT.requires_grad and self.feature_grad_mult != 1:
-            x_BCT.register_hook(lambda gradient: gradient * self.feature_grad_mult)
-        feature_penalty = self._mean_square(x_BCT, frames_B, padded) if self.training else x_BCT.new_zeros(())
+            x_BTC, frames_B = self.feature_extractor(signal_B1S, length_B.to(torch.int64), padded)
+        if x_BTC.requires_grad and self.feature_grad_mult != 1:
+            x_BTC.register_hook(lambda gradient: gradient * self.feature_grad_mult)
+        feature_penalty = self._mean_square(x_BTC, frames_B, padded) if self.training else x_BTC.new_zeros(())
 
-        x_BTD = self.feature_projection(x_BCT.transpose(1, 2))
+        x_BTD = self.feature_projection(x_BTC)
         if padded:  # the positional convolution must see zeros there, as it does beyond the end of a single utterance
             x_BTD = x_BTD * valid_positions(frames_B, x_BTD.shape[1])[..., None]
         return x_BTD, frames_B, padded, feature_penalty
 
     @staticmethod
-    def _mean_square(x_BCT: Tensor, frames_B: Tensor, padded: bool) -> Tensor:
-        squares_BT = x_BCT.float().square().mean(dim=1)
+    def _mean_square(x_BTC: Tensor, frames_B: Tensor, padded: bool) -> Tensor:
+        squares_BT = x_BTC.float().square().mean(dim=-1)
         if not padded:
             return squares_BT.mean()
         valid_BT = valid_positions(frames_B, squares_BT.shape[1])
@@ -307,7 +310,8 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
     ) -> List[Tensor]:
         """Input of the first block and outputs of blocks 1 to ``last_layer`` (default: all), each ``[N, T, D]``.
 
-        With ``swap_mask_BT``, the N = 2B rows are two views that are exchanged at its frames after every block.
+        Blocks above it are not run; in training their gradients are zero. With ``swap_mask_BT``, the N = 2B rows are two
+        views that are exchanged at its frames after every block.
         """
         valid_NT, key_mask, position_bias = None, None, None
         if padded:
@@ -322,6 +326,9 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
             x_NTD = self.layer_norm(x_NTD)
         x_NTD = self.dropout(x_NTD)
 
+        if last_layer is not None and self.training:
+            unused = [*self.layers[last_layer:], *([self.layer_norm] if self.pre_norm else [])]
+            x_NTD = x_NTD + sum(map(zero_touch, unused))
         outputs = [x_NTD]
         for number, layer in enumerate(self.layers[:last_layer], start=1):  # numbered from 1, as in the paper
             if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:

@@ -167,31 +167,43 @@ def test_sets_are_dropped_alike_everywhere_and_as_often_as_said(make_model):
     assert draws[:50] != [tuple(reseeded._kept_sets(update)) for update in range(50)]
 
 
-class HeadGradients(pl.Callback):
-    """For each update: norms of the gradients of the heads, None where there is none."""
+def norm_of_gradients(module):
+    """None where one is missing."""
+    gradients = [parameter.grad for parameter in module.parameters()]
+    missing = any(gradient is None for gradient in gradients)
+    return None if missing else sum(gradient.abs().sum().item() for gradient in gradients)
+
+
+class Gradients(pl.Callback):
+    """For each update: norms of the gradients of the heads by set, and of the blocks by number."""
 
     def __init__(self):
-        self.updates = []
+        self.heads, self.blocks = [], []
 
     def on_before_optimizer_step(self, trainer, model, optimizer):
-        norms = {}
-        for name, head in model.label_heads.heads.items():
-            gradients = [parameter.grad for parameter in head.parameters()]
-            missing = any(gradient is None for gradient in gradients)
-            norms[int(name)] = None if missing else sum(gradient.abs().sum().item() for gradient in gradients)
-        self.updates.append(norms)
+        heads, blocks = model.label_heads.heads.items(), enumerate(model.encoder.layers, start=1)
+        self.heads.append({int(name): norm_of_gradients(head) for name, head in heads})
+        self.blocks.append({number: norm_of_gradients(block) for number, block in blocks})
 
 
 @pytest.mark.unit
-def test_dropped_heads_have_zero_gradients(config):
-    """Not missing ones, which DDP would wait for; and all micro-batches of an update drop the same set."""
-    probe = HeadGradients()
+def test_what_dropped_sets_leave_idle_has_zero_gradients(config):
+    """Not missing ones, which DDP would wait for; and all micro-batches of an update drop the same set.
+
+    A dropped set idles its head, and, where it is the highest, the blocks above the next one.
+    """
+    probe = Gradients()
     model = train_split(config, [[[0], [1], [2]]], updates=6, callbacks=[probe])
-    for update, norms in enumerate(probe.updates):
+    tops = set()
+    for update, (heads, blocks) in enumerate(zip(probe.heads, probe.blocks)):
         kept = model._kept_sets(update)
-        for clusters, norm in norms.items():
+        for clusters, norm in heads.items():
             assert norm is not None and (norm > 0) == (clusters in kept), (update, clusters)
-    assert len({tuple(model._kept_sets(update)) for update in range(6)}) > 1
+        top = max(model.layer_of_set[clusters] for clusters in kept)
+        for number, norm in blocks.items():
+            assert norm is not None and (norm > 0) == (number <= top), (update, number)
+        tops.add(top)
+    assert len(tops) > 1
 
 
 class Gradients(pl.Callback):

@@ -74,7 +74,7 @@ def test_two_blocks_follow_the_papers_equations(tiny_encoder, example, pre_norm)
     encoder = tiny_encoder(num_layers=2, pre_norm=pre_norm)
     with torch.no_grad():
         views = encoder.forward_views(signal, length, mask_BT, LAYERS)
-        features = encoder.feature_extractor(signal, length, False)[0].transpose(1, 2)
+        features = encoder.feature_extractor(signal, length, False)[0]
         projected_BTD = encoder.feature_projection(features)
         for row in range(2):
             first, second = projected_BTD[row].clone(), projected_BTD[row].clone()  # X1 masked, X2 its duplicate
