@@ -85,15 +85,20 @@ def _our_names(tensors: Mapping[str, Tensor], levels: int, where: str) -> Tuple[
         stack, resampler = _STACK.fullmatch(bare), _RESAMPLER.fullmatch(bare)
         if stack:
             (inner,) = table.to_ours({f"encoder.{stack[2]}": tensor}, where)[0]
-            mapped[f"stacks.{_stack_number(stack[1], levels)}.{inner}"] = tensor.float()
+            ours = f"stacks.{_stack_number(stack[1], levels)}.{inner}"
         elif resampler:
             way, level, conv, part, leaf = resampler.groups()
             number = int(level) if way == "down" else 2 * levels - 1 - int(level)
-            mapped[f"resamplers.{number}.{conv}sample.{'conv' if part == '0' else 'norm'}.{leaf}"] = tensor.float()
+            ours = f"resamplers.{number}.{conv}sample.{'conv' if part == '0' else 'norm'}.{leaf}"
         elif _PRETRAINING.fullmatch(bare):
             dropped.append(name)
+            continue
         else:
             front[bare] = tensor.float()
+            continue
+        if ours in mapped:
+            raise ValueError(f"{where}: surplus tensor {name}: more stacks than its config has rates.")
+        mapped[ours] = tensor.float()
     front_end, others = table.to_ours(front, where)
     mapped.update({name: tensor for name, tensor in front_end.items() if name.split(".")[0] not in NOT_ENCODER})
     return mapped, dropped + others

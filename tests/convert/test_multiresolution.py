@@ -1,0 +1,185 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""MR-HuBERT: equal to a slow model of transformers' blocks and the formulas of fairseq's file, from files in its layout."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from torch.nn import functional as F
+from transformers.models.hubert import modeling_hubert as hubert
+
+from nemo_mshubert.clustering.features import HiddenFeatures
+from nemo_mshubert.convert.conversion import read_checkpoint
+from nemo_mshubert.convert.multiresolution import from_multiresolution
+from nemo_mshubert.models.loading import load_encoder
+from tests.convert.conftest import LARGE, SMALL, fairseq_options, spell_as_fairseq
+
+DEPTHS = (2, 1, 2)
+
+
+class SlowMultires(torch.nn.Module):
+    """The U-net in plain lines: one utterance, 50 and 25 Hz, a resampling kernel of 1 or 3."""
+
+    def __init__(self, pre_norm, kernel):
+        super().__init__()
+        config = transformers.HubertConfig(
+            **{**SMALL, **(LARGE if pre_norm else {}), "num_hidden_layers": max(DEPTHS)}
+        )
+        config._attn_implementation = "eager"
+        self.pre_norm, self.kernel = pre_norm, kernel
+        self.hubert = transformers.HubertModel(config)  # its front end, and the first stack
+        block = hubert.HubertEncoderLayerStableLayerNorm if pre_norm else hubert.HubertEncoderLayer
+        self.middle, self.decoder = (torch.nn.ModuleList(block(config) for _ in range(n)) for n in DEPTHS[1:])
+        self.middle_norm, self.decoder_norm = torch.nn.LayerNorm(24), torch.nn.LayerNorm(24)
+        self.conv = torch.nn.ParameterDict(
+            {f"{way}_{part}": torch.randn(24, 24, kernel) for way in ("down", "up") for part in ("up", "down")}
+        )
+        self.norm = torch.nn.ModuleDict(
+            {f"{way}_{part}": torch.nn.GroupNorm(1, 24) for way in ("down", "up") for part in ("up", "down")}
+        )
+
+    def stack(self, x, layers, norm):
+        states = []
+        x = x if self.pre_norm else norm(x)
+        for layer in layers:
+            x = layer(x)[0] if isinstance(layer(x), tuple) else layer(x)
+            states.append(x)
+        if self.pre_norm:
+            states[-1] = norm(states[-1])
+        return states
+
+    def resample(self, x, way, up, down):
+        x = x.transpose(1, 2)
+        repeated = torch.stack([x] * up, -1).flatten(-2)
+        y = F.conv_transpose1d(x, self.conv[f"{way}_up"], stride=up, output_padding=up - 1)
+        y = F.gelu(self.norm[f"{way}_up"](y))[..., : repeated.shape[-1]]
+        y = (y + repeated) * 0.4**0.5
+        z = F.conv1d(y, self.conv[f"{way}_down"], stride=down, padding=(self.kernel - 1) // 2)
+        z = (F.gelu(self.norm[f"{way}_down"](z)) + y[..., ::down]) * 0.4**0.5
+        return ((z + repeated[..., ::down]) * 0.4**0.5).transpose(1, 2)
+
+    def forward(self, signal):
+        encoder = self.hubert.encoder
+        x = self.hubert.feature_projection(self.hubert.feature_extractor(signal).transpose(1, 2))
+        x = x + encoder.pos_conv_embed(x)
+        first = self.stack(x, encoder.layers, encoder.layer_norm)
+        low = self.resample(first[-1], "down", 1, 2)
+        middle = self.stack(low, self.middle, self.middle_norm)
+        middle[-1] = middle[-1] + low
+        last = self.stack(self.resample(middle[-1], "up", 2, 1), self.decoder, self.decoder_norm)
+        num_frames = x.shape[1]
+        last = [state[:, :num_frames] for state in last]
+        last[-1] = last[-1] + first[-1]
+        doubled = [state.repeat_interleave(2, 1)[:, :num_frames] for state in middle]
+        return [*first, *doubled, *last]
+
+
+def spell(slow):
+    """fairseq's names, by hand."""
+    state = {}
+    for name, tensor in spell_as_fairseq(slow.hubert).items():
+        state[name.replace("encoder.", "encoders.0.")] = tensor
+    for stack, attribute in (("middle_encoder", "middle"), ("decoders.0", "decoder")):
+        carrier = copy.deepcopy(slow.hubert)
+        carrier.encoder.layers, carrier.encoder.layer_norm = getattr(slow, attribute), getattr(
+            slow, f"{attribute}_norm"
+        )
+        for name, tensor in spell_as_fairseq(carrier).items():
+            if name.startswith("encoder.") and "pos_conv" not in name:
+                state[name.replace("encoder", stack, 1)] = tensor
+    for key, weight in slow.conv.items():
+        way, part = key.split("_")
+        stem = f"{way}sample_modules.0.{part}sample_conv"
+        state[f"{stem}.0.weight"] = weight.detach()
+        state[f"{stem}.2.weight"], state[f"{stem}.2.bias"] = slow.norm[key].weight, slow.norm[key].bias
+    state["final_projs.0.weight"], state["label_embs_concat.0"] = torch.zeros(8, 24), torch.zeros(14, 8)
+    return state
+
+
+def make(pre_norm=False, kernel=1):
+    torch.manual_seed(0)
+    slow = SlowMultires(pre_norm, kernel).eval()
+    with torch.no_grad():
+        for parameter in slow.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    options = {**fairseq_options(slow.hubert), "label_rate_ratios": [1, 2], "conv_adapator_kernal": kernel}
+    return slow, {"cfg": {"model": options, "task": {"normalize": pre_norm}}, "model": spell(slow)}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_every_block_equals_the_slow_model(audio, pre_norm, kernel):
+    """In a padded batch, too, with odd numbers of frames."""
+    slow, content = make(pre_norm, kernel)
+    encoder, notes = from_multiresolution(content, "mrhubert.pt")
+    assert encoder.num_layers == sum(DEPTHS) and encoder.normalized_input is pre_norm
+    assert len(notes) == 1 and "final_projs.0.weight" in notes[0]
+    signal, length = audio
+    with torch.no_grad():
+        for layer in range(1, encoder.num_layers + 1):
+            found, frames = encoder.extract_features(signal, length, layer)
+            for row, (samples, count) in enumerate(zip(length, frames)):
+                expected = slow(signal[row : row + 1, :samples])[layer - 1][0]
+                assert len(expected) == count
+                torch.testing.assert_close(found[row, :count], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.unit
+def test_scripts_take_it_as_an_encoder_only(tmp_path, audio):
+    """--encoder of fit_kmeans.py and label.py; a CTC model has no place for it."""
+    _, content = make()
+    torch.save(content, tmp_path / "mrhubert.pt")
+    encoder = load_encoder(tmp_path / "mrhubert.pt")
+    features = HiddenFeatures(encoder, layer=3)
+    assert features.description.dimension == 24
+    waves = [row[:samples].numpy() for row, samples in zip(*audio)]
+    (first, *_), (alone,) = features(waves), features(waves[:1])
+    assert abs(first - alone).max() < 1e-5
+    with pytest.raises(ValueError, match="mrhubert.pt: an MR-HuBERT. It gives features"):
+        read_checkpoint(tmp_path / "mrhubert.pt")
+    with pytest.raises(ValueError, match="layer 6: the encoder has blocks 1 to 5"):
+        HiddenFeatures(encoder, layer=6)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda state: state.pop("upsample_modules.0.upsample_conv.2.bias"),
+            "missing .*resamplers.1.upsample.norm.bias",
+        ),
+        (lambda state: state.pop("decoders.0.layers.1.fc1.weight"), "missing .*stacks.2.layers.1.feed_forward"),
+        (lambda state: state.update({"middle_encoder.layers.0.spk.weight": torch.zeros(3)}), "unknown tensors"),
+        (
+            lambda state: state.update({"encoders.1.layer_norm.bias": torch.zeros(24)}),
+            "surplus tensor (encoders.1|middle_encoder).layer_norm.bias: more stacks",
+        ),
+        (
+            lambda state: state["middle_encoder.layer_norm.bias"].fill_(float("nan")),
+            "stacks.1.layer_norm.bias holds NaN",
+        ),
+        (lambda state: state.update({"middle_encoder.layer_norm.bias": torch.zeros(9)}), r"is \[9\], expected \[24\]"),
+    ],
+)
+def test_a_wrong_file_is_named(change, message):
+    _, content = make()
+    content["model"] = {name: tensor.detach().clone() for name, tensor in content["model"].items()}
+    change(content["model"])
+    with pytest.raises(ValueError, match=f"mrhubert.pt: .*{message}"):
+        from_multiresolution(content, "mrhubert.pt")
