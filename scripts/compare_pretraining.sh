@@ -61,7 +61,7 @@ for split in train dev; do
 done
 
 # --- Pre-training: the last weights of each, so that all have had the same updates ------------------------------------
-models=()
+models=() pretrained=()
 for seed in $seeds; do
     settings=(model.seed="$seed" label_maker="$kmeans" train_manifest="$labels/train.json"
         validation_manifest="$labels/dev.json" max_updates="$updates"
@@ -76,8 +76,9 @@ for seed in $seeds; do
         python scripts/pretrain.py --config-name mshubert_tiny name="$mshubert" "${settings[@]}"
     stage "random weights, seed $seed" "$exp/random/seed$seed.nemo" python scripts/ssl_to_ctc.py --from_scratch \
         --seed "$seed" --ssl "$exp/$mshubert/checkpoints/$mshubert.nemo" --output "$exp/random/seed$seed.nemo"
-    models+=("HuBERT=$exp/$hubert/checkpoints/$hubert.nemo" "- Swap=$exp/$noswap/checkpoints/$noswap.nemo"
-        "MS-HuBERT=$exp/$mshubert/checkpoints/$mshubert.nemo" "random weights=$exp/random/seed$seed.nemo")
+    pretrained+=("HuBERT=$exp/$hubert/checkpoints/$hubert.nemo" "- Swap=$exp/$noswap/checkpoints/$noswap.nemo"
+        "MS-HuBERT=$exp/$mshubert/checkpoints/$mshubert.nemo")
+    models+=("${pretrained[@]: -3}" "random weights=$exp/random/seed$seed.nemo")
 done
 
 # --- What each layer knows --------------------------------------------------------------------------------------------
@@ -86,5 +87,7 @@ done
 [ -z "$words" ] || stage "word-CCA" "$exp/cca_words/summary.md" python scripts/analyze_cca.py --units words --top "$top" \
     --instances "$instances" --model "${models[@]}" --manifest "${tests[@]}" --alignments "$words" \
     --output "$exp/cca_words"
+stage "diagnostics" "$exp/diagnostics/diagnostics.png" python scripts/diagnose.py --model "${pretrained[@]}" \
+    --manifest "$labels/dev.json" "${alignments[@]}" --max_frames 6000 --output "$exp/diagnostics"
 
 python scripts/report.py --run "$exp" --output "$exp/report.html"

@@ -61,7 +61,7 @@ def diagnose_models(
     max_frames: int = 20_000,
     device: str = "cpu",
 ) -> List[Diagnosis]:
-    """Diagnose every ``(name, .nemo)`` on a labelled manifest; results are written anew after each model.
+    """Diagnose every ``(name, .nemo)`` on a labelled manifest.
 
     Args:
         alignments: phones in time, for the PNMI; left out without them.
@@ -86,8 +86,8 @@ def diagnose_models(
         diagnoses.append({"name": name, "file": str(path), **json.loads(stored.read_text(encoding="utf-8"))})
         with atomic_write(output / "diagnostics.json") as stream:
             json.dump({"kind": "diagnostics", "manifest": str(manifest), "models": diagnoses}, stream, indent=1)
-        with atomic_write(output / "diagnostics.png", "wb") as stream:
-            plot_diagnoses(diagnoses).savefig(stream, format="png", dpi=150)
+    with atomic_write(output / "diagnostics.png", "wb") as stream:
+        plot_diagnoses(diagnoses).savefig(stream, format="png", dpi=150)
     return diagnoses
 
 
@@ -238,30 +238,39 @@ def _file_hash(path: PathLike) -> str:
 
 
 def plot_diagnoses(diagnoses: Sequence[Diagnosis]):
-    """Cosines of the views and PNMI over the layers, a colour per model: a `matplotlib.figure.Figure`."""
+    """Cosines of the views and PNMI over the layers, a colour per name: a `matplotlib.figure.Figure`.
+
+    Several runs (seeds) of one name are a curve of their mean, within their range.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     with_pnmi = any("pnmi" in diagnosis for diagnosis in diagnoses)
     figure = Figure(figsize=(5, 6.4 if with_pnmi else 3.2), layout="constrained")
     axes = figure.subplots(2 if with_pnmi else 1, 1, squeeze=False)[:, 0]
-    for number, diagnosis in enumerate(diagnoses):
-        color = f"C{number % 10}"
-        for mode, style in (("apart", ":"), ("exchanged", "-")):
-            if mode in diagnosis["views"]:
-                label = f"{diagnosis['name']}, {mode}"
-                axes[0].plot(diagnosis["views"][mode]["masked"], style, color=color, marker=".", label=label)
-        if "pnmi" in diagnosis:
-            axes[1].plot(diagnosis["pnmi"], color=color, marker="o", markersize=4, label=diagnosis["name"])
-    axes[0].set(ylabel="cosine of the views, masked frames")
+    for number, name in enumerate(dict.fromkeys(diagnosis["name"] for diagnosis in diagnoses)):
+        runs = [diagnosis for diagnosis in diagnoses if diagnosis["name"] == name]
+        style = {"color": f"C{number % 10}", "marker": ".", "markersize": 5}
+        for mode, line in (("apart", ":"), ("exchanged", "-")):
+            cosines = [run["views"][mode]["masked"] for run in runs if mode in run["views"]]
+            _draw_runs(axes[0], cosines, label=f"{name}, {mode}", linestyle=line, **style)
+        _draw_runs(axes[-1], [run["pnmi"] for run in runs if "pnmi" in run], label=name, **style)
+    axes[0].set_ylabel("cosine of the views, masked frames")
     if with_pnmi:
-        axes[1].set(ylabel="PNMI of clusters with phones")
+        axes[1].set_ylabel("PNMI of clusters with phones")
     for one in axes:
         one.set_xlabel("layer (0: input of the transformer)")
         one.xaxis.set_major_locator(MaxNLocator(integer=True))
         one.grid(alpha=0.3)
         one.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _draw_runs(axes, curves: Sequence[Sequence[float]], color: str, **style) -> None:
+    if curves:
+        layers = range(len(curves[0]))
+        axes.plot(layers, np.mean(curves, axis=0), color=color, **style)
+        axes.fill_between(layers, np.min(curves, axis=0), np.max(curves, axis=0), color=color, alpha=0.2)
 
 
 def diagnosis_table(diagnoses: Sequence[Diagnosis]) -> str:
