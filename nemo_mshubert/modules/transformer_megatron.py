@@ -129,17 +129,19 @@ class MegatronBlock(TransformerBlock):
         )
         norm = SequenceParallelLayerNorm if self.sequence_parallel else nn.LayerNorm
         self.pre_norm = block.pre_norm
+        # In the order of TransformerBlock, in which an optimizer numbers its parameters
         self.attention = MegatronSelfAttention(block.attention, config)
+        self.layer_norm = norm(block.layer_norm.normalized_shape, block.layer_norm.eps)
         self.feed_forward = MegatronFeedForward(block.feed_forward, config)
-        self.layer_norm, self.final_layer_norm = (
-            norm(old.normalized_shape, old.eps) for old in (block.layer_norm, block.final_layer_norm)
-        )
+        self.final_layer_norm = norm(block.final_layer_norm.normalized_shape, block.final_layer_norm.eps)
         self.dropout = block.dropout
         example = block.layer_norm.weight
         self.to(device=example.device, dtype=example.dtype)
-        for name, parameter in block.named_parameters():
-            ours = self.get_parameter(name)
-            ours.data.copy_(split_tensor(parameter.data, split_dimension(f"layers.0.{name}")))
+        for (name, parameter), (same_name, ours) in zip(block.named_parameters(), self.named_parameters()):
+            assert name == same_name
+            dimension = split_dimension(f"layers.0.{name}")
+            ours.data.copy_(split_tensor(parameter.data, dimension))
+            ours.tensor_model_parallel = dimension is not None  # Megatron's mark, for norms of gradients
             ours.requires_grad_(parameter.requires_grad)
         self.train(block.training)
 
@@ -154,7 +156,7 @@ class MegatronBlock(TransformerBlock):
             if key_mask_B11T is None:
                 key_mask_B11T = x_BTD.new_ones((1, 1, 1, num_frames), dtype=torch.bool)
             key_mask_B11T = F.pad(key_mask_B11T, (0, surplus), value=False)
-        with own_random_numbers(self.training):
+        with own_random_numbers(self.training and self.dropout.p > 0):
             x_TBD = scatter_to_sequence_parallel_region(x_BTD.transpose(0, 1).contiguous())  # [T / p, B, D]
             x_TBD = super().forward(x_TBD, key_mask_B11T)
             x_TBD = gather_from_sequence_parallel_region(x_TBD.contiguous(), tensor_parallel_output_grad=False)
@@ -177,7 +179,7 @@ class MegatronSelfAttention(SelfAttention):
     def forward(self, x: Tensor, key_mask_B11T: Optional[Tensor], position_bias: None = None) -> Tensor:
         """``[B, T, D]`` (sequence-parallel: ``[T / p, B, D]``) -> the same."""
         x_BTD = enter(x, self.sequence_parallel)
-        with own_random_numbers(self.training):
+        with own_random_numbers(self.training and self.dropout > 0):
             return super().forward(x_BTD, key_mask_B11T)
 
 
@@ -197,7 +199,7 @@ class MegatronFeedForward(FeedForward):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, T, D]`` (sequence-parallel: ``[T / p, B, D]``) -> the same."""
         x_BTD = enter(x, self.sequence_parallel)
-        with own_random_numbers(self.training):
+        with own_random_numbers(self.training and self.activation_dropout > 0):
             return super().forward(x_BTD)
 
 
@@ -271,13 +273,13 @@ class SequenceParallelLayerNorm(nn.LayerNorm):
 
 
 @contextmanager
-def own_random_numbers(training: bool) -> Iterator[None]:
-    """Draw dropout from a stream of this rank, where ranks hold different units or frames.
+def own_random_numbers(needed: bool) -> Iterator[None]:
+    """Where ``needed``, draw dropout from a stream of this rank, where ranks hold different units or frames.
 
     Around it the streams of all ranks stay alike, so that whole tensors are dropped alike. The seed is drawn from the
     common CPU stream, so a resumed run repeats it.
     """
-    if not training or parallel_state.get_tensor_model_parallel_world_size() == 1:
+    if not needed or parallel_state.get_tensor_model_parallel_world_size() == 1:
         yield
         return
     seed = int(torch.randint(2**62, ())) + parallel_state.get_tensor_model_parallel_rank()

@@ -1,0 +1,177 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Blocks split by megatron-core over two gloo ranks give what one rank gives."""
+
+import pytest
+import torch
+
+from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+from tests.conftest import TINY_ENCODER
+from tests.parallel.ranks_of_a_test import run_on_ranks
+
+pytest.importorskip("megatron.core", reason="megatron-core is not installed")
+pytestmark = pytest.mark.unit
+
+ENCODERS = {
+    "base": {},
+    "large": {"pre_norm": True, "conv_norm": "layer_norm"},
+    "layerdrop": {"layerdrop": 0.5},
+}
+SPLITS = {"one rank": (1, False), "two ranks": (2, False), "sequence parallel": (2, True)}
+
+
+def make(options):
+    torch.manual_seed(0)
+    return MSHuBERTEncoder(**{**TINY_ENCODER, **options}).train()
+
+
+def views_and_gradients(encoder, padded):
+    """Taps of all blocks with Swap, and gradients of a loss that tells frames, channels, blocks and views apart."""
+    torch.manual_seed(5)  # also of layerdrop
+    audio, length = torch.randn(2, 1, 50 * 320 + 400), torch.tensor(
+        [50 * 320 + 400, 9000 if padded else 50 * 320 + 400]
+    )
+    mask_BT = (torch.arange(51) % 3 == 0) & (torch.arange(51) < torch.tensor([51, 27 if padded else 51])[:, None])
+    views = encoder.forward_views(audio, length, mask_BT, [1, 2, 4])
+    weights_VBTD = torch.linspace(-1, 2, 2 * 2 * 51 * 24).reshape(2, 2, 51, 24) * mask_BT[..., None]
+    loss = sum((layer * weights_VBTD * x_VBTD).pow(2).mean() for layer, x_VBTD in views.tapped.items())
+    (loss + views.feature_penalty).backward()
+    found = {f"block {layer}": x_VBTD.detach()[:, mask_BT] for layer, x_VBTD in views.tapped.items()}
+    return {**found, "loss": loss.detach(), **{name: p.grad for name, p in encoder.named_parameters()}}
+
+
+def every_split_of_every_encoder():
+    """On a rank: {(encoder, padded): {split: what `views_and_gradients` finds, gathered}}, "torch" being one of the splits."""
+    from megatron.core import parallel_state
+
+    from nemo_mshubert.modules.transformer_megatron import gather_state_dict, split_blocks
+
+    torch.distributed.init_process_group("gloo")
+    torch.cuda.current_device = lambda: "cpu"  # where Megatron puts the frames that it gathers
+    results = {}
+    for name, options in ENCODERS.items():
+        for padded in (False, True):
+            found = {"torch": views_and_gradients(make(options), padded)}
+            for split, (ranks, sequence_parallel) in SPLITS.items():
+                parallel_state.initialize_model_parallel(ranks)
+                encoder = make(options)
+                split_blocks(encoder.layers, sequence_parallel)
+                found[split] = gather_state_dict(views_and_gradients(encoder, padded))
+                parallel_state.destroy_model_parallel()
+            results[name, padded] = found
+    return results
+
+
+@pytest.fixture(scope="module")
+def results():
+    return run_on_ranks(2, every_split_of_every_encoder)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_split_blocks_equal_whole_ones(results, encoder, padded, split):
+    """Outputs after every exchange, the loss and all gradients; 51 frames, so that two ranks cannot halve them."""
+    for rank in (0, 1):
+        expected, found = results[rank][encoder, padded]["torch"], results[rank][encoder, padded][split]
+        assert expected.keys() == found.keys()
+        for name, tensor in expected.items():
+            assert tensor.shape == found[name].shape, name
+            largest = tensor.abs().max().item()
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5 * largest + 1e-9, msg=name)
+
+
+def test_padding_and_layerdrop_matter(results):
+    """The tests of equality can fail: each case is another computation."""
+    losses = {case: found["torch"]["loss"].item() for case, found in results[0].items()}
+    assert len({round(loss, 6) for loss in losses.values()}) == len(losses)
+
+
+def swapped_projections():
+    """On a rank: the largest difference of the outputs where the ranks hold each other's part of the values."""
+    from megatron.core import parallel_state
+
+    from nemo_mshubert.modules.transformer_megatron import gather_tensor, split_blocks
+
+    torch.distributed.init_process_group("gloo")
+    parallel_state.initialize_model_parallel(2)
+    whole = views_and_gradients(make({}), False)
+    encoder = make({})
+    split_blocks(encoder.layers)
+    values = encoder.layers[0].attention.v_proj.weight
+    halves = gather_tensor(values.data, 0).chunk(2)
+    values.data.copy_(halves[1 - torch.distributed.get_rank()])
+    return (views_and_gradients(encoder, False)["block 4"] - whole["block 4"]).abs().max().item()
+
+
+def test_a_wrong_split_shows():
+    """Ranks that exchange their values are found."""
+    assert min(run_on_ranks(2, swapped_projections)) > 1e-3
+
+
+def dropped_channels(sequence_parallel):
+    """On a rank: outputs in training with dropout everywhere, and the next number of the common stream."""
+    from megatron.core import parallel_state
+
+    from nemo_mshubert.modules.transformer_megatron import split_blocks
+
+    torch.distributed.init_process_group("gloo")
+    torch.cuda.current_device = lambda: "cpu"
+    parallel_state.initialize_model_parallel(2)
+    encoder = make(dict(dropout=0.3, attention_dropout=0.3, activation_dropout=0.3))
+    split_blocks(encoder.layers, sequence_parallel)
+    own = []
+    encoder.layers[0].feed_forward.intermediate_dense.register_forward_hook(lambda *_: own.append(torch.rand(())))
+    found = views_and_gradients(encoder, False)
+    return found["block 4"], torch.rand(()), own[0], found["layers.0.final_layer_norm.weight"]
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_dropout(sequence_parallel):
+    """What is whole must be dropped alike on both ranks, or they train different models; what is split, independently."""
+    (x0, next0, own0, norm0), (x1, next1, own1, norm1) = run_on_ranks(2, dropped_channels, sequence_parallel)
+    assert torch.equal(x0, x1) and next0 == next1
+    torch.testing.assert_close(norm0, norm1)
+    assert own0 != own1
+
+
+def test_blocks_that_cannot_be_split():
+    """The reason, before a cluster is rented for it."""
+
+    def tries():
+        from megatron.core import parallel_state
+
+        from nemo_mshubert.modules.transformer_megatron import split_blocks
+
+        torch.distributed.init_process_group("gloo")
+        reasons = []
+        for options in ({}, {"num_heads": 3}, {"d_inner": 47}, {"position_buckets": 8}):
+            with pytest.raises((ValueError, RuntimeError)) as error:
+                split_blocks(make(options).layers)
+                raise ValueError("was split")
+            reasons.append(str(error.value))
+            if not parallel_state.model_parallel_is_initialized():
+                parallel_state.initialize_model_parallel(2)
+        return reasons
+
+    needs_groups, heads, inner, relative = run_on_ranks(2, tries)[0]
+    assert "megatron_tp2" in needs_groups and "3 attention heads" in heads and "d_inner 47" in inner
+    assert "GatedSelfAttention is not supported" in relative
+
+
+def test_unknown_backend():
+    """A typing error must not train on another backend."""
+    with pytest.raises(ValueError, match="transformer_backend.*'megatorn'"):
+        make({"transformer_backend": "megatorn"})
