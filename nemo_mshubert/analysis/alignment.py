@@ -1,0 +1,249 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Word times from a fine-tuned CTC model, for corpora without alignments: Viterbi over transcript and frames (NeMo's).
+
+        frames      _ _ t h _ e _ _ _ c c a t _ _     (_: blank; the space is a token too)
+        words           |---------|   |-------|       from the first frame of the first letter to the last of the last
+
+CTC emits a letter when it is sure of it, not when it begins: between two words, a gap of up to `MAX_GAP_FRAMES` is shared
+evenly, since speech goes on there; a longer one is silence.
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
+from nemo.collections.asr.parts.utils.aligner_utils import viterbi_decoding
+
+from nemo_mshubert.clustering.metrics import Alignments
+from nemo_mshubert.data.manifest import PathLike, atomic_write, iter_manifest, utterance_id
+from nemo_mshubert.decoding.acoustic import FRAMES_PER_SECOND, manifest_log_probs
+from nemo_mshubert.decoding.lexicon import fold_case
+
+logger = logging.getLogger(__name__)
+
+MAX_GAP_FRAMES = 10  # 0.2 s
+UTTERANCES_PER_WINDOW = 200  # whose log-probabilities are in memory
+TOLERANCES_MS = (20, 50, 100)
+
+
+class WordTime(NamedTuple):
+    word: str
+    start: float  # seconds
+    end: float
+
+
+class CannotAlign(ValueError):
+    """An utterance that has no alignment; the text says why."""
+
+
+# --- One utterance ---------------------------------------------------------------------------------------------------
+
+
+def align_words(model: EncDecCTCModel, log_probs_TV: np.ndarray, text: str) -> Tuple[List[WordTime], float]:
+    """Times of the words of ``text``, and the mean log-probability per frame of the path: how well they fit.
+
+    Raises:
+        CannotAlign: no words, a letter that the model lacks, or fewer frames than the transcript needs.
+    """
+    words = text.split()
+    if not words:
+        raise CannotAlign("no words")
+    tokens, word_of_token = _tokens(model, words)
+    blank = log_probs_TV.shape[1] - 1
+    needed = len(tokens) + sum(a == b for a, b in zip(tokens, tokens[1:]))
+    if len(log_probs_TV) < needed:
+        raise CannotAlign(f"{len(log_probs_TV)} frames for {len(tokens)} tokens: the audio is too short for the text")
+    states = [blank] * (2 * len(tokens) + 1)
+    states[1::2] = tokens
+    (path,) = viterbi_decoding(
+        torch.from_numpy(log_probs_TV)[None],
+        torch.tensor([states]),
+        torch.tensor([len(log_probs_TV)]),
+        torch.tensor([len(states)]),
+        viterbi_device=torch.device("cpu"),
+    )
+    score = float(np.mean([log_probs_TV[frame, states[state]] for frame, state in enumerate(path)]))
+    spans = _word_spans(path, word_of_token, len(words))
+    frames = share_gaps(spans, len(log_probs_TV))
+    return [
+        WordTime(word, first / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND) for word, (first, end) in zip(words, frames)
+    ], score
+
+
+def _tokens(model: EncDecCTCModel, words: Sequence[str]) -> Tuple[List[int], List[Optional[int]]]:
+    """Token numbers of the transcript, and the word of each; None for the space of a letter model."""
+    tokens: List[int] = []
+    owners: List[Optional[int]] = []
+    labels = list(model.decoder.vocabulary)
+    for number, word in enumerate(words):
+        if isinstance(model, EncDecCTCModelBPE):
+            of_word = model.tokenizer.text_to_ids(word)
+        else:
+            letters = fold_case(word, labels)
+            missing = sorted(set(letters) - set(labels))
+            if missing:
+                raise CannotAlign(f"the model has no letter {missing[0]!r}, as in {word!r}")
+            of_word = [labels.index(letter) for letter in letters]
+            if number and " " in labels:
+                tokens.append(labels.index(" "))
+                owners.append(None)
+        tokens += of_word
+        owners += [number] * len(of_word)
+    return tokens, owners
+
+
+def _word_spans(path: Sequence[int], word_of_token: Sequence[Optional[int]], num_words: int) -> List[Tuple[int, int]]:
+    """First frame and the one behind the last of each word; odd states of the path are tokens, even ones blanks."""
+    frames: List[List[int]] = [[] for _ in range(num_words)]
+    for frame, state in enumerate(path):
+        owner = word_of_token[state // 2] if state % 2 else None
+        if owner is not None:
+            frames[owner].append(frame)
+    return [(own[0], own[-1] + 1) for own in frames]
+
+
+def share_gaps(spans: Sequence[Tuple[int, int]], num_frames: int) -> List[Tuple[int, int]]:
+    """Short gaps between words are halved, at the ends and beside silence a word gains half of the longest short gap."""
+    margin = MAX_GAP_FRAMES // 2
+    starts, ends = [spans[0][0] - margin], []
+    for (_, end), (start, _) in zip(spans, spans[1:]):
+        half = min((start - end) // 2, margin)
+        ends.append(end + half)
+        starts.append(start - half if start - end > MAX_GAP_FRAMES else end + half)
+    ends.append(spans[-1][1] + margin)
+    return [(max(start, 0), min(end, num_frames)) for start, end in zip(starts, ends)]
+
+
+# --- A manifest ------------------------------------------------------------------------------------------------------
+
+
+def align_manifest(
+    model: EncDecCTCModel, manifest: PathLike, output: PathLike, batch_seconds: float = 120
+) -> Dict[str, int]:
+    """Write ``{"utt_id", "score", "words": [{"word", "start", "end"}]}`` per line, as `load_alignments` reads it.
+
+    Utterances that cannot be aligned are left out, logged and counted. Lines go to ``.<output>.partial`` first; an
+    interrupted call goes on from there.
+
+    Returns:
+        numbers of utterances ``aligned`` and ``left_out``.
+
+    Raises:
+        FileNotFoundError, ValueError: no manifest, an utterance without "text" or "duration", unreadable audio, or no
+            utterance that can be aligned.
+    """
+    output = Path(output)
+    lines = _checked(manifest)
+    partial = output.with_name(f".{output.name}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    done = _whole_lines(partial)
+    todo = [entry for entry in lines if utterance_id(entry) not in done]
+    with open(partial, "a", encoding="utf-8") as stream:
+        for first in range(0, len(todo), UTTERANCES_PER_WINDOW):
+            window = todo[first : first + UTTERANCES_PER_WINDOW]
+            log_probs = manifest_log_probs(model, window, batch_seconds, progress="aligning")
+            for index, entry in enumerate(window):
+                stream.write(json.dumps(_aligned(model, entry, log_probs[index]), ensure_ascii=False) + "\n")
+            stream.flush()
+    aligned = [line for line in _whole_lines(partial).values() if "reason" not in line]
+    if not aligned:
+        raise ValueError(f"{manifest}: none of {len(lines)} utterances can be aligned; see the log for the reasons.")
+    with atomic_write(output) as stream:
+        stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in aligned)
+    partial.unlink()
+    return {"aligned": len(aligned), "left_out": len(lines) - len(aligned)}
+
+
+def _checked(manifest: PathLike) -> List[Dict[str, Any]]:
+    entries: Dict[str, Dict[str, Any]] = {}
+    for where, entry in iter_manifest(manifest):
+        if not isinstance(entry.get("text"), str) or entry.get("duration") is None:
+            raise ValueError(
+                f'{where}: {utterance_id(entry)} lacks "text" or "duration". Add them or remove the line.'
+            )
+        if utterance_id(entry) in entries:
+            raise ValueError(f'{where}: utterance {utterance_id(entry)} occurs twice. Give the lines "utt_id".')
+        entries[utterance_id(entry)] = entry
+    return list(entries.values())
+
+
+def _aligned(model: EncDecCTCModel, entry: Dict[str, Any], log_probs_TV: np.ndarray) -> Dict[str, Any]:
+    """The output line of an utterance, or with "reason" that of one that cannot be aligned."""
+    utt_id = utterance_id(entry)
+    try:
+        words, score = align_words(model, log_probs_TV, entry["text"])
+    except CannotAlign as reason:
+        logger.warning("%s is left out: %s.", utt_id, reason)
+        return {"utt_id": utt_id, "reason": str(reason)}
+    return {"utt_id": utt_id, "score": round(score, 4), "words": [word._asdict() for word in words]}
+
+
+def _whole_lines(path: Path) -> Dict[str, Dict[str, Any]]:
+    """Lines of an interrupted call by utterance; one cut off in the middle of a write is removed from the file."""
+    lines: Dict[str, Dict[str, Any]] = {}
+    size = 0
+    for line in open(path, "rb") if path.is_file() else ():
+        if not line.endswith(b"\n"):
+            os.truncate(path, size)
+            break
+        size += len(line)
+        entry = json.loads(line)
+        lines[entry["utt_id"]] = entry
+    return lines
+
+
+# --- Comparison ------------------------------------------------------------------------------------------------------
+
+
+def compare_times(found: Alignments, reference: Alignments) -> Dict[str, Any]:
+    """How far word edges are from known ones, over utterances whose words are the same in both.
+
+    Returns:
+        ``{"words", "utterances", "other_words", "starts": {"mean_ms", "within_20_ms", ...}, "ends": {...}}``: the mean of
+        found minus known, and shares; ``other_words`` counts utterances with other words.
+
+    Raises:
+        ValueError: no utterance in common.
+    """
+    offsets: List[np.ndarray] = []
+    other = 0
+    for utt_id, (start, end, unit) in found.intervals.items():
+        if utt_id not in reference.intervals:
+            continue
+        known_start, known_end, known_unit = reference.intervals[utt_id]
+        if list(_names(found, unit)) == list(_names(reference, known_unit)):
+            offsets.append(1000 * np.stack([start - known_start, end - known_end]))  # [2, words] in ms
+        else:
+            other += 1
+    if not offsets:
+        raise ValueError(
+            f"no utterance with the same words in both ({other} with other words). Are these its alignments?"
+        )
+    edges = np.concatenate(offsets, axis=1)
+    result: Dict[str, Any] = {"words": edges.shape[1], "utterances": len(offsets), "other_words": other}
+    for name, values in zip(("starts", "ends"), edges):
+        within = {f"within_{limit}_ms": float((np.abs(values) <= limit).mean()) for limit in TOLERANCES_MS}
+        result[name] = {"mean_ms": float(values.mean()), "median_abs_ms": float(np.median(np.abs(values))), **within}
+    return result
+
+
+def _names(alignments: Alignments, units: np.ndarray) -> Iterator[str]:
+    return (alignments.names[unit].lower() for unit in units)

@@ -1,0 +1,54 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Word times of a manifest by CTC forced alignment with a fine-tuned model, for corpora that have none.
+
+    python scripts/align.py --model finetuned.nemo --manifest dev.json --output dev_words.jsonl
+    python scripts/align.py --model finetuned.nemo --manifest dev.json --output w.jsonl --reference known_words.jsonl.gz
+
+The output is what analyze_cca.py and label.py take as --alignments. With --reference, prints how far the edges of words are
+from known ones. Run again, an interrupted call goes on.
+"""
+
+import argparse
+import json
+import logging
+
+from nemo_mshubert.analysis.alignment import align_manifest, compare_times
+from nemo_mshubert.analysis.word_segments import read_alignments
+from nemo_mshubert.decoding.evaluation import load_ctc_model
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="CTC .nemo, letters or BPE")
+    parser.add_argument("--manifest", required=True, help="with texts")
+    parser.add_argument("--output", required=True, help="JSONL file")
+    parser.add_argument("--reference", help="known word times of these utterances: JSONL (.gz) or TextGrids")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if any")
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    report = align_manifest(load_ctc_model(args.model, args.device), args.manifest, args.output)
+    if args.reference:
+        found, known = (read_alignments([path], "word") for path in (args.output, args.reference))
+        report["against_reference"] = compare_times(found, known)
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

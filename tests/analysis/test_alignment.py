@@ -1,0 +1,203 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""CTC forced alignment: the best of all paths, edges of words by hand, known times, manifests, and what is left out."""
+
+import importlib.util
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nemo_mshubert.analysis import alignment
+from nemo_mshubert.analysis.alignment import (
+    MAX_GAP_FRAMES,
+    CannotAlign,
+    align_manifest,
+    align_words,
+    compare_times,
+    share_gaps,
+)
+from nemo_mshubert.analysis.word_segments import read_alignments
+from nemo_mshubert.clustering.metrics import Alignments
+from nemo_mshubert.data.manifest import read_manifest, write_manifest
+from nemo_mshubert.decoding.evaluation import load_ctc_model
+from nemo_mshubert.models.ctc import LETTERS
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "align.py"
+BLANK = len(LETTERS)
+
+
+@pytest.fixture(scope="module")
+def model(letters_path):
+    return load_ctc_model(str(letters_path), "cpu")
+
+
+def collapse(path):
+    return [label for label, _ in itertools.groupby(path) if label != BLANK]
+
+
+def log_probs_of(path, rng, confidence=8.0):
+    """Log-probabilities ``[T, V + 1]`` whose best label of frame t is ``path[t]``."""
+    logits = rng.normal(size=(len(path), BLANK + 1))
+    logits[range(len(path)), path] += confidence
+    return (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
+
+
+def test_the_path_is_the_best_of_all_that_spell_the_text(model):
+    """ "aa b" needs a blank between the letters; all label sequences of seven frames are tried."""
+    rng = np.random.default_rng(0)
+    labels = [LETTERS.index("a"), LETTERS.index("b"), LETTERS.index(" "), BLANK]
+    wanted = [LETTERS.index(letter) for letter in "aa b"]
+    for _ in range(5):
+        log_probs = log_probs_of(rng.choice(labels, 7), rng, confidence=1.0)
+        paths = (path for path in itertools.product(labels, repeat=7) if collapse(path) == wanted)
+        best = max(sum(log_probs[frame, label] for frame, label in enumerate(path)) for path in paths)
+        _, score = align_words(model, log_probs, "aa b")
+        assert score == pytest.approx(best / 7, abs=1e-5)
+
+
+def test_known_times_come_back(model):
+    """Words whose letters fill known frames, silence of a second between two of them."""
+    rng = np.random.default_rng(0)
+    index = LETTERS.index
+    spell = lambda word: [frame for letter in word for frame in (index(letter), index(letter), BLANK)]  # noqa: E731
+    path = [BLANK] * 40 + spell("sea") + [index(" ")] + [BLANK] * 3 + spell("ship") + [BLANK] * 50
+    path += [index(" ")] + spell("too") + [BLANK] * 30
+    words, score = align_words(model, log_probs_of(path, rng), "sea ship too")
+    assert [word.word for word in words] == ["sea", "ship", "too"] and score > -0.5
+    sea, ship, too = ((round(word.start * 50), round(word.end * 50)) for word in words)
+    # "sea" is frames 40 to 47, "ship" 53 to 63, "too" 116 to 123; the gap of 5 is halved, the others are silence
+    assert sea == (40 - 5, 48 + 2) and ship == (50, 64 + 5) and too == (116 - 5, 124 + 5)
+
+
+def test_gaps_are_shared_up_to_a_limit():
+    limit, half = MAX_GAP_FRAMES, MAX_GAP_FRAMES // 2
+    assert share_gaps([(10, 12), (16, 18)], 30) == [(10 - half, 14), (14, 18 + half)]
+    assert share_gaps([(10, 12), (12 + limit, 40)], 60) == [(5, 12 + half), (12 + half, 45)]
+    assert share_gaps([(10, 12), (13 + limit, 40)], 60) == [(5, 12 + half), (13 + limit - half, 45)]
+    assert share_gaps([(2, 4)], 6) == [(0, 6)]
+
+
+def test_what_cannot_be_aligned(model):
+    log_probs = log_probs_of([BLANK] * 5, np.random.default_rng(0))
+    with pytest.raises(CannotAlign, match="5 frames for 6 tokens: the audio is too short"):
+        align_words(model, log_probs, "abcdef")
+    with pytest.raises(CannotAlign, match="5 frames for 5 tokens"):
+        align_words(model, log_probs, "aabcd")
+    with pytest.raises(CannotAlign, match="the model has no letter '9', as in 'b9'"):
+        align_words(model, log_probs, "a b9")
+    with pytest.raises(CannotAlign, match="no words"):
+        align_words(model, log_probs, " ")
+
+
+# --- Manifests -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fixture", ["letters_path", "bpe_path"])
+def test_a_manifest_becomes_alignments(fixture, request, synthetic_corpus, tmp_path):
+    """What analyze_cca.py reads: each word of each utterance, in order, within the audio."""
+    model = load_ctc_model(str(request.getfixturevalue(fixture)), "cpu")
+    report = align_manifest(model, synthetic_corpus.dev, tmp_path / "words.jsonl")
+    entries = read_manifest(synthetic_corpus.dev)
+    assert report == {"aligned": len(entries), "left_out": 0}
+    alignments = read_alignments([tmp_path / "words.jsonl"], "word")
+    for entry in entries:
+        start, end, unit = alignments.intervals[Path(entry["audio_filepath"]).stem]
+        assert [alignments.names[number] for number in unit] == entry["text"].split()
+        assert (start < end).all() and (end[:-1] <= start[1:] + 1e-9).all() and end[-1] <= entry["duration"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_interrupted_call_goes_on(model, synthetic_corpus, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    align_manifest(model, synthetic_corpus.train, whole)
+    monkeypatch.setattr(alignment, "UTTERANCES_PER_WINDOW", 2)
+    compute, calls = alignment.manifest_log_probs, []
+
+    def stop(model, entries, *args, **kwargs):
+        calls.append(len(entries))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return compute(model, entries, *args, **kwargs)
+
+    monkeypatch.setattr(alignment, "manifest_log_probs", stop)
+    with pytest.raises(KeyboardInterrupt):
+        align_manifest(model, synthetic_corpus.train, parts)
+    assert not parts.exists()
+    with open(tmp_path / ".parts.jsonl.partial", "a") as stream:
+        stream.write('{"utt_id": "cut off in the mid')
+    align_manifest(model, synthetic_corpus.train, parts)
+    assert parts.read_text() == whole.read_text()
+    assert sum(calls[2:]) == len(read_manifest(synthetic_corpus.train)) - 2
+
+
+def test_utterances_without_alignment_are_left_out_and_counted(model, synthetic_corpus, tmp_path, caplog):
+    entries = read_manifest(synthetic_corpus.dev)
+    write_manifest(tmp_path / "some.json", [{**entries[0], "text": "number 9"}, entries[1]])
+    assert align_manifest(model, tmp_path / "some.json", tmp_path / "w.jsonl") == {"aligned": 1, "left_out": 1}
+    assert "is left out: the model has no letter '9'" in caplog.text
+    write_manifest(tmp_path / "none.json", [{**entries[0], "text": "9"}])
+    with pytest.raises(ValueError, match="none of 1 utterances can be aligned"):
+        align_manifest(model, tmp_path / "none.json", tmp_path / "n.jsonl")
+    write_manifest(tmp_path / "bad.json", [{**entries[0], "text": None}])
+    with pytest.raises(ValueError, match='bad.json:1: .* lacks "text" or "duration"'):
+        align_manifest(model, tmp_path / "bad.json", tmp_path / "b.jsonl")
+    write_manifest(tmp_path / "twice.json", [entries[0], entries[0]])
+    with pytest.raises(ValueError, match="twice.json:2: utterance .* occurs twice"):
+        align_manifest(model, tmp_path / "twice.json", tmp_path / "t.jsonl")
+
+
+# --- Comparison with known times -------------------------------------------------------------------------------------
+
+
+def times(**utterances):
+    names = ["a", "b", "c"]
+    rows = {
+        utt_id: (
+            np.array([r[1] for r in rows]),
+            np.array([r[2] for r in rows]),
+            np.array([names.index(r[0]) for r in rows]),
+        )
+        for utt_id, rows in utterances.items()
+    }
+    return Alignments("word", names, rows)
+
+
+def test_offsets_by_hand():
+    found = times(u=[("a", 0.10, 0.30), ("b", 0.43, 0.70)], v=[("c", 0.0, 1.0)], w=[("a", 0.0, 1.0)])
+    known = times(u=[("a", 0.09, 0.30), ("b", 0.40, 0.85)], v=[("b", 0.0, 1.0)], x=[("a", 0.0, 1.0)])
+    result = compare_times(found, known)
+    assert (result["words"], result["utterances"], result["other_words"]) == (2, 1, 1)
+    assert result["starts"]["mean_ms"] == pytest.approx(20) and result["ends"]["mean_ms"] == pytest.approx(-75)
+    assert (result["starts"]["within_20_ms"], result["starts"]["within_50_ms"]) == (0.5, 1.0)
+    assert (result["ends"]["within_20_ms"], result["ends"]["within_100_ms"]) == (0.5, 0.5)
+    with pytest.raises(ValueError, match=r"no utterance with the same words in both \(1 with other words\)"):
+        compare_times(times(v=[("a", 0.0, 1.0)]), known)
+
+
+def test_script(letters_path, synthetic_corpus, tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("script_align", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    known = synthetic_corpus.root / "align_words.jsonl.gz"
+    script.main(
+        f"--model {letters_path} --manifest {synthetic_corpus.test} --output {tmp_path / 'w.jsonl'} "
+        f"--reference {known} --device cpu".split()
+    )
+    report = json.loads(capsys.readouterr().out)
+    assert report["aligned"] == len(read_manifest(synthetic_corpus.test)) and report["left_out"] == 0
+    assert report["against_reference"]["words"] > 10 and report["against_reference"]["other_words"] == 0
