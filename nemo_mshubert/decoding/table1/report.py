@@ -22,7 +22,8 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 from nemo_mshubert.data.manifest import atomic_write
 from nemo_mshubert.decoding.table1.reported import REPORTED, SETS
-from nemo_mshubert.decoding.table1.spec import STEP_FILE, Table1Spec
+from nemo_mshubert.decoding.table1.spec import Table1Spec
+from nemo_mshubert.decoding.table1.step import is_finished
 
 ABSENT = "-"
 
@@ -57,7 +58,7 @@ def table_cells(spec: Table1Spec) -> Iterator[Cell]:
 
 def _results(spec: Table1Spec, model, split: str, name: str) -> Optional[Dict[str, Any]]:
     folder = spec.set_folder(model, split, name)
-    if not (folder / STEP_FILE).is_file():
+    if not is_finished(folder):
         return None
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"]
     return results[Path(spec.sets[name]).stem]

@@ -28,8 +28,6 @@ from nemo_mshubert.decoding.config import read_config
 from nemo_mshubert.decoding.search import require_ax
 from nemo_mshubert.models.ctc import LETTERS
 
-STEP_FILE = "step.json"  # in the folder of every step that has ended well
-
 
 def folder_name(name: str) -> str:
     """``name`` in letters, digits and underscores: "- Swap" becomes "Swap"."""

@@ -64,5 +64,5 @@ def scripts_in_this_process(monkeypatch):
             runpy.run_path(command[1], run_name="__main__")
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr("nemo_mshubert.decoding.table1.run.subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr("nemo_mshubert.decoding.table1.step.subprocess", SimpleNamespace(run=run))
     return ran

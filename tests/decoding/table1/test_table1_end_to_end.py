@@ -28,8 +28,9 @@ from nemo_mshubert.decoding.config import read_config
 from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS, write_lexicon
 from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
 from nemo_mshubert.decoding.log_probs import LogProbs
-from nemo_mshubert.decoding.table1 import run as run_module
+from nemo_mshubert.decoding.table1 import step as step_module
 from nemo_mshubert.decoding.table1.report import write_tables
+from nemo_mshubert.decoding.table1.run import run_table1
 from nemo_mshubert.decoding.table1.spec import read_spec
 
 pytest.importorskip("ax", reason="tuning needs Ax")
@@ -78,9 +79,9 @@ def test_table_of_two_models(spec_path, scripts_in_this_process, monkeypatch, ca
     """Interrupted and run again: every step once, and numbers that are those of the log-probabilities and the tuned YAML."""
     spec = read_spec(spec_path)
     with monkeypatch.context() as context:
-        context.setattr(run_module, "subprocess", CtrlC(run_module.subprocess, "evaluate.py", nth=2))
+        context.setattr(step_module, "subprocess", CtrlC(step_module.subprocess, "evaluate.py", nth=2))
         with pytest.raises(KeyboardInterrupt):
-            run_module.run_table1(spec, REPOSITORY)
+            run_table1(spec, REPOSITORY)
     output = Path(spec.output)
     assert [path.parent.name for path in output.rglob("results.json")] == ["dev"]  # no cell yet
     first = ["ssl_to_ctc.py", "finetune_ctc.py", "evaluate.py", "tune_decoding.py"]

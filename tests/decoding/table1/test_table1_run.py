@@ -22,8 +22,9 @@ from types import SimpleNamespace
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from nemo_mshubert.decoding.table1.run import Step, cell_steps, chosen, hydra_value, run_step
+from nemo_mshubert.decoding.table1.run import Cells, chosen, hydra_value
 from nemo_mshubert.decoding.table1.spec import read_spec
+from nemo_mshubert.decoding.table1.step import Step, is_finished, run_step
 
 pytestmark = pytest.mark.unit
 SCRIPTS = Path("scripts")
@@ -53,7 +54,7 @@ def run_with(monkeypatch):
             commands.append(command[1:])
             return subprocess.CompletedProcess(command, status)
 
-        monkeypatch.setattr("nemo_mshubert.decoding.table1.run.subprocess", SimpleNamespace(run=run))
+        monkeypatch.setattr("nemo_mshubert.decoding.table1.step.subprocess", SimpleNamespace(run=run))
         return commands
 
     return prepare
@@ -61,7 +62,7 @@ def run_with(monkeypatch):
 
 def test_commands_hold_what_the_spec_says(spec, tmp_path):
     """Each step reads what the one before wrote; dev sets with the dev beam, test sets with theirs."""
-    make, finetune, dev, tune, dev_other, test_clean = cell_steps(spec, spec.models[1], "1h")
+    make, finetune, dev, tune, dev_other, test_clean = Cells(spec, spec.models[1], "1h").steps()
     folder = tmp_path / "out" / "from_scratch"
     nemo = str(folder / "1h" / "finetune" / "checkpoints" / "finetune.nemo")
     assert make.arguments[-3:] == ("--output", str(folder / "ctc" / "ctc.nemo"), "--from_scratch")
@@ -77,7 +78,7 @@ def test_commands_hold_what_the_spec_says(spec, tmp_path):
     for step, manifest, beam in ((dev_other, "dev.json", "5"), (test_clean, "test.json", "7")):
         assert step.arguments[:4] == ("--model", nemo, "--manifest", str(tmp_path / manifest))
         assert step.arguments[-4:] == ("--decode", str(folder / "1h" / "decoding" / "tuned.yaml"), "--beam_size", beam)
-    tarred = cell_steps(spec, spec.models[0], "960h")[1]
+    tarred = Cells(spec, spec.models[0], "960h").steps()[1]
     assert "train_tars=a__OP_0..3_CL_.tar" in tarred.arguments and "--from_scratch" not in tarred.arguments
     assert Path("m__OP_0..3_CL_.json") not in tarred.inputs  # a pattern, no file
 
@@ -118,10 +119,13 @@ def test_a_failed_step_is_run_again(step, run_with):
     run_with(status=3)
     with pytest.raises(RuntimeError, match="MS-HuBERT, 1h: tune: tune.py failed with status 3"):
         run_step(step, SCRIPTS)
-    assert not step.folder.exists()
+    assert not is_finished(step.folder)
+    with pytest.raises(ValueError, match="not by"):  # it would resume what another command has begun
+        run_step(step._replace(arguments=("--output", "z")), SCRIPTS)
     commands = run_with()
     run_step(step, SCRIPTS)
-    assert len(commands) == 1 and json.loads((step.folder / "step.json").read_text())["command"][0] == "tune.py"
+    assert len(commands) == 1 and is_finished(step.folder)
+    assert json.loads((step.folder / "step.json").read_text())["command"][0] == "tune.py"
 
 
 def test_another_command_or_input_is_refused(step, run_with, tmp_path):
