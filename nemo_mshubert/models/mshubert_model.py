@@ -171,12 +171,19 @@ class MSHuBERTModel(ModelPT):
 
     # --- Forward and loss ----------------------------------------------------------------------------------------
 
-    def forward(self, audio: Tensor, length: Tensor, mask_BT: Tensor, sets: Optional[List[int]] = None) -> Views:
+    def forward(
+        self,
+        audio: Tensor,
+        length: Tensor,
+        mask_BT: Tensor,
+        sets: Optional[List[int]] = None,
+        generator: Optional[torch.Generator] = None,
+    ) -> Views:
         """Samples ``[B, S]``, counts ``[B]`` and masked frames ``[B, T]`` -> block outputs of both views at the label sets
         ``sets`` (default: all). Blocks above the highest of them are not run."""
         signal, length = self.preprocessor(input_signal=audio, length=length)
         layers = [self.layer_of_set[clusters] for clusters in sets or self.layer_of_set]
-        return self.encoder.forward_views(signal, length, mask_BT, layers, self._cfg.swap)
+        return self.encoder.forward_views(signal, length, mask_BT, layers, self._cfg.swap, generator)
 
     def _draw_masks(self, length: Tensor, num_samples: int, generator: torch.Generator) -> Masks:
         frames = [frame_count(samples) for samples in length.tolist()]
@@ -222,7 +229,9 @@ class MSHuBERTModel(ModelPT):
         generator = generator_of(self._cfg.seed, "masks", self.data_ranks.rank, micro_batch)
         masks = self._draw_masks(batch["length"], batch["audio"].shape[1], generator)
         sets = self._kept_sets(update)
-        views = self.forward(batch["audio"], batch["length"], masks.mask_BT, sets)
+        # Alike on all ranks: none waits for one that skips fewer blocks, and shards of a block are gathered by all or none.
+        layerdrop = generator_of(self._cfg.seed, "layerdrop", micro_batch)
+        views = self.forward(batch["audio"], batch["length"], masks.mask_BT, sets, layerdrop)
         logits, targets = self._predict(views, batch["labels"], sets, masks.masked_M)
         loss_sum, set_losses, count = self.loss(
             logits=list(logits.values()), labels=targets, feature_penalty=views.feature_penalty

@@ -219,6 +219,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
         mask_BT: Tensor,
         tapped_layers: Iterable[int],
         use_swap: bool = True,
+        generator: Optional[torch.Generator] = None,
     ) -> Views:
         """Section 2.2.1: the masked view and its unmasked duplicate, exchanged at the masked frames after every block.
 
@@ -227,6 +228,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
             mask_BT: True at masked frames, ``[B, T]``, never beyond an utterance.
             tapped_layers: numbers of the blocks (from 1) whose outputs are wanted; blocks above the last are not run.
             use_swap: False for the paper's "- Swap": the masked view alone (HuBERT).
+            generator: draws the blocks that layerdrop skips; by default PyTorch's own.
         """
         x_BTD, frames_B, padded, feature_penalty = self._embed_audio(audio_signal, length)
         masked_BTD = torch.where(mask_BT[..., None], self.mask_embedding.to(x_BTD.dtype), x_BTD)
@@ -238,6 +240,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
             padded,
             swap_mask_BT=mask_BT if use_swap else None,
             last_layer=max(tapped_layers),
+            generator=generator,
         )
         tapped = {layer: outputs[layer].unflatten(0, (num_views, -1)) for layer in tapped_layers}
         return Views(tapped, frames_B, feature_penalty)
@@ -307,6 +310,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
         padded: bool,
         swap_mask_BT: Optional[Tensor] = None,
         last_layer: Optional[int] = None,
+        generator: Optional[torch.Generator] = None,
     ) -> List[Tensor]:
         """Input of the first block and outputs of blocks 1 to ``last_layer`` (default: all), each ``[N, T, D]``.
 
@@ -331,7 +335,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
             x_NTD = x_NTD + sum(map(zero_touch, unused))
         outputs = [x_NTD]
         for number, layer in enumerate(self.layers[:last_layer], start=1):  # numbered from 1, as in the paper
-            if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
+            if self.training and self.layerdrop > 0 and torch.rand((), generator=generator).item() < self.layerdrop:
                 x_NTD = x_NTD + zero_touch(layer)  # the identity: taps and the parity of the exchanges stay
             else:
                 x_NTD = layer(x_NTD, key_mask, position_bias)

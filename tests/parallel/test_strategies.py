@@ -1,0 +1,214 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Training split over ranks, by tensor parallelism or in shards, is the training of one process."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from nemo_mshubert.data.pretraining_dataset import collate
+from nemo_mshubert.models import MSHuBERTModel
+from nemo_mshubert.models.loading import restore_model
+from nemo_mshubert.parallel.registration import register
+from tests.models.fixed_update import train, utterance
+from tests.parallel.ranks_of_a_test import run_on_ranks
+
+pytestmark = pytest.mark.unit
+UPDATES = 20
+CLIP = 2.0  # below most norms
+HALVES = [[[0], [1]], [[2], [3]]]  # data parts, micro-batches, utterances: two of each
+WHOLE = [[[0, 1], [2, 3]]]
+# A large eps: Adam makes steps of full size of a gradient that is nothing but rounding, such as that of the bias of keys.
+ADAM = {"lr": 3e-3, "betas": [0.9, 0.98], "eps": 1e-3, "weight_decay": 0.01}
+
+
+class Saver(pl.Callback):
+    """Writes a checkpoint at ``updates`` and one at the end, and a ``.nemo`` at the end."""
+
+    def __init__(self, folder, updates):
+        self.folder, self.updates = folder, updates
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.updates and not trainer.fit_loop._should_accumulate():
+            trainer.save_checkpoint(self.folder / "half.ckpt")
+
+    def on_train_end(self, trainer, pl_module):
+        trainer.save_checkpoint(self.folder / "end.ckpt")
+        pl_module.save_to(str(self.folder / "end.nemo"))
+
+
+def train_in(folder, config, parts, devices=1, updates=UPDATES, **options):
+    """Updates on the utterances of ``parts``; leaves half.ckpt, end.ckpt and end.nemo in the folder."""
+    register()
+    folder.mkdir(parents=True, exist_ok=True)
+    batches = [[collate([utterance(n) for n in micro]) for micro in part] * updates for part in parts]
+    trained = train(
+        config,
+        batches,
+        updates,
+        devices,
+        accumulate_grad_batches=len(parts[0]),
+        gradient_clip_val=CLIP,
+        callbacks=[Saver(folder, updates // 2)],
+        **options,
+    )
+    return float(trained.trainer.callback_metrics["train_loss"]), float(trained.trainer.callback_metrics["grad_norm"])
+
+
+def difference(one, other):
+    """Largest difference of two state dicts, in units of the largest weight of each tensor."""
+    assert one.keys() == other.keys()
+    return max(
+        ((one[name] - other[name]).abs().max() / (other[name].abs().max() + 1e-3)).item()
+        for name in one
+        if one[name].is_floating_point()
+    )
+
+
+def checkpoint(folder, name="end.ckpt"):
+    return torch.load(folder / name, map_location="cpu", weights_only=False)
+
+
+def assert_same_training(folder, expected, tolerance=2e-4):
+    """Weights, moments and step of the checkpoints at the end; tolerance: what rounding becomes in 20 updates."""
+    ours, theirs = checkpoint(folder), checkpoint(expected)
+    assert ours["global_step"] == theirs["global_step"] == UPDATES
+    assert difference(ours["state_dict"], theirs["state_dict"]) < tolerance
+    (ours,), (theirs,) = ours["optimizer_states"], theirs["optimizer_states"]
+    assert ours["state"].keys() == theirs["state"].keys()
+    for index, moments in theirs["state"].items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            scale = moments[key].abs().max() + 1e-6
+            assert ((ours["state"][index][key] - moments[key]).abs().max() / scale).item() < 100 * tolerance, (
+                index,
+                key,
+            )
+
+
+@pytest.fixture(scope="module")
+def config(labelled):
+    """Swap, layerdrop, a dropped label set."""
+    from hydra import compose, initialize_config_dir
+
+    from tests.conftest import REPOSITORY, tiny_overrides
+
+    overrides = [*tiny_overrides(labelled), "model.drop_label_sets=1", "model.encoder.layerdrop=0.3"]
+    with initialize_config_dir(str(REPOSITORY / "conf" / "pretrain"), version_base=None):
+        config = compose("mshubert_tiny", overrides=overrides)
+    config.model.optim = {"name": "adamw", **ADAM}
+    return OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])
+
+
+@pytest.fixture(scope="module")
+def one_process(config, tmp_path_factory):
+    """Folder of the training without any split, and its last loss and gradient norm."""
+    folder = tmp_path_factory.mktemp("one")
+    return folder, train_in(folder, config, WHOLE)
+
+
+@pytest.fixture(scope="module")
+def ddp(config, tmp_path_factory):
+    """Folder of the training of two ranks under plain DDP, and the last loss and gradient norm of the first."""
+    folder = tmp_path_factory.mktemp("ddp")
+    return folder, run_on_ranks(2, lambda: train_in(folder, config, HALVES, 2, strategy="ddp"))[0]
+
+
+@pytest.fixture
+def megatron(config):
+    pytest.importorskip("megatron.core", reason="megatron-core is not installed")
+    config = config.copy()
+    config.encoder.transformer_backend = "megatron"
+    return config
+
+
+# --- Tensor parallelism ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_ranks(config, tmp_path_factory):
+    """Folder of the training with tensor parallelism over two ranks, and what each of them returned."""
+    pytest.importorskip("megatron.core", reason="megatron-core is not installed")
+    split, folder = config.copy(), tmp_path_factory.mktemp("two")
+    split.encoder.transformer_backend = "megatron"
+    return folder, run_on_ranks(2, lambda: train_in(folder, split, WHOLE, 2, strategy="megatron_tp2"))
+
+
+def test_tensor_parallel_training_is_that_of_one_process(one_process, two_ranks):
+    """After 20 updates with Swap, layerdrop, dropped sets, accumulation and clipping: the checkpoint is plain, and equal."""
+    (expected, metrics), (folder, (first, second)) = one_process, two_ranks
+    assert_same_training(folder, expected)
+    assert first == pytest.approx(second, rel=1e-6) and first == pytest.approx(metrics, rel=1e-3)
+
+
+def test_an_utterance_less_is_another_training(one_process, config, tmp_path):
+    """The comparison can fail."""
+    less = [[[0, 1], [2]]]
+    train_in(tmp_path / "other", config, less)
+    assert difference(checkpoint(tmp_path / "other")["state_dict"], checkpoint(one_process[0])["state_dict"]) > 1e-2
+
+
+def test_nemo_file_of_split_model_is_plain(one_process, two_ranks):
+    """It restores where there is no megatron-core: whole weights, the torch backend."""
+    model = restore_model(two_ranks[0] / "end.nemo")
+    assert model.cfg.encoder.transformer_backend == "torch"
+    assert difference(model.state_dict(), checkpoint(two_ranks[0])["state_dict"]) == 0
+
+
+def test_split_training_resumes_whole_and_whole_training_split(one_process, two_ranks, config, megatron, tmp_path):
+    """From a checkpoint at half of the updates: the number of ranks of a long run may change."""
+    expected, _ = one_process
+    train_in(tmp_path / "whole", config, WHOLE, resume=two_ranks[0] / "half.ckpt")
+    assert_same_training(tmp_path / "whole", expected)
+    half = expected / "half.ckpt"
+    run_on_ranks(2, lambda: train_in(tmp_path / "split", megatron, WHOLE, 2, strategy="megatron_tp2", resume=half))
+    assert_same_training(tmp_path / "split", expected)
+
+
+def test_data_parallel_over_the_other_ranks(ddp, megatron, tmp_path):
+    """Four ranks are two halves of the data, each over a split model; the optimizer's moments lie on all of them."""
+    megatron.optim.name = "sharded_adamw"
+    run_on_ranks(4, lambda: train_in(tmp_path, megatron, HALVES, 4, strategy="megatron_tp2"))
+    assert_same_training(tmp_path, ddp[0])
+
+
+def test_backend_and_strategy_go_together(config, tmp_path):
+    """One without the other would train something else than asked for."""
+    pytest.importorskip("megatron.core", reason="megatron-core is not installed")
+    with pytest.raises(AssertionError, match="transformer_backend=megatron"):
+        run_on_ranks(2, lambda: train_in(tmp_path, config, WHOLE, 2, strategy="megatron_tp2"))
+    with pytest.raises(ValueError, match="trainer.strategy=megatron_tp2"):
+        split = config.copy()
+        split.encoder.transformer_backend = "megatron"
+        train_in(tmp_path, split, WHOLE)
+
+
+# --- Shards ----------------------------------------------------------------------------------------------------------
+
+
+def test_sharded_training_is_that_of_ddp(ddp, config, tmp_path):
+    """FSDP2 over two ranks is DDP: weights, moments, clipping by the norm of all shards, zero gradients of what is skipped."""
+    metrics = run_on_ranks(2, lambda: train_in(tmp_path, config, HALVES, 2, strategy="fsdp2"))
+    assert_same_training(tmp_path, ddp[0])
+    assert metrics[0][1] == pytest.approx(ddp[1][1], rel=1e-3)
+    model = restore_model(tmp_path / "end.nemo")
+    assert difference(model.state_dict(), checkpoint(tmp_path)["state_dict"]) == 0
+
+
+def test_sharded_training_resumes(ddp, config, tmp_path):
+    """From a checkpoint of DDP."""
+    half = ddp[0] / "half.ckpt"
+    run_on_ranks(2, lambda: train_in(tmp_path, config, HALVES, 2, strategy="fsdp2", resume=half))
+    assert_same_training(tmp_path, ddp[0])
