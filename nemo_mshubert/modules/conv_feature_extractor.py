@@ -56,8 +56,9 @@ class TimeGroupNorm(nn.GroupNorm):
         x = x_BTC.float()
         centred = x - (x * valid_BT1).sum(1, keepdim=True) / count_B11
         variance = (centred * valid_BT1).square().sum(1, keepdim=True) / count_B11
-        scale = torch.rsqrt(variance + self.eps) * self.weight.float()
-        return (centred * scale + self.bias.float()).to(x_BTC.dtype)
+        # [None]: torch's ONNX exporter loses a parameter that goes through nothing but a cast to its own type
+        scale = torch.rsqrt(variance + self.eps) * self.weight.float()[None]
+        return (centred * scale + self.bias.float()[None]).to(x_BTC.dtype)
 
 
 class ChannelLayerNorm(nn.LayerNorm):

@@ -103,8 +103,8 @@ class MultiresolutionEncoder(nn.Module):
     def hidden_states(self, signal_1S: Tensor) -> List[Tensor]:
         """Outputs of all blocks ``[1, T, D]`` at 50 Hz, of one utterance."""
         length = torch.tensor([signal_1S.shape[-1]], device=signal_1S.device)
-        x_BCT, _ = self.feature_extractor(signal_1S[:, None], length, padded=False)
-        x_BTD = self.feature_projection(x_BCT.transpose(1, 2))
+        x_BTC, _ = self.feature_extractor(signal_1S[:, None], length, padded=False)
+        x_BTD = self.feature_projection(x_BTC)
         num_frames, levels = x_BTD.shape[1], len(self.rates)
         states: List[Tensor] = []
         shortcuts: List[Tensor] = []
