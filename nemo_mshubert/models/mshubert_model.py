@@ -28,7 +28,7 @@ from lightning.pytorch import Trainer
 from nemo.core.classes import ModelPT
 from nemo.core.classes.common import PretrainedModelInfo
 from omegaconf import DictConfig, open_dict
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nemo_mshubert.clustering.label_maker import LabelMaker
@@ -247,8 +247,8 @@ class MSHuBERTModel(ModelPT):
             log.update(self._training_metrics(views, batch["labels"], masks, logits, targets, set_losses))
             log["feature_penalty"] = views.feature_penalty.detach()
         self.log("train_loss", loss_sum.detach() / count.clamp(min=1), prog_bar=True)
-        for part in self._parts_without_loss(sets):
-            loss_sum = loss_sum + zero_touch(part)
+        for head in self.label_heads.absent(sets):
+            loss_sum = loss_sum + zero_touch(head)
         # Lightning divides by the number of accumulated micro-batches and DDP by that of ranks; what is left of both is
         # the sum over all of them, which `on_before_optimizer_step` divides by the rows counted over all of them.
         return {"loss": loss_sum * self.trainer.accumulate_grad_batches * self.data_ranks.count, "log": log}
@@ -267,14 +267,6 @@ class MSHuBERTModel(ModelPT):
             sets, len(sets) - self._cfg.drop_label_sets
         )
         return [clusters for clusters in sets if clusters in kept]
-
-    def _parts_without_loss(self, kept_sets: List[int]) -> List[nn.Module]:
-        """Heads of dropped sets, and what lies above the highest block that a kept set supervises."""
-        highest, blocks = max(self.layer_of_set[clusters] for clusters in kept_sets), self.encoder.layers
-        parts = [*self.label_heads.absent(kept_sets), *blocks[highest:]]
-        if self.encoder.pre_norm and highest < len(blocks):
-            parts.append(self.encoder.layer_norm)
-        return parts
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn gradients of the sum into those of the mean over the masked rows of the update; drop a non-finite step."""

@@ -29,6 +29,7 @@ from nemo.core.classes.mixins import AccessMixin
 from nemo.core.neural_types import AcousticEncodedRepresentation, LengthsType, NeuralType, SpectrogramType
 from torch import Tensor, nn
 
+from nemo_mshubert.modules.adapters import AdaptableBlock, EncoderAdapters
 from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor, is_exporting, valid_positions
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
 from nemo_mshubert.modules.masking import span_mask
@@ -39,7 +40,6 @@ from nemo_mshubert.modules.transformer import (
     EPSILON,
     ConvPositionalEmbedding,
     SelfAttention,
-    TransformerBlock,
     zero_touch,
 )
 
@@ -71,7 +71,7 @@ class FeatureProjection(nn.Module):
         return self.dropout(self.projection(self.layer_norm(x_BTC)))
 
 
-class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
+class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
     """HuBERT encoder with Swap. Without arguments: HuBERT base, 94,371,712 parameters.
 
     Equals ``transformers.HubertModel`` with the same weights on every utterance alone; padding changes nothing.
@@ -160,7 +160,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
         self.layer_norm = nn.LayerNorm(d_model, eps=EPSILON)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
-            TransformerBlock(
+            AdaptableBlock(
                 d_model,
                 num_heads,
                 d_inner,
@@ -330,9 +330,9 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin):
             x_NTD = self.layer_norm(x_NTD)
         x_NTD = self.dropout(x_NTD)
 
-        if last_layer is not None and self.training:
-            unused = [*self.layers[last_layer:], *([self.layer_norm] if self.pre_norm else [])]
-            x_NTD = x_NTD + sum(map(zero_touch, unused))
+        if self.training and last_layer is not None and last_layer < len(self.layers):
+            idle = [*self.layers[last_layer:], *([self.layer_norm] if self.pre_norm else [])]
+            x_NTD = x_NTD + sum(map(zero_touch, idle))
         outputs = [x_NTD]
         for number, layer in enumerate(self.layers[:last_layer], start=1):  # numbered from 1, as in the paper
             if self.training and self.layerdrop > 0 and torch.rand((), generator=generator).item() < self.layerdrop:

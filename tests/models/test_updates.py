@@ -206,7 +206,7 @@ def test_what_dropped_sets_leave_idle_has_zero_gradients(config):
     assert len(tops) > 1
 
 
-class Gradients(pl.Callback):
+class MissingGradients(pl.Callback):
     """Per update: kept sets, and names of the parameters without a gradient."""
 
     def __init__(self):
@@ -221,7 +221,7 @@ class Gradients(pl.Callback):
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_every_parameter_has_a_gradient_in_every_update(model_config, pre_norm):
     """Without the finest set no loss looks at the last block: DDP would stop the run at the next update."""
-    probe = Gradients()
+    probe = MissingGradients()
     config = model_config(
         "model.drop_label_sets=2", f"++model.encoder.pre_norm={pre_norm}", "model.encoder.layerdrop=0.5"
     )
