@@ -28,7 +28,14 @@ EXTRAS = {
     "gpu": ["cuml-cu13>=25.10"],
     "megatron": ["megatron-core>=0.14,<0.17"],
     "decoding": ["flashlight-text>=0.0.7", "kenlm>=0.2", "ax-platform>=1.0,<2"],
-    "test": ["pytest>=7", "pytest-timeout", "black==25.12.0", "isort==6.1.0", "espeakng-loader>=0.2"],
+    "test": [
+        "megatron-core>=0.14,<0.17",
+        "pytest>=7",
+        "pytest-timeout",
+        "black==25.12.0",
+        "isort==6.1.0",
+        "espeakng-loader>=0.2",
+    ],
 }
 
 

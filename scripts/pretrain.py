@@ -29,10 +29,12 @@ from omegaconf import OmegaConf
 
 from nemo_mshubert.models import MSHuBERTModel
 from nemo_mshubert.models.training_setup import plan_updates
+from nemo_mshubert.parallel.registration import register
 
 
 @hydra_runner(config_path="../conf/pretrain", config_name="mshubert_base")
 def main(cfg):
+    register()
     plan_updates(cfg)
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     trainer = pl.Trainer(**resolve_trainer_cfg(cfg.trainer))

@@ -14,14 +14,17 @@
 
 """Every experiment of conf/: it composes, builds its encoder, places its label sets, and holds the paper's numbers."""
 
+import importlib.util
 import itertools
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from lightning.pytorch.strategies import StrategyRegistry
 from nemo.core.classes.common import Serialization
 from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
+from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
 from transformers import HubertConfig, HubertModel
@@ -29,6 +32,7 @@ from transformers import HubertConfig, HubertModel
 from nemo_mshubert.models import training_setup
 from nemo_mshubert.models.training_setup import num_ranks, plan_updates
 from nemo_mshubert.modules.label_heads import place_label_sets
+from nemo_mshubert.parallel import registration
 
 pytestmark = pytest.mark.unit
 CONF = Path(__file__).parents[1] / "conf"
@@ -72,7 +76,7 @@ def test_all_experiments_are_found():
     """An experiment that was renamed is one that no command in the documentation finds."""
     ablation = {f"mshubert_{size}{swap}" for size in ("base", "tiny") for swap in ("", "_noswap")}
     hubert = {f"hubert_{iteration}_{size}" for iteration in ("iter1", "iter2") for size in ("base", "tiny")}
-    assert ablation | hubert | {"mshubert_large"} <= set(experiments("pretrain"))
+    assert ablation | hubert | {"mshubert_large", "mshubert_xlarge"} <= set(experiments("pretrain"))
     splits = {"10min", "1h", "10h", "100h", "960h", "tiny"}
     assert splits | {"search_1h", "search_10h"} <= set(experiments("finetune"))
 
@@ -196,11 +200,20 @@ def test_hubert_is_one_set_on_the_last_block_without_swap(name, clusters, update
     assert config.seconds_per_update == base.seconds_per_update
 
 
-def test_large_is_hubert_large():
-    """fairseq's hubert_large_librivox.yaml: pre-LN, normalised audio, 128 x 56.25 s, lr 1.5e-3, clipping at 1."""
-    config = load("pretrain", "mshubert_large")
+# width, blocks, inner width, GPUs, seconds on each, lr, head width: fairseq's hubert_{large,xlarge}_librivox.yaml
+LARGE = {
+    "large": (1024, 24, 4096, 128, 56.25, 1.5e-3, 768),
+    "xlarge": (1280, 48, 5120, 256, 22.5, 3e-3, 1024),
+}
+
+
+@pytest.mark.parametrize("size", LARGE)
+def test_large_sizes_are_those_of_hubert(size):
+    """Pre-LN, normalised audio, clipping at 1."""
+    width, blocks, inner, gpus, seconds, lr, head = LARGE[size]
+    config = load("pretrain", f"mshubert_{size}")
     encoder = build(config)
-    sizes = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+    sizes = dict(hidden_size=width, num_hidden_layers=blocks, num_attention_heads=16, intermediate_size=inner)
     layout = dict(feat_extract_norm="layer", conv_bias=False, do_stable_layer_norm=True)
     with torch.device("meta"):
         theirs = HubertModel(HubertConfig(**sizes, **layout))
@@ -210,8 +223,27 @@ def test_large_is_hubert_large():
     assert sum(p.numel() for p in encoder.parameters()) == sum(p.numel() for p in theirs.parameters())
     assert encoder.pre_norm and config.model.encoder.conv_norm == "layer_norm"
     assert config.model.preprocessor.normalize == "per_feature"
-    assert (config.seconds_per_update, config.model.train_ds.batch_duration) == (128 * 56.25, 56.25)
-    assert (config.model.optim.lr, config.trainer.gradient_clip_val) == (1.5e-3, 1.0)
+    assert (config.seconds_per_update, config.model.train_ds.batch_duration) == (gpus * seconds, seconds)
+    assert (config.model.optim.lr, config.trainer.gradient_clip_val) == (lr, 1.0)
+    assert config.model.label_heads.d_head == head
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "pretrain" / "parallel").glob("*.yaml")), ids=lambda path: path.stem)
+def test_ways_of_sharing_a_model(path):
+    """Each sets strategy, backend and optimizer together, and without the group a model is whole."""
+    config = load("pretrain", "mshubert_large", f"parallel={path.stem}")
+    plain = load("pretrain", "mshubert_large")
+    assert plain.trainer.strategy == "auto" and plain.model.optim.name == "adamw"
+    registration.register()
+    size = registration.tensor_parallel_size(config.trainer.strategy)
+    if importlib.util.find_spec("megatron") or size == 1:
+        assert getattr(StrategyRegistry.get(config.trainer.strategy), "tensor_parallel_size", 1) == size
+    assert (config.model.encoder.get("transformer_backend", "torch") == "megatron") == (size > 1)
+    assert config.model.optim.name == ("sharded_adamw" if size > 1 else "adamw")
+    assert config.model.optim.name in AVAILABLE_OPTIMIZERS
+    config.trainer.devices, config.trainer.num_nodes = 8, 4
+    plan_updates(config)
+    assert config.trainer.accumulate_grad_batches * 32 / size * config.model.train_ds.batch_duration == 7200
 
 
 # updates, lr, frozen updates, mask_prob, mask_channel_prob, layerdrop: fairseq's base_10m.yaml ... base_960h.yaml

@@ -20,6 +20,8 @@ import torch
 from nemo.utils import logging
 from omegaconf import DictConfig, open_dict
 
+from nemo_mshubert.parallel.registration import tensor_parallel_size
+
 
 def num_ranks(trainer_config: DictConfig) -> int:
     """Training processes of all nodes that ``trainer.devices`` and ``trainer.num_nodes`` stand for."""
@@ -34,13 +36,18 @@ def num_ranks(trainer_config: DictConfig) -> int:
     return per_node * int(trainer_config.get("num_nodes", 1))
 
 
+def num_data_parts(trainer_config: DictConfig) -> int:
+    """Ranks, or groups of ranks that share a model, among which the data is shared out."""
+    return max(num_ranks(trainer_config) // tensor_parallel_size(trainer_config.get("strategy", "auto")), 1)
+
+
 def plan_updates(cfg: DictConfig) -> None:
     """Set ``trainer.accumulate_grad_batches`` so that an update sees ``seconds_per_update`` of audio, whatever the number
     of GPUs, and ``trainer.val_check_interval`` (which Lightning counts in micro-batches) from ``validate_every_updates``.
 
     The number of micro-batches is rounded to the nearest, and at least one.
     """
-    per_micro_batch = cfg.model.train_ds.batch_duration * num_ranks(cfg.trainer)
+    per_micro_batch = cfg.model.train_ds.batch_duration * num_data_parts(cfg.trainer)
     accumulate = max(1, round(cfg.seconds_per_update / per_micro_batch))
     interval = min(cfg.validate_every_updates, cfg.max_updates) * accumulate
     with open_dict(cfg.trainer):

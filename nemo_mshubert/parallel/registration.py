@@ -15,6 +15,7 @@
 """Names of our strategies and of the sharded optimizer, for ``trainer.strategy`` and ``model.optim.name``."""
 
 import importlib.util
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Dict, Tuple
@@ -39,6 +40,12 @@ class ShardedAdamW(ZeroRedundancyOptimizer):
 @dataclass
 class ShardedAdamWParams(AdamWParams):
     """Options of `ShardedAdamW`: those of AdamW."""
+
+
+def tensor_parallel_size(strategy: Any) -> int:
+    """Ranks that share a model under a value of ``trainer.strategy``; 1 for strategies that are not ours."""
+    match = re.fullmatch(r"megatron_tp(\d+)(_sp)?", str(strategy))
+    return int(match.group(1)) if match else 1
 
 
 def strategies() -> Dict[str, Tuple[type, Dict[str, Any]]]:
