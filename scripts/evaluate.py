@@ -19,7 +19,8 @@
         --beam_size 1500
 
 Prints a table and writes results.json, a manifest with predictions per decoding, and the log-probabilities for
-scripts/tune_decoding.py. Files longer than a minute are run in overlapping chunks.
+scripts/tune_decoding.py. Files longer than a minute are run in overlapping chunks. Under torchrun the ranks share the
+utterances: `torchrun --nproc_per_node 8 scripts/evaluate.py ... --workers 4` (processes of the beam search, of each rank).
 """
 
 import argparse
@@ -35,6 +36,7 @@ from nemo_mshubert.decoding.evaluation import (
     results_table,
     write_results,
 )
+from nemo_mshubert.parallel.launched import launched_ranks
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,16 +67,18 @@ def main() -> None:
     beam_config = None
     if args.decode:
         beam_config = read_config(args.decode, lm=args.lm, lexicon=args.lexicon, beam_size=args.beam_size)
-    model = load_ctc_model(args.model, args.device, args.precision)
-    decoders = {"greedy": greedy_decoder(model)}
-    if beam_config:
-        decoders["lexicon_beam"] = lexicon_decoder(model, beam_config, args.workers)
-    results = {
-        Path(manifest).stem: evaluate_manifest(model, manifest, args.output, decoders, args.batch_seconds)
-        for manifest in args.manifest
-    }
-    write_results(Path(args.output) / "results.json", {"model": args.model, "results": results})
-    print(results_table(results))
+    with launched_ranks() as ranks:
+        model = load_ctc_model(args.model, ranks.device if args.device == "auto" else args.device, args.precision)
+        decoders = {"greedy": greedy_decoder(model)}
+        if beam_config:
+            decoders["lexicon_beam"] = lexicon_decoder(model, beam_config, args.workers)
+        results = {
+            Path(manifest).stem: evaluate_manifest(model, manifest, args.output, decoders, args.batch_seconds, ranks)
+            for manifest in args.manifest
+        }
+        if ranks.rank == 0:
+            write_results(Path(args.output) / "results.json", {"model": args.model, "results": results})
+            print(results_table(results))
 
 
 if __name__ == "__main__":

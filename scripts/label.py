@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Make the frame labels of a manifest, or check them.
+"""Make the frame labels of a manifest, on one or many machines, or check them.
 
     python scripts/label.py make --kmeans km.npz --encoder hubert_iter1.nemo --manifest train.json --output train_l.json
     python scripts/label.py check --manifest train_l.json --kmeans km.npz
@@ -22,6 +22,12 @@ layer. It is left beside the output as a k-means file of ours, which pretrain.py
 
     python scripts/label.py make --kmeans hubert_base_ls960_L9_km500.bin --encoder hubert_base_ls960.pt --layer 9 \\
         --manifest train.json --output train_l.json
+
+Many GPUs share the lines of a manifest: under torchrun, or by hand as jobs of their own whose shards are then merged:
+
+    torchrun --nproc_per_node 8 scripts/label.py make ...
+    python scripts/label.py make --shard 3/8 --kmeans km.npz --manifest train.json --output train_l.json
+    python scripts/label.py merge --shards 8 --kmeans km.npz --manifest train.json --output train_l.json
 
 An interrupted `make` goes on where it stopped. `check` reads every line and every audio header; it prints entropy and
 dead clusters, and fails with ``file:line`` of what is wrong.
@@ -34,30 +40,37 @@ import pickle
 from pathlib import Path
 from typing import Tuple
 
-import torch
-
 from nemo_mshubert.clustering.features import FeatureMaker, HiddenFeatures, MfccFeatures
 from nemo_mshubert.clustering.label_maker import LabelMaker
-from nemo_mshubert.clustering.labelling import label_manifest, measure_manifest
+from nemo_mshubert.clustering.labelling import Shard, label_manifest, measure_manifest, merge_shards
 from nemo_mshubert.clustering.metrics import load_alignments
 from nemo_mshubert.data.labels import check_labelled_manifest
 from nemo_mshubert.data.manifest import atomic_write
+from nemo_mshubert.parallel.launched import launched_ranks
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("make", help="label a manifest")
-    make.add_argument("--kmeans", required=True, help="k-means file of scripts/fit_kmeans.py, or of joblib")
+    merge = commands.add_parser("merge", help="join the shards of a labelled manifest")
+    merge.add_argument("--shards", type=int, required=True, help="their number")
+    for command in (make, merge):
+        command.add_argument("--kmeans", required=True, help="k-means file of scripts/fit_kmeans.py, or of joblib")
+        command.add_argument("--manifest", required=True)
+        command.add_argument("--output", required=True, help="labelled manifest")
+        command.add_argument(
+            "--alignments", help="JSONL[.gz] with phones or words: adds purity and PNMI to the metrics"
+        )
+        command.add_argument("--metrics_output", help="JSON file for the metrics")
+    make.add_argument("--shard", type=Shard.parse, help="0/8 to 7/8: a part of the lines; under torchrun by rank")
     make.add_argument(
         "--encoder", help="where the k-means is of hidden features: .nemo, Hugging Face folder, .pt, hub id"
     )
     make.add_argument("--layer", type=int, help="transformer layer (from 1) that a k-means of joblib is of")
-    make.add_argument("--manifest", required=True)
-    make.add_argument("--output", required=True, help="labelled manifest")
-    make.add_argument("--alignments", help="JSONL[.gz] with phones or words: adds purity and PNMI to the metrics")
-    make.add_argument("--metrics_output", help="JSON file for the metrics")
-    make.add_argument("--device", default="auto", help="of the encoder: cpu, cuda, cuda:1, ...; auto: a GPU if any")
+    make.add_argument(
+        "--device", default="auto", help="of the encoder: cpu, cuda:1, ...; auto: the GPU of this rank, if any"
+    )
     check = commands.add_parser("check", help="check a labelled manifest")
     check.add_argument("--manifest", required=True)
     check.add_argument("--kmeans", help="the k-means file that all labels must be of")
@@ -86,8 +99,7 @@ def make_features(maker: LabelMaker, args: argparse.Namespace) -> FeatureMaker:
 def hidden_features(layer: int, args: argparse.Namespace) -> HiddenFeatures:
     from nemo_mshubert.models.loading import load_encoder  # imports NeMo, which MFCCs do without
 
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return HiddenFeatures(load_encoder(args.encoder), layer, device)
+    return HiddenFeatures(load_encoder(args.encoder), layer, args.device)
 
 
 def read_published(args: argparse.Namespace) -> Tuple[LabelMaker, FeatureMaker]:
@@ -103,13 +115,30 @@ def read_published(args: argparse.Namespace) -> Tuple[LabelMaker, FeatureMaker]:
 
 
 def make_labels(args: argparse.Namespace) -> None:
+    with launched_ranks() as ranks:
+        if args.device == "auto":
+            args.device = ranks.device
+        if is_pickle(args.kmeans):
+            maker, features = read_published(args)
+        else:
+            maker = LabelMaker.load(args.kmeans)
+            features = make_features(maker, args)
+        shard = args.shard or Shard(ranks.rank, ranks.count)
+        label_manifest(args.manifest, args.output, maker, features, shard)
+        ranks.wait()
+        if args.shard is None and ranks.rank == 0:
+            merge_shards(args.manifest, args.output, maker, ranks.count)
+            print_metrics(maker, args)
+
+
+def merge_labels(args: argparse.Namespace) -> None:
+    maker = LabelMaker.load(args.kmeans)
+    merge_shards(args.manifest, args.output, maker, args.shards)
+    print_metrics(maker, args)
+
+
+def print_metrics(maker: LabelMaker, args: argparse.Namespace) -> None:
     alignments = load_alignments(args.alignments) if args.alignments else None
-    if is_pickle(args.kmeans):
-        maker, features = read_published(args)
-    else:
-        maker = LabelMaker.load(args.kmeans)
-        features = make_features(maker, args)
-    label_manifest(args.manifest, args.output, maker, features)
     metrics = json.dumps(measure_manifest(args.output, maker, alignments), indent=2)
     print(metrics)
     if args.metrics_output:
@@ -125,7 +154,7 @@ def check_labels(args: argparse.Namespace) -> None:
 def main(argv=None) -> None:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    make_labels(args) if args.command == "make" else check_labels(args)
+    {"make": make_labels, "merge": merge_labels, "check": check_labels}[args.command](args)
 
 
 if __name__ == "__main__":

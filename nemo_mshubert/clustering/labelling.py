@@ -17,6 +17,7 @@
 Audio streams in windows of ten minutes, read ahead by threads; nothing is kept of a window but its sample or labels.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -69,39 +70,67 @@ def sample_corpus_frames(
         return sample_frames(stream(), max_frames, seed)
 
 
-def label_manifest(manifest: PathLike, output: PathLike, maker: LabelMaker, features: FeatureMaker) -> bool:
+class Shard(NamedTuple):
+    """Part ``index`` (from 0) of ``count`` of a manifest: neighbouring lines, so that parts in order are the whole."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """``"2/8"`` -> part 2 of 0 to 7; raises ``ValueError`` for anything else."""
+        index, slash, count = text.partition("/")
+        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise ValueError(f"{text!r}: expected the part and their number, 0/8 to 7/8.")
+        return cls(int(index), int(count))
+
+    def lines(self, total: int) -> range:
+        return range(total * self.index // self.count, total * (self.index + 1) // self.count)
+
+    def path(self, output: PathLike) -> Path:
+        """Where its lines are written: ``output`` itself, or ``<stem>.shard-2-of-8.json`` beside it."""
+        output = Path(output)
+        name = f"{output.stem}.shard-{self.index}-of-{self.count}{output.suffix}"
+        return output if self.count == 1 else output.with_name(name)
+
+
+def label_manifest(
+    manifest: PathLike, output: PathLike, maker: LabelMaker, features: FeatureMaker, shard: Shard = Shard()
+) -> bool:
     """Write ``output``: the lines of ``manifest`` with labels of ``maker``, replacing labels they may have.
+
+    A ``shard`` writes its lines alone, to ``shard.path(output)``; `merge_shards` joins them.
 
     Lines go to ``.<output>.partial`` beside ``output``, window by window. After an interruption the same call goes on
     behind the last line that is in the manifest unchanged, with labels of the same maker; so a bad line can be repaired
     and nothing before it is lost.
 
     Returns:
-        False if ``output`` was there already, with the same lines and labels of the same maker.
+        False if that was there already, with the same lines and labels of the same maker, or the whole ``output`` was.
 
     Raises:
         FileNotFoundError, ValueError: ``features`` are not those of ``maker``, or the first line whose audio is missing
             or unusable, or whose labels fail their checks.
     """
     maker.check_features(features.description)
-    output = Path(output)
     total = count_lines(manifest)
-    if output.is_file() and _labelled_prefix(manifest, output, maker.id) == (total, output.stat().st_size):
-        logger.info("%s: has labels of %s already.", output, maker.id)
-        return False
+    for path, lines in {Path(output): range(total), shard.path(output): shard.lines(total)}.items():
+        if _is_complete(manifest, path, maker.id, lines):
+            logger.info("%s: has labels of %s already.", path, maker.id)
+            return False
+    output = path
     partial = output.with_name(f".{output.name}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     partial.touch()
-    done, size = _labelled_prefix(manifest, partial, maker.id)
+    done, size = _labelled_prefix(manifest, partial, maker.id, lines)
     os.truncate(partial, size)
     if done:
-        logger.info("%s: going on behind line %d.", output, done)
-    lines = (line for number, line in enumerate(iter_manifest(manifest)) if number >= done)
+        logger.info("%s: going on behind line %d of %d.", output, done, len(lines))
     with (
         open(partial, "a", encoding="utf-8") as stream,
-        tqdm(total=total, initial=done, desc="labelling", unit=" utterances", disable=None) as progress,
+        tqdm(total=len(lines), initial=done, desc="labelling", unit=" utterances", disable=None) as progress,
     ):
-        for window in audio_windows(lines):
+        for window in audio_windows(_lines_of(manifest, lines[done:])):
             labels = zip(window, window_features(window, features))
             entries = [label_entry(utterance, rows, maker, features.device) for utterance, rows in labels]
             stream.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
@@ -109,6 +138,33 @@ def label_manifest(manifest: PathLike, output: PathLike, maker: LabelMaker, feat
             progress.update(len(window))
     write_manifest(output, (entry for _, entry in iter_manifest(partial)))
     partial.unlink()
+    return True
+
+
+def merge_shards(manifest: PathLike, output: PathLike, maker: LabelMaker, count: int) -> bool:
+    """Join the ``count`` shards of `label_manifest` to ``output``, whole or not at all, and remove them.
+
+    Returns:
+        False if ``output`` was there already.
+
+    Raises:
+        ValueError: shards that are missing, unfinished, or of another maker; they are named, and nothing is written.
+    """
+    total = count_lines(manifest)
+    if _is_complete(manifest, Path(output), maker.id, range(total)):
+        return False
+    shards = [Shard(index, count) for index in range(count)]
+    missing = [
+        shard.index for shard in shards if not _is_complete(manifest, shard.path(output), maker.id, shard.lines(total))
+    ]
+    if missing:
+        raise ValueError(
+            f"{output}: the shards {missing} of {count} are not there whole, with labels of {maker.id}. Run `label.py make "
+            f"--shard {missing[0]}/{count}` (and so on); what they have is kept."
+        )
+    write_manifest(output, (entry for shard in shards for _, entry in iter_manifest(shard.path(output))))
+    for shard in shards:
+        shard.path(output).unlink()
     return True
 
 
@@ -203,15 +259,27 @@ def _load(where: str, entry: Dict[str, Any]) -> Utterance:
     return Utterance(where, entry, samples)
 
 
-def _labelled_prefix(manifest: PathLike, labelled: Path, maker_id: str) -> Tuple[int, int]:
-    """How many lines, and bytes, of ``labelled`` are the first of ``manifest`` with labels of the maker."""
-    lines = size = 0
+def _lines_of(manifest: PathLike, lines: range) -> Iterator[Tuple[str, Dict[str, Any]]]:
+    """``("<file>:<line>", entry)`` of some lines, counted from 0."""
+    return itertools.islice(iter_manifest(manifest), lines.start, lines.stop)
+
+
+def _is_complete(manifest: PathLike, labelled: Path, maker_id: str, lines: range) -> bool:
+    """Does ``labelled`` hold these lines of the manifest, with labels of the maker, and nothing else?"""
+    if not labelled.is_file():
+        return False
+    return _labelled_prefix(manifest, labelled, maker_id, lines) == (len(lines), labelled.stat().st_size)
+
+
+def _labelled_prefix(manifest: PathLike, labelled: Path, maker_id: str, lines: range) -> Tuple[int, int]:
+    """How many lines, and bytes, of ``labelled`` are the first of these of ``manifest``, with labels of the maker."""
+    count = size = 0
     with open(labelled, "rb") as stream:
-        for (_, entry), line in zip(iter_manifest(manifest), stream):
+        for (_, entry), line in zip(_lines_of(manifest, lines), stream):
             if not _is_labelled(line, labelled, entry, maker_id):
                 break
-            lines, size = lines + 1, size + len(line)
-    return lines, size
+            count, size = count + 1, size + len(line)
+    return count, size
 
 
 def _is_labelled(line: bytes, labelled: Path, entry: Dict[str, Any], maker_id: str) -> bool:

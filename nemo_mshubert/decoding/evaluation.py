@@ -28,6 +28,7 @@ from nemo_mshubert.decoding.config import LexiconBeamConfig
 from nemo_mshubert.decoding.error_rates import ErrorCounts, character_errors, word_errors
 from nemo_mshubert.decoding.log_probs import require_case, write_log_probs
 from nemo_mshubert.models.loading import restore_model
+from nemo_mshubert.parallel.launched import LaunchedRanks
 
 Decode = Callable[[List[str], List[np.ndarray]], List[str]]  # utterance ids, log-probabilities [T, V + 1] -> texts
 
@@ -85,14 +86,16 @@ def evaluate_manifest(
     output: PathLike,
     decoders: Dict[str, Decode],
     batch_seconds: float = 120,
-) -> Dict[str, Dict[str, Any]]:
+    ranks: Optional[LaunchedRanks] = None,
+) -> Optional[Dict[str, Dict[str, Any]]]:
     """Run the model once over a manifest, decode with each of ``decoders``, and write what was found to ``output``.
 
     Writes ``<name>.log_probs.safetensors`` (letter models; for scripts/tune_decoding.py), and per decoder
-    ``<name>.<decoder>.json``, the manifest with ``pred_text`` and the word errors of each line.
+    ``<name>.<decoder>.json``, the manifest with ``pred_text`` and the word errors of each line. Several ``ranks`` share
+    the utterances, model and decoding alike, and rank 0 writes.
 
     Returns:
-        per decoder: utterances, WER, CER (shares) and their counts of errors.
+        per decoder: utterances, WER, CER (shares) and their counts of errors; None on other ranks than 0.
 
     Raises:
         FileNotFoundError, ValueError: no manifest, an utterance without ``text`` or with one in another case than the
@@ -104,18 +107,32 @@ def evaluate_manifest(
     letters = None if isinstance(model, EncDecCTCModelBPE) else list(model.decoder.vocabulary)
     for entry in entries if letters else ():
         require_case(entry["text"], letters, utterance_id(entry))
-    by_index = manifest_log_probs(model, entries, batch_seconds, progress=name)
-    log_probs = [by_index[index] for index in range(len(entries))]
     ids = [utterance_id(entry) for entry in entries]
+    rank, count = (ranks.rank, ranks.count) if ranks else (0, 1)
+    by_index = manifest_log_probs(model, entries[rank::count], batch_seconds, progress=name)
+    own = [by_index[index] for index in range(len(by_index))]
+    own_texts = {decoder_name: decode(ids[rank::count], own) for decoder_name, decode in decoders.items()}
+    parts = ranks.gather((own, own_texts)) if ranks else [(own, own_texts)]
+    if parts is None:
+        return None
+    log_probs = _interleave([part for part, _ in parts])
     if letters:
         references = [entry["text"] for entry in entries]
         write_log_probs(output / f"{name}.log_probs.safetensors", letters, zip(ids, references, log_probs))
     results = {}
-    for decoder_name, decode in decoders.items():
-        texts = decode(ids, log_probs)
+    for decoder_name in decoders:
+        texts = _interleave([part[decoder_name] for _, part in parts])
         _write_predictions(output / f"{name}.{decoder_name}.json", entries, texts)
         results[decoder_name] = error_summary(entries, texts)
     return results
+
+
+def _interleave(parts: Sequence[Sequence[Any]]) -> List[Any]:
+    """The whole of which part i holds the items i, i + n, i + 2n ..."""
+    whole: List[Any] = [None] * sum(map(len, parts))
+    for index, part in enumerate(parts):
+        whole[index :: len(parts)] = part
+    return whole
 
 
 def _check_texts(entries: Sequence[Dict[str, Any]], manifest: PathLike) -> None:

@@ -28,11 +28,18 @@ from torch import nn
 from nemo_mshubert.clustering import labelling
 from nemo_mshubert.clustering.features import FeatureDescription, FeatureMaker, HiddenFeatures
 from nemo_mshubert.clustering.label_maker import LabelMaker, fit_label_maker
-from nemo_mshubert.clustering.labelling import label_manifest, measure_manifest, sample_corpus_frames
+from nemo_mshubert.clustering.labelling import (
+    Shard,
+    label_manifest,
+    measure_manifest,
+    merge_shards,
+    sample_corpus_frames,
+)
 from nemo_mshubert.clustering.metrics import Alignments
 from nemo_mshubert.data.labels import FrameLabels, check_labelled_manifest
 from nemo_mshubert.data.manifest import iter_manifest, load_audio, read_manifest, write_manifest
 from nemo_mshubert.modules.frames import frame_count
+from tests.parallel.ranks_of_a_test import run_on_ranks
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -120,6 +127,59 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(corpus, maker, tmp_path):
     assert features.utterances == 12 - done  # nothing is computed twice
     assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert not partial.exists()
+
+
+@pytest.mark.parametrize("count", [2, 5, 13])  # 13: more parts than the 12 lines
+def test_shards_join_to_what_one_process_makes(corpus, maker, tmp_path, count):
+    """Eight GPUs must give the manifest of one, computing each line once; a broken job is named before anything is lost."""
+    label_manifest(corpus, tmp_path / "whole.json", maker, WindowFeatures())
+    output, computed = tmp_path / "labelled.json", 0
+    for index in reversed(range(count)):
+        with pytest.raises(ValueError, match=f"shards .*{index}.* of {count} are not there whole"):
+            merge_shards(corpus, output, maker, count)
+        features = WindowFeatures()
+        assert label_manifest(corpus, output, maker, features, Shard(index, count)) is True
+        computed += features.utterances
+    assert computed == 12 and not output.exists()
+    finished = WindowFeatures(fail_at_call=1)
+    assert label_manifest(corpus, output, maker, finished, Shard(0, count)) is False  # a job that is started again
+    assert merge_shards(corpus, output, maker, count) is True
+    assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert sorted(path.name for path in tmp_path.glob("*labelled*")) == ["labelled.json"]  # no shard is left
+    assert label_manifest(corpus, output, maker, finished, Shard(0, count)) is False  # the whole is there
+    assert merge_shards(corpus, output, maker, count) is False
+
+
+def test_an_interrupted_shard_goes_on(corpus, maker, tmp_path):
+    output = tmp_path / "labelled.json"
+    with pytest.raises(RuntimeError, match="power cut"):
+        label_manifest(corpus, output, maker, WindowFeatures(fail_at_call=3), Shard(1, 2))
+    label_manifest(corpus, output, maker, WindowFeatures(), Shard(0, 2))
+    with pytest.raises(ValueError, match=r"shards \[1\] of 2"):
+        merge_shards(corpus, output, maker, 2)
+    features = WindowFeatures()
+    label_manifest(corpus, output, maker, features, Shard(1, 2))
+    assert 0 < features.utterances < 6
+    merge_shards(corpus, output, maker, 2)
+    label_manifest(corpus, tmp_path / "whole.json", maker, WindowFeatures())
+    assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+def test_shards_of_another_maker_are_not_joined(corpus, maker, tmp_path):
+    """Labels of two k-means in one manifest would train a model on noise."""
+    frames = sample_corpus_frames([corpus], WindowFeatures(), 10**6, seed=0)
+    other = fit_label_maker(frames, [9], WindowFeatures.description, backend="sklearn")
+    for index, labelled_by in enumerate((maker, other)):
+        label_manifest(corpus, tmp_path / "labelled.json", labelled_by, WindowFeatures(), Shard(index, 2))
+    with pytest.raises(ValueError, match=r"shards \[1\] of 2"):
+        merge_shards(corpus, tmp_path / "labelled.json", maker, 2)
+
+
+@pytest.mark.parametrize("text", ["8/8", "1", "a/2", "-1/2", "1/0"])
+def test_shard_on_the_command_line(text):
+    assert Shard.parse("7/8") == Shard(7, 8)
+    with pytest.raises(ValueError, match="0/8 to 7/8"):
+        Shard.parse(text)
 
 
 def test_progress_of_another_maker_is_not_continued(corpus, maker, tmp_path):
@@ -282,6 +342,19 @@ def test_scripts_fit_make_and_check(corpus, tmp_path, capsys):
         script("fit_kmeans")(fit)  # never over a file that labels may depend on
     assert "labels may depend on it" in capsys.readouterr().err
     assert LabelMaker.load(km).id == maker.id
+
+
+def test_script_makes_and_joins_shards(corpus, tmp_path):
+    """As jobs of their own, and as ranks of torchrun."""
+    km, whole, jobs, ranks = (tmp_path / name for name in ("km.npz", "whole.json", "jobs.json", "ranks.json"))
+    script("fit_kmeans")(f"--manifest {corpus} --features mfcc --clusters 9 --backend sklearn --output {km}".split())
+    make, common = script("label"), f"--kmeans {km} --manifest {corpus} --output"
+    make(f"make {common} {whole}".split())
+    for index in (0, 1):
+        make(f"make --shard {index}/2 {common} {jobs}".split())
+    make(f"merge --shards 2 {common} {jobs}".split())
+    run_on_ranks(2, lambda: make(f"make {common} {ranks}".split()))
+    assert jobs.read_bytes() == ranks.read_bytes() == whole.read_bytes()
 
 
 def test_scripts_use_the_layer_of_the_kmeans(corpus, tmp_path, monkeypatch):

@@ -37,6 +37,8 @@ from nemo_mshubert.decoding.evaluation import (
     write_results,
 )
 from nemo_mshubert.decoding.log_probs import LogProbs
+from nemo_mshubert.parallel.launched import launched_ranks
+from tests.parallel.ranks_of_a_test import run_on_ranks
 
 pytestmark = pytest.mark.unit
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
@@ -146,6 +148,26 @@ def test_several_decoders_share_one_pass_of_the_model(
     assert len(passes) == 1 and sorted(results) == ["greedy", "lexicon_beam"]
     found = [line["pred_text"] for line in read(tmp_path / "out" / "test.lexicon_beam.json")]
     assert found[2] == "" and set(" ".join(found).split()) <= set(vocabulary) and any(found)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 5])  # 5: more than the utterances
+def test_ranks_share_an_evaluation(letters_path, manifest, tmp_path, num_ranks):
+    """Eight GPUs must find what one finds, in its order."""
+    model = load_ctc_model(letters_path, "cpu")
+
+    def evaluate(folder):
+        with launched_ranks() as ranks:
+            return evaluate_manifest(model, manifest, folder, {"greedy": greedy_decoder(model)}, 2, ranks)
+
+    alone = evaluate(tmp_path / "alone")
+    together = run_on_ranks(num_ranks, evaluate, tmp_path / "together")
+    assert together == [alone, *[None] * (num_ranks - 1)]
+    one, many = (LogProbs(next((tmp_path / name).glob("*.safetensors"))) for name in ("alone", "together"))
+    assert one.utterances == many.utterances
+    for (_, expected), (_, found) in zip(one, many):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    (expected,), (found,) = ((tmp_path / name).glob("*.greedy.json") for name in ("alone", "together"))
+    assert found.read_text() == expected.read_text()
 
 
 def test_bf16_is_close_to_fp32(letters_path, manifest, waves):
