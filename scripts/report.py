@@ -12,23 +12,27 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Report of a quickstart run, finished or not: a Markdown table here, curves and commands in one HTML file.
+"""Report of a run or of several, finished or not: Markdown tables here, curves and commands in one HTML file.
 
     python scripts/report.py --run exp/quickstart --output exp/quickstart/report.html
+    python scripts/report.py --run exp/compare exp/other --output report.html
 
-Parts whose stage has not run are left out, and named. The HTML file needs no network and no other file.
+A run is a folder of quickstart.sh or compare_pretraining.sh, or any with experiments, or with results of analyze_cca.py,
+superb.py, diagnose.py or benchmark.py (benchmark*.json). What has not run is left out, and named. The HTML file needs no
+network and no other file.
 """
 
 import argparse
 import sys
 
-from nemo_mshubert.analysis.report import html_report, markdown_report, read_run
+from nemo_mshubert.analysis.report import html_report, markdown_report
+from nemo_mshubert.analysis.run_folder import read_runs
 from nemo_mshubert.data.manifest import atomic_write
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", required=True, help="output folder of quickstart.sh")
+    parser.add_argument("--run", nargs="+", required=True, help="folders")
     parser.add_argument("--output", required=True, help="HTML file")
     return parser.parse_args(argv)
 
@@ -36,7 +40,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     args = parse_args(argv)
     try:
-        run = read_run(args.run)
+        run = read_runs(args.run)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
     print(markdown_report(run))

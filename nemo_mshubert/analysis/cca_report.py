@@ -234,23 +234,28 @@ def group_runs(runs: Sequence[Run]) -> Dict[str, List[Run]]:
     return groups
 
 
-def summary_table(runs: Sequence[Run]) -> str:
-    """Markdown: for each name the mean score of its runs, of every layer and of the areas, +- their standard deviation.
+def summary_rows(runs: Sequence[Run]) -> List[List[str]]:
+    """Header and a row per name: the mean score of its runs, of every layer and of the areas, +- their standard deviation.
 
     The deviation is that of the runs (seeds), with n - 1; of a single run there is none.
     """
     groups = group_runs(runs)
     depth = max(len(group[0]["layers"]) for group in groups.values())
-    lines = [f"| model | runs | {' | '.join(f'layer {layer}' for layer in range(depth))} | AUC |"]
-    lines.append("|---|" + "---:|" * (depth + 2))
+    rows = [["model", "runs", *(f"layer {layer}" for layer in range(depth)), "AUC"]]
     for name, group in groups.items():
         scores = np.array([[row["score"] for row in run["layers"]] + [run["auc"]] for run in group])  # [runs, L + 2]
         cells = [f"{mean:.3f}" for mean in scores.mean(axis=0)]
         if len(group) > 1:
             cells = [f"{cell} ± {spread:.3f}" for cell, spread in zip(cells, scores.std(axis=0, ddof=1))]
-        empty = [""] * (depth + 1 - len(cells))
-        lines.append(f"| {name} | {len(group)} | {' | '.join([*cells[:-1], *empty, cells[-1]])} |")
-    return "\n".join(lines)
+        rows.append([name, str(len(group)), *cells[:-1], *[""] * (depth + 1 - len(cells)), cells[-1]])
+    return rows
+
+
+def summary_table(runs: Sequence[Run]) -> str:
+    """`summary_rows` as Markdown."""
+    header, *rows = summary_rows(runs)
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
 def results_table(runs: Sequence[Run]) -> str:

@@ -17,13 +17,17 @@
 import io
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Optional
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
+import numpy as np
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nemo_mshubert.data.manifest import PathLike
@@ -31,7 +35,10 @@ from nemo_mshubert.data.manifest import PathLike
 Curve = Dict[int, float]  # value by step, in order of steps, as TensorBoard numbers them: 0 is the first update
 Scalars = Dict[str, Curve]
 
-OWN_TAGS = re.compile(r"(train|val)_(loss|wer|\d+/.+)|learning_rate|grad_norm|nonfinite_steps|feature_penalty")
+OWN_TAGS = re.compile(r"(train|val)_(loss|wer|(\d+|views)/.+)|learning_rate|grad_norm|nonfinite_steps|feature_penalty")
+STEP_SECONDS = "train_step_timing in s"  # of NeMo's exp_manager: a micro-batch
+SET_TAG = re.compile(r"(?:train|val)_(\d+)/")
+SEED = re.compile(r"[_-]?seed[_-]?\d+")
 EVENT_FILES = "events.out.tfevents.*"
 MASKED, UNMASKED = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers and in grey
 MAX_WER_PERCENT = 110  # insertions of the first validations reach 300 % and would flatten the rest
@@ -43,12 +50,19 @@ class Experiment:
 
     name: str
     scalars: Scalars
+    settings: Dict[str, Any] = field(default_factory=dict)  # of its hparams.yaml, "model.encoder.dropout": 0.1, ...
+    step_seconds: Optional[float] = None  # median of a training step
 
     @property
     def label_sets(self) -> List[int]:
         """Cluster counts of a pre-training's label sets, most clusters first; empty for a fine-tuning."""
-        found = {int(tag.split("/")[0].split("_")[1]) for tag in self.scalars if "/" in tag}
+        found = {int(match.group(1)) for match in map(SET_TAG.match, self.scalars) if match}
         return sorted(found, reverse=True)
+
+    @property
+    def group(self) -> str:
+        """The name without its seed: runs of one group are drawn in one colour."""
+        return SEED.sub("", self.name)
 
     def curve(self, tag: str, scale: float = 1.0) -> Curve:
         """The tag's finite values times ``scale``; empty where it was never logged."""
@@ -75,9 +89,13 @@ def read_experiments(run: PathLike) -> List[Experiment]:
     folders = sorted(files_of, key=lambda folder: (min(file.name.split(".")[3] for file in files_of[folder]), folder))
     experiments = []
     for folder in folders:
-        sessions = [read_event_file(file) for file in sorted(files_of[folder], key=_session_order)]
+        files = sorted(files_of[folder], key=_session_order)
+        sessions = [read_event_file(file) for file in files]
+        times = [seconds for session in sessions for seconds in session.pop(STEP_SECONDS, {}).values()]
         name = folder.name if folder == run else folder.relative_to(run).as_posix()
-        experiments.append(Experiment(name, join_sessions(sessions)))
+        settings = next(filter(None, (read_settings(file.with_name("hparams.yaml")) for file in files[::-1])), {})
+        step_seconds = float(np.median(times)) if times else None
+        experiments.append(Experiment(name, join_sessions(sessions), settings, step_seconds))
     return [experiment for experiment in experiments if experiment.scalars]
 
 
@@ -90,8 +108,26 @@ def read_event_file(path: PathLike) -> Scalars:
     """The scalars of one TensorBoard file that this package logs; a file cut short gives what is whole."""
     accumulator = EventAccumulator(str(path), size_guidance={"scalars": 0}, purge_orphaned_data=False)  # 0: keep all
     accumulator.Reload()
-    tags = [tag for tag in accumulator.Tags()["scalars"] if OWN_TAGS.fullmatch(tag)]
+    tags = [tag for tag in accumulator.Tags()["scalars"] if OWN_TAGS.fullmatch(tag) or tag == STEP_SECONDS]
     return {tag: {event.step: event.value for event in accumulator.Scalars(tag)} for tag in tags}
+
+
+def read_settings(path: Path) -> Dict[str, Any]:
+    """Leaves of an experiment's ``hparams.yaml`` by dotted name; empty where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(_leaves(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML ({error}). Remove it; the report does without.") from error
+
+
+def _leaves(node: Any, name: str = "") -> Iterator[Tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _leaves(value, f"{name}.{key}" if name else str(key))
+    elif node is not None:
+        yield name, node
 
 
 def join_sessions(sessions: Iterable[Scalars]) -> Scalars:
@@ -122,7 +158,63 @@ def pretraining_plots(experiment: Experiment) -> List[Plot]:
         title = f"{experiment.name}, {clusters} clusters"
         plots.append(_accuracy_plot(experiment, clusters, title))
         plots.append(_loss_plot(experiment, clusters, title))
+    plots += [_views_plot(experiment), _codes_plot(experiment)]
     return [plot for plot in plots if plot]
+
+
+def comparison_plots(experiments: Sequence[Experiment]) -> List[Plot]:
+    """Validation of several pre-trainings in one plot per label set, a colour per group of seeds."""
+    plots, groups = [], list(dict.fromkeys(experiment.group for experiment in experiments))
+    for clusters in sorted({clusters for e in experiments for clusters in e.label_sets}, reverse=True):
+        for metric, scale, unit in (("masked_accuracy", 100, "masked accuracy, %"), ("loss", 1, "loss")):
+            curves = [(e.group, e.curve(f"val_{clusters}/{metric}", scale)) for e in experiments]
+            curves = [(group, curve) for group, curve in curves if curve]
+            if curves:
+                plots.append(
+                    _plot(partial(_draw_groups, curves, groups), _groups_caption(clusters, unit, curves), unit)
+                )
+    return plots
+
+
+def _draw_groups(curves: Sequence[Tuple[str, Curve]], groups: Sequence[str], axes: Axes) -> None:
+    for number, (group, curve) in enumerate(curves):
+        first = group not in [earlier for earlier, _ in curves[:number]]
+        style = {"color": f"C{groups.index(group) % 10}", "marker": "o", "markersize": 3, "linewidth": 1}
+        axes.plot(list(curve), list(curve.values()), label=group if first else None, **style)
+
+
+def _groups_caption(clusters: int, unit: str, curves: Sequence[Tuple[str, Curve]]) -> str:
+    last: Dict[str, List[float]] = {}
+    for group, curve in curves:
+        last.setdefault(group, []).append(curve[max(curve)])
+    values = (f"{group} {np.mean(of_group):.3g} ({len(of_group)} runs)" for group, of_group in last.items())
+    return f"{clusters} clusters: {unit}. Last validations, mean: {', '.join(values)}."
+
+
+def _views_plot(experiment: Experiment) -> Optional[Plot]:
+    """Do the two views of Swap come together while training?"""
+    tags = [tag for tag in experiment.scalars if tag.startswith("val_views/masked_cosine_")]
+    layers = sorted(int(tag.rsplit("_", 1)[1]) for tag in tags)
+    curves = {f"block {layer}": experiment.curve(f"val_views/masked_cosine_{layer}") for layer in layers}
+    return _validation_plot(curves, f"{experiment.name}: cosine of the two views at masked frames", "cosine")
+
+
+def _codes_plot(experiment: Experiment) -> Optional[Plot]:
+    """Clusters that are predicted at all, as a share of the set: a collapse shows here first."""
+    curves = {f"{k}": experiment.curve(f"val_{k}/predicted_codes", 100 / k) for k in experiment.label_sets}
+    return _validation_plot(curves, f"{experiment.name}: clusters predicted at masked frames", "% of the set")
+
+
+def _validation_plot(curves: Dict[str, Curve], title: str, ylabel: str) -> Optional[Plot]:
+    """A curve per name, of validations."""
+    curves = {name: curve for name, curve in curves.items() if curve}
+
+    def draw(axes: Axes) -> None:
+        for name, curve in curves.items():
+            axes.plot(list(curve), list(curve.values()), label=name, marker="o", markersize=4)
+
+    values = [f"{name} {_last(curve, '{:.3g}')}" for name, curve in curves.items()]
+    return _plot(draw, f"{title}. {_last_validation(values)}", ylabel) if curves else None
 
 
 def _accuracy_plot(experiment: Experiment, clusters: int, title: str) -> Optional[Plot]:
@@ -212,6 +304,12 @@ def _plot(draw: Callable[[Axes], None], caption: str, ylabel: str) -> Plot:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
-    return Plot(caption, png.getvalue())
+    return Plot(caption, png_of(figure))
+
+
+def png_of(figure: Figure) -> bytes:
+    """The figure as a PNG of 64 colours: a third of the bytes, which a page of fifty plots needs."""
+    full, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(full, format="png", dpi=160)
+    Image.open(full).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    return small.getvalue()

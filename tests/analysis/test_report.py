@@ -26,7 +26,9 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from nemo_mshubert.analysis.curves import join_sessions, read_experiments
-from nemo_mshubert.analysis.report import html_report, markdown_report, missing_parts, read_run, tables
+from nemo_mshubert.analysis.report import html_report, markdown_report
+from nemo_mshubert.analysis.report_tables import missing_parts, tables
+from nemo_mshubert.analysis.run_folder import read_run, read_runs
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
 COMMAND = "python scripts/pretrain.py name=\"<b>a & b</b>\" 2>&1 | tee </log> # 'https'"
@@ -177,6 +179,106 @@ def test_the_newest_line_of_a_stage_wins_in_its_first_place(run):
     assert [(stage.name, stage.seconds) for stage in read_run(run).stages] == [("labels", 12.4), ("pretrain", 3723.6)]
 
 
+def write_settings(run, name, **model):
+    (run / name / "version_0" / "hparams.yaml").write_text(json.dumps({"cfg": {"model": model}}))
+
+
+@pytest.mark.unit
+def test_settings_in_which_experiments_differ(run):
+    """The first question to two curves is what was different; repeats, names and paths are not the answer."""
+    common = {"optim": {"lr": 1e-3}, "label_maker": "/a/km.npz"}
+    write_events(run / "noswap" / "version_0", {"val_100/loss": {3: 1.0}})
+    write_settings(run, "mshubert", swap=True, label_sets=[100, 50], heads={"label_sets": [100, 50]}, **common)
+    different = {**common, "label_maker": "/b/km.npz"}
+    write_settings(run, "noswap", swap=False, label_sets=[100], heads={"label_sets": [100]}, seed=7, **different)
+    markdown = markdown_report(read_run(run))
+    assert "**Configurations: pre-training**" in markdown and "| experiment | swap | label_sets |" in markdown
+    assert "| mshubert | True | 100, 50 |" in markdown and "| noswap | False | 100 |" in markdown
+    (run / "noswap" / "version_0" / "hparams.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="hparams.yaml: not YAML"):
+        read_run(run)
+
+
+@pytest.mark.unit
+def test_speed_is_the_median_over_all_sessions(run):
+    write_events(run / "mshubert" / "version_2", {"train_step_timing in s": {41: 0.5, 42: 9.0, 43: 0.7}})
+    assert "| mshubert | 41 | 0.700 |" in markdown_report(read_run(run))
+
+
+@pytest.mark.unit
+def test_several_runs_side_by_side(run, tmp_path):
+    other = tmp_path / "other"
+    write_results(other, "pretrained", 0.25, 0.125)
+    write_events(other / "mshubert" / "version_0", {"val_100/loss": {3: 1.0}})
+    (other / "stages.tsv").write_text("labels\t5\tcommand\n")
+    together = read_runs([run, other])
+    markdown = markdown_report(together)
+    assert "| test_clean | greedy | 220 | 33.33 | 88.88 | 25.00 | 11.11 | 44.44 | 12.50 |" in markdown
+    assert "WER %, quickstart: pre-trained" in markdown and "WER %, other: pre-trained" in markdown
+    assert [experiment.name for experiment in together.pretrainings] == ["quickstart/mshubert", "other/mshubert"]
+    assert "| other: labels | 5 | 0:00:05 |" in markdown and read_runs([run]) == read_run(run)
+    Page(html_report(together))
+
+
+# --- Findings of analyses --------------------------------------------------------------------------------------------
+
+
+def write_json(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def analysed(run):
+    """The run with results of all analyses, as their scripts write them."""
+    layers = lambda *scores: [{"layer": n, "score": score} for n, score in enumerate(scores)]  # noqa: E731
+    models = [{"name": "ours", "auc": 0.5 + seed, "layers": layers(0.1 + seed, 0.3)} for seed in (0.0, 0.2)]
+    sample = {"units": "words", "instances": 300, "instances_per_unit": {"a": 150, "b": 150}}
+    write_json(run / "cca" / "results.json", {"sample": sample, "areas": {"auc": "area"}, "models": models})
+    best = {"learning_rate": 1e-3, "dev_error": 0.25, "update": 5}
+    superb = {"kind": "superb", "task": "pr", "name": "ours", "best": best, "layer_weights": [0.25, 0.75]}
+    sweep = [best, {"learning_rate": 1.0, "dev_error": None, "diverged": "..."}]
+    write_json(run / "superb" / "results.json", {**superb, "sweep": sweep, "tests": {"test-clean": {"rate": 0.1234}}})
+    values = dict(masked_accuracy=0.5, unmasked_accuracy=0.25, loss=2.0, predicted_codes=9)
+    values.update(label_entropy_bits=3.0, predicted_entropy_bits=2.0)
+    views = {"apart": {"masked": [0.1, 0.2], "unmasked": [0.3, 0.4]}}
+    model = {"name": "ours", "sets": {"10": values}, "views": views, "pnmi": [0.2, 0.3]}
+    write_json(run / "diagnostics" / "diagnostics.json", {"kind": "diagnostics", "models": [model]})
+    rows = [{"row": "step", "seconds": 0.123456}, {"row": "other"}]
+    write_json(run / "benchmark_tiny.json", {"benchmark": "pretrain", "machine": {"cores": 2}, "rows": rows})
+    return run
+
+
+@pytest.mark.unit
+def test_findings_of_all_analyses_are_shown(analysed):
+    """One page holds what is known of a model; a row per result, a plot per analysis."""
+    html = html_report(read_run(analysed))
+    cells = Page(html).cells
+    for row in (
+        ["ours", "2", "0.200 ± 0.141", "0.300 ± 0.000", "0.600 ± 0.141"],
+        ["ours", "PR", "test-clean", "12.34", "0.001", "25.00", "0.001: 25.00, 1: diverged"],
+        ["ours", "10", "50.00", "25.00", "2.000", "9", "3.00", "2.00"],
+        ["step", "0.1235"],
+        ["other", "–"],
+    ):
+        assert row in cells, row
+    headings = re.findall("<h2>(.*?)</h2>", html)
+    assert headings[:5] == ["Error rates", "What the layers know", "SUPERB", "Diagnostics", "Benchmarks"]
+    assert (
+        sum(caption.startswith(("CCA with words", "Learned weights", "diagnostics.")) for caption in captions(html))
+        == 3
+    )
+    assert "| ours | PR | test-clean | 12.34 |" in markdown_report(read_run(analysed))
+
+
+@pytest.mark.unit
+def test_a_folder_of_analyses_alone_is_a_run(analysed):
+    assert len(markdown_report(read_run(analysed / "superb")).splitlines()) > 3
+    (analysed / "superb" / "results.json").write_text('{"kind": ')
+    with pytest.raises(ValueError, match="superb/results.json: not the expected JSON .*Repeat the command"):
+        read_run(analysed)
+
+
 # --- Curves ----------------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +322,28 @@ def test_captions_tell_the_last_validation(run):
     assert "Learning rate of pre-training." in found and "Learning rate of fine-tuning." in found
     assert "2 updates were skipped" in html
     assert html.count("data:image/png;base64,iVBOR") == len(found) == 5
+
+
+@pytest.mark.unit
+def test_many_pretrainings_share_plots(tmp_path):
+    """Nine seeds with twelve plots each are no report: a plot per label set, a colour per configuration."""
+    for seed, loss in ((1, 3.0), (2, 5.0)):
+        write_events(tmp_path / f"ours_seed{seed}" / "version_0", {"val_100/loss": {5: 9.0, 9: loss}})
+    write_events(tmp_path / "plain" / "version_0", {"val_100/loss": {9: 6.0}, "val_50/loss": {9: 2.0}})
+    found = captions(html_report(read_run(tmp_path)))
+    assert "100 clusters: loss. Last validations, mean: ours 4 (2 runs), plain 6 (1 runs)." in found
+    assert "50 clusters: loss. Last validations, mean: plain 2 (1 runs)." in found and len(found) == 2
+
+
+@pytest.mark.unit
+def test_views_and_codes_have_plots_of_their_own(tmp_path):
+    values = {"val_50/predicted_codes": {9: 25.0}, "val_views/masked_cosine_4": {9: 0.75}, "val_50/loss": {9: 1.0}}
+    write_events(tmp_path / "ours" / "version_0", values)
+    found = captions(html_report(read_run(tmp_path)))
+    assert "ours: cosine of the two views at masked frames. Last validation: block 4 0.75 at step 9." in found
+    assert "ours: clusters predicted at masked frames. Last validation: 50 50 at step 9." in found
+    (experiment,) = read_experiments(tmp_path)
+    assert experiment.label_sets == [50]
 
 
 @pytest.mark.unit

@@ -36,6 +36,7 @@ from omegaconf import DictConfig, OmegaConf
 from nemo_mshubert.analysis.cca_report import load_hidden_states
 from nemo_mshubert.analysis.superb.batches import Targets, UtteranceBatches, endless, length_batches, loader
 from nemo_mshubert.analysis.superb.features import FrozenFeatures, Line
+from nemo_mshubert.analysis.superb.plots import plot_layer_weights
 from nemo_mshubert.analysis.superb.probe import DEV_ERROR, CtcProbe, new_probe
 from nemo_mshubert.analysis.superb.pronunciations import EspeakPronunciations, Pronunciations
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
@@ -288,23 +289,6 @@ def test_probe(probe: CtcProbe, data: ProbeData, split: str) -> Dict[str, Any]:
 
 
 # --- Results ---------------------------------------------------------------------------------------------------------
-
-
-def plot_layer_weights(results: Sequence[Dict[str, Any]]):
-    """Learned weights over the layers, a curve per model: a `matplotlib.figure.Figure`."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(5, 3), layout="constrained")
-    axes = figure.subplots()
-    for result in results:
-        label = f"{result['name']}, {result['task'].upper()}"
-        axes.plot(result["layer_weights"], marker="o", markersize=4, label=label)
-    axes.set(xlabel="layer (0: input of the transformer)", ylabel="weight", ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
-    return figure
 
 
 def results_table(results: Dict[str, Any]) -> str:

@@ -1,0 +1,190 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What the analyses of a run have found: their JSON files below a folder, as tables and plots for the report."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from nemo_mshubert.analysis.cca_report import plot_curves, summary_rows
+from nemo_mshubert.analysis.curves import Plot, png_of
+from nemo_mshubert.analysis.diagnostics import plot_diagnoses
+from nemo_mshubert.analysis.superb.plots import plot_layer_weights
+
+ABSENT = "–"
+
+
+@dataclass
+class Table:
+    """Cells as text; the columns ``text_columns`` (from 0) are set left, the others, of numbers, right."""
+
+    title: str
+    header: List[str]
+    rows: List[List[str]]
+    text_columns: Tuple[int, ...]
+    note: str = ""
+
+
+class Finding(NamedTuple):
+    """A section of the report."""
+
+    title: str
+    tables: List[Table]
+    plots: List[Plot]
+
+
+@dataclass
+class Findings:
+    """Files by kind, each with the folder that it was found in."""
+
+    cca: List[Tuple[str, Dict[str, Any]]] = field(default_factory=list)
+    superb: List[Tuple[str, Dict[str, Any]]] = field(default_factory=list)
+    diagnostics: List[Tuple[str, Dict[str, Any]]] = field(default_factory=list)
+    benchmarks: List[Tuple[str, Dict[str, Any]]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.cca or self.superb or self.diagnostics or self.benchmarks)
+
+
+# --- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_findings(folder: Path) -> Findings:
+    """Results of analyze_cca.py, superb.py, diagnose.py, and of benchmark.py where its file is named benchmark*.json.
+
+    Raises:
+        ValueError: a file of such a name is damaged; names it.
+    """
+    findings = Findings()
+    for pattern in ("results.json", "diagnostics.json", "benchmark*.json"):
+        for path in sorted(folder.rglob(pattern)):
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                kept = _list_of(findings, content)
+            except (ValueError, AttributeError) as error:
+                raise ValueError(
+                    f"{path}: not the expected JSON ({error}). Repeat the command that made it."
+                ) from error
+            if kept is not None:
+                kept.append((path.parent.relative_to(folder).as_posix(), content))
+    return findings
+
+
+def _list_of(findings: Findings, content: Dict[str, Any]) -> Optional[list]:
+    """Where a file belongs; None for results of other kinds, such as error rates."""
+    if content.get("kind") in ("superb", "diagnostics"):
+        return getattr(findings, content["kind"])
+    if "areas" in content and "models" in content:
+        return findings.cca
+    return findings.benchmarks if "benchmark" in content else None
+
+
+# --- Sections --------------------------------------------------------------------------------------------------------
+
+
+def sections(findings: Findings) -> List[Finding]:
+    """One per kind of analysis that there is."""
+    makers: Sequence[Tuple[list, Callable[..., Finding]]] = (
+        (findings.cca, _cca_section),
+        (findings.superb, _superb_section),
+        (findings.diagnostics, _diagnostics_section),
+        (findings.benchmarks, _benchmark_section),
+    )
+    return [make(found) for found, make in makers if found]
+
+
+def _cca_section(found) -> Finding:
+    tables, plots = [], []
+    for folder, results in found:
+        units = results["sample"]["units"]
+        header, *rows = summary_rows(results["models"])
+        note = (
+            f"Held-out PWCCA of pooled {units} and their identity: {results['sample']['instances']} instances of "
+            f"{len(results['sample']['instances_per_unit'])} {units}. Of several runs, mean ± standard deviation. "
+            f"AUC: {results['areas']['auc']}."
+        )
+        tables.append(Table(f"CCA with {units} ({folder})", header, rows, (0,), note))
+        figure = plot_curves(results["models"], f"PWCCA with {units}")
+        plots.append(Plot(f"CCA with {units} by layer ({folder}); bands are the range of the runs.", png_of(figure)))
+    return Finding("What the layers know", tables, plots)
+
+
+def _superb_section(found) -> Finding:
+    rows = []
+    for folder, results in found:
+        best = results["best"]
+        for name, test in results["tests"].items():
+            sweep = ", ".join(_sweep_entry(line) for line in results["sweep"])
+            row = [results["name"], results["task"].upper(), name, f"{100 * test['rate']:.2f}"]
+            rows.append([*row, f"{best['learning_rate']:g}", f"{100 * best['dev_error']:.2f}", sweep])
+    header = ["model", "task", "test set", "error %", "learning rate", "dev %", "sweep: dev % by learning rate"]
+    note = "Frozen encoder, softmax-weighted sum of all layers. ASR: word errors; PR: phone errors; greedy decoding."
+    table = Table("SUPERB probes", header, rows, (0, 1, 2, 6), note)
+    plots = []
+    for task in dict.fromkeys(results["task"] for _, results in found):
+        figure = plot_layer_weights([results for _, results in found if results["task"] == task])
+        plots.append(Plot(f"Learned weights of the layers, {task.upper()}.", png_of(figure)))
+    return Finding("SUPERB", [table], plots)
+
+
+def _sweep_entry(line: Dict[str, Any]) -> str:
+    error = "diverged" if line["dev_error"] is None else f"{100 * line['dev_error']:.2f}"
+    return f"{line['learning_rate']:g}: {error}"
+
+
+def _diagnostics_section(found) -> Finding:
+    tables, plots = [], []
+    for folder, results in found:
+        rows = []
+        for model in results["models"]:
+            for clusters, values in model["sets"].items():
+                accuracies = [f"{100 * values[key]:.2f}" for key in ("masked_accuracy", "unmasked_accuracy")]
+                entropies = [f"{values[key]:.2f}" for key in ("label_entropy_bits", "predicted_entropy_bits")]
+                codes = f"{values['predicted_codes']:.0f}"
+                rows.append([model["name"], clusters, *accuracies, f"{values['loss']:.3f}", codes, *entropies])
+        header = [
+            "model",
+            "set",
+            "masked %",
+            "unmasked %",
+            "loss",
+            "codes predicted",
+            "label entropy",
+            "predicted entropy",
+        ]
+        tables.append(Table(f"Predictions ({folder})", header, rows, (0,), "Entropies in bits, at masked frames."))
+        caption = "Above: cosine of the masked and the clean view of a frame; exchanged: with Swap, as trained."
+        if any("pnmi" in model for model in results["models"]):
+            caption += " Below: agreement of k-means clusters of each layer with phones, on held-out frames."
+        plots.append(Plot(f"{folder}. {caption}", png_of(plot_diagnoses(results["models"]))))
+    return Finding("Diagnostics", tables, plots)
+
+
+def _benchmark_section(found) -> Finding:
+    tables = []
+    for folder, results in found:
+        keys = list(dict.fromkeys(key for row in results["rows"] for key in row))
+        rows = [[_value(row.get(key)) for key in keys] for row in results["rows"]]
+        texts = tuple(n for n, key in enumerate(keys) if any(isinstance(row.get(key), str) for row in results["rows"]))
+        machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
+        tables.append(Table(f"Speed: {results['benchmark']} ({folder})", keys, rows, texts, machine))
+    return Finding("Benchmarks", tables, [])
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return ABSENT
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
