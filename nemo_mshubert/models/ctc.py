@@ -21,6 +21,7 @@ from typing import Any, Dict, Optional
 
 from lightning.pytorch import Trainer
 from nemo.collections.asr.models import ASRModel, EncDecCTCModel, EncDecCTCModelBPE
+from nemo.core.classes import ModelPT
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_mshubert.data.resumable_loader import check_utterances
@@ -96,10 +97,23 @@ def ssl_to_ctc(
     )
     labels = LETTERS if letters is None else [" ", *letters]
     config = ctc_config(preprocessor, encoder, None if tokenizer_dir else labels, tokenizer_dir)
+    if not from_scratch:
+        config.pretraining_labels = pretraining_labels(ssl_model)
     model = (EncDecCTCModelBPE if tokenizer_dir else EncDecCTCModel)(cfg=config)
     if not from_scratch:
         model.encoder.load_state_dict(ssl_model.encoder.state_dict())
     return model
+
+
+def pretraining_labels(model: ModelPT) -> Optional[Dict[str, Any]]:
+    """What a model was pre-trained on, for its model card: ``label_maker`` (its id), ``features``, and ``sets`` (numbers
+    of clusters). A CTC model of `ssl_to_ctc` has it in its config. None where it is not known.
+    """
+    if hasattr(model, "label_maker"):
+        maker = model.label_maker
+        return {"label_maker": maker.id, "features": maker.features.name, "sets": list(model.cfg.label_sets)}
+    known = model.cfg.get("pretraining_labels")
+    return None if known is None else OmegaConf.to_container(known)
 
 
 def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCModel:

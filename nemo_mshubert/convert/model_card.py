@@ -1,0 +1,160 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The model card: what a model is, what it was trained on, how well it does; readable by people and by the hub."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Sequence, Union
+
+from huggingface_hub import EvalResult, ModelCardData
+from nemo.collections.asr.models import EncDecCTCModel
+from nemo.core.classes import ModelPT
+from omegaconf import OmegaConf
+
+from nemo_mshubert.decoding.evaluation import results_table
+from nemo_mshubert.models.ctc import pretraining_labels
+
+Results = Dict[str, Dict[str, Dict[str, Any]]]  # manifest -> decoding -> summary, as scripts/evaluate.py writes it
+
+PAPER = """@inproceedings{yadav2024mshubert,
+  title = {{MS-HuBERT}: Mitigating Pre-training and Inference Mismatch in Masked Language Modelling methods for learning
+           Speech Representations},
+  author = {Yadav, Hemant and Sitaram, Sunayana and Shah, Rajiv Ratn},
+  booktitle = {Interspeech},
+  year = {2024},
+  note = {arXiv:2406.05661}
+}"""
+
+
+@dataclass
+class Facts:
+    """What a model file does not say of itself.
+
+    Attributes:
+        licence: identifier of the hub, e.g. ``cc-by-4.0``.
+        data: one sentence per corpus: of pre-training, of fine-tuning.
+        language: code, e.g. ``en``.
+        results: of scripts/evaluate.py.
+        citation: BibTeX; the paper's by default.
+    """
+
+    licence: str
+    data: Sequence[str]
+    language: str = "en"
+    results: Results = field(default_factory=dict)
+    citation: str = PAPER
+
+
+def read_results(path: Union[str, Path]) -> Results:
+    """``results`` of a results.json of scripts/evaluate.py; raises ``ValueError`` for another file."""
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))["results"]
+        results_table(results)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a results.json of scripts/evaluate.py ({error!r}).") from error
+    return results
+
+
+def model_card(model: ModelPT, name: str, facts: Facts, has_transformers_files: bool) -> str:
+    """Markdown with the hub's YAML header; ``name`` is that of the folder and of the ``.nemo`` in it."""
+    sections = [
+        f"# {name}",
+        _what_it_is(model),
+        "## Use",
+        _use(model, name, has_transformers_files),
+        "## Data",
+        "\n".join(f"- {sentence}" for sentence in facts.data),
+        *_labels(model),
+        "## Results",
+        results_table(facts.results) if facts.results else "None were given.",
+        "## Config",
+        f"```yaml\n{OmegaConf.to_yaml(_network(model))}```",
+        "## Licence",
+        facts.licence,
+        "## Citation",
+        f"```bibtex\n{facts.citation.strip()}\n```",
+    ]
+    header = _header(model, name, facts, has_transformers_files)
+    return f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _header(model: ModelPT, name: str, facts: Facts, has_transformers_files: bool) -> ModelCardData:
+    results = [
+        EvalResult(
+            task_type="automatic-speech-recognition",
+            dataset_type=manifest,
+            dataset_name=manifest,
+            metric_type="wer",
+            metric_name=f"WER %, {decoder}",
+            metric_value=round(100 * summary["wer"], 2),
+        )
+        for manifest, by_decoder in facts.results.items()
+        for decoder, summary in by_decoder.items()
+    ]
+    return ModelCardData(
+        language=facts.language,
+        license=facts.licence,
+        library_name="nemo",
+        pipeline_tag="automatic-speech-recognition" if _is_ctc(model) else "feature-extraction",
+        tags=["NeMo", "speech", "hubert", "ms-hubert", *(["transformers"] if has_transformers_files else [])],
+        model_name=name,
+        eval_results=results or None,
+    )
+
+
+def _what_it_is(model: ModelPT) -> str:
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    if not _is_ctc(model):
+        return f"A pre-trained speech encoder with its prediction heads, {millions:.1f} M parameters."
+    outputs = f"{len(model.decoder.vocabulary)} {'word pieces' if hasattr(model, 'tokenizer') else 'letters'}"
+    return f"A CTC speech recogniser over {outputs} around a pre-trained encoder, {millions:.1f} M parameters."
+
+
+def _use(model: ModelPT, name: str, has_transformers_files: bool) -> str:
+    call = 'print(model.transcribe(["speech.wav"])[0].text)' if _is_ctc(model) else "encoder = model.encoder"
+    base = "ASRModel" if _is_ctc(model) else "ModelPT"
+    module = "nemo.collections.asr.models" if _is_ctc(model) else "nemo.core.classes"
+    text = (
+        "With NVIDIA NeMo and `nemo_mshubert` installed (nothing of it has to be imported); `ORGANISATION` is whose "
+        f"repository this is:\n\n```python\nfrom {module} import {base}\n\n"
+        f'model = {base}.from_pretrained("ORGANISATION/{name}")  # or {base}.restore_from("{name}.nemo")\n{call}\n```'
+    )
+    if has_transformers_files:
+        kind = "AutoModelForCTC" if _is_ctc(model) and not hasattr(model, "tokenizer") else "AutoModel"
+        text += (
+            f"\n\nWith transformers:\n\n```python\nfrom transformers import {kind}\n\n"
+            f'model = {kind}.from_pretrained("ORGANISATION/{name}")\n```'
+        )
+    return text
+
+
+def _labels(model: ModelPT) -> List[str]:
+    """Heading and sentence on the pseudo-labels, where the file knows them."""
+    origin = pretraining_labels(model)
+    if origin is None:
+        return []
+    sets = ", ".join(map(str, origin["sets"]))
+    sentence = f"k-means sets of {sets} clusters of {origin['features']}; label maker {origin['label_maker']}."
+    return ["## Labels of the pre-training", sentence]
+
+
+def _network(model: ModelPT) -> Dict[str, Any]:
+    config = OmegaConf.to_container(model.cfg, resolve=True)
+    return {part: config[part] for part in ("preprocessor", "encoder", "decoder") if part in config}
+
+
+def _is_ctc(model: ModelPT) -> bool:
+    return isinstance(model, EncDecCTCModel)

@@ -1,0 +1,84 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A folder to publish: the ``.nemo``, the same weights for transformers, and the model card, in it and in the ``.nemo``.
+
+Uploaded as it is (``hf upload ORGANISATION/NAME FOLDER``), it is what ``ASRModel.from_pretrained`` and
+``AutoModel.from_pretrained`` expect; beforehand every script takes the folder where it takes a ``.nemo``.
+"""
+
+import io
+import os
+import shutil
+import tarfile
+from pathlib import Path
+from typing import List, Union
+
+from nemo_mshubert.convert.conversion import read_checkpoint
+from nemo_mshubert.convert.huggingface import hugging_face_family, write_huggingface
+from nemo_mshubert.convert.model_card import Facts, model_card
+from nemo_mshubert.models.loading import local_path, restore_model, save_model
+
+CARD = "README.md"
+
+
+def publish(model_name: Union[str, Path], folder: Union[str, Path], facts: Facts) -> List[str]:
+    """Write the folder, whole or not at all; its name becomes the model's. Returns the names of its files.
+
+    Args:
+        model_name: a name of `models.loading.restore_model`.
+        folder: does not exist, or is empty.
+        facts: for the card.
+
+    Raises:
+        FileExistsError: the folder holds something.
+        FileNotFoundError, ValueError: as `restore_model`.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder}: exists and is not empty. Choose another folder.")
+    model, checkpoint = restore_model(model_name), read_checkpoint(local_path(model_name))
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        fits_transformers = _has_class(checkpoint.encoder)
+        if fits_transformers:
+            write_huggingface(checkpoint, temporary)
+        card = model_card(model, folder.name, facts, fits_transformers)
+        save_model(model, temporary / f"{folder.name}.nemo")
+        add_card(temporary / f"{folder.name}.nemo", card)
+        (temporary / CARD).write_text(card, encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return sorted(path.name for path in folder.iterdir())
+
+
+def add_card(nemo_path: Path, card: str) -> None:
+    """Put the card into a ``.nemo``, a plain tar; NeMo passes over it, and leaves it out of files it saves anew."""
+    content = card.encode("utf-8")
+    member = tarfile.TarInfo(f"./{CARD}")
+    member.size = len(content)
+    member.mode = 0o644
+    with tarfile.open(nemo_path, "a:") as archive:
+        archive.addfile(member, io.BytesIO(content))
+
+
+def _has_class(encoder) -> bool:
+    """Whether transformers has a class for it."""
+    try:
+        return bool(hugging_face_family(encoder))
+    except ValueError:
+        return False

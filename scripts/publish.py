@@ -1,0 +1,48 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Make the folder of a model to publish: the ``.nemo``, the same weights for transformers, and a model card in both.
+
+    python scripts/evaluate.py --model finetuned.nemo --manifest dev-other.json test-other.json --output results
+    python scripts/publish.py --model finetuned.nemo --output ms-hubert-base-100h --licence cc-by-4.0 \\
+        --data "Pre-training: LibriSpeech, 960 h, without transcripts" "Fine-tuning: train-clean-100" \\
+        --results results/results.json
+    hf upload ORGANISATION/ms-hubert-base-100h ms-hubert-base-100h         # where you have an account
+
+Then ``ASRModel.from_pretrained("ORGANISATION/ms-hubert-base-100h")`` loads it, and so does every script that takes a
+``.nemo``; before the upload they take the folder.
+"""
+
+import argparse
+
+from nemo_mshubert.convert.model_card import Facts, read_results
+from nemo_mshubert.convert.publishing import publish
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help=".nemo, or what else a script takes for one")
+    parser.add_argument("--output", required=True, help="new folder; its name becomes the model's")
+    parser.add_argument("--licence", required=True, help="as the hub names it: apache-2.0, cc-by-4.0, ...")
+    parser.add_argument("--data", nargs="+", required=True, help="a sentence per corpus")
+    parser.add_argument("--results", help="results.json of scripts/evaluate.py")
+    parser.add_argument("--language", default="en")
+    arguments = parser.parse_args()
+    results = read_results(arguments.results) if arguments.results else {}
+    facts = Facts(arguments.licence, arguments.data, arguments.language, results)
+    print(f"wrote {arguments.output}: {', '.join(publish(arguments.model, arguments.output, facts))}")
+
+
+if __name__ == "__main__":
+    main()

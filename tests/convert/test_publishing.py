@@ -1,0 +1,130 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A published folder: loads in NeMo and in transformers, and its card says what the hub and a reader want to know."""
+
+import json
+import runpy
+import tarfile
+
+import pytest
+import torch
+import transformers
+from huggingface_hub import ModelCard
+from nemo.collections.asr.models import ASRModel
+
+from nemo_mshubert.convert.model_card import Facts, model_card, read_results
+from nemo_mshubert.convert.publishing import publish
+from nemo_mshubert.models.loading import restore_model, save_model
+from tests.conftest import REPOSITORY, TINY_CLUSTERS
+from tests.convert.conftest import assert_same_weights
+
+pytestmark = pytest.mark.unit
+SUMMARY = {
+    "utterances": 2,
+    "wer": 0.12345,
+    "cer": 0.05,
+    "words": {"reference_length": 81, "substitutions": 4, "insertions": 3, "deletions": 3},
+}
+RESULTS = {"dev-other": {"greedy": SUMMARY, "lexicon_beam": {**SUMMARY, "wer": 0.1}}}
+FACTS = Facts("cc-by-4.0", ["Pre-training: synthetic speech", "Fine-tuning: half a minute"], "en", RESULTS)
+
+
+def test_folder_of_a_letter_model(letters_path, tmp_path):
+    """NeMo by file, transformers by folder, ours by folder: one set of weights; the card in both places."""
+    files = publish(letters_path, tmp_path / "ms-hubert-mini", FACTS)
+    folder = tmp_path / "ms-hubert-mini"
+    assert {"README.md", "ms-hubert-mini.nemo", "config.json", "model.safetensors", "vocab.json"} <= set(files)
+    expected = restore_model(letters_path)
+    model = ASRModel.restore_from(str(folder / "ms-hubert-mini.nemo"), map_location="cpu")
+    assert_same_weights(model.state_dict(), expected.state_dict())
+    assert_same_weights(restore_model(folder).state_dict(), expected.state_dict())
+    theirs = transformers.AutoModelForCTC.from_pretrained(folder).eval()
+    signal = torch.randn(1, 8000)
+    with torch.no_grad():
+        ours, _, _ = expected.eval()(input_signal=signal, input_signal_length=torch.tensor([8000]))
+        logits = theirs(signal).logits.log_softmax(-1)  # the blank is their first row, our last
+    torch.testing.assert_close(logits.roll(-1, dims=-1), ours, rtol=1e-3, atol=1e-3)
+    with tarfile.open(folder / "ms-hubert-mini.nemo") as archive:
+        assert archive.extractfile("./README.md").read() == (folder / "README.md").read_bytes()
+
+
+def test_card_of_a_letter_model(letters_path, tmp_path):
+    """Header and text."""
+    publish(letters_path, tmp_path / "ms-hubert-mini", FACTS)
+    card = ModelCard.load(tmp_path / "ms-hubert-mini" / "README.md")
+    assert card.data.license == "cc-by-4.0" and card.data.library_name == "nemo" and card.data.language == "en"
+    assert card.data.pipeline_tag == "automatic-speech-recognition"
+    measured = {(result.dataset_name, result.metric_name): result.metric_value for result in card.data.eval_results}
+    assert measured == {("dev-other", "WER %, greedy"): 12.35, ("dev-other", "WER %, lexicon_beam"): 10.0}
+    model = restore_model(letters_path)
+    for fact in (
+        "A CTC speech recogniser over 28 letters",
+        'ASRModel.from_pretrained("ORGANISATION/ms-hubert-mini")',
+        "AutoModelForCTC",
+        "- Fine-tuning: half a minute",
+        "| dev-other | greedy | 2 | 81 | 12.35 |",
+        f"k-means sets of {', '.join(map(str, TINY_CLUSTERS))} clusters of 39 MFCC features",
+        f"label maker {model.cfg.pretraining_labels.label_maker}",
+        "d_model: 24",
+        "arXiv:2406.05661",
+    ):
+        assert fact in card.text, fact
+
+
+def test_cards_of_other_models(ssl_path, bpe_path, labelled, tiny_ctc):
+    """A pre-trained model knows its labels, a converted encoder has none; word pieces are no letters."""
+    facts = Facts("apache-2.0", ["Pre-training: synthetic speech"])
+    card = model_card(restore_model(ssl_path), "ssl", facts, True)
+    assert "A pre-trained speech encoder" in card and "ModelPT.from_pretrained" in card and "None were given." in card
+    assert (
+        f"label maker {labelled.maker.id}" in card and "feature-extraction" in card and "AutoModelForCTC" not in card
+    )
+    card = model_card(restore_model(bpe_path), "bpe", facts, False)
+    assert "over 40 word pieces" in card and "transformers" not in card
+    assert "## Labels of the pre-training" not in model_card(tiny_ctc(), "converted", facts, True)
+
+
+def test_an_encoder_that_transformers_lacks(tiny_ctc, tmp_path):
+    """The .nemo and the card alone."""
+    save_model(tiny_ctc(pos_conv_depth=2), tmp_path / "odd.nemo")  # stacked positions behind a group norm
+    assert publish(tmp_path / "odd.nemo", tmp_path / "odd", FACTS) == ["README.md", "odd.nemo"]
+
+
+def test_whole_or_not_at_all(letters_path, tmp_path, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(FileExistsError, match="full: exists and is not empty"):
+        publish(letters_path, tmp_path / "full", FACTS)
+    monkeypatch.setattr("nemo_mshubert.convert.publishing.add_card", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        publish(letters_path, tmp_path / "new", FACTS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
+def test_command_line(letters_path, tmp_path, monkeypatch, capsys):
+    (tmp_path / "results.json").write_text(json.dumps({"model": "x", "results": RESULTS}))
+    arguments = ["--model", letters_path, "--output", tmp_path / "mini", "--licence", "cc0-1.0", "--data", "Nothing"]
+    arguments += ["--results", tmp_path / "results.json"]
+    monkeypatch.setattr("sys.argv", ["publish.py", *map(str, arguments)])
+    runpy.run_path(str(REPOSITORY / "scripts" / "publish.py"), run_name="__main__")
+    assert "README.md" in capsys.readouterr().out
+    assert "| dev-other | lexicon_beam |" in (tmp_path / "mini" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"results": {"dev": {"greedy": {}}}}', "{}"])
+def test_results_of_something_else(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ValueError, match="results.json: not a results.json of scripts/evaluate.py"):
+        read_results(tmp_path / "results.json")
