@@ -54,7 +54,9 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid #e5e5e5 }
 th { background: #f6f6f6; vertical-align: bottom }
 td.number, th.number { text-align: right }
-td.number { white-space: nowrap }
+td { white-space: nowrap }
+td:first-child, th:first-child { position: sticky; left: 0; background: #fff }
+th:first-child { background: #f6f6f6 }
 .missing { background: #fff6e0; padding: .5rem .8rem; border-left: 4px solid #e0a000 }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)) }
 .plots { gap: 1rem; margin: 1rem 0 }
