@@ -39,9 +39,10 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
-for option in kmeans train dev tests; do
-    [ -n "${!option}" ] || { echo "compare_pretraining.sh: --${option%s} is missing." >&2; exit 2; }
+for option in kmeans train dev; do
+    [ -n "${!option}" ] || { echo "compare_pretraining.sh: --$option is missing." >&2; exit 2; }
 done
+[ ${#tests[@]} -gt 0 ] || { echo "compare_pretraining.sh: --test is missing." >&2; exit 2; }
 [ -n "$phones$words" ] || { echo "compare_pretraining.sh: give --phones or --words." >&2; exit 2; }
 
 EXTRAS=test
