@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 nemo_models = pytest.importorskip("nemo.collections.asr.models")
 
+from nemo_mshubert.decoding import acoustic  # noqa: E402
 from nemo_mshubert.decoding.ctc_decoding import use_lexicon_decoder  # noqa: E402
 from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS  # noqa: E402
 from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder  # noqa: E402
@@ -113,3 +114,20 @@ def test_a_decoder_of_other_labels_is_refused(model, tmp_path, write_arpa, write
     config = make_config(write_arpa({"a": -1.0}), write_lexicon_of(["a"]))
     with pytest.raises(ValueError, match="the decoder was built for the labels .* the model has"):
         use_lexicon_decoder(model, LexiconBeamSearchDecoder([" ", "a"], config))
+
+
+def test_our_models_and_long_files(tiny_ctc, write_arpa, write_lexicon_of, make_config, audio, tmp_path, monkeypatch):
+    """The lexicon and the chunks of long files together, on one of our models: words in seconds of the file."""
+    monkeypatch.setattr(acoustic, "MAX_CHUNK_SECONDS", 6)
+    monkeypatch.setattr(acoustic, "CONTEXT_SECONDS", 2)
+    model = tiny_ctc(conv_norm="layer_norm")
+    config = make_config(write_arpa({word: -1.0 for word in WORDS}), write_lexicon_of(WORDS), beam_size=50)
+    decoder = LexiconBeamSearchDecoder(ENGLISH_LABELS, config)
+    long = np.random.default_rng(1).normal(0, 0.1, 16000 * 9).astype(np.float32)
+    expected = [decoder.decode(acoustic.long_log_probs(model, wave), "utt")[0] for wave in (long, audio[0])]
+    use_lexicon_decoder(model, decoder)
+    acoustic.use_chunks(model)
+    found = model.transcribe([long, audio[0]], batch_size=2, timestamps=True, verbose=False)
+    assert [hypothesis.text for hypothesis in found] == [best.text for best in expected] and expected[0].text
+    ends = [word["end"] for word in found[0].timestamp["word"]]
+    assert ends == pytest.approx([word.end for word in expected[0].words]) and 6 < ends[-1] <= 9
