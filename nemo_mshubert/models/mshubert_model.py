@@ -36,6 +36,7 @@ from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.resumable_loader import training_loader, validation_loader
 from nemo_mshubert.data.tarred import check_shards
 from nemo_mshubert.losses.multicluster_mpl import IGNORED_LABEL
+from nemo_mshubert.models.data_position import DataPosition
 from nemo_mshubert.models.seeding import generator_of, seed_of
 from nemo_mshubert.models.step_guard import StepGuard
 from nemo_mshubert.modules.frames import frame_count
@@ -102,6 +103,7 @@ class MSHuBERTModel(ModelPT):
             table = torch.as_tensor(self.label_maker.tables[clusters].astype("int64"))
             self.register_buffer(f"table_{clusters}", table, persistent=False)  # the label maker's file holds it
         self._is_split = False  # over ranks, by configure_model
+        self.data_position = DataPosition()
         self.step_guard = StepGuard(cfg.max_nonfinite_steps)
         self.register_buffer("masked_rows", torch.zeros((), dtype=torch.float64), persistent=False)  # of this update
 
@@ -148,7 +150,8 @@ class MSHuBERTModel(ModelPT):
         config = self._cfg.train_ds
         if config.get("tarred_audio_filepaths") is not None:
             check_shards(config.manifest_filepath, config.tarred_audio_filepaths)
-        first_batch = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        own_batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        first_batch = self.data_position.first_batch(own_batches, self.data_ranks.count)
         dataset = self._dataset(config, seed=seed_of(self._cfg.seed, "crops", self.data_ranks.rank))
         return training_loader(config, dataset, *self.data_ranks, first_batch)
 
@@ -304,6 +307,14 @@ class MSHuBERTModel(ModelPT):
         checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] = self.trainer.global_step
         for tracker in (progress["total"], progress["current"]):
             tracker["completed"] = tracker["processed"]
+        own_batches = progress["total"]["processed"]
+        checkpoint["batches_of_all_ranks"] = self.data_position.batches_of_all(own_batches, self.data_ranks.count)
+
+    def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
+        """Find the place in the data, also with another number of ranks than the checkpoint's."""
+        if "batches_of_all_ranks" in checkpoint:
+            own_batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
+            self.data_position.resume(checkpoint["batches_of_all_ranks"], own_batches)
 
     # --- Metrics -------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@
 """The stream of training batches: complete, endless, and the same from wherever it is entered."""
 
 import itertools
+import os
+import signal
 from collections import Counter
 
 import numpy as np
@@ -26,6 +28,7 @@ from omegaconf import OmegaConf
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.resumable_loader import training_loader, validation_loader
 from nemo_mshubert.data.tarred import make_tarred
+from nemo_mshubert.models.data_position import DataPosition
 
 LENGTHS = [8000 + 800 * number for number in range(12)]  # 0.5 to 1.05 s
 STREAM = 16  # batches: more than two epochs
@@ -245,3 +248,49 @@ def test_unreadable_files_do_not_shift_the_stream(plain, tmp_path):
     assert names(after)[0] == [name for name in names(stream)[0] if name != broken]
     for one, other in zip(names(stream)[1:], names(after)[1:]):
         assert other == [name for name in one if name != broken] or other == ["silence"]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("before, after", [(2, 1), (1, 2), (2, 3), (3, 2)])
+def test_plain_data_goes_on_with_another_number_of_ranks(plain, before, after):
+    """A preempted run gets other machines: no batch is left out, and fewer than one per rank come twice."""
+    stream = names(take(plain, STREAM))
+    own_batches = 4  # of each rank, so far
+    seen = [name for rank in range(before) for name in names(take(plain, own_batches, 0, rank, before))]
+    position = DataPosition()
+    position.resume(position.batches_of_all(own_batches, before), own_batches)
+    first = position.first_batch(own_batches, after)
+    count = STREAM // after - first
+    to_come = [name for rank in range(after) for name in names(take(plain, count, first, rank, after))]
+    consumed = own_batches * before
+    repeated = consumed - first * after
+    assert 0 <= repeated < after
+    assert sorted(seen) == sorted(stream[:consumed])
+    assert sorted(to_come) == sorted(stream[consumed - repeated : after * (first + count)])
+    # A second resume starts from the sum of both.
+    assert position.batches_of_all(own_batches + count, after) == consumed + count * after
+
+
+@pytest.mark.unit
+def test_a_dead_loader_process_is_named(plain):
+    """A process that the kernel kills for its memory must end the run, not leave it waiting."""
+
+    class Dying(PretrainingDataset):
+        def __getitem__(self, numbered_cuts):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    plain.num_workers = 1
+    loader = training_loader(plain, Dying("maker-one", [50]), 0, 1)
+    with pytest.raises(RuntimeError, match="DataLoader worker .*(killed by signal|exited unexpectedly)"):
+        next(iter(loader))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_shard_that_vanishes_is_named(tarred, tmp_path, num_workers):
+    """A file system that loses a shard in the third week must not make an epoch shorter in silence."""
+    tarred.num_workers = num_workers
+    loader = training_loader(tarred, PretrainingDataset("maker-one", [50]), 0, 1)
+    (tmp_path / "tars" / "audio_2.tar").unlink()
+    with pytest.raises(Exception, match="audio_2.tar"):
+        list(itertools.islice(loader, STREAM))

@@ -1,0 +1,54 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""How long training waits for data."""
+
+import time
+
+import lightning.pytorch as pl
+
+
+class DataWait(pl.Callback):
+    """Log ``data_wait_seconds`` per micro-batch and ``data_wait_share`` of the time, as means since the last log.
+
+    Measured on the CPU of rank 0, between the end of a micro-batch and the next one. A GPU may still be computing then,
+    so it is an upper bound of what the GPU waits.
+    """
+
+    def __init__(self):
+        self._waited = 0.0
+        self._batches = 0
+        self._since = self._ended = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = self._ended = time.monotonic()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> None:
+        now = time.monotonic()
+        self._waited += now - self._ended
+        self._batches += 1
+        if self._batches < trainer.log_every_n_steps:
+            return
+        pl_module.log("data_wait_seconds", self._waited / self._batches)
+        pl_module.log("data_wait_share", self._waited / max(now - self._since, 1e-9))
+        self._since, self._waited, self._batches = now, 0.0, 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx
+    ) -> None:
+        self._ended = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A validation between two micro-batches is no waiting."""
+        self._ended = time.monotonic()

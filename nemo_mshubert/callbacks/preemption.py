@@ -1,0 +1,67 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""SIGTERM, which a scheduler sends before it takes the machine away, ends a run with a checkpoint that resumes exactly.
+
+Unlike NeMo's ``PreemptionCallback``, on CPUs and without torch.distributed too, and never in the middle of accumulated
+micro-batches, whose gradients no checkpoint holds.
+"""
+
+import signal
+import sys
+
+import lightning.pytorch as pl
+import torch
+from nemo.utils import logging
+
+
+class SaveWhenPreempted(pl.Callback):
+    """Behind the update in which any rank was sent SIGTERM, write the last checkpoint and end the process with code 0."""
+
+    def __init__(self):
+        self._asked = False
+        self._original_handler = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._original_handler = signal.signal(signal.SIGTERM, self._note)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        signal.signal(signal.SIGTERM, self._original_handler)
+
+    def _note(self, signum, frame) -> None:
+        logging.warning("SIGTERM: a checkpoint is written behind this update, then the run ends.")
+        self._asked = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx
+    ) -> None:
+        if trainer.fit_loop._should_accumulate() or not self._any_rank_was_asked(pl_module.device):
+            return
+        checkpoints = trainer.checkpoint_callback
+        if checkpoints is None:
+            logging.error("SIGTERM: no checkpoint is written, since this run has no checkpoint callback.")
+        else:
+            checkpoints._save_last_checkpoint(trainer, checkpoints._monitor_candidates(trainer))
+            logging.warning(
+                f"Update {trainer.global_step} is in {checkpoints.last_model_path}; the same command goes on from it."
+            )
+        sys.exit(0)
+
+    def _any_rank_was_asked(self, device: torch.device) -> bool:
+        """Schedulers do not signal all ranks at the same time, or at all."""
+        if not torch.distributed.is_initialized():
+            return self._asked
+        asked = torch.tensor(int(self._asked), device=device)
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        return bool(asked)

@@ -1,0 +1,114 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A rank that hangs ends the run, by name.
+
+When one rank hangs, in its file system or its GPU, the others wait for it in a collective, and what they say at last is
+that the collective timed out, not for whom they waited. Here each rank leaves a mark in the store of the process group at
+every phase of its work, and rank 0 looks at the marks: the rank whose mark is the furthest behind is the one that hangs. Where
+ranks wait within the phase in which one hangs, all of them are named; the usual case, data that does not come, is clear.
+"""
+
+import os
+import threading
+import time
+from typing import Dict, List, Optional, Tuple
+
+import lightning.pytorch as pl
+import torch
+from nemo.utils import logging
+from torch.distributed.distributed_c10d import _get_default_store
+
+PHASES = ("loading data", "forward pass", "backward pass", "update")
+EXIT_CODE = 70  # EX_SOFTWARE
+Mark = Tuple[int, int]  # batches begun, index into PHASES
+
+
+def furthest_behind(marks: Dict[int, Mark]) -> Tuple[List[int], str]:
+    """Ranks with the earliest mark, and where they are; all ranks where they are equally far."""
+    batch, phase = earliest = min(marks.values())
+    return [rank for rank, mark in marks.items() if mark == earliest], f"{PHASES[phase]}, batch {batch}"
+
+
+class RankWatch(pl.Callback):
+    """End the run when no rank has come further for ``timeout_seconds``; nothing to do with a single process.
+
+    Args:
+        timeout_seconds: more than a validation batch, a checkpoint, or the first batch of a loader takes.
+    """
+
+    def __init__(self, timeout_seconds: float = 1500):
+        self.timeout_seconds = timeout_seconds
+        self._store = None
+        self._batch = 0
+        self._stop = threading.Event()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.world_size == 1:
+            return
+        self._store = torch.distributed.PrefixStore("rank_watch", _get_default_store())
+        self._mark(trainer, 0)
+        trainer.strategy.barrier("rank_watch")
+        if trainer.global_rank == 0:
+            threading.Thread(target=self._watch, args=(trainer,), daemon=True).start()
+
+    def _mark(self, trainer: pl.Trainer, phase: int) -> None:
+        if self._store is not None:
+            self._store.set(str(trainer.global_rank), f"{self._batch} {phase} {time.monotonic()}")
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> None:
+        self._batch += 1
+        self._mark(trainer, 1)
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
+        self._mark(trainer, 2)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer) -> None:
+        self._mark(trainer, 3)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx
+    ) -> None:
+        self._mark(trainer, 0)
+
+    on_validation_batch_end = on_train_batch_end  # a sign of life
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop.set()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop.set()
+
+    def _watch(self, trainer: pl.Trainer) -> None:
+        """On a thread of rank 0, since its main thread may be the one that hangs."""
+        last: Optional[List[bytes]] = None
+        changed = time.monotonic()
+        while not self._stop.wait(self.timeout_seconds / 10):
+            found = self._store.multi_get([str(rank) for rank in range(trainer.world_size)])
+            if found != last:
+                last, changed = found, time.monotonic()
+            elif time.monotonic() - changed > self.timeout_seconds:
+                marks = {rank: tuple(map(int, mark.split()[:2])) for rank, mark in enumerate(found)}
+                self._end(trainer, *furthest_behind(marks))
+
+    def _end(self, trainer: pl.Trainer, ranks: List[int], where: str) -> None:
+        logging.error(
+            f"No progress for {self.timeout_seconds:g} s: rank {', '.join(map(str, ranks))} of {trainer.world_size} "
+            f"hangs in: {where}. The run ends; the same command resumes it from the last checkpoint. Look at the machine "
+            "of that rank: file system, network, GPU."
+        )
+        launcher = trainer.strategy.launcher
+        if hasattr(launcher, "kill"):  # ranks that this process has started; torchrun and srun end theirs
+            launcher.kill(9)
+        os._exit(EXIT_CODE)

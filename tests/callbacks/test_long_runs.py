@@ -1,0 +1,188 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What befalls runs of weeks: preemption, a full disk, a rank that hangs, a slow loader."""
+
+import os
+import resource
+import signal
+import time
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from nemo_mshubert.callbacks import rank_watch
+from nemo_mshubert.callbacks.data_wait import DataWait
+from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
+from nemo_mshubert.callbacks.rank_watch import RankWatch, furthest_behind
+from nemo_mshubert.data.pretraining_dataset import collate
+from tests.models.fixed_update import train, utterance
+from tests.parallel.ranks_of_a_test import run_on_ranks
+
+pytestmark = pytest.mark.unit
+UPDATES = 6
+
+
+@pytest.fixture
+def config(tiny_config):
+    from omegaconf import OmegaConf
+
+    config = tiny_config("model.drop_label_sets=1", "model.encoder.layerdrop=0.3")
+    config.model.optim = {"name": "adamw", "lr": 1e-3}
+    return OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])
+
+
+def train_updates(config, folder, *callbacks, resume=None, devices=1, parts=(((0,), (1,)),), **options):
+    """Six updates of two micro-batches; a checkpoint of the last state in the folder."""
+    batches = [[collate([utterance(n) for n in micro]) for micro in part] * UPDATES for part in parts]
+    checkpoints = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=2)
+    options = {"accumulate_grad_batches": 2, "enable_checkpointing": True, **options}
+    return train(config, batches, UPDATES, devices, resume, callbacks=[*callbacks, checkpoints], **options)
+
+
+def last(folder):
+    return torch.load(folder / "last.ckpt", map_location="cpu", weights_only=False)
+
+
+class At(pl.Callback):
+    """Calls a function at the start of a micro-batch (counted from 0)."""
+
+    def __init__(self, micro_batch, function):
+        self.micro_batch, self.function = micro_batch, function
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == self.micro_batch:
+            self.function(trainer)
+
+
+def terminate(trainer):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+# --- Preemption ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("micro_batch", [4, 5])
+def test_preempted_run_ends_between_updates_and_resumes_exactly(config, tmp_path, micro_batch):
+    """SIGTERM in either micro-batch of the third update: its gradients are neither lost nor counted twice."""
+    original = signal.getsignal(signal.SIGTERM)
+    train_updates(config, tmp_path / "whole")
+    with pytest.raises(SystemExit) as end:
+        train_updates(config, tmp_path / "cut", SaveWhenPreempted(), At(micro_batch, terminate))
+    signal.signal(signal.SIGTERM, original)
+    assert end.value.code == 0
+    assert last(tmp_path / "cut")["global_step"] == 3
+    train_updates(config, tmp_path / "cut", SaveWhenPreempted(), resume=tmp_path / "cut" / "last.ckpt")
+    whole, resumed = last(tmp_path / "whole"), last(tmp_path / "cut")
+    assert whole["global_step"] == resumed["global_step"] == UPDATES
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][name], value), name
+
+
+def test_all_ranks_stop_when_one_is_preempted(config, tmp_path):
+    """The one that is not rank 0, and no other."""
+
+    def rank():
+        rank_one_is_preempted = At(4, lambda trainer: trainer.global_rank == 1 and terminate(trainer))
+        callbacks = (SaveWhenPreempted(), rank_one_is_preempted)
+        parts = (((0,), (1,)), ((2,), (3,)))
+        try:
+            train_updates(config, tmp_path, *callbacks, devices=2, parts=parts, strategy="ddp")
+        except SystemExit as end:
+            return end.code
+
+    assert run_on_ranks(2, rank) == [0, 0]
+    assert last(tmp_path)["global_step"] == 3
+
+
+# --- Full disk -------------------------------------------------------------------------------------------------------
+
+
+def test_full_disk_leaves_the_last_checkpoint_whole(config, tmp_path):
+    """Files may grow no further from the fourth update on, as on a full disk; the error says so."""
+
+    def rank():
+        limit = (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+        with pytest.raises(OSError) as error:
+            train_updates(config, tmp_path, At(6, lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, limit)))
+        return str(error.value)
+
+    (message,) = run_on_ranks(1, rank)
+    assert "File too large" in message
+    assert last(tmp_path)["global_step"] == 2  # every second update writes one
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt"]
+
+
+# --- A rank that hangs -----------------------------------------------------------------------------------------------
+
+
+def test_furthest_behind():
+    """The one that the others wait for, not one of those that wait."""
+    assert furthest_behind({0: (7, 2), 1: (7, 1), 2: (7, 2)}) == ([1], "forward pass, batch 7")
+    assert furthest_behind({0: (7, 3), 1: (8, 0), 2: (7, 3)}) == ([0, 2], "update, batch 7")
+    assert furthest_behind({0: (3, 0), 1: (3, 0)}) == ([0, 1], "loading data, batch 3")
+
+
+def test_a_hung_rank_is_named(config, tmp_path):
+    """Rank 1 never gets its third batch; rank 0, which waits for it in the forward pass, ends with its name."""
+
+    def ended(trainer, ranks, where):
+        (tmp_path / "ended").write_text(f"{trainer.global_rank} {ranks} {where}")
+
+    def rank():
+        rank_watch.RankWatch._end = staticmethod(ended)
+
+        def hang(trainer):
+            while trainer.global_rank == 1 and not (tmp_path / "ended").exists():
+                time.sleep(0.05)
+
+        parts = (((0,), (1,)), ((2,), (3,)))
+        watch = RankWatch(timeout_seconds=1.5)
+        train_updates(config, tmp_path, At(2, hang), watch, devices=2, parts=parts, strategy="ddp")
+
+    run_on_ranks(2, rank)
+    assert (tmp_path / "ended").read_text() == "0 [1] loading data, batch 2"
+
+
+def test_end_of_a_hung_run_is_an_error(monkeypatch, config):
+    """The launcher must see a code other than 0, and the user the rank, the phase and what to do."""
+    messages, codes = [], []
+    monkeypatch.setattr(rank_watch.logging, "error", messages.append)
+    monkeypatch.setattr(rank_watch.os, "_exit", codes.append)
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    RankWatch()._end(trainer, [3], "forward pass, batch 7")
+    assert codes == [70] and "rank 3 of 1 hangs in: forward pass, batch 7" in messages[0]
+
+
+# --- Waiting for data ------------------------------------------------------------------------------------------------
+
+
+def test_time_waited_for_data_is_logged(config, tmp_path, monkeypatch):
+    """A loader that starves the GPU must show, in seconds and as a share; the pass itself is no waiting."""
+    found = []
+    slow = type("Slow", (), {"__iter__": lambda self: (time.sleep(0.15) or batch for batch in batches)})()
+    batches = [collate([utterance(0)])] * 6
+
+    class Read(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            time.sleep(0.05)
+            metrics = trainer.callback_metrics
+            found.append((float(metrics["data_wait_seconds"]), float(metrics["data_wait_share"])))
+
+    monkeypatch.setattr("tests.models.fixed_update.DataLoader", lambda *_, **__: slow)
+    train(config, [None], 6, callbacks=[DataWait(), Read()], log_every_n_steps=1)
+    seconds, shares = zip(*found[1:-1])  # Lightning looks one batch ahead: the last has been there already
+    assert min(seconds) >= 0.15 and all(0.1 < share < 1 for share in shares)
