@@ -31,6 +31,9 @@ from nemo_mshubert.benchmarks.measurement import publish
 CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "pretrain"
 MODULES = {  # subcommand: module of nemo_mshubert.benchmarks, which has COLUMNS and benchmark(...)
     "pretrain": "pretraining_step",
+    "loader": "loader",
+    "labelling": "labelling",
+    "inference": "inference",
     "decoding": "decoding",
 }
 
@@ -49,6 +52,31 @@ def parse_args() -> argparse.Namespace:
     pretrain.add_argument("--utterance_seconds", type=float, default=12.5 if on_gpu else 4)
     pretrain.add_argument("--repeats", type=int, default=20 if on_gpu else 5)
     pretrain.set_defaults(configs=CONFIGS)
+
+    loader = commands.add_parser("loader", parents=[common], help="the training loader, from tarred FLAC")
+    loader.add_argument("--manifest", required=True, help="labelled, of FLAC files; packed into shards for the run")
+    loader.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4, 8])
+    loader.add_argument("--seconds", type=float, default=20, help="for which each row is measured")
+    loader.add_argument("--shards", type=int, default=8)
+    loader.set_defaults(configs=CONFIGS)
+
+    labelling = commands.add_parser("labelling", parents=[common], help="features, labels and k-means")
+    labelling.add_argument("--size", default="base", help="of conf/pretrain/size; random weights")
+    labelling.add_argument("--manifest", required=True)
+    labelling.add_argument("--seconds", type=float, default=3600 if on_gpu else 120, help="of audio")
+    labelling.add_argument("--clusters", type=int, default=1000 if on_gpu else 100)
+    labelling.add_argument("--frames", type=int, default=1_000_000 if on_gpu else 20_000, help="that k-means sees")
+    labelling.add_argument("--repeats", type=int, default=3)
+    labelling.set_defaults(configs=CONFIGS)
+
+    inference = commands.add_parser("inference", parents=[common], help="greedy CTC, from audio to text")
+    inference.add_argument("--model", help=".nemo of a letter CTC model; random weights without it")
+    inference.add_argument("--size", default="base", help="of conf/pretrain/size, for random weights")
+    inference.add_argument("--manifest", required=True)
+    inference.add_argument("--seconds", type=float, default=3600 if on_gpu else 120, help="of audio")
+    inference.add_argument("--batch_seconds", type=float, default=120)
+    inference.add_argument("--repeats", type=int, default=3)
+    inference.set_defaults(configs=CONFIGS)
 
     decoding = commands.add_parser("decoding", parents=[common], help="the lexicon beam search")
     decoding.add_argument("--log_probs", required=True, help="file of scripts/evaluate.py")

@@ -1,0 +1,144 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Speed of greedy CTC inference from audio files to text, beside ``transformers.HubertForCTC`` with the same weights.
+
+Both read the same files with the same reader, in the same batches by duration; ours is what scripts/evaluate.py runs
+(NeMo's model, forward pass and greedy decoding), theirs the documented use of transformers: padded batch, forward pass,
+argmax, ``batch_decode`` of the tokenizer.
+
+Unlike ours, their model of base size gives other numbers for a padded utterance than for it alone, since its first norm
+sees the padding: texts are compared in batches of one utterance.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+import torch
+from nemo.collections.asr.models import EncDecCTCModel
+from omegaconf import OmegaConf
+from torch.nn.utils.rnn import pad_sequence
+from transformers import HubertForCTC, Wav2Vec2CTCTokenizer
+
+from nemo_mshubert.benchmarks.labelling import first_seconds
+from nemo_mshubert.benchmarks.measurement import Column, Row, median_seconds
+from nemo_mshubert.benchmarks.pretraining_step import encoder_options, load_config
+from nemo_mshubert.convert.huggingface import write_huggingface
+from nemo_mshubert.convert.nemo import read_nemo
+from nemo_mshubert.data.manifest import PathLike, load_audio, read_manifest
+from nemo_mshubert.decoding.acoustic import batches_by_duration, manifest_log_probs
+from nemo_mshubert.decoding.evaluation import greedy_decoder
+from nemo_mshubert.models.ctc import LETTERS, ctc_config
+from nemo_mshubert.models.loading import restore_model, save_model
+
+COLUMNS = [
+    Column("row", "greedy CTC"),
+    Column("batch_seconds", "batch, s", ".0f"),
+    Column("seconds", "seconds", ".2f"),
+    Column("real_time_factor", "real-time factor", ".4f"),
+    Column("time_over_ours", "time / ours", ".2f"),
+    Column("same_texts", "texts as ours, alone", ".0%"),
+]
+Transcribe = Callable[[float], List[str]]  # seconds of a batch -> texts in the order of the manifest
+
+
+def benchmark(
+    configs: Path,
+    size: str,
+    model: Optional[PathLike],
+    manifest: PathLike,
+    seconds: float,
+    batch_seconds: float,
+    repeats: int,
+    device: torch.device,
+) -> List[Row]:
+    """The rows.
+
+    Args:
+        configs: folder of ``mshubert_<size>.yaml``, for a model with random weights where ``model`` is None.
+        model: ``.nemo`` of a letter CTC model.
+        seconds: of the manifest's audio, from its start.
+        batch_seconds: of padded audio in a batch.
+    """
+    entries = first_seconds(read_manifest(manifest), seconds)
+    audio_seconds = sum(entry["duration"] for entry in entries)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(model) if model else save_random_model(configs, size, Path(folder) / "random.nemo")
+        write_huggingface(read_nemo(path), Path(folder) / "transformers")
+        calls: Dict[str, Transcribe] = {
+            "ours": ours(path, entries, device),
+            "transformers": theirs(Path(folder) / "transformers", entries, device),
+        }
+        texts = {name: call(0.0) for name, call in calls.items()}  # 0: every utterance is a batch
+        measured = median_seconds(
+            {name: lambda call=call: call(batch_seconds) for name, call in calls.items()}, repeats, device
+        )
+    return [
+        {
+            "row": name,
+            "batch_seconds": batch_seconds,
+            "seconds": value,
+            "real_time_factor": value / audio_seconds,
+            "time_over_ours": value / measured["ours"],
+            "same_texts": sum(a == b for a, b in zip(texts[name], texts["ours"])) / len(entries),
+        }
+        for name, value in measured.items()
+    ]
+
+
+def save_random_model(configs: Path, size: str, path: Path) -> Path:
+    """A letter CTC model of that size; its output layer is steep, so that texts are not empty."""
+    config = load_config(configs, size)
+    encoder = {"_target_": "nemo_mshubert.modules.mshubert_encoder.MSHuBERTEncoder", **encoder_options(config)}
+    preprocessor = OmegaConf.to_container(config.model.preprocessor, resolve=True)
+    torch.manual_seed(0)
+    model = EncDecCTCModel(ctc_config(preprocessor, encoder, LETTERS, None))
+    torch.nn.init.normal_(model.decoder.decoder_layers[0].weight)
+    save_model(model, path)
+    return path
+
+
+def ours(path: Path, entries: List[Dict[str, Any]], device: torch.device) -> Transcribe:
+    model = restore_model(path).to(device).eval()
+    decode = greedy_decoder(model)
+
+    def transcribe(batch_seconds: float) -> List[str]:
+        log_probs = manifest_log_probs(model, entries, batch_seconds, progress="ours")
+        return decode([], [log_probs[index] for index in range(len(entries))])
+
+    return transcribe
+
+
+def theirs(folder: Path, entries: List[Dict[str, Any]], device: torch.device) -> Transcribe:
+    model = HubertForCTC.from_pretrained(folder).to(device).eval()
+    tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(folder)
+    durations = [entry["duration"] for entry in entries]
+
+    @torch.inference_mode()
+    def transcribe(batch_seconds: float) -> List[str]:
+        texts = [""] * len(entries)
+        for batch in batches_by_duration(durations, batch_seconds):
+            waves = [torch.from_numpy(load_audio(entries[index])) for index in batch]
+            length = torch.tensor([len(wave) for wave in waves])
+            audio = pad_sequence(waves, batch_first=True).to(device)
+            mask = (torch.arange(audio.shape[1]) < length[:, None]).long().to(device)
+            labels = model(audio, attention_mask=mask).logits.argmax(dim=-1).cpu()
+            frames = model._get_feat_extract_output_lengths(length).tolist()
+            decoded = tokenizer.batch_decode([row[:count] for row, count in zip(labels, frames)])
+            for index, text in zip(batch, decoded):
+                texts[index] = text
+        return texts
+
+    return transcribe
