@@ -86,6 +86,7 @@ def parse_args() -> argparse.Namespace:
     decoding.add_argument("--beams", type=int, nargs="+", default=[50, 500, 1500])
     decoding.add_argument("--cores", type=int, nargs="+", default=[1, 2])
     decoding.add_argument("--utterances", type=int, default=40, help="the first so many of the file")
+    decoding.add_argument("--repeats", type=int, default=3, help="the fastest counts")
     return parser.parse_args()
 
 

@@ -61,6 +61,7 @@ def arguments(tmp_path):
         beams=[5, 50],
         cores=[1],
         utterances=3,
+        repeats=2,
         device=torch.device("cpu"),
     )
 
