@@ -21,7 +21,6 @@
 Folds of Libri-Light: 10 minutes are fold 0 of the hour, 10 hours are 1h and 9h together.
 """
 
-import hashlib
 import http.client
 import logging
 import re
@@ -37,6 +36,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 import soundfile
 from tqdm import tqdm
 
+from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike, atomic_write, write_manifest
 
 logger = logging.getLogger(__name__)
@@ -85,13 +85,10 @@ CHUNK_BYTES = 1 << 20
 
 
 def _verify(path: Path, archive: Archive) -> None:
-    digest = hashlib.new(archive.algorithm, usedforsecurity=False)
-    with open(path, "rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-    if digest.hexdigest() != archive.digest:
+    found = file_digest(path, archive.algorithm)
+    if found != archive.digest:
         raise ValueError(
-            f"{path}: {archive.algorithm} is {digest.hexdigest()}, expected {archive.digest} for {archive.url}. "
+            f"{path}: {archive.algorithm} is {found}, expected {archive.digest} for {archive.url}. "
             "Delete the file and download it again."
         )
 

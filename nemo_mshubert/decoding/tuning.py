@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Sequence
 
+from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.decoding.config import LexiconBeamConfig, write_config
 from nemo_mshubert.decoding.error_rates import ErrorCounts, word_errors
@@ -84,7 +85,7 @@ def tune(
 
         trials_path = Path(output).with_suffix(".trials.jsonl")
         first = {name: getattr(config, name) for name in RANGES}
-        trials = search(wer, trials_path, _setup(config, log_probs, sets, seed), first, num_trials, seed)
+        trials = search(wer, trials_path, _setup(config, log_probs, seed), first, num_trials, seed)
 
     tuning = Tuning(greedy, trials)
     comment = f"{len(trials)} trials: WER {100 * tuning.best.wer:.2f} %, {100 * greedy.rate:.2f} % without LM"
@@ -93,10 +94,11 @@ def tune(
     return tuning
 
 
-def _setup(config: LexiconBeamConfig, log_probs: Sequence[PathLike], sets: List[LogProbs], seed: int) -> Dict:
-    """What trials depend on besides the weights; another of these is another search."""
+def _setup(config: LexiconBeamConfig, log_probs: Sequence[PathLike], seed: int) -> Dict:
+    """What trials depend on besides the weights, with the contents of the files; another of these is another search."""
     fixed = {key: value for key, value in dataclasses.asdict(config).items() if key not in RANGES}
     files = {name: str(Path(fixed[name]).resolve()) for name in ("lm", "lexicon")}
     first = {f"first {name}": getattr(config, name) for name in RANGES}
-    sizes = {str(Path(path).resolve()): len(dev) for path, dev in zip(log_probs, sets)}
-    return {**fixed, **files, **first, "utterances": sizes, "seed": seed}
+    sets = [str(Path(path).resolve()) for path in log_probs]
+    contents = {f"SHA-256 of {path}": file_digest(path) for path in [*files.values(), *sets]}
+    return {**fixed, **files, **first, "log_probs": sets, **contents, "seed": seed}

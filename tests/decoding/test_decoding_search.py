@@ -150,6 +150,19 @@ def test_script_tunes_and_writes_what_evaluation_reads(tmp_path, dev_set):
     assert (tmp_path / "tuned.png").exists()
 
 
+@pytest.mark.integration
+def test_trials_of_another_model_are_not_resumed(tmp_path, dev_set, make_config, emit):
+    """The model was trained on and evaluated anew, into the same file: the old trials would be those of the new one."""
+    config = make_config(dev_set["--lm"], dev_set["--lexicon"])
+    arguments = ([dev_set["--log_probs"]], tmp_path / "tuned.yaml")
+    tune(config, *arguments, num_trials=1, seed=0, workers=1)
+    tune(config, *arguments, num_trials=1, seed=0, workers=1)
+    utterances = [(f"u{n}", "the sea", emit("the|se_a", ENGLISH_LABELS)) for n in range(3)]
+    write_log_probs(dev_set["--log_probs"], ENGLISH_LABELS, utterances)
+    with pytest.raises(ValueError, match="these trials are of SHA-256 of .*dev.safetensors.*Remove the file"):
+        tune(config, *arguments, num_trials=1, seed=0, workers=1)
+
+
 @pytest.mark.unit
 def test_dev_sets_without_words_or_of_two_models_are_refused(tmp_path, dev_set, make_config, emit):
     config = make_config(dev_set["--lm"], dev_set["--lexicon"])

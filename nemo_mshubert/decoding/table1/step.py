@@ -14,7 +14,6 @@
 
 """A step of an experiment: one script, run once, whose folder says by which command and from which files it was made."""
 
-import hashlib
 import json
 import shlex
 import subprocess
@@ -23,10 +22,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
+from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import atomic_write
 
 STEP_FILE = "step.json"
-CHUNK_BYTES = 1 << 20
 
 
 class Step(NamedTuple):
@@ -49,11 +48,7 @@ class Step(NamedTuple):
 @lru_cache(maxsize=None)
 def _digest(path: Path, modified: int) -> str:
     """SHA-256 of a file, once per process and modification; an LM takes seconds and is in every cell."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return file_digest(path)
 
 
 def is_finished(folder: Path) -> bool:
