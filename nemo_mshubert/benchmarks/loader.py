@@ -90,6 +90,8 @@ def benchmark(
             loader = training_loader(config, dataset, 0, 1)
             row = {"row": f"ours, {count} processes", "processes": max(count, 1)}
             rows.append({**row, **speed(batch_seconds(loader), seconds, warm_up=4 * count + 1)})
+        shard_bytes = sum(path.stat().st_size for path in Path(folder).glob("audio_*.tar"))
+    rows[0]["bytes_per_audio_second"] = shard_bytes / sum(entry["duration"] for _, entry in iter_manifest(manifest))
     for row in rows:
         row["per_process"] = row["audio_seconds_per_second"] / row["processes"]
         row["share_of_decoding"] = row["per_process"] / rows[0]["per_process"]

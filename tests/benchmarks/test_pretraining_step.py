@@ -76,9 +76,9 @@ def test_peer_with_our_weights_gives_our_views(tiny_encoder, config, name, optio
 
 
 def test_flops_are_those_that_pytorch_counts(config):
-    """The utilisation stands on them. PyTorch counts the products of a real forward pass, attention included."""
+    """The utilisation stands on them. PyTorch counts the products of a peer's forward pass, attention included."""
     batch = Batch(2.0, 0.5, config, CPU)
-    step = Step(MSHuBERTEncoder(**TINY_ENCODER, **BASE_OR_LARGE[0]), config, batch, TINY_CLUSTERS, True)
+    step = Step(PEERS["transformers"]({**TINY_ENCODER, **BASE_OR_LARGE[0]}), config, batch, TINY_CLUSTERS, True)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         views = step.encoder.forward_views(batch.audio, batch.length, batch.mask_BT, [1, 2, 4])
         step.heads({k: views.tapped[layer][:, batch.mask_BT].flatten(0, 1) for k, layer in step.layer_of_set.items()})

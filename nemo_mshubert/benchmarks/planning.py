@@ -1,0 +1,241 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a pre-training needs before it is begun: memory, days, loader cores, storage, from a config and from measurements.
+
+Counts (parameters, bytes of weights, labels) are computed; speeds and activations come from JSON files of
+scripts/benchmark.py. What no file holds is "not measured", with the command that measures it: nothing is guessed.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+
+import torch
+from omegaconf import DictConfig
+
+from nemo_mshubert.benchmarks.pretraining_step import encoder_options
+from nemo_mshubert.data.manifest import PathLike
+from nemo_mshubert.models.training_setup import num_data_parts
+from nemo_mshubert.modules.frames import FRAME_RATE
+from nemo_mshubert.modules.label_heads import LabelHeads
+from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+from nemo_mshubert.parallel.registration import tensor_parallel_size
+
+FP32 = 4  # bytes
+WEIGHTS_AND_GRADIENTS, MOMENTS = 2 * FP32, 2 * FP32  # per parameter; AdamW keeps two moments
+CHECKPOINT = FP32 + MOMENTS  # per parameter
+CHECKPOINTS_ON_DISK = 3  # last, best, and the one that is being written
+LABEL_BYTES = 2 * 4 / 3  # per frame: uint16 as base64
+GIB, TB = 2**30, 1e12
+SECONDS_PER_DAY = 86400
+NO_LOADER = "python scripts/benchmark.py loader --manifest FILE --output FILE"
+Reports = Dict[str, List[Dict[str, Any]]]  # name of the benchmark -> its rows
+
+
+class Line(NamedTuple):
+    """A line of the plan; ``value`` None: not measured."""
+
+    quantity: str
+    value: Optional[float]
+    unit: str
+    source: str  # how it comes about, or the command that measures what is missing
+
+
+class Sizes(NamedTuple):
+    """Parameters."""
+
+    blocks: int  # of all transformer blocks
+    block: int  # of one
+    rest: int
+
+    @property
+    def all(self) -> int:
+        return self.blocks + self.rest
+
+
+@dataclass
+class Cluster:
+    """What the run is to have."""
+
+    gpus: int
+    gpus_per_node: int
+    strategy: str  # trainer.strategy
+
+    @property
+    def sharded(self) -> int:
+        """GPUs over which a copy of the weights is spread by FSDP2."""
+        return min(self.gpus, self.gpus_per_node) if self.strategy == "fsdp2" else 1
+
+    @property
+    def data_parts(self) -> int:
+        return num_data_parts({"devices": self.gpus, "strategy": self.strategy, "accelerator": "gpu"})
+
+
+def read_reports(paths: Sequence[PathLike]) -> Reports:
+    """Rows of JSON files of scripts/benchmark.py by benchmark; raises ``ValueError`` for another file."""
+    reports: Reports = {}
+    for path in paths:
+        with open(path, encoding="utf-8") as stream:
+            report = json.load(stream)
+        if not isinstance(report, dict) or not {"benchmark", "machine", "rows"} <= report.keys():
+            raise ValueError(f"{path}: not a JSON file of scripts/benchmark.py --output.")
+        where = report["machine"].get("gpu") or f"{report['machine']['cpu']}, {report['machine']['threads']} threads"
+        reports.setdefault(report["benchmark"], []).extend({**row, "machine": where} for row in report["rows"])
+    return reports
+
+
+def count_parameters(config: DictConfig) -> Sizes:
+    """Of encoder and heads, without their memory."""
+    with torch.device("meta"):
+        encoder = MSHuBERTEncoder(**encoder_options(config))
+        heads = LabelHeads(config.model.encoder.d_model, config.model.label_sets, config.model.label_heads.d_head)
+    block, blocks, whole = map(_num_parameters, (encoder.layers[0], encoder.layers, encoder))
+    return Sizes(blocks, block, whole - blocks + _num_parameters(heads))
+
+
+def _num_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def state_bytes(sizes: Sizes, cluster: Cluster) -> float:
+    """Weights, gradients and moments on one GPU, by the way in which GPUs share a model."""
+    ranks = tensor_parallel_size(cluster.strategy)
+    if ranks > 1:  # moments are shared out among the ranks of the same weights
+        own = sizes.blocks / ranks + sizes.rest
+        return own * (WEIGHTS_AND_GRADIENTS + MOMENTS / cluster.data_parts)
+    state = sizes.all * (WEIGHTS_AND_GRADIENTS + MOMENTS) / cluster.sharded
+    return state + (sizes.block * WEIGHTS_AND_GRADIENTS if cluster.sharded > 1 else 0)  # one block is gathered
+
+
+def plan(config: DictConfig, size: str, hours: float, cluster: Cluster, reports: Reports) -> List[Line]:
+    """The lines of the plan.
+
+    Args:
+        config: of an experiment of conf/pretrain.
+        size: its name in the rows of ``benchmark.py pretrain``.
+        hours: of audio in the corpus.
+        reports: of `read_reports`.
+    """
+    sizes = count_parameters(config)
+    step = _measured_step(reports, size, config.model.train_ds.batch_duration)
+    return [
+        *_memory(config, sizes, cluster, step),
+        *_time(config, hours, cluster, step),
+        *_loader(cluster, step, reports),
+        *_storage(hours, sizes, reports),
+        _labelling(hours, reports),
+    ]
+
+
+def _measured_step(reports: Reports, size: str, batch_seconds: float) -> Mapping[str, Any]:
+    """The row "ours" of the size whose batch is the nearest; empty where there is none."""
+    rows = [row for row in reports.get("pretrain", []) if row["row"] == "ours" and row["size"] == size]
+    rows = [row for row in rows if row.get("seconds")]
+    return min(rows, key=lambda row: abs(row["batch_seconds"] - batch_seconds)) if rows else {"needed": size}
+
+
+def _command(step: Mapping[str, Any]) -> str:
+    return f"python scripts/benchmark.py pretrain --sizes {step['needed']} --output FILE, on such a GPU"
+
+
+def _memory(config: DictConfig, sizes: Sizes, cluster: Cluster, step: Mapping[str, Any]) -> List[Line]:
+    state = state_bytes(sizes, cluster) / GIB
+    lines = [
+        Line("parameters", sizes.all / 1e6, "M", "encoder and label heads"),
+        Line("weights, gradients, moments per GPU", state, "GiB", f"fp32, strategy {cluster.strategy}"),
+    ]
+    activations = total = None
+    source = f"activations: {_command(step)}" if "needed" in step else "the row was measured on a CPU"
+    if step.get("peak_gib"):
+        batch = config.model.train_ds.batch_duration
+        one_gpu = sizes.all * (WEIGHTS_AND_GRADIENTS + MOMENTS) / GIB
+        activations = (step["peak_gib"] - one_gpu) / step["batch_seconds"] * batch
+        total = state + activations
+        source = f"batches of {batch:g} s, from a peak of {step['peak_gib']:.1f} GiB at {step['batch_seconds']:.1f} s"
+    bound = " (a whole model's: an upper bound)" if tensor_parallel_size(cluster.strategy) > 1 else ""
+    return [
+        *lines,
+        Line("activations per GPU", activations, "GiB", source + bound),
+        Line("memory per GPU", total, "GiB", ""),
+    ]
+
+
+def _time(config: DictConfig, hours: float, cluster: Cluster, step: Mapping[str, Any]) -> List[Line]:
+    micro_batch = config.model.train_ds.batch_duration * cluster.data_parts
+    accumulated = max(1, round(config.seconds_per_update / micro_batch))
+    seconds = accumulated * micro_batch
+    total = config.max_updates * seconds
+    lines = [
+        Line(
+            "audio per update", seconds, "s", f"asked for {config.seconds_per_update:g} s; {accumulated} micro-batches"
+        ),
+        Line("passes over the corpus", total / (hours * 3600), "", f"{config.max_updates} updates"),
+    ]
+    updates = days = None
+    source = _command(step) if "needed" in step else ""
+    if not source:
+        speed = step["audio_seconds_per_second"]
+        updates = SECONDS_PER_DAY * speed * cluster.gpus / seconds
+        days = config.max_updates / updates
+        source = f"{speed:.0f} audio-s/s on one {step['machine']}; the time between GPUs is not in it: at best"
+    return [*lines, Line("updates per day", updates, "", source), Line("days", days, "", source)]
+
+
+def _loader(cluster: Cluster, step: Mapping[str, Any], reports: Reports) -> List[Line]:
+    rows = [row for row in reports.get("loader", []) if row["row"].startswith("ours")]
+    cores, source = None, NO_LOADER
+    if rows and "needed" in step:
+        source = _command(step)
+    elif rows:
+        slowest = min(rows, key=lambda row: row["per_process"])
+        cores = step["audio_seconds_per_second"] / slowest["per_process"]
+        source = f"{slowest['per_process']:.0f} audio-s/s per process ({slowest['row']}, {slowest['machine']})"
+    node = min(cluster.gpus, cluster.gpus_per_node)
+    return [
+        Line("loader cores per GPU", cores, "", source),
+        Line("loader cores per node", cores and cores * node, "", f"{node} GPUs"),
+    ]
+
+
+def _storage(hours: float, sizes: Sizes, reports: Reports) -> List[Line]:
+    seconds = hours * 3600
+    rows = [row for row in reports.get("loader", []) if row.get("bytes_per_audio_second")]
+    audio = seconds * rows[0]["bytes_per_audio_second"] / TB if rows else None
+    source = "the bytes per second of the shards that the loader was measured on" if rows else NO_LOADER
+    return [
+        Line("audio", audio, "TB", source),
+        Line("labels", seconds * FRAME_RATE * LABEL_BYTES / TB, "TB", "the finest set in the manifest, base64"),
+        Line("checkpoints", CHECKPOINTS_ON_DISK * sizes.all * CHECKPOINT / TB, "TB", f"{CHECKPOINTS_ON_DISK} files"),
+    ]
+
+
+def _labelling(hours: float, reports: Reports) -> Line:
+    rows = [row for row in reports.get("labelling", []) if row["row"] == "labels"]
+    if not rows:
+        return Line(
+            "labels of the corpus", None, "device-hours", "python scripts/benchmark.py labelling --manifest FILE"
+        )
+    speed = rows[0]["audio_seconds_per_second"]
+    source = f"{speed:.0f} audio-s/s on {rows[0]['machine']}; shards run side by side (label.py make --shard)"
+    return Line("labels of the corpus", hours / speed, "device-hours", source)
+
+
+def plan_table(lines: Sequence[Line]) -> str:
+    """Markdown."""
+    rows = ["| quantity | value | from |", "|---|---|---|"]
+    for line in lines:
+        value = "not measured" if line.value is None else f"{line.value:,.4g} {line.unit}".strip()
+        rows.append(f"| {line.quantity} | {value} | {line.source} |")
+    return "\n".join(rows)

@@ -1,0 +1,55 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a pre-training needs, before anything is rented: memory per GPU, days, loader cores, storage.
+
+    python scripts/plan.py --config-name mshubert_large --hours 60000 --gpus 128 --parallel fsdp2 \\
+        --benchmarks pretrain.json loader.json labelling.json
+
+The files are those of scripts/benchmark.py. What they do not hold is "not measured", with the command that measures it.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+
+from nemo_mshubert.benchmarks.planning import Cluster, plan, plan_table, read_reports
+
+CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "pretrain"
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-name", default="mshubert_base", help="experiment of conf/pretrain")
+    parser.add_argument("--hours", type=float, required=True, help="of audio in the corpus")
+    parser.add_argument("--gpus", type=int, required=True)
+    parser.add_argument("--gpus_per_node", type=int, default=8)
+    parser.add_argument("--parallel", default="null", help="of conf/pretrain/parallel")
+    parser.add_argument("--benchmarks", nargs="*", default=[], help="JSON files of scripts/benchmark.py")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        config = compose(args.config_name, overrides=[f"parallel={args.parallel}"])
+    size = re.search("tiny|base|xlarge|large", args.config_name).group()
+    cluster = Cluster(args.gpus, args.gpus_per_node, config.trainer.strategy)
+    print(plan_table(plan(config, size, args.hours, cluster, read_reports(args.benchmarks))))
+
+
+if __name__ == "__main__":
+    main()

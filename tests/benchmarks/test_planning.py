@@ -1,0 +1,130 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The plan: bytes and days by hand, and nothing where nothing was measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from nemo_mshubert.benchmarks.planning import (
+    Cluster,
+    Sizes,
+    count_parameters,
+    plan,
+    plan_table,
+    read_reports,
+    state_bytes,
+)
+
+pytestmark = pytest.mark.unit
+CONFIGS = Path(__file__).parents[2] / "conf" / "pretrain"
+
+
+def load(name):
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        return compose(name)
+
+
+def write(path, benchmark, rows, **machine):
+    path.write_text(
+        json.dumps({"benchmark": benchmark, "machine": {"cpu": "C", "threads": 2, **machine}, "rows": rows})
+    )
+    return path
+
+
+@pytest.fixture
+def reports(tmp_path):
+    steps = [
+        {"row": "ours", "size": "base", "batch_seconds": 87.5, "seconds": 0.02, "audio_seconds_per_second": 4000.0},
+        {"row": "ours", "size": "base", "batch_seconds": 350.0, "seconds": 0.1, "audio_seconds_per_second": 9999.0},
+        {
+            "row": "transformers",
+            "size": "base",
+            "batch_seconds": 87.5,
+            "seconds": 1.0,
+            "audio_seconds_per_second": 1.0,
+        },
+    ]
+    steps[0]["peak_gib"] = 96_050_000 * 16 / 2**30 + 17.5
+    loader = [
+        {"row": "decoding alone", "per_process": 999.0, "bytes_per_audio_second": 16000.0},
+        {"row": "ours, 2 processes", "per_process": 500.0},
+    ]
+    labels = [{"row": "labels", "audio_seconds_per_second": 1000.0}]
+    return read_reports(
+        [
+            write(tmp_path / "a.json", "pretrain", steps, gpu="G"),
+            write(tmp_path / "b.json", "loader", loader),
+            write(tmp_path / "c.json", "labelling", labels),
+        ]
+    )
+
+
+def test_plan_of_the_paper(reports):
+    """LibriSpeech on 32 GPUs: 400,000 updates of 2,800 s at 4,000 audio-s/s per GPU."""
+    lines = {
+        line.quantity: line.value for line in plan(load("mshubert_base"), "base", 960, Cluster(32, 8, "auto"), reports)
+    }
+    assert lines["parameters"] == pytest.approx(96.05, abs=0.01)
+    assert lines["memory per GPU"] == pytest.approx(96.05e6 * 16 / 2**30 + 17.5, rel=1e-3)
+    assert lines["audio per update"] == 2800
+    assert lines["passes over the corpus"] == pytest.approx(400_000 * 2800 / (960 * 3600))
+    assert lines["updates per day"] == pytest.approx(86400 * 4000 * 32 / 2800)
+    assert lines["days"] == pytest.approx(400_000 * 2800 / (4000 * 32) / 86400)
+    assert lines["loader cores per GPU"] == 8 and lines["loader cores per node"] == 64
+    assert lines["audio"] == pytest.approx(960 * 3600 * 16000 / 1e12)
+    assert lines["labels"] == pytest.approx(960 * 3600 * 50 * 8 / 3 / 1e12)
+    assert lines["checkpoints"] == pytest.approx(3 * 96.05e6 * 12 / 1e12, rel=1e-3)
+    assert lines["labels of the corpus"] == pytest.approx(0.96)
+
+
+def test_nothing_is_invented(reports):
+    """Another size has no rows: what follows from them is not measured, and the command that measures it is named."""
+    lines = plan(load("mshubert_large"), "large", 60000, Cluster(128, 8, "auto"), {})
+    unknown = {line.quantity for line in lines if line.value is None}
+    assert unknown >= {"memory per GPU", "updates per day", "days", "loader cores per GPU", "audio"}
+    assert {"parameters", "labels", "checkpoints", "audio per update"}.isdisjoint(unknown)
+    table = plan_table(lines)
+    assert "| days | not measured | python scripts/benchmark.py pretrain --sizes large" in table
+    assert "updates per day | not measured" in plan_table(
+        plan(load("mshubert_large"), "large", 60000, Cluster(128, 8, "auto"), reports)
+    )
+
+
+def test_bytes_of_a_shared_model():
+    """Per parameter 4 of weights, 4 of gradients, 8 of moments; blocks 900, one block 100, the rest 50."""
+    sizes = Sizes(900, 100, 50)
+    assert state_bytes(sizes, Cluster(16, 8, "auto")) == 950 * 16
+    assert state_bytes(sizes, Cluster(16, 8, "fsdp2")) == 950 * 16 / 8 + 100 * 8
+    # Two GPUs share the blocks; the moments of what a GPU holds are spread over the eight with the same weights.
+    assert state_bytes(sizes, Cluster(16, 8, "megatron_tp2")) == (450 + 50) * (8 + 8 / 8)
+
+
+@pytest.mark.parametrize("size, parameters", [("base", 94_371_712), ("large", 315_435_136)])
+def test_parameters_are_those_of_hubert(size, parameters):
+    """Without the heads; large as fairseq has it, without biases in the front end."""
+    config = load(f"mshubert_{size}")
+    sizes, d_model, d_head = count_parameters(config), config.model.encoder.d_model, config.model.label_heads.d_head
+    heads = sum(d_model * d_head + d_head + clusters * d_head for clusters in config.model.label_sets)
+    assert sizes.all - heads == parameters
+    assert sizes.blocks == sizes.block * config.model.encoder.num_layers
+
+
+def test_another_file_is_refused(tmp_path):
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(ValueError, match="x.json: not a JSON file of scripts/benchmark.py"):
+        read_reports([tmp_path / "x.json"])
