@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+# Pre-training on a SLURM cluster, one task per GPU; srun ends all tasks when one fails. Options go to scripts/pretrain.py:
+#
+#     sbatch --nodes 4 scripts/slurm/pretrain.sh --config-name mshubert_base label_maker=km6.npz train_manifest=... \
+#         train_tars=... validation_manifest=dev-other.json
+#
+# Five minutes before its time is over SLURM sends SIGTERM, as it does on preemption: the tasks write a checkpoint, and the
+# job is queued again and goes on from it.
+#SBATCH --job-name=mshubert
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:TERM@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:?submit it with sbatch from the repository}"
+# shellcheck disable=SC1091
+source "${VENV:-.venv}/bin/activate"
+
+export OMP_NUM_THREADS=1                      # decoding and crops run in loader processes
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1      # a broken link is an error, not a wait
+
+srun --kill-on-bad-exit=1 python scripts/pretrain.py "$@" \
+    trainer.num_nodes="$SLURM_NNODES" trainer.devices="$SLURM_NTASKS_PER_NODE" &
+step=$!
+stopped=0
+trap 'stopped=1; kill -TERM "$step"' TERM     # srun passes it on to the tasks, which write a checkpoint
+code=0
+wait "$step" || code=$?
+if [ "$stopped" = 1 ]; then                   # what ended the first wait was the signal
+    code=0
+    wait "$step" || code=$?
+    [ "$code" = 0 ] && scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

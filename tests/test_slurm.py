@@ -1,0 +1,85 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The SLURM scripts, with stand-ins for SLURM's commands."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """``slurm(script, *arguments, **variables)`` starts a job; ``python``, ``srun`` and ``scontrol`` note their arguments."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "activate").touch()
+    programs = {
+        "python": 'echo "python $*" >> calls',
+        "scontrol": 'echo "scontrol $*" >> calls',
+        "srun": 'echo "srun $*" >> calls; trap "echo checkpoint >> calls; exit 0" TERM\n'
+        'case "$*" in *fail*) exit 3;; *short*) exit 0;; esac\nwhile true; do sleep 0.05; done',
+    }
+    for name, body in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+
+    def start(script, *arguments, **variables):
+        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "VENV": str(tmp_path), "SLURM_SUBMIT_DIR": str(tmp_path)}
+        command = ["bash", str(REPOSITORY / "scripts" / "slurm" / script), *arguments]
+        return subprocess.Popen(command, env={**environment, **variables}, cwd=tmp_path)
+
+    start.calls = lambda: (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
+    return start
+
+
+NODES = dict(SLURM_NNODES="4", SLURM_NTASKS_PER_NODE="8", SLURM_JOB_ID="77")
+
+
+def test_preempted_job_writes_a_checkpoint_and_is_queued_again(slurm):
+    job = slurm("pretrain.sh", "--config-name", "mshubert_base", **NODES)
+    deadline = time.monotonic() + 20
+    while not slurm.calls():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.2)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=20) == 0
+    pretrain = "scripts/pretrain.py --config-name mshubert_base trainer.num_nodes=4 trainer.devices=8"
+    assert slurm.calls() == [f"srun --kill-on-bad-exit=1 python {pretrain}", "checkpoint", "scontrol requeue 77"]
+
+
+@pytest.mark.parametrize("kind, code", [("short", 0), ("fail", 3)])
+def test_finished_and_failed_jobs_are_not_queued_again(slurm, kind, code):
+    """A job that fails on a typing error must not come back for ever."""
+    assert slurm("pretrain.sh", kind, **NODES).wait(timeout=20) == code
+    assert len(slurm.calls()) == 1
+
+
+def test_label_array(slurm):
+    """Each job of the array has its shard; the job that joins them has none."""
+    array = dict(SLURM_ARRAY_TASK_ID="3", SLURM_ARRAY_TASK_COUNT="64")
+    assert slurm("label.sh", "make", "--kmeans", "km.npz", **array).wait(timeout=20) == 0
+    assert slurm("label.sh", "merge", "--shards", "64", **array).wait(timeout=20) == 0
+    assert slurm.calls() == [
+        "python scripts/label.py make --shard 3/64 --kmeans km.npz",
+        "python scripts/label.py merge --shards 64",
+    ]
