@@ -39,19 +39,47 @@ def test_hidden_states_equal_transformers(peer, save_peer, difference, family):
     assert checkpoint.ctc is None and checkpoint.notes == []
 
 
+BASE = {
+    "hubert": dict(num_attention_heads=12),
+    "wav2vec2": {},
+    "wavlm": {},
+    "data2vec-audio": dict(conv_bias=False),
+}
+
+
 @pytest.mark.unit
-def test_base_size_equals_transformers(save_peer):
-    """The size that published weights have; with their 12 heads also where a config does not say so."""
+@pytest.mark.parametrize("model_type", BASE)
+def test_base_size_equals_transformers(model_type, tmp_path):
+    """The sizes of published weights: every hidden state, of an utterance alone and of one padded in a batch."""
     torch.manual_seed(3)
-    theirs = transformers.HubertModel(transformers.HubertConfig()).eval()
-    checkpoint = read_huggingface(save_peer(theirs, "hubert-base"))
+    theirs = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(model_type, **BASE[model_type]))
+    theirs.eval().save_pretrained(tmp_path)
+    checkpoint = read_huggingface(tmp_path)
     assert checkpoint.encoder["num_heads"] == 12 and checkpoint.encoder["conv_layers"][0] == [512, 10, 5]
-    signal = torch.randn(1, 4000)
+    encoder, signal = make_encoder(checkpoint), torch.randn(2, 5000)
+    signal[1, 4000:] = 0
     with torch.no_grad():
-        states, _ = make_encoder(checkpoint).hidden_states(signal[:, None], torch.tensor([4000]))
-        expected = theirs(signal, output_hidden_states=True).hidden_states
-    assert len(states) == len(expected) == 13
-    assert max((ours - other).abs().max().item() for ours, other in zip(states, expected)) < 1e-4
+        padded, frames = encoder.hidden_states(signal[:, None], torch.tensor([5000, 4000]))
+        alone, _ = encoder.hidden_states(signal[1:, None, :4000], torch.tensor([4000]))
+        expected = theirs(signal[1:, :4000], output_hidden_states=True).hidden_states
+    assert len(alone) == len(padded) == len(expected) == 13 and frames.tolist() == [15, 12]
+    for ours, ours_padded, other in zip(alone, padded, expected):
+        assert (ours - other).abs().max() < 1e-4
+        assert (ours_padded[1, :12] - other[0]).abs().max() < 1e-4
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("family", ["hubert-large", "wav2vec2-lv60k", "wavlm-large"])
+def test_padded_batches_equal_theirs(peer, save_peer, audio, family):
+    """Their own padded batches, where their models are made for them: with LayerNorms in the front end and a mask."""
+    theirs, (signal, length) = peer(family), audio
+    encoder = make_encoder(read_huggingface(save_peer(theirs, family)))
+    mask = (torch.arange(signal.shape[1]) < length[:, None]).long()
+    with torch.no_grad():
+        states, frames = encoder.hidden_states(signal[:, None], length)
+        expected = theirs(signal, attention_mask=mask).last_hidden_state
+    for ours, other, count in zip(states[-1], expected, frames):
+        assert (ours[:count] - other[:count]).abs().max() < 1e-4
 
 
 @pytest.mark.unit
