@@ -35,6 +35,7 @@ EXTRAS = {
         "black==25.12.0",
         "isort==6.1.0",
         "espeakng-loader>=0.2",
+        "onnxruntime>=1.20",
     ],
 }
 
