@@ -14,7 +14,7 @@
 
 """What a pre-training needs, before anything is rented: memory per GPU, days, loader cores, storage.
 
-    python scripts/plan.py --config-name mshubert_large --hours 60000 --gpus 128 --parallel fsdp2 \\
+    python scripts/plan.py --experiment mshubert_large --hours 60000 --gpus 128 --parallel fsdp2 \\
         --benchmarks pretrain.json loader.json labelling.json
 
 The files are those of scripts/benchmark.py. What they do not hold is "not measured", with the command that measures it.
@@ -33,7 +33,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "pretrain"
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-name", default="mshubert_base", help="experiment of conf/pretrain")
+    parser.add_argument("--experiment", default="mshubert_base", help="experiment of conf/pretrain")
     parser.add_argument("--hours", type=float, required=True, help="of audio in the corpus")
     parser.add_argument("--gpus", type=int, required=True)
     parser.add_argument("--gpus_per_node", type=int, default=8)
@@ -45,8 +45,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with initialize_config_dir(str(CONFIGS), version_base=None):
-        config = compose(args.config_name, overrides=[f"parallel={args.parallel}"])
-    size = re.search("tiny|base|xlarge|large", args.config_name).group()
+        config = compose(args.experiment, overrides=[f"parallel={args.parallel}"])
+    size = re.search("tiny|base|xlarge|large", args.experiment).group()
     cluster = Cluster(args.gpus, args.gpus_per_node, config.trainer.strategy)
     print(plan_table(plan(config, size, args.hours, cluster, read_reports(args.benchmarks))))
 

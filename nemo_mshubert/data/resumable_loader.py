@@ -136,7 +136,8 @@ def training_loader(
     with open_dict(config):
         # Shards: every rank and loader process shuffles on its own. Plain manifests: all ranks must draw the same order.
         config.shard_seed = "randomized" if tarred and num_workers else config.seed + RANK_SEED_STEP * rank * tarred
-    check_utterances(config)
+    if rank == 0:  # all ranks read the same manifests
+        check_utterances(config)
     stock = get_lhotse_dataloader_from_config(config, rank, world_size, dataset)
     options = {"batch_size": None, "num_workers": num_workers, "pin_memory": stock.pin_memory}
     if not isinstance(stock.dataset, IterableDatasetWrapper):
