@@ -29,7 +29,7 @@ from joblib.numpy_pickle import NumpyArrayWrapper, NumpyUnpickler
 from nemo_mshubert.clustering.features import FeatureDescription
 from nemo_mshubert.clustering.hierarchy import check_cluster_counts, compose_tables
 from nemo_mshubert.clustering.label_maker import LabelMaker
-from nemo_mshubert.convert.pickles import Refused, Stub, stub_class
+from nemo_mshubert.convert.pickles import Refused, Stub, named_errors, stub_class
 
 PathLike = Union[str, Path]
 
@@ -86,14 +86,8 @@ def _load(path: Path) -> Any:
                 f"{path}: neither a k-means file of scripts/fit_kmeans.py nor an uncompressed one of joblib. If joblib "
                 "compressed it, load and dump it with compress=0 where you trust it."
             )
-        try:
+        with named_errors(path, "joblib"):
             return _RestrictedUnpickler(str(path), stream, ensure_native_byte_order=True).load()
-        except Refused as error:
-            raise ValueError(f"{path}: {error}") from None
-        except Exception as error:  # pickle and numpy raise a dozen types on broken files
-            raise ValueError(
-                f"{path}: cut short, or not a file of joblib ({type(error).__name__}: {error}). Get it again."
-            ) from error
 
 
 def _is_kmeans(content: Any) -> bool:

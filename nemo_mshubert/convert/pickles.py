@@ -23,8 +23,9 @@ import codecs
 import pickle
 import zipfile
 from collections import OrderedDict, defaultdict
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Sequence, Union
+from typing import Any, Callable, Dict, Iterator, Sequence, Union
 
 import torch
 
@@ -97,13 +98,20 @@ def load_torch_file(path: Union[str, Path]) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file.")
     _refuse_torchscript(path)
-    try:
+    with named_errors(path, "torch.save"):
         return torch.load(path, map_location="cpu", pickle_module=_RestrictedPickle, weights_only=False)
+
+
+@contextmanager
+def named_errors(path: Path, writer: str) -> Iterator[None]:
+    """Turn what goes wrong while a pickle is read into a ``ValueError`` that names the file and who should have written it."""
+    try:
+        yield
     except Refused as error:
         raise ValueError(f"{path}: {error}") from None
-    except Exception as error:  # torch and pickle raise a dozen types on broken files
+    except Exception as error:  # torch, numpy and pickle raise a dozen types on broken files
         raise ValueError(
-            f"{path}: cut short, or not a file of torch.save ({type(error).__name__}: {error}). Get it again."
+            f"{path}: cut short, or not a file of {writer} ({type(error).__name__}: {error}). Get it again."
         ) from error
 
 
