@@ -72,7 +72,7 @@ def test_rows_of_all_decoders(arguments):
     rows = decoding.benchmark(**arguments)
     names = ["ours", "plain flashlight", "pyctcdecode"]
     assert [(row["decoder"], row["beam"], row["cores"]) for row in rows] == [(n, b, 1) for b in (5, 50) for n in names]
-    assert all(row["utterances_per_second"] > 0 for row in rows)
+    assert all(row["utterances_per_second"] > 0 and row["cpu_seconds"] >= 0 for row in rows)
     assert [row["wer"] for row in rows] == [0.0] * 6
 
 
@@ -80,6 +80,7 @@ def test_several_cores_and_fewer_utterances(arguments):
     """What cannot use a second core has no row for it."""
     rows = decoding.benchmark(**{**arguments, "cores": [2], "beams": [5], "utterances": 2})
     assert [row["decoder"] for row in rows] == ["ours", "pyctcdecode"] and rows[0]["wer"] == 0.0
+    assert not any("cpu_seconds" in row for row in rows)  # this process only waits
 
 
 def test_without_pyctcdecode_its_row_says_so(arguments, monkeypatch):
@@ -94,7 +95,7 @@ def test_without_pyctcdecode_its_row_says_so(arguments, monkeypatch):
     rows = decoding.benchmark(**{**arguments, "beams": [5]})
     assert "wer" not in rows[-1] and rows[0]["wer"] == 0.0
     table = markdown_table(rows, decoding.COLUMNS).splitlines()
-    assert table[-1] == "| pyctcdecode | 5 | 1 | not measured | not measured |"
+    assert table[-1] == "| pyctcdecode | 5 | 1 | not measured | not measured | not measured |"
 
 
 def test_an_upper_case_lm_is_not_for_pyctcdecode(arguments, tmp_path):
