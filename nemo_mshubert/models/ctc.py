@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from nemo_mshubert.data.resumable_loader import check_utterances
 from nemo_mshubert.data.tarred import check_shards, local_paths
 from nemo_mshubert.data.transcripts import check_transcripts
-from nemo_mshubert.models.loading import restore_model
+from nemo_mshubert.models.loading import is_foreign, local_path, restore_model
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 
 LETTERS = [" ", *string.ascii_lowercase, "'"]  # the space is the word delimiter (fairseq's "|"); NeMo adds the blank
@@ -119,15 +119,24 @@ def pretraining_labels(model: ModelPT) -> Optional[Dict[str, Any]]:
 def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCModel:
     """Restore a CTC ``.nemo`` with the options of ``overrides`` in its config: ``encoder``, ``train_ds``, ``optim``, ...
 
+    Args:
+        path: the file, a folder with it, or a model of the hub, as `models.loading` takes them.
+        overrides: the ``model`` section of conf/finetune.
+        trainer: of the run.
+
     Raises:
         FileNotFoundError, ValueError: no such file, not a CTC model, one with another encoder, an unknown option of
             the encoder, or data that cannot be trained on (a missing or truncated shard, a broken line, no text, letters
             that the model lacks).
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file. Make it with scripts/ssl_to_ctc.py.")
     try:
-        config = ASRModel.restore_from(path, return_config=True)
+        file = local_path(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such file. Make it with scripts/ssl_to_ctc.py.") from error
+    if is_foreign(file):
+        raise ValueError(f"{path}: not a .nemo. Make one of it with scripts/ssl_to_ctc.py.")
+    try:
+        config = ASRModel.restore_from(str(file), return_config=True)
     except Exception as error:
         raise ValueError(f"{path}: cannot be restored as a NeMo model ({type(error).__name__}: {error}).") from error
     if "decoder" not in config or not str(config.encoder.get("_target_")).endswith(MSHuBERTEncoder.__name__):
@@ -137,7 +146,7 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
         raise ValueError(f"model.encoder: MSHuBERTEncoder has no options {unknown}. Correct their names.")
     OmegaConf.set_struct(config, False)
     config.encoder = OmegaConf.merge(config.encoder, overrides.encoder)
-    model = ASRModel.restore_from(path, override_config_path=config, trainer=trainer, map_location="cpu")
+    model = ASRModel.restore_from(str(file), override_config_path=config, trainer=trainer, map_location="cpu")
     train_ds, validation_ds, optim = (
         OmegaConf.create(OmegaConf.to_container(overrides[name], resolve=True))
         for name in ("train_ds", "validation_ds", "optim")

@@ -17,9 +17,10 @@
 import pytest
 import torch
 from nemo.collections.asr.models import ASRModel, EncDecCTCModel
+from omegaconf import OmegaConf
 
 from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
-from nemo_mshubert.models.ctc import ssl_to_ctc
+from nemo_mshubert.models.ctc import restore_for_finetuning, ssl_to_ctc
 from nemo_mshubert.models.loading import load_encoder, restore_model
 from tests.convert.conftest import assert_same_weights
 
@@ -101,3 +102,12 @@ def test_what_is_nowhere(hub_cache):
         restore_model("somebody/gone")
     with pytest.raises(FileNotFoundError, match="exp/gone.nemo: no such file"):
         restore_model("exp/gone.nemo")
+
+
+def test_what_finetuning_takes(hf_folder, letters_path, tmp_path):
+    """init_model= of finetune_ctc.py: a folder with a .nemo reaches the checks of its options; others are sent back."""
+    with pytest.raises(ValueError, match="for_transformers: not a .nemo. Make one of it with scripts/ssl_to_ctc.py"):
+        restore_for_finetuning(str(hf_folder), OmegaConf.create(), None)
+    (hf_folder / "ours.nemo").write_bytes(letters_path.read_bytes())
+    with pytest.raises(ValueError, match="MSHuBERTEncoder has no options .'mask'."):
+        restore_for_finetuning(str(hf_folder), OmegaConf.create({"encoder": {"mask": 1}}), None)
