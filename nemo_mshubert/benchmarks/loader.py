@@ -107,7 +107,7 @@ def loader_config(configs: Path, folder: Path, shards: int, manifest: PathLike) 
     options.update(
         manifest_filepath=f"{folder}/sharded_manifests/manifest__OP_0..{shards - 1}_CL_.json",
         tarred_audio_filepaths=f"{folder}/audio__OP_0..{shards - 1}_CL_.tar",
-        num_buckets=min(options.num_buckets, max(utterances // 20, 1)),
+        num_buckets=min(options.num_buckets, max(utterances // 20, 2)),
         num_cuts_for_bins_estimate=utterances,
         bucket_buffer_size=min(options.bucket_buffer_size, utterances),
         shuffle_buffer_size=min(options.shuffle_buffer_size, utterances),
@@ -118,9 +118,10 @@ def loader_config(configs: Path, folder: Path, shards: int, manifest: PathLike) 
 
 
 def stock_options(config: DictConfig) -> DictConfig:
-    """Without the options that are ours."""
+    """Without the options that are ours, and without the thread that fills its buckets, which has no end."""
     options = OmegaConf.to_container(config)
-    return OmegaConf.create({key: value for key, value in options.items() if key not in ("crop", "max_unreadable")})
+    stock = {key: value for key, value in options.items() if key not in ("crop", "max_unreadable")}
+    return OmegaConf.create({**stock, "concurrent_bucketing": False})
 
 
 def decoded_seconds(folder: Path) -> Iterator[float]:
@@ -144,4 +145,6 @@ def speed(audio_seconds: Iterator[float], seconds: float, warm_up: int = 1) -> D
     start, audio = time.perf_counter(), 0.0
     while time.perf_counter() - start < seconds:
         audio += next(audio_seconds)
-    return {"audio_seconds_per_second": audio / (time.perf_counter() - start)}
+    result = {"audio_seconds_per_second": audio / (time.perf_counter() - start)}
+    audio_seconds.close()  # ends the processes of an endless loader
+    return result

@@ -1,0 +1,43 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The rows of labels and inference are there, and belong together."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_mshubert.benchmarks import inference, labelling
+
+pytestmark = pytest.mark.unit
+CONFIGS = Path(__file__).parents[2] / "conf" / "pretrain"
+CPU = torch.device("cpu")
+
+
+def test_labels(labelled):
+    rows = labelling.benchmark(CONFIGS, "tiny", labelled.dev, 5, clusters=5, frames=400, repeats=1, device=CPU)
+    encoder, features, labels, sklearn, cuml = rows
+    assert [row["row"] for row in rows[:3]] == ["encoder alone", "features", "labels"]
+    assert encoder["share_of_encoder"] == 1 and labels["share_of_encoder"] == encoder["seconds"] / labels["seconds"]
+    assert sklearn["seconds"] > 0 and sklearn["inertia_per_frame"] > 0
+    assert "5 clusters, 400 frames of 144" in sklearn["row"]
+
+
+def test_inference_of_the_same_model(labelled):
+    """The peer has the same weights, or its time means nothing: alone, every utterance gives the same text."""
+    rows = inference.benchmark(CONFIGS, "tiny", None, labelled.dev, 5, batch_seconds=10, repeats=1, device=CPU)
+    assert [row["row"] for row in rows] == ["ours", "transformers"]
+    assert [row["same_texts"] for row in rows] == [1, 1]
+    assert all(row["real_time_factor"] > 0 for row in rows)
