@@ -78,8 +78,8 @@ def test_chunks_of_a_model_with_local_context_leave_no_seam(small_chunks, num_fr
         device = torch.device("cpu")
 
         def forward(self, input_signal, input_signal_length):
-            x_BCT, frames = convolutions(input_signal[:, None], input_signal_length, False)
-            return x_BCT.transpose(1, 2), frames, None
+            x_BTC, frames = convolutions(input_signal[:, None], input_signal_length, False)
+            return x_BTC, frames, None
 
     wave = noise((num_frames - 1) * 320 + 400 + surplus)
     whole = model_log_probs(Local(), [wave])[0]
