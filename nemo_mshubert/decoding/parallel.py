@@ -51,16 +51,21 @@ def _start_worker(decoder: LexiconBeamSearchDecoder) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _interrupt_once(*_) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one, on the way out, would leave the workers behind
+    raise KeyboardInterrupt
+
+
 @contextmanager
-def _ctrl_c_ignored():
+def _on_ctrl_c(handler):
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets Ctrl-C
         yield
         return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    previous = signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGINT, previous)
 
 
 def _decode_in_worker(task: Task) -> List[LexiconHypothesis]:
@@ -115,7 +120,8 @@ class ParallelDecoder:
         if self._pool is None:
             results = (_decode_task(self.decoder, task) for task in tasks)
         else:
-            results = self._pool.map(_decode_in_worker, tasks)
+            with _on_ctrl_c(signal.SIG_IGN):  # workers start here, and inherit it until `_start_worker`
+                results = self._pool.map(_decode_in_worker, tasks)
         return list(tqdm(results, total=len(tasks), desc=progress, unit="utt", disable=progress is None))
 
     def decode_batch(
@@ -126,9 +132,12 @@ class ParallelDecoder:
         return self.decode(pairs, n_best)
 
     def __enter__(self) -> "ParallelDecoder":
+        self._ctrl_c = _on_ctrl_c(_interrupt_once)
+        self._ctrl_c.__enter__()
         return self
 
     def __exit__(self, *_) -> None:
         if self._pool is not None:
-            with _ctrl_c_ignored():  # a second one would leave the workers behind, and Python waiting for them
+            with _on_ctrl_c(signal.SIG_IGN):
                 self._pool.shutdown(cancel_futures=True)
+        self._ctrl_c.__exit__(None, None, None)
