@@ -25,7 +25,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-data="" manifests="" alignments="" exp=exp/quickstart updates=300 finetune_updates=500
+data="" manifests="" alignments="" exp=exp/quickstart updates=400 finetune_updates=800
 while [ $# -gt 0 ]; do
     case "$1" in
         --data) data=$(realpath "$2"); shift 2 ;;
@@ -82,7 +82,7 @@ stage "pre-train HuBERT, iteration 1" "$iter1" python scripts/pretrain.py --conf
 # --- Labels of MS-HuBERT: six sets of clusters of a hidden layer ------------------------------------------------------
 labels=$exp/labels/iter2
 stage "k-means of layer 6" "$labels/km.npz" python scripts/fit_kmeans.py --manifest "$train" --features hidden \
-    --encoder "$iter1" --layer 6 --clusters 1000 500 250 125 50 25 --max_frames 15000 --output "$labels/km.npz"
+    --encoder "$iter1" --layer 6 --clusters 1000 500 250 125 50 25 --max_frames 10000 --output "$labels/km.npz"
 for split in train dev; do
     stage "label $split, iteration 2" "$labels/$split.metrics.json" python scripts/label.py make --kmeans "$labels/km.npz" \
         --encoder "$iter1" --manifest "${!split}" --output "$labels/$split.json" $(metrics) \
