@@ -28,12 +28,11 @@ import argparse
 import logging
 from functools import partial
 
-import torch
-
 from nemo_mshubert.analysis.cca import WEIGHTS, CcaSettings
 from nemo_mshubert.analysis.cca_report import analyze_models, load_hidden_states, results_table, summary_table
 from nemo_mshubert.analysis.model_names import named_model
 from nemo_mshubert.analysis.word_segments import commonest_units, read_alignments, sample_instances
+from nemo_mshubert.device import choose_device
 
 # Words: Pasad et al. Phones: all of them, and about as many instances in all as words have (an assumption).
 DEFAULT_TOP = {"words": 500, "phones": None}
@@ -57,8 +56,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.top = args.top or DEFAULT_TOP[args.units]
     args.instances = args.instances or DEFAULT_INSTANCES[args.units]
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.device = choose_device(args.device)
     return args
 
 

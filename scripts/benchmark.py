@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 
 from nemo_mshubert.benchmarks.measurement import publish
+from nemo_mshubert.device import choose_device
 
 CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "pretrain"
 MODULES = {  # subcommand: module of nemo_mshubert.benchmarks, which has COLUMNS and benchmark(...)
@@ -95,7 +96,7 @@ def main() -> None:
     command, threads, output = (arguments.pop(name) for name in ("command", "threads", "output"))
     if threads:
         torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(choose_device("auto"))
     module = importlib.import_module(f"nemo_mshubert.benchmarks.{MODULES[command]}")
     rows = module.benchmark(**arguments, device=device)
     publish(command, arguments, rows, module.COLUMNS, device, output)

@@ -24,11 +24,10 @@ not measured again. What is logged while training (val_* in TensorBoard) is expl
 import argparse
 import logging
 
-import torch
-
 from nemo_mshubert.analysis.diagnostics import diagnose_models, diagnosis_table
 from nemo_mshubert.analysis.model_names import named_model
 from nemo_mshubert.analysis.word_segments import read_alignments
+from nemo_mshubert.device import choose_device
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -44,8 +43,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if any")
     parser.add_argument("--output", required=True, help="folder")
     args = parser.parse_args(argv)
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.device = choose_device(args.device)
     return args
 
 

@@ -26,13 +26,12 @@ import argparse
 import logging
 from pathlib import Path
 
-import torch
-
 from nemo_mshubert.clustering.features import FeatureMaker, HiddenFeatures, MfccFeatures
 from nemo_mshubert.clustering.hierarchy import check_cluster_counts
 from nemo_mshubert.clustering.kmeans import BACKENDS
 from nemo_mshubert.clustering.label_maker import ASSIGNMENTS, fit_label_maker
 from nemo_mshubert.clustering.labelling import sample_corpus_frames
+from nemo_mshubert.device import choose_device
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -67,8 +66,7 @@ def make_features(args: argparse.Namespace) -> FeatureMaker:
         return MfccFeatures()
     from nemo_mshubert.models.loading import load_encoder  # imports NeMo, which MFCCs do without
 
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return HiddenFeatures(load_encoder(args.encoder), args.layer, device)
+    return HiddenFeatures(load_encoder(args.encoder), args.layer, choose_device(args.device))
 
 
 def main(argv=None) -> None:

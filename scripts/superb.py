@@ -21,18 +21,17 @@
 Writes results.json and layer_weights.png to ``output``. Tasks: conf/superb/*.yaml.
 """
 
-import torch
 from nemo.core.config import hydra_runner
 from nemo.utils import logging
 from omegaconf import OmegaConf
 
 from nemo_mshubert.analysis.superb.sweep import results_table, run_superb
+from nemo_mshubert.device import choose_device
 
 
 @hydra_runner(config_path="../conf/superb", config_name="asr")
 def main(cfg):
-    if cfg.device == "auto":
-        cfg.device = "cuda" if torch.cuda.is_available() else "cpu"
+    cfg.device = choose_device(cfg.device)
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     print(results_table(run_superb(cfg)))
 

@@ -27,6 +27,7 @@ from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.config import LexiconBeamConfig
 from nemo_mshubert.decoding.error_rates import ErrorCounts, character_errors, word_errors
 from nemo_mshubert.decoding.log_probs import require_case, write_log_probs
+from nemo_mshubert.device import choose_device
 from nemo_mshubert.models.loading import restore_model
 from nemo_mshubert.parallel.launched import LaunchedRanks
 
@@ -40,8 +41,9 @@ def load_ctc_model(path: str, device: str = "auto", precision: str = "fp32") -> 
         raise ValueError(
             f"{path}: a {type(model).__name__}, expected a CTC model. Make one with scripts/ssl_to_ctc.py."
         )
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return model.to(device=device, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision]).eval()
+    return model.to(
+        device=choose_device(device), dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    ).eval()
 
 
 def greedy_decoder(model: EncDecCTCModel) -> Decode:
