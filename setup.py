@@ -55,7 +55,9 @@ class StyleCommand(Command):
         pass
 
     def run(self):
-        tools = (["isort"], ["black"]) if self.fix else (["isort", "--check-only", "--diff"], ["black", "--check"])
+        # Without black's cache: it remembers files by date and size, and once called an unformatted file clean.
+        black = ["black", "--no-cache"]
+        tools = (["isort"], black) if self.fix else (["isort", "--check-only", "--diff"], [*black, "--check"])
         failed = [tool[0] for tool in tools if subprocess.call([sys.executable, "-m", *tool, self.scope]) != 0]
         if failed:
             sys.exit(f"{', '.join(failed)} failed; `python setup.py style --fix` rewrites the files.")

@@ -140,4 +140,3 @@ class FrozenFeatures:
     def _path(self, entry: Dict[str, Any]) -> Path:
         source = (str(Path(entry["audio_filepath"]).resolve()), entry.get("offset"), entry.get("duration"))
         return self.folder / f"{hashlib.sha256(repr(source).encode()).hexdigest()[:32]}.npy"
-
