@@ -14,11 +14,14 @@
 
 """The device that a command runs on."""
 
+import os
+
 import torch
 
 
 def choose_device(name: str) -> str:
-    """``name`` as given (``cpu``, ``cuda``, ``cuda:1``, ...); ``auto``: a GPU where there is one."""
+    """``name`` as given (``cpu``, ``cuda``, ``cuda:1``, ...); ``auto``: a GPU where there is one, under torchrun that of
+    this rank."""
     if name != "auto":
         return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"

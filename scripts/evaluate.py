@@ -68,7 +68,7 @@ def main() -> None:
     if args.decode:
         beam_config = read_config(args.decode, lm=args.lm, lexicon=args.lexicon, beam_size=args.beam_size)
     with launched_ranks() as ranks:
-        model = load_ctc_model(args.model, ranks.device if args.device == "auto" else args.device, args.precision)
+        model = load_ctc_model(args.model, args.device, args.precision)
         decoders = {"greedy": greedy_decoder(model)}
         if beam_config:
             decoders["lexicon_beam"] = lexicon_decoder(model, beam_config, args.workers)

@@ -46,6 +46,7 @@ from nemo_mshubert.clustering.labelling import Shard, label_manifest, measure_ma
 from nemo_mshubert.clustering.metrics import load_alignments
 from nemo_mshubert.data.labels import check_labelled_manifest
 from nemo_mshubert.data.manifest import atomic_write
+from nemo_mshubert.device import choose_device
 from nemo_mshubert.parallel.launched import launched_ranks
 
 
@@ -99,7 +100,7 @@ def make_features(maker: LabelMaker, args: argparse.Namespace) -> FeatureMaker:
 def hidden_features(layer: int, args: argparse.Namespace) -> HiddenFeatures:
     from nemo_mshubert.models.loading import load_encoder  # imports NeMo, which MFCCs do without
 
-    return HiddenFeatures(load_encoder(args.encoder), layer, args.device)
+    return HiddenFeatures(load_encoder(args.encoder), layer, choose_device(args.device))
 
 
 def read_published(args: argparse.Namespace) -> Tuple[LabelMaker, FeatureMaker]:
@@ -116,8 +117,6 @@ def read_published(args: argparse.Namespace) -> Tuple[LabelMaker, FeatureMaker]:
 
 def make_labels(args: argparse.Namespace) -> None:
     with launched_ranks() as ranks:
-        if args.device == "auto":
-            args.device = ranks.device
         if is_pickle(args.kmeans):
             maker, features = read_published(args)
         else:

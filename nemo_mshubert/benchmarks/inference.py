@@ -92,7 +92,7 @@ def benchmark(
             "seconds": value,
             "real_time_factor": value / audio_seconds,
             "time_over_ours": value / measured["ours"],
-            "same_texts": sum(a == b for a, b in zip(texts[name], texts["ours"])) / len(entries),
+            "same_texts": sum(a.strip() == b.strip() for a, b in zip(texts[name], texts["ours"])) / len(entries),
         }
         for name, value in measured.items()
     ]

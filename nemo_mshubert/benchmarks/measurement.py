@@ -18,6 +18,8 @@ A row is a dictionary; a column a key of it with a heading and a number format. 
 the table says so.
 """
 
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -31,6 +33,7 @@ import torch
 from nemo_mshubert.data.manifest import PathLike, atomic_write
 
 NOT_MEASURED = "not measured"
+CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux: restarts the peak of the resident memory
 Row = Dict[str, Any]
 Call = Callable[[], Any]
 
@@ -68,20 +71,38 @@ def median_seconds(calls: Dict[str, Call], repeats: int, device: torch.device) -
 
 
 def peak_gib(build: Callable[[], Call], device: torch.device) -> Optional[float]:
-    """GPU memory in GiB that ``build()`` and two of its calls hold at most beyond what was held before.
+    """Memory in GiB that ``build()`` and two of its calls hold at most beyond what was held before.
 
-    None on a CPU: the peak of a process is that of everything it ever held.
+    On a GPU what PyTorch has allocated, on a CPU the resident memory of the process. None on a CPU where the system has no
+    peak that can be reset (only Linux has one).
     """
-    if device.type != "cuda":
+    if device.type != "cuda" and not os.access(CLEAR_REFS, os.W_OK):
         return None
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
+    gc.collect()
+    before = _restart_peak(device)
     call = build()
     for _ in range(2):  # the optimizer's moments are there from the first step on
         call()
     synchronize(device)
-    return (torch.cuda.max_memory_allocated(device) - before) / 2**30
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_bytes("VmHWM")
+    return (peak - before) / 2**30
+
+
+def _restart_peak(device: torch.device) -> int:
+    """Bytes held now, from which on the peak counts."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory that the C library keeps would hide as much of the next step
+    CLEAR_REFS.write_text("5")  # proc(5): the peak resident set is the present one
+    return _resident_bytes("VmRSS")
+
+
+def _resident_bytes(key: str) -> int:
+    """``VmRSS``, the resident memory of this process, or ``VmHWM``, its peak."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:

@@ -91,8 +91,10 @@ def read_reports(paths: Sequence[PathLike]) -> Reports:
             report = json.load(stream)
         if not isinstance(report, dict) or not {"benchmark", "machine", "rows"} <= report.keys():
             raise ValueError(f"{path}: not a JSON file of scripts/benchmark.py --output.")
-        where = report["machine"].get("gpu") or f"{report['machine']['cpu']}, {report['machine']['threads']} threads"
-        reports.setdefault(report["benchmark"], []).extend({**row, "machine": where} for row in report["rows"])
+        gpu = report["machine"].get("gpu")
+        where = gpu or f"{report['machine']['cpu']}, {report['machine']['threads']} threads"
+        rows = ({**row, "machine": where, "on_gpu": bool(gpu)} for row in report["rows"])
+        reports.setdefault(report["benchmark"], []).extend(rows)
     return reports
 
 
@@ -158,7 +160,7 @@ def _memory(config: DictConfig, sizes: Sizes, cluster: Cluster, step: Mapping[st
     ]
     activations = total = None
     source = f"activations: {_command(step)}" if "needed" in step else "the row was measured on a CPU"
-    if step.get("peak_gib"):
+    if step.get("on_gpu") and step.get("peak_gib"):
         batch = config.model.train_ds.batch_duration
         one_gpu = sizes.all * (WEIGHTS_AND_GRADIENTS + MOMENTS) / GIB
         activations = (step["peak_gib"] - one_gpu) / step["batch_seconds"] * batch

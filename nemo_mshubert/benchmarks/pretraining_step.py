@@ -23,7 +23,7 @@ Rows, each the median of interleaved steps (forward, loss, backward, clip, AdamW
     torchaudio           the modules of ``hubert_pretrain_base`` likewise; not measured where it is not installed
 
 The utilisation is `flops.step_flops` per second over the FLOP/s of a large matrix product in the same precision on the
-same machine, measured in the same run. Memory is what a step adds on a GPU, with weights, gradients and moments.
+same machine, measured in the same run. Memory is what a step adds, with weights, gradients and moments.
 """
 
 from functools import partial

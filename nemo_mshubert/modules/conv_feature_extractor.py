@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nemo_mshubert.modules.conv_as_matmul import conv_as_matmul
+from nemo_mshubert.modules.conv_with_time_norm import conv_with_time_norm
 from nemo_mshubert.modules.frames import frame_count
 
 NORMS = ("group_norm", "layer_norm")
@@ -60,6 +61,13 @@ class TimeGroupNorm(nn.GroupNorm):
         scale = torch.rsqrt(variance + self.eps) * self.weight.float()[None]
         return (centred * scale + self.bias.float()[None]).to(x_BTC.dtype)
 
+    def of_convolution(self, signal_BS: Tensor, conv: nn.Conv1d, lengths_B: Tensor, padded: bool) -> Tensor:
+        """``self(conv(signal))`` of one input channel, without passes over the channels: ``[B, S]`` -> ``[B, T, C]``."""
+        weight_OK = conv.weight[:, 0]
+        return conv_with_time_norm(
+            signal_BS, weight_OK, self.weight, self.bias, self.eps, conv.stride[0], lengths_B, padded
+        )
+
 
 class ChannelLayerNorm(nn.LayerNorm):
     """LayerNorm over channels of ``[B, T, C]``; independent of padding."""
@@ -83,13 +91,14 @@ class ConvLayer(nn.Module):
         )
 
     def forward(self, x_BTC: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
-        if x_BTC.device.type == "cpu" and not is_exporting():
-            x_BTC = conv_as_matmul(x_BTC, self.conv.weight, self.conv.bias, self.conv.stride[0])
+        conv, norm = self.conv, self.layer_norm
+        if x_BTC.device.type != "cpu" or is_exporting():
+            y_BTC = conv(x_BTC.transpose(1, 2)).transpose(1, 2)
+        elif isinstance(norm, TimeGroupNorm) and conv.in_channels == 1 and conv.bias is None:
+            return F.gelu(norm.of_convolution(x_BTC[..., 0], conv, lengths_B, padded))
         else:
-            x_BTC = self.conv(x_BTC.transpose(1, 2)).transpose(1, 2)
-        if self.layer_norm is not None:
-            x_BTC = self.layer_norm(x_BTC, lengths_B, padded)
-        return F.gelu(x_BTC)
+            y_BTC = conv_as_matmul(x_BTC, conv.weight, conv.bias, conv.stride[0])
+        return F.gelu(y_BTC if norm is None else norm(y_BTC, lengths_B, padded))
 
 
 class ConvFeatureExtractor(nn.Module):

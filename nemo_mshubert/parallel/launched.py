@@ -32,11 +32,6 @@ class LaunchedRanks(NamedTuple):
     wait: Callable[[], None]  # until all ranks have come to the same call
     gather: Callable[[Any], Optional[List[Any]]]  # what each rank gives, on rank 0; None elsewhere
 
-    @property
-    def device(self) -> str:
-        """The GPU of this rank, where there is one."""
-        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-
 
 @contextmanager
 def launched_ranks() -> Iterator[LaunchedRanks]:

@@ -15,12 +15,13 @@
 """Medians, tables and the machine."""
 
 import json
+import os
 
 import pytest
 import torch
 
 from nemo_mshubert.benchmarks import measurement
-from nemo_mshubert.benchmarks.measurement import Column, markdown_table, median_seconds, publish
+from nemo_mshubert.benchmarks.measurement import CLEAR_REFS, Column, markdown_table, median_seconds, peak_gib, publish
 
 pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")
@@ -40,6 +41,18 @@ def test_calls_take_turns_and_the_first_round_does_not_count(monkeypatch):
     seconds = median_seconds({"a": lambda: call("a"), "b": lambda: call("b")}, 3, CPU)
     assert seconds == {"a": 2.0, "b": 3.0}
     assert order == ["a", "b"] * 4
+
+
+@pytest.mark.skipif(not os.access(CLEAR_REFS, os.W_OK), reason="no peak that can be reset: not Linux")
+def test_peak_is_that_of_the_step_and_not_of_the_process():
+    """A step would be charged with what ran before it, or get its freed memory for nothing."""
+
+    def held(mib):
+        return lambda: torch.ones(mib, 2**18)  # fp32: 1 MiB a row
+
+    torch.ones(1024, 2**18)  # larger, and gone
+    assert peak_gib(lambda: held(256), CPU) == pytest.approx(0.25, abs=0.05)
+    assert peak_gib(lambda: held(512), CPU) == pytest.approx(0.5, abs=0.05)
 
 
 def test_table_says_what_was_not_measured():

@@ -92,6 +92,15 @@ def test_plan_of_the_paper(reports):
     assert lines["labels of the corpus"] == pytest.approx(0.96)
 
 
+def test_memory_of_a_cpu_says_nothing_about_a_gpu(tmp_path):
+    """A step in fp32 on a CPU has other activations: the plan would ask for GPUs of the wrong size."""
+    step = {"row": "ours", "size": "base", "batch_seconds": 16.0, "seconds": 8.0, "audio_seconds_per_second": 2.0}
+    reports = read_reports([write(tmp_path / "a.json", "pretrain", [{**step, "peak_gib": 9.0}])])
+    lines = plan(load("mshubert_base"), "base", 960, Cluster(32, 8, "auto"), reports)
+    memory = {line.quantity: line for line in lines}
+    assert memory["memory per GPU"].value is None and "on a CPU" in memory["activations per GPU"].source
+
+
 def test_nothing_is_invented(reports):
     """Another size has no rows: what follows from them is not measured, and the command that measures it is named."""
     lines = plan(load("mshubert_large"), "large", 60000, Cluster(128, 8, "auto"), {})

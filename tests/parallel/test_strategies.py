@@ -23,6 +23,7 @@ from nemo_mshubert.data.pretraining_dataset import collate
 from nemo_mshubert.models import MSHuBERTModel
 from nemo_mshubert.models.loading import restore_model
 from nemo_mshubert.parallel.registration import register
+from nemo_mshubert.parallel.sharded import ShardedStrategy
 from tests.models.fixed_update import train, utterance
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
@@ -31,6 +32,7 @@ UPDATES = 20
 CLIP = 2.0  # below most norms
 HALVES = [[[0], [1]], [[2], [3]]]  # data parts, micro-batches, utterances: two of each
 WHOLE = [[[0, 1], [2, 3]]]
+QUARTERS = [[[0]], [[1]], [[2]], [[3]]]
 # A large eps: Adam makes steps of full size of a gradient that is nothing but rounding, such as that of the bias of keys.
 ADAM = {"lr": 3e-3, "betas": [0.9, 0.98], "eps": 1e-3, "weight_decay": 0.01}
 
@@ -205,6 +207,13 @@ def test_sharded_training_is_that_of_ddp(ddp, config, tmp_path):
     assert metrics[0][1] == pytest.approx(ddp[1][1], rel=1e-3)
     model = restore_model(tmp_path / "end.nemo")
     assert difference(model.state_dict(), checkpoint(tmp_path)["state_dict"]) == 0
+
+
+def test_copies_of_shards_are_one_model(config, tmp_path):
+    """Two copies in two shards each, as of two nodes with two GPUs (HSDP): gradients are summed over shards and copies."""
+    for name, strategy in (("ddp", "ddp"), ("copies", ShardedStrategy(shard_size=2))):
+        run_on_ranks(4, lambda: train_in(tmp_path / name, config, QUARTERS, 4, strategy=strategy))
+    assert_same_training(tmp_path / "copies", tmp_path / "ddp")
 
 
 def test_sharded_training_resumes(ddp, config, tmp_path):

@@ -1,0 +1,69 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The first convolution and its norm over time as one product: the CPU's front end of base.
+
+The convolution is linear, so mean and variance of a channel over the frames of an utterance follow from mean and covariance
+of the windows of samples that it sees, 10 numbers and 10 x 10, without its 512 channels ever being read again:
+
+    channel   y = w . window               mean(y) = w . mean(window)    var(y) = w . cov(window) . w
+    norm      gain * (y - mean(y)) + bias  = (gain * w) . window + shift
+
+That is a convolution with weights of its own per utterance. The reference is ``conv1d`` and `TimeGroupNorm`, which GPUs and
+exported graphs take.
+"""
+
+import torch
+from torch import Tensor
+
+
+def conv_with_time_norm(
+    signal_BS: Tensor,
+    weight_OK: Tensor,
+    scale_O: Tensor,
+    bias_O: Tensor,
+    eps: float,
+    stride: int,
+    counts_B: Tensor,
+    padded: bool,
+) -> Tensor:
+    """``conv1d`` of one channel without bias, then every channel normalised over time: ``[B, S]`` -> ``[B, T, O]``.
+
+    Args:
+        scale_O, bias_O: of the norm.
+        counts_B: frames of each utterance, which the statistics are of.
+        padded: whether some row has fewer than T; without, ``counts_B`` is not read.
+    """
+    windows_BTK = signal_BS.unfold(1, weight_OK.shape[1], stride)
+    weight = weight_OK.double()
+    mean_B1K, covariance_BKK = _statistics(windows_BTK.double(), counts_B, padded)  # fp64: samples far from zero
+    variance_BO = ((weight @ covariance_BKK) * weight).sum(-1)
+    gain_BO = scale_O.double() * torch.rsqrt(variance_BO + eps)
+    shift_B1O = bias_O.double() - gain_BO[:, None] * (mean_B1K @ weight.T)
+    weight_BKO = (gain_BO[..., None] * weight).transpose(1, 2)
+    return torch.baddbmm(shift_B1O.to(signal_BS.dtype), windows_BTK, weight_BKO.to(signal_BS.dtype))
+
+
+def _statistics(windows_BTK: Tensor, counts_B: Tensor, padded: bool):
+    """Mean ``[B, 1, K]`` and covariance ``[B, K, K]`` over the frames of each utterance."""
+    if padded:
+        valid_BT1 = (torch.arange(windows_BTK.shape[1], device=counts_B.device) < counts_B[:, None])[..., None]
+        count_B11 = counts_B.clamp(min=1)[:, None, None]
+        mean_B1K = (windows_BTK * valid_BT1).sum(1, keepdim=True) / count_B11
+        centred_BTK = (windows_BTK - mean_B1K) * valid_BT1
+    else:
+        count_B11 = windows_BTK.shape[1]
+        mean_B1K = windows_BTK.mean(1, keepdim=True)
+        centred_BTK = windows_BTK - mean_B1K
+    return mean_B1K, centred_BTK.transpose(1, 2) @ centred_BTK / count_B11
