@@ -22,7 +22,7 @@ import argparse
 import logging
 import sys
 
-from nemo_mshubert.data.synthetic import synthesize_corpus
+from nemo_mshubert.data.synthetic.corpus import synthesize_corpus
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ def synthetic_corpus(tmp_path_factory):
     """Paths of the manifests ``train``, ``dev`` and ``test`` of about a minute of synthetic speech."""
     pytest.importorskip("espeakng_loader", reason="synthetic speech needs espeakng-loader")
     from nemo_mshubert.data.librispeech import prepare_librispeech
-    from nemo_mshubert.data.synthetic import SUBSETS, synthesize_corpus
+    from nemo_mshubert.data.synthetic.corpus import SUBSETS, synthesize_corpus
 
     root = tmp_path_factory.mktemp("speech")
     synthesize_corpus(root, train_minutes=0.5, dev_minutes=0.2, test_minutes=0.2, seed=0)

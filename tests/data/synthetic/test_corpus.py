@@ -17,8 +17,6 @@
 import gzip
 import hashlib
 import json
-import random
-import re
 import subprocess
 import sys
 import time
@@ -30,20 +28,10 @@ import pytest
 import soundfile
 
 from nemo_mshubert.data.librispeech import prepare_librispeech
-from nemo_mshubert.data.synthetic import (
-    SUBSETS,
-    Event,
-    Span,
-    align,
-    all_voices,
-    make_sentence,
-    record,
-    sentence_subset,
-    synthesize_corpus,
-)
+from nemo_mshubert.data.synthetic.corpus import SUBSETS, synthesize_corpus
 
 pytest.importorskip("espeakng_loader", reason="synthetic speech needs espeakng-loader")
-SCRIPT = Path(__file__).parents[2] / "scripts" / "synthesize_corpus.py"
+SCRIPT = Path(__file__).parents[3] / "scripts" / "synthesize_corpus.py"
 MINUTES = dict(train_minutes=1.0, dev_minutes=0.5, test_minutes=0.5)
 
 
@@ -151,35 +139,6 @@ def test_subsets_share_no_voice_and_no_sentence(manifests):
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("seed", [0, 1])
-def test_every_voice_is_one_person(seed):
-    """The same timbre in train and test would be a leak, even under two numbers."""
-    voices = all_voices(seed)
-    assert len({voice.speaker for voice in voices}) == len({voice.variant for voice in voices}) == len(voices) >= 50
-    for subset in SUBSETS:
-        assert len({voice.accent for voice in voices if voice.subset == subset}) >= 5
-
-
-@pytest.mark.unit
-def test_sentences_are_varied_and_test_words_are_known_from_train():
-    """A corpus of one template, or of words never trained on, would tell nothing about a recogniser."""
-    rng = random.Random(0)
-    by_subset = defaultdict(list)
-    for _ in range(4000):
-        sentence = make_sentence(rng)
-        assert re.fullmatch(r"[a-z']+( [a-z']+)*", sentence), sentence
-        assert not re.search(r"\ba [aeio]|\ban [bcdfgjklmnpqrstvwxyz]", sentence), sentence
-        by_subset[sentence_subset(sentence)].append(sentence)
-    assert len({sentence for lines in by_subset.values() for sentence in lines}) > 3900
-    train = {word for sentence in by_subset["train-clean"] for word in sentence.split()}
-    assert len(train) > 900
-    for subset in ("dev-clean", "test-clean"):
-        words = [word for sentence in by_subset[subset] for word in sentence.split()]
-        assert len(words) > 2500
-        assert np.mean([word in train for word in words]) > 0.98
-
-
-@pytest.mark.unit
 def test_same_seed_same_bytes_other_seed_other_corpus(root, tmp_path):
     """Reports name a seed; it has to mean one corpus."""
     time.sleep(1.1)  # espeak seeds its noise with the seconds of the clock, unless told otherwise
@@ -216,39 +175,6 @@ def test_folder_of_other_settings_is_refused(root):
         synthesize_corpus(root, **MINUTES, seed=5)
     with pytest.raises(ValueError, match="dev-clean: 0 minutes"):
         synthesize_corpus(root, train_minutes=1, dev_minutes=0, test_minutes=1, seed=3)
-
-
-def events(*marks):
-    """ "at:sample" announces the word at that character, "phone:sample" a phone."""
-    return [
-        Event(name.isdigit(), int(name) if name.isdigit() else 0, sample, "" if name.isdigit() else name)
-        for name, sample in marks
-    ]
-
-
-@pytest.mark.unit
-def test_align_on_events_with_known_answers():
-    """The three oddities of espeak: joined words, words announced too early, pauses."""
-    joined = events(("0", 0), ("I", 10), ("n", 100), ("D", 200), ("@", 300), ("7", 400), ("s", 400), ("_:", 500))
-    assert align("in the sea", joined)[0] == [Span("in", 0, 200), Span("the", 200, 400), Span("sea", 400, 500)]
-    linked = events(("0", 0), ("0", 0), ("n", 100), ("3", 100), ("a#", 160), ("_:", 300))
-    assert align("on a", linked)[0] == [Span("on", 0, 160), Span("a", 160, 300)]
-    pause = events(("0", 0), ("n", 0), ("oU", 50), ("_:", 100), ("3", 250), ("h", 260), ("_", 400))
-    words, phones = align("no ha", pause)
-    assert words == [Span("no", 0, 100), Span("ha", 250, 400)]
-    assert phones == [Span("n", 0, 50), Span("oU", 50, 100), Span("h", 260, 400)]
-    unknown = events(("0", 0), ("h", 10), ("a", 20), ("_:", 90))
-    assert align("ha ha", unknown) is None, "words joined in an unknown way must not get invented times"
-
-
-@pytest.mark.unit
-def test_recording_keeps_time_and_level():
-    """A click at a known sample is where the resampled recording says it is."""
-    speech = np.zeros(22050, dtype=np.int16)
-    speech[11025] = 20000  # 0.5 s
-    samples, lead = record(speech, 22050, np.random.default_rng(0))
-    assert abs(np.abs(samples).argmax() / 16000 - lead - 0.5) < 1e-3
-    assert np.abs(samples).max() <= 0.951
 
 
 @pytest.mark.integration

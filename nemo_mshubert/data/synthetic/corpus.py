@@ -1,0 +1,140 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A small multi-voice English corpus, spoken by espeak-ng, on disk as LibriSpeech is, with exact word and phone times.
+
+<root>/LibriSpeech/SPEAKERS.TXT
+<root>/LibriSpeech/train-clean/1003/100300/1003-100300-0000.flac    16 kHz, mono, 16 bit
+<root>/LibriSpeech/train-clean/1003/100300/1003-100300.trans.txt
+<root>/align_words.jsonl.gz     {"utt_id", "words": [{"word", "start", "end"}]}, seconds
+<root>/align_phones.jsonl.gz    {"utt_id", "complete", "phones": [{"phone", "start", "end"}]}, espeak's mnemonics
+<root>/corpus.json              what was asked for
+<root>/speakers/1003.jsonl      one finished speaker: texts, durations, times
+"""
+
+import gzip
+import importlib.metadata
+import json
+import logging
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+from tqdm import tqdm
+
+from nemo_mshubert.data.manifest import PathLike, atomic_write
+from nemo_mshubert.data.synthetic.speakers import Utterance, finished, synthesize_speaker
+from nemo_mshubert.data.synthetic.voices import SUBSETS, Voice, all_voices
+
+logger = logging.getLogger(__name__)
+FORMAT_VERSION = 1  # raise it when the same settings no longer give the same files
+
+
+def cast(minutes: Dict[str, float], seed: int) -> List[Voice]:
+    """The voices of a corpus: in each subset one for every half minute, at least two, at most as many as there are."""
+    chosen = []
+    for subset in SUBSETS:
+        voices = [voice for voice in all_voices(seed) if voice.subset == subset]
+        chosen += voices[: max(2, round(2 * minutes[subset]))]
+    return chosen
+
+
+def _claim(root: Path, settings: Dict[str, Any]) -> None:
+    """Note the settings in the folder, or compare them with those noted there."""
+    path = root / "corpus.json"
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found != settings:
+            different = [
+                f"{key} {found.get(key)!r} (now {settings[key]!r})"
+                for key in settings
+                if found.get(key) != settings[key]
+            ]
+            raise ValueError(
+                f"{path}: this folder holds another corpus, with {', '.join(different)}. Name another folder, or "
+                "delete this one."
+            )
+        return
+    with atomic_write(path) as stream:
+        json.dump(settings, stream, indent=1)
+
+
+def _write_speakers(root: Path, voices: List[Voice], spoken: Dict[Voice, List[Utterance]]) -> None:
+    """LibriSpeech's SPEAKERS.TXT."""
+    with atomic_write(root / "LibriSpeech" / "SPEAKERS.TXT") as stream:
+        stream.write(";ID  |SEX| SUBSET           |MINUTES| NAME\n")
+        for voice in voices:
+            minutes = sum(utterance.seconds for utterance in spoken[voice]) / 60
+            name = f"espeak-ng {voice.name}, pitch {voice.pitch}, range {voice.pitch_range}, {voice.rate} words/min"
+            stream.write(f"{voice.speaker:<4} | {voice.gender} | {voice.subset:<16} | {minutes:<5.2f} | {name}\n")
+
+
+def _write_times(path: Path, entries: Iterator[Dict[str, Any]]) -> None:
+    text = "".join(json.dumps(entry) + "\n" for entry in entries)
+    with atomic_write(path, "wb") as stream:
+        stream.write(gzip.compress(text.encode(), mtime=0))  # no time stamp: the same corpus is the same bytes
+
+
+def _synthesize_speakers(root: Path, voices: List[Voice], seconds: Dict[str, float], seed: int) -> None:
+    """One process per speaker, so that what espeak says depends on nothing said before."""
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(["__main__", __name__])
+    jobs = [(voice, root, seconds[voice.subset], seed) for voice in voices]
+    with context.Pool(min(os.cpu_count() or 1, len(voices)), maxtasksperchild=1) as pool:
+        results = [pool.apply_async(synthesize_speaker, job) for job in jobs]
+        for result in tqdm(results, desc="speaking", unit="speaker"):
+            result.get()  # raises what was raised in the process
+
+
+def synthesize_corpus(
+    root: PathLike, train_minutes: float, dev_minutes: float, test_minutes: float, seed: int = 0
+) -> None:
+    """Write the corpus into ``root``; see the head of this file. Finished speakers and whole files are kept.
+
+    Each subset has its own voices and its own sentences. Its length is met within about two seconds per speaker.
+
+    Raises:
+        ImportError: espeakng-loader is not installed.
+        ValueError: a subset without minutes, or ``root`` holds a corpus of other settings.
+    """
+    root = Path(root)
+    minutes = dict(zip(SUBSETS, (train_minutes, dev_minutes, test_minutes)))
+    for subset, length in minutes.items():
+        if length <= 0:
+            raise ValueError(f"{subset}: {length} minutes asked for; each subset needs more than 0.")
+    try:
+        engine = f"espeakng-loader {importlib.metadata.version('espeakng-loader')}"
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ImportError("Synthetic speech needs espeak-ng: pip install espeakng-loader") from error
+    _claim(root, {"format": FORMAT_VERSION, "engine": engine, "seed": seed, "minutes": minutes})
+
+    voices = cast(minutes, seed)
+    speakers = {subset: sum(voice.subset == subset for voice in voices) for subset in SUBSETS}
+    seconds = {subset: 60 * minutes[subset] / speakers[subset] for subset in SUBSETS}
+    unfinished = [voice for voice in voices if not finished(root, voice)]
+    joint = [root / "align_words.jsonl.gz", root / "align_phones.jsonl.gz", root / "LibriSpeech" / "SPEAKERS.TXT"]
+    if not unfinished and all(path.is_file() for path in joint):
+        logger.info("%s: complete, nothing to do", root)
+        return
+    if unfinished:
+        _synthesize_speakers(root, unfinished, seconds, seed)
+
+    spoken = {voice: finished(root, voice) for voice in voices}
+    utterances = [utterance for voice in voices for utterance in spoken[voice]]
+    _write_times(joint[0], ({"utt_id": each.utt_id, "words": each.words} for each in utterances))
+    _write_times(joint[1], ({"utt_id": each.utt_id, "complete": True, "phones": each.phones} for each in utterances))
+    _write_speakers(root, voices, spoken)

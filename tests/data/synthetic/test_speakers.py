@@ -1,0 +1,30 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What becomes of speech in the recording."""
+
+import numpy as np
+import pytest
+
+from nemo_mshubert.data.synthetic.speakers import record
+
+
+@pytest.mark.unit
+def test_recording_keeps_time_and_level():
+    """A click at a known sample is where the resampled recording says it is."""
+    speech = np.zeros(22050, dtype=np.int16)
+    speech[11025] = 20000  # 0.5 s
+    samples, lead = record(speech, 22050, np.random.default_rng(0))
+    assert abs(np.abs(samples).argmax() / 16000 - lead - 0.5) < 1e-3
+    assert np.abs(samples).max() <= 0.951
