@@ -22,7 +22,8 @@ import argparse
 import logging
 import sys
 
-from nemo_mshubert.data.librispeech import download_corpora, prepare_librispeech, summary_table
+from nemo_mshubert.data.librispeech import prepare_librispeech, summary_table
+from nemo_mshubert.data.librispeech_download import download_corpora
 
 
 def main() -> None:

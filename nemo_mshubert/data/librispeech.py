@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""LibriSpeech, Libri-Light's limited sets, and any corpus laid out as they are: download, check, write NeMo manifests.
+"""LibriSpeech, Libri-Light's limited sets, and any corpus laid out as they are: check, write NeMo manifests.
 
     <data>[/LibriSpeech]/dev-clean/84/121123/84-121123-0000.flac, 84-121123.trans.txt        -> dev-clean.json
     <data>/librispeech_finetuning/1h/{0..5}/{clean,other}/<speaker>/<chapter>/...            -> 10min.json, 1h.json
@@ -21,14 +21,9 @@
 Folds of Libri-Light: 10 minutes are fold 0 of the hour, 10 hours are 1h and 9h together.
 """
 
-import http.client
 import logging
 import re
-import tarfile
-import tempfile
 import unicodedata
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -36,7 +31,6 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 import soundfile
 from tqdm import tqdm
 
-from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike, atomic_write, write_manifest
 
 logger = logging.getLogger(__name__)
@@ -53,150 +47,8 @@ SOURCES = {  # manifest: the folders it is made of
 }
 
 
-# ---------------------------------------------------------------------------------------------------- download
-class Archive(NamedTuple):
-    url: str
-    algorithm: str
-    digest: str  # hexadecimal
-
-
-# MD5 as in https://www.openslr.org/resources/12/md5sum.txt
-OPENSLR_MD5 = {
-    "dev-clean": "42e2234ba48799c1f50f24a7926300a1",
-    "dev-other": "c8d0bcc9cca99d4f8b62fcc847357931",
-    "test-clean": "32fa31d27d2e1cad72775fee3f4849a9",
-    "test-other": "fb5a50374b501bb3bac4815ee91d3135",
-    "train-clean-100": "2a93770f6d5c6c964bc36631d331a522",
-    "train-clean-360": "c0e676e450a7ff2f54aeade5171606fa",
-    "train-other-500": "d1a0fd59409feb2c614ce4d30c387708",
-}
-ARCHIVES = {
-    name: Archive(f"https://www.openslr.org/resources/12/{name}.tar.gz", "md5", digest)
-    for name, digest in OPENSLR_MD5.items()
-}
-# Libri-Light publishes no checksum; this one is torchaudio's (torchaudio/datasets/librilight_limited.py).
-ARCHIVES[LIBRILIGHT_FOLDER] = Archive(
-    "https://dl.fbaipublicfiles.com/librilight/data/librispeech_finetuning.tgz",
-    "sha256",
-    "5d1efdc777b548194d7e09ba89126e2188026df9fd57aa57eb14408d2b2342af",
-)
-ATTEMPTS = 5  # long downloads break off; each attempt goes on where the last one stopped
-CHUNK_BYTES = 1 << 20
-
-
-def _verify(path: Path, archive: Archive) -> None:
-    found = file_digest(path, archive.algorithm)
-    if found != archive.digest:
-        raise ValueError(
-            f"{path}: {archive.algorithm} is {found}, expected {archive.digest} for {archive.url}. "
-            "Delete the file and download it again."
-        )
-
-
-def _fetch_rest(url: str, path: Path) -> None:
-    """Append to ``path`` what it lacks of ``url``; a server that ignores the range makes it start anew."""
-    done = path.stat().st_size if path.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=60)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and done:  # range not satisfiable: the file is complete
-            return
-        raise
-    with response:
-        if response.status != 206:
-            done = 0
-        size = int(response.headers["Content-Length"]) + done
-        with (
-            open(path, "ab" if done else "wb") as stream,
-            tqdm(total=size, initial=done, unit="B", unit_scale=True, desc=path.name) as bar,
-        ):
-            while chunk := response.read(CHUNK_BYTES):
-                stream.write(chunk)
-                bar.update(len(chunk))
-    if path.stat().st_size != size:
-        raise ConnectionError(f"{url}: broke off after {path.stat().st_size} of {size} bytes")
-
-
-def download(archive: Archive, path: Path) -> None:
-    """Download to ``path``, going on with a ``.part`` file left behind; the whole file appears only with its checksum.
-
-    Raises:
-        ConnectionError: the server cannot be reached or breaks off again and again; run again to go on.
-        ValueError: the checksum is wrong; the download is deleted.
-    """
-    part = path.with_name(path.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            _fetch_rest(archive.url, part)
-            break
-        except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and broken connections
-            if attempt == ATTEMPTS or isinstance(error, urllib.error.HTTPError):
-                raise ConnectionError(
-                    f"{archive.url}: {error}. Run again to go on, or put the file at {path} yourself."
-                ) from error
-            logger.warning("%s: %s; attempt %d of %d", archive.url, error, attempt + 1, ATTEMPTS)
-    try:
-        _verify(part, archive)
-    except ValueError:
-        part.unlink()
-        raise
-    part.replace(path)
-
-
-def extract(path: Path, destination: Path) -> None:
-    """Unpack what ``destination`` does not have yet; each subset appears whole or not at all.
-
-    Raises:
-        tarfile.FilterError: a member would land outside the destination, or is a device or an outward link.
-    """
-    logger.info("unpacking %s", path)
-    with tempfile.TemporaryDirectory(dir=destination, prefix=".unpacking-") as temporary:
-        with tarfile.open(path) as tar:
-            tar.extractall(temporary, filter="data")
-        for top in sorted(Path(temporary).iterdir()):
-            # LibriSpeech's archives share the folder LibriSpeech; Libri-Light's has one of its own
-            members = top.iterdir() if top.name == "LibriSpeech" else [top]
-            for member in sorted(members):
-                target = destination / member.relative_to(temporary)
-                target.parent.mkdir(exist_ok=True)
-                if not target.exists():
-                    member.rename(target)
-
-
-def download_corpora(data: PathLike, subsets: Optional[Sequence[str]] = None) -> None:
-    """Fetch and unpack into ``data`` the archives that ``subsets`` need and ``data`` lacks; all of them without names.
-
-    An archive that lies in ``data`` already is checked and used. Archives are kept.
-
-    Raises:
-        ConnectionError, ValueError: see `download`; or a name that no archive holds.
-    """
-    data = Path(data)
-    wanted = list(subsets or ARCHIVES)
-    names: List[str] = []
-    for subset in wanted:
-        names += TRAIN_960 if subset == "train-960" else [LIBRILIGHT_FOLDER if subset in LIBRILIGHT else subset]
-    unknown = sorted(set(names) - set(ARCHIVES))
-    if unknown:
-        known = sorted({*OPENSLR_MD5, *SOURCES})
-        raise ValueError(f"Cannot download {', '.join(unknown)}. There are: {', '.join(known)}.")
-    present = {folder.name for root in _roots(data) if root.is_dir() for folder in root.iterdir()}
-    for name in dict.fromkeys(names):
-        if name in present:
-            continue
-        archive = ARCHIVES[name]
-        path = data / archive.url.rpartition("/")[2]
-        if path.exists():
-            _verify(path, archive)
-        else:
-            download(archive, path)
-        extract(path, data)
-
-
 # ---------------------------------------------------------------------------------------------------- layout
-def _roots(data: Path) -> Tuple[Path, Path]:
+def corpus_roots(data: Path) -> Tuple[Path, Path]:
     return data, data / "LibriSpeech"
 
 
@@ -216,7 +68,7 @@ def find_subsets(data: PathLike) -> Dict[str, Path]:
     if not data.is_dir():
         raise FileNotFoundError(f"{data}: no such folder. Name the folder of LibriSpeech, or add --download.")
     found: Dict[str, Path] = {}
-    for root in _roots(data):
+    for root in corpus_roots(data):
         folders = sorted(root.iterdir()) if root.is_dir() else []
         here = {folder.name: folder for folder in folders if folder.is_dir() and _holds_chapters(folder)}
         for librilight in (root, root / LIBRILIGHT_FOLDER):
@@ -266,7 +118,7 @@ def _missing_folds(found: Dict[str, Path]) -> List[str]:
 def read_genders(data: PathLike) -> Dict[str, str]:
     """Speaker -> ``F`` or ``M``, from SPEAKERS.TXT; empty where there is none."""
     genders = {}
-    for root in _roots(Path(data)):
+    for root in corpus_roots(Path(data)):
         path = root / "SPEAKERS.TXT"
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         for line in lines:

@@ -14,63 +14,27 @@
 
 """Manifests of LibriSpeech-like folders: right where the corpus is right, loud where it is not."""
 
-import hashlib
-import io
 import json
 import re
 import subprocess
 import sys
-import tarfile
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from nemo_mshubert.data import librispeech
 from nemo_mshubert.data.librispeech import (
-    ARCHIVES,
     FOLDS,
     LIBRILIGHT_FOLDER,
-    Archive,
-    download,
-    download_corpora,
-    extract,
     normalize_text,
     prepare_librispeech,
     summary_table,
 )
 from nemo_mshubert.data.manifest import read_manifest
+from tests.data.librispeech_folder import add_chapter
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_librispeech.py"
-
-
-def add_chapter(subset: Path, speaker: str, chapter: str, texts, seconds=0.5) -> Path:
-    """A chapter whose utterance n lasts ``seconds`` + n / 10, of noise: silent FLAC would have no bytes to cut off."""
-    folder = subset / speaker / chapter
-    folder.mkdir(parents=True)
-    lines = []
-    for number, text in enumerate(texts):
-        utt_id = f"{speaker}-{chapter}-{number:04d}"
-        samples = np.random.default_rng(number).uniform(-0.1, 0.1, int(16000 * seconds) + 1600 * number)
-        soundfile.write(folder / f"{utt_id}.flac", samples, 16000)
-        lines.append(f"{utt_id} {text}\n")
-    (folder / f"{speaker}-{chapter}.trans.txt").write_text("".join(lines), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    add_chapter(tmp_path / "data/LibriSpeech/dev-clean", "84", "121123", ["GO, DO YOU HEAR", "BUT IT'S HE"])
-    add_chapter(tmp_path / "data/LibriSpeech/dev-clean", "174", "50561", ["FORGOTTEN TOO"])
-    (tmp_path / "data/LibriSpeech/SPEAKERS.TXT").write_text(
-        ";ID  |SEX| SUBSET           |MINUTES| NAME\n"
-        "84   | F | dev-clean        |  8.02 | Christie Nowak\n"
-        "174  | M | dev-clean        |  8.04 | Peter | Eastman\n"
-    )
-    return tmp_path / "data"
 
 
 @pytest.mark.unit
@@ -271,150 +235,6 @@ def test_script_fails_on_a_broken_corpus(corpus, tmp_path):
     bad = subprocess.run(command, capture_output=True, text=True)
     assert bad.returncode != 0 and "84-121123-0001.flac" in bad.stderr and "Traceback" not in bad.stderr
     assert subprocess.run([*command, "--skip_broken"], capture_output=True).returncode == 0
-
-
-# ------------------------------------------------------------------------------------------------ download
-class Server:
-    """Serves one body over HTTP; notes the ranges asked for, and breaks off after ``limit`` bytes of an answer."""
-
-    def __init__(self, body: bytes, ranges=True, limit=None):
-        self.asked, server = [], self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                asked = self.headers.get("Range")
-                server.asked.append(asked)
-                start = int(asked.split("=")[1].rstrip("-")) if asked and ranges else 0
-                if start and start >= len(body):
-                    return self.send_error(416)
-                self.send_response(206 if start else 200)
-                self.send_header("Content-Length", str(len(body) - start))
-                self.end_headers()
-                self.wfile.write(body[start:][:limit])
-
-            def log_message(self, *args):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/dev-clean.tar.gz"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._server.shutdown()
-        self._server.server_close()
-
-
-BODY = np.random.default_rng(0).bytes(100_000)
-
-
-def archive_of(body: bytes, url: str) -> Archive:
-    return Archive(url, "md5", hashlib.md5(body).hexdigest())
-
-
-@pytest.mark.unit
-@pytest.mark.parametrize(
-    "present, ranges, asked",
-    [
-        (0, True, None),
-        (50_000, True, "bytes=50000-"),
-        (50_000, False, "bytes=50000-"),
-        (100_000, True, "bytes=100000-"),
-    ],
-)
-def test_download_goes_on_where_it_stopped(tmp_path, present, ranges, asked):
-    """Otherwise a connection lost at 29 of 30 GB costs all of them."""
-    path = tmp_path / "dev-clean.tar.gz"
-    if present:
-        (tmp_path / "dev-clean.tar.gz.part").write_bytes(BODY[:present])
-    with Server(BODY, ranges) as server:
-        download(archive_of(BODY, server.url), path)
-        assert server.asked == [asked]
-    assert path.read_bytes() == BODY
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.unit
-def test_broken_connections_are_taken_up_again(tmp_path):
-    """openslr.org does break off; nobody should have to sit beside it."""
-    with Server(BODY, limit=30_000) as server:
-        download(archive_of(BODY, server.url), tmp_path / "a")
-        assert server.asked == [None, "bytes=30000-", "bytes=60000-", "bytes=90000-"]
-    assert (tmp_path / "a").read_bytes() == BODY
-    with Server(BODY, limit=10_000) as server:
-        with pytest.raises(ConnectionError, match="broke off after 50000 of 100000 bytes. Run again"):
-            download(archive_of(BODY, server.url), tmp_path / "b")
-    assert (tmp_path / "b.part").read_bytes() == BODY[:50_000]
-
-
-@pytest.mark.unit
-def test_wrong_checksum_is_refused(tmp_path):
-    """A damaged or exchanged archive must not become a training corpus."""
-    with Server(BODY) as server:
-        with pytest.raises(ValueError, match="md5 is .*, expected 0123"):
-            download(Archive(server.url, "md5", "0123"), tmp_path / "a")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.unit
-def test_checksums_have_the_length_of_their_algorithm():
-    """A mistyped checksum would refuse a good archive after hours of download."""
-    for archive in ARCHIVES.values():
-        assert re.fullmatch("[0-9a-f]{%d}" % (2 * hashlib.new(archive.algorithm).digest_size), archive.digest)
-
-
-def tar_of(folder: Path, path: Path) -> bytes:
-    with tarfile.open(path, "w:gz") as tar:
-        tar.add(folder, arcname=folder.name)
-    return path.read_bytes()
-
-
-@pytest.mark.unit
-def test_downloaded_subset_becomes_a_manifest_once(corpus, tmp_path, monkeypatch):
-    """The one command of the README: fetch, check, unpack, write."""
-    body = tar_of(corpus / "LibriSpeech", tmp_path / "made.tar.gz")
-    with Server(body) as server:
-        monkeypatch.setitem(librispeech.ARCHIVES, "dev-clean", archive_of(body, server.url))
-        for _ in range(2):
-            download_corpora(tmp_path / "new", ["dev-clean"])
-        assert len(server.asked) == 1  # the second time it is there
-    manifests = prepare_librispeech(tmp_path / "new", tmp_path / "out", ["dev-clean"])
-    assert [entry["gender"] for entry in manifests["dev-clean"]] == ["M", "F", "F"]
-    assert not list((tmp_path / "new").glob(".*"))
-
-
-@pytest.mark.unit
-def test_archive_that_lies_there_is_checked_and_used(corpus, tmp_path, monkeypatch):
-    """Clusters without internet: the archive is copied there by hand, whole or not."""
-    (tmp_path / "new").mkdir()
-    body = tar_of(corpus / "LibriSpeech", tmp_path / "new/dev-clean.tar.gz")
-    monkeypatch.setitem(librispeech.ARCHIVES, "dev-clean", archive_of(b"other", "http://127.0.0.1:9/dev-clean.tar.gz"))
-    with pytest.raises(ValueError, match="md5 is"):
-        download_corpora(tmp_path / "new", ["dev-clean"])
-    monkeypatch.setitem(librispeech.ARCHIVES, "dev-clean", archive_of(body, "http://127.0.0.1:9/dev-clean.tar.gz"))
-    download_corpora(tmp_path / "new", ["dev-clean"])
-    assert (tmp_path / "new/LibriSpeech/dev-clean/84").is_dir()
-
-
-@pytest.mark.unit
-def test_archive_cannot_write_outside(tmp_path):
-    """A prepared archive could otherwise overwrite any file of the user."""
-    with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as tar:
-        member = tarfile.TarInfo("../escaped.txt")
-        member.size = 4
-        tar.addfile(member, io.BytesIO(b"evil"))
-    (tmp_path / "inner/data").mkdir(parents=True)
-    with pytest.raises(tarfile.FilterError):
-        extract(tmp_path / "bad.tar.gz", tmp_path / "inner/data")
-    assert not list(tmp_path.rglob("escaped.txt"))
-
-
-@pytest.mark.unit
-def test_unknown_name_is_not_downloaded(tmp_path):
-    with pytest.raises(ValueError, match="Cannot download dev-claen.*dev-clean"):
-        download_corpora(tmp_path, ["dev-claen"])
 
 
 @pytest.mark.unit
