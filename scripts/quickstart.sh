@@ -98,6 +98,22 @@ stage "pre-train MS-HuBERT" "$mshubert" python scripts/pretrain.py --config-name
     train_manifest="$exp/tarred/sharded_manifests/manifest__OP_0..3_CL_.json" \
     train_tars="$exp/tarred/audio__OP_0..3_CL_.tar" max_updates="$updates" exp_manager.exp_dir="$exp"
 
+# --- n-gram LM of the training transcripts, where KenLM can be built ----------------------------------------------------
+lm_tools() { # a compiler, cmake and Boost are not everywhere: without them all the rest goes on
+    python -c "import kenlm, flashlight.lib.text" 2>/dev/null || pip install --quiet -e ".[decoding]" || return
+    bash scripts/build_kenlm.sh
+}
+decode=()
+mkdir -p "$exp/logs"
+printf '\n== tools of the n-gram LM (part of the installation)\n'
+if lm_tools >"$exp/logs/lm_tools.log" 2>&1; then
+    stage "3-gram LM" "$exp/lm/3gram.bin" python scripts/train_ngram.py --text "$train" --order 3 --output "$exp/lm/3gram"
+    decode=(--decode conf/decode/lexicon_beam.yaml --lm "$exp/lm/3gram.bin" --lexicon "$exp/lm/3gram.lexicon")
+else
+    tail -n 4 "$exp/logs/lm_tools.log"
+    echo "No n-gram LM: greedy decoding only. With these tools installed, run scripts/build_kenlm.sh and start again."
+fi
+
 # --- CTC fine-tuning, from the pre-trained encoder and from random weights --------------------------------------------
 stage "CTC model, pre-trained" "$exp/ctc/pretrained.nemo" python scripts/ssl_to_ctc.py --ssl "$mshubert" \
     --output "$exp/ctc/pretrained.nemo"
@@ -111,7 +127,7 @@ for start in pretrained scratch; do
         init_model="$exp/ctc/$start.nemo" train_manifest="$train" validation_manifest="$dev" \
         exp_manager.exp_dir="$exp" max_updates="$finetune_updates" "${freeze[@]}"
     stage "evaluate, $start" "$exp/results/$start/results.json" python scripts/evaluate.py --model "$tuned" \
-        --manifest "${tests[@]}" --output "$exp/results/$start"
+        --manifest "${tests[@]}" --output "$exp/results/$start" "${decode[@]}"
 done
 
 python scripts/report.py --run "$exp" --output "$exp/report.html"

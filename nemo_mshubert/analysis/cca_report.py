@@ -216,7 +216,7 @@ def plot_curves(runs: Sequence[Run], ylabel: str):
         axes.set_ylim(bottom=0)  # so that small differences look small
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=2, fontsize=9)  # a legend inside would hide curves
     return figure
 
 
