@@ -138,7 +138,7 @@ def test_plot_has_a_curve_per_name_and_a_band_per_group():
     assert ours.get_ydata().tolist() == pytest.approx([0.2, 0.6, 0.4])
     assert hubert.get_ydata().tolist() == pytest.approx([0.1, 0.2, 0.1])
     assert len(axes.collections) == 1
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ours (AUC 0.90)", "HuBERT (AUC 0.30)"]
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["ours (AUC 0.90)", "HuBERT (AUC 0.30)"]
     with pytest.raises(ValueError, match=r"ours: its files have \[2, 3\] layers"):
         group_runs([fake_run("ours", 0.1, 0.2, 0.3), fake_run("ours", 0.1, 0.2, 0.3, 0.4)])
 
