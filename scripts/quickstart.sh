@@ -108,7 +108,8 @@ mkdir -p "$exp/logs"
 printf '\n== tools of the n-gram LM (part of the installation)\n'
 if lm_tools >"$exp/logs/lm_tools.log" 2>&1; then
     stage "3-gram LM" "$exp/lm/3gram.bin" python scripts/train_ngram.py --text "$train" --order 3 --output "$exp/lm/3gram"
-    decode=(--decode conf/decode/lexicon_beam.yaml --lm "$exp/lm/3gram.bin" --lexicon "$exp/lm/3gram.lexicon")
+    # one process: three minutes of speech are decoded before others have started
+    decode=(--decode conf/decode/lexicon_beam.yaml --lm "$exp/lm/3gram.bin" --lexicon "$exp/lm/3gram.lexicon" --workers 1)
 else
     tail -n 4 "$exp/logs/lm_tools.log"
     echo "No n-gram LM: greedy decoding only. With these tools installed, run scripts/build_kenlm.sh and start again."
@@ -125,7 +126,7 @@ for start in pretrained scratch; do
     tuned=$exp/finetune_$start/checkpoints/finetune_$start.nemo
     stage "fine-tune, $start" "$tuned" python scripts/finetune_ctc.py --config-name tiny name="finetune_$start" \
         init_model="$exp/ctc/$start.nemo" train_manifest="$train" validation_manifest="$dev" \
-        exp_manager.exp_dir="$exp" max_updates="$finetune_updates" "${freeze[@]}"
+        exp_manager.exp_dir="$exp" max_updates="$finetune_updates" validate_every_updates=200 "${freeze[@]}"
     stage "evaluate, $start" "$exp/results/$start/results.json" python scripts/evaluate.py --model "$tuned" \
         --manifest "${tests[@]}" --output "$exp/results/$start" "${decode[@]}"
 done
