@@ -112,7 +112,7 @@ if lm_tools >"$exp/logs/lm_tools.log" 2>&1; then
     decode=(--decode conf/decode/lexicon_beam.yaml --lm "$exp/lm/3gram.bin" --lexicon "$exp/lm/3gram.lexicon" --workers 1)
 else
     tail -n 4 "$exp/logs/lm_tools.log"
-    echo "No n-gram LM: greedy decoding only. With these tools installed, run scripts/build_kenlm.sh and start again."
+    echo "No n-gram LM: greedy decoding only. With these tools installed, delete $exp/results and start again."
 fi
 
 # --- CTC fine-tuning, from the pre-trained encoder and from random weights --------------------------------------------

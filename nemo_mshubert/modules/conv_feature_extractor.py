@@ -26,15 +26,10 @@ from torch.nn import functional as F
 
 from nemo_mshubert.modules.conv_as_matmul import conv_as_matmul
 from nemo_mshubert.modules.conv_with_time_norm import conv_with_time_norm
-from nemo_mshubert.modules.frames import frame_count
+from nemo_mshubert.modules.frames import frame_count, valid_positions
 
 NORMS = ("group_norm", "layer_norm")
 EPSILON = 1e-5
-
-
-def valid_positions(lengths_B: Tensor, size: int) -> Tensor:
-    """True at the first ``lengths_B[b]`` of ``size`` positions: ``[B, size]``."""
-    return torch.arange(size, device=lengths_B.device) < lengths_B[:, None]
 
 
 def is_exporting() -> bool:
@@ -60,13 +55,6 @@ class TimeGroupNorm(nn.GroupNorm):
         # [None]: torch's ONNX exporter loses a parameter that goes through nothing but a cast to its own type
         scale = torch.rsqrt(variance + self.eps) * self.weight.float()[None]
         return (centred * scale + self.bias.float()[None]).to(x_BTC.dtype)
-
-    def of_convolution(self, signal_BS: Tensor, conv: nn.Conv1d, lengths_B: Tensor, padded: bool) -> Tensor:
-        """``self(conv(signal))`` of one input channel, without passes over the channels: ``[B, S]`` -> ``[B, T, C]``."""
-        weight_OK = conv.weight[:, 0]
-        return conv_with_time_norm(
-            signal_BS, weight_OK, self.weight, self.bias, self.eps, conv.stride[0], lengths_B, padded
-        )
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -95,7 +83,9 @@ class ConvLayer(nn.Module):
         if x_BTC.device.type != "cpu" or is_exporting():
             y_BTC = conv(x_BTC.transpose(1, 2)).transpose(1, 2)
         elif isinstance(norm, TimeGroupNorm) and conv.in_channels == 1 and conv.bias is None:
-            return F.gelu(norm.of_convolution(x_BTC[..., 0], conv, lengths_B, padded))
+            affine = (norm.weight, norm.bias, norm.eps)
+            weight_OK, stride = conv.weight[:, 0], conv.stride[0]
+            return F.gelu(conv_with_time_norm(x_BTC[..., 0], weight_OK, *affine, stride, lengths_B, padded))
         else:
             y_BTC = conv_as_matmul(x_BTC, conv.weight, conv.bias, conv.stride[0])
         return F.gelu(y_BTC if norm is None else norm(y_BTC, lengths_B, padded))

@@ -24,8 +24,12 @@ That is a convolution with weights of its own per utterance. The reference is ``
 exported graphs take.
 """
 
+from typing import Tuple
+
 import torch
 from torch import Tensor
+
+from nemo_mshubert.modules.frames import valid_positions
 
 
 def conv_with_time_norm(
@@ -55,10 +59,10 @@ def conv_with_time_norm(
     return torch.baddbmm(shift_B1O.to(signal_BS.dtype), windows_BTK, weight_BKO.to(signal_BS.dtype))
 
 
-def _statistics(windows_BTK: Tensor, counts_B: Tensor, padded: bool):
+def _statistics(windows_BTK: Tensor, counts_B: Tensor, padded: bool) -> Tuple[Tensor, Tensor]:
     """Mean ``[B, 1, K]`` and covariance ``[B, K, K]`` over the frames of each utterance."""
     if padded:
-        valid_BT1 = (torch.arange(windows_BTK.shape[1], device=counts_B.device) < counts_B[:, None])[..., None]
+        valid_BT1 = valid_positions(counts_B, windows_BTK.shape[1])[..., None]
         count_B11 = counts_B.clamp(min=1)[:, None, None]
         mean_B1K = (windows_BTK * valid_BT1).sum(1, keepdim=True) / count_B11
         centred_BTK = (windows_BTK - mean_B1K) * valid_BT1

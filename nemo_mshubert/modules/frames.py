@@ -22,6 +22,7 @@ frame 2                     |-- 400 samples --|
 
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 Length = TypeVar("Length", int, Tensor)
@@ -40,3 +41,8 @@ def frame_count(num_samples: Length, kernels_and_strides=HUBERT_KERNELS_AND_STRI
         frames = (frames - kernel) // stride + 1
         frames = frames.clamp(min=0) if isinstance(frames, Tensor) else max(frames, 0)
     return frames
+
+
+def valid_positions(lengths_B: Tensor, size: int) -> Tensor:
+    """True at the first ``lengths_B[b]`` of ``size`` positions: ``[B, size]``."""
+    return torch.arange(size, device=lengths_B.device) < lengths_B[:, None]

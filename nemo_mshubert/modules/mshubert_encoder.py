@@ -30,8 +30,8 @@ from nemo.core.neural_types import AcousticEncodedRepresentation, LengthsType, N
 from torch import Tensor, nn
 
 from nemo_mshubert.modules.adapters import AdaptableBlock, EncoderAdapters
-from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor, is_exporting, valid_positions
-from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
+from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor, is_exporting
+from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES, valid_positions
 from nemo_mshubert.modules.masking import span_mask
 from nemo_mshubert.modules.relative_position import GatedSelfAttention, RelativePositionBias
 from nemo_mshubert.modules.stacked_pos_conv import StackedConvPositionalEmbedding

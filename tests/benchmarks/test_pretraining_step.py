@@ -14,6 +14,8 @@
 
 """The rows of the pre-training benchmark: peers do the same work as ours, and FLOPs are counted, not guessed."""
 
+import os
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -21,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nemo_mshubert.benchmarks import pretraining_step
 from nemo_mshubert.benchmarks.flops import forward_flops, step_flops
+from nemo_mshubert.benchmarks.measurement import CLEAR_REFS
 from nemo_mshubert.benchmarks.peers import PEERS
 from nemo_mshubert.benchmarks.pretraining_step import Batch, Step, batch_rows
 from nemo_mshubert.convert.tables import hugging_face_table, torchaudio_table
@@ -115,6 +118,7 @@ def test_rows_say_what_was_not_measured(config, monkeypatch):
     ]
     assert "seconds" not in rows["absent: not installed"] and "seconds" not in rows["too large: out of memory"]
     assert rows["ours"]["time_over_ours"] == 1
+    assert rows["ours"]["peak_gib"] > 0 if os.access(CLEAR_REFS, os.W_OK) else rows["ours"]["peak_gib"] is None
     speed, work = rows["ours"]["audio_seconds_per_second"], rows["ours"]["gflop_per_audio_second"]
     assert rows["ours"]["utilisation"] == pytest.approx(speed * work * 1e9 / 1e12)
 

@@ -34,13 +34,14 @@ SPLITS = {"one rank": (1, False), "two ranks": (2, False), "sequence parallel": 
 
 def make(options):
     torch.manual_seed(0)
-    return MSHuBERTEncoder(**{**TINY_ENCODER, **options}).train()
+    # fp64: gradients that are small differences of large terms depend on the order of sums in fp32
+    return MSHuBERTEncoder(**{**TINY_ENCODER, **options}).double().train()
 
 
 def views_and_gradients(encoder, padded):
     """Taps of all blocks with Swap, and gradients of a loss that tells frames, channels, blocks and views apart."""
     torch.manual_seed(5)  # also of layerdrop
-    audio, length = torch.randn(2, 1, 50 * 320 + 400), torch.tensor(
+    audio, length = torch.randn(2, 1, 50 * 320 + 400, dtype=torch.float64), torch.tensor(
         [50 * 320 + 400, 9000 if padded else 50 * 320 + 400]
     )
     mask_BT = (torch.arange(51) % 3 == 0) & (torch.arange(51) < torch.tensor([51, 27 if padded else 51])[:, None])
@@ -83,17 +84,14 @@ def results():
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_split_blocks_equal_whole_ones(results, encoder, padded, split):
-    """Outputs after every exchange, the loss and all gradients; 51 frames, so that two ranks cannot halve them.
-
-    Gradients of the last block are small differences of large terms: sums in another order move single ones by 2e-5.
-    """
+    """Outputs after every exchange, the loss and all gradients; 51 frames, so that two ranks cannot halve them."""
     for rank in (0, 1):
         expected, found = results[rank][encoder, padded]["torch"], results[rank][encoder, padded][split]
         assert expected.keys() == found.keys()
         for name, tensor in expected.items():
             assert tensor.shape == found[name].shape, name
             largest = tensor.abs().max().item()
-            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=5e-5 * largest + 1e-9, msg=name)
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5 * largest + 1e-9, msg=name)
 
 
 def test_padding_and_layerdrop_matter(results):

@@ -14,13 +14,15 @@
 
 """A small multi-voice English corpus, spoken by espeak-ng, on disk as LibriSpeech is, with exact word and phone times.
 
-<root>/LibriSpeech/SPEAKERS.TXT
-<root>/LibriSpeech/train-clean/1003/100300/1003-100300-0000.flac    16 kHz, mono, 16 bit
-<root>/LibriSpeech/train-clean/1003/100300/1003-100300.trans.txt
-<root>/align_words.jsonl.gz     {"utt_id", "words": [{"word", "start", "end"}]}, seconds
-<root>/align_phones.jsonl.gz    {"utt_id", "complete", "phones": [{"phone", "start", "end"}]}, espeak's mnemonics
-<root>/corpus.json              what was asked for
-<root>/speakers/1003.jsonl      one finished speaker: texts, durations, times
+    <root>/LibriSpeech/SPEAKERS.TXT
+    <root>/LibriSpeech/train-clean/1003/100300/1003-100300-0000.flac    16 kHz, mono, 16 bit
+    <root>/LibriSpeech/train-clean/1003/100300/1003-100300.trans.txt
+    <root>/align_words.jsonl.gz     {"utt_id", "words": [{"word", "start", "end"}]}, seconds
+    <root>/align_phones.jsonl.gz    {"utt_id", "complete", "phones": [{"phone", "start", "end"}]}, espeak's mnemonics
+    <root>/corpus.json              what was asked for
+    <root>/speakers/1003.jsonl      one finished speaker: texts, durations, times
+
+An interrupted call goes on: finished speakers and whole files are kept.
 """
 
 import gzip

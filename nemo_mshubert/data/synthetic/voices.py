@@ -18,8 +18,6 @@ import random
 from typing import List, NamedTuple
 
 SUBSETS = ("train-clean", "dev-clean", "test-clean")
-
-
 ACCENTS = (
     "en-us en en-gb-x-rp en-us-nyc en-gb-scotland en-029 en-gb-x-gbclan en-gb-x-gbcwmd".split()
 )  # "en" is espeak's British English
