@@ -24,13 +24,12 @@ import lightning.pytorch as pl
 from nemo.core.config import hydra_runner
 from nemo.utils import logging
 from nemo.utils.exp_manager import exp_manager
-from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import OmegaConf
 
 from nemo_mshubert.callbacks.encoder_freeze import EncoderFreeze
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
 from nemo_mshubert.models.ctc import restore_for_finetuning
-from nemo_mshubert.models.training_setup import plan_updates
+from nemo_mshubert.models.training_setup import make_trainer, plan_updates
 
 
 @hydra_runner(config_path="../conf/finetune", config_name="10h")
@@ -38,8 +37,8 @@ def main(cfg):
     plan_updates(cfg)
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     pl.seed_everything(cfg.model.train_ds.seed, verbose=False)
-    trainer = pl.Trainer(**resolve_trainer_cfg(cfg.trainer))
-    trainer.callbacks += [EncoderFreeze(cfg.freeze_encoder_updates), NonfiniteGuard(cfg.max_nonfinite_steps)]
+    callbacks = [EncoderFreeze(cfg.freeze_encoder_updates), NonfiniteGuard(cfg.max_nonfinite_steps)]
+    trainer = make_trainer(cfg.trainer, callbacks)
     exp_manager(trainer, cfg.exp_manager)
     trainer.fit(restore_for_finetuning(cfg.init_model, cfg.model, trainer))
 

@@ -20,18 +20,16 @@
 Experiments: conf/pretrain/*.yaml. The best weights end up in ``exp/<name>/checkpoints/<name>.nemo``.
 """
 
-import lightning.pytorch as pl
 from nemo.core.config import hydra_runner
 from nemo.utils import logging
 from nemo.utils.exp_manager import exp_manager
-from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import OmegaConf
 
 from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
 from nemo_mshubert.callbacks.rank_watch import RankWatch
 from nemo_mshubert.models import MSHuBERTModel
-from nemo_mshubert.models.training_setup import plan_updates
+from nemo_mshubert.models.training_setup import make_trainer, plan_updates
 from nemo_mshubert.parallel.registration import register
 
 
@@ -40,9 +38,7 @@ def main(cfg):
     register()
     plan_updates(cfg)
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
-    options = resolve_trainer_cfg(cfg.trainer)
-    watchers = [SaveWhenPreempted(), DataWait(), RankWatch()]
-    trainer = pl.Trainer(**{**options, "callbacks": [*(options.get("callbacks") or []), *watchers]})
+    trainer = make_trainer(cfg.trainer, [SaveWhenPreempted(), DataWait(), RankWatch()])
     exp_manager(trainer, cfg.exp_manager)
     model = MSHuBERTModel(cfg=cfg.model, trainer=trainer)
     model.maybe_init_from_pretrained_checkpoint(cfg)

@@ -12,14 +12,19 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""From the seconds of audio per update to Lightning's accumulation and validation settings."""
+"""Lightning's trainer of a run, and its accumulation and validation from the seconds of audio per update."""
 
 import math
+from typing import Sequence
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ProgressBar
 from nemo.utils import logging
+from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import DictConfig, open_dict
 
+from nemo_mshubert.callbacks.updates_bar import UpdatesProgressBar
 from nemo_mshubert.parallel.registration import tensor_parallel_size
 
 
@@ -59,3 +64,14 @@ def plan_updates(cfg: DictConfig) -> None:
     logging.info(f"{accumulate} micro-batches per update: up to {planned:g} s of audio, asked for {asked:g} s.")
     if not math.isclose(asked, planned, rel_tol=0.1):
         logging.warning(f"An update sees up to {planned:g} s of audio instead of {asked:g} s: change batch_duration.")
+
+
+def make_trainer(trainer_config: DictConfig, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
+    """The trainer of the config, with ``callbacks`` behind those that the config names, and a progress bar of updates
+    where it wants a bar and names none of its own.
+    """
+    options = resolve_trainer_cfg(trainer_config)
+    callbacks = [*(options.get("callbacks") or []), *callbacks]
+    if options.get("enable_progress_bar", True) and not any(isinstance(one, ProgressBar) for one in callbacks):
+        callbacks.append(UpdatesProgressBar())
+    return pl.Trainer(**{**options, "callbacks": callbacks})

@@ -1,0 +1,53 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""One progress bar for a whole run."""
+
+from typing import Optional
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+SECONDS_BETWEEN_DRAWINGS = 1.0  # a log file of weeks takes every one of them
+
+
+class UpdatesProgressBar(TQDMProgressBar):
+    """Updates done of ``trainer.max_steps``, and the time that is left.
+
+    Lightning's own bar counts the micro-batches of an epoch, a number that bucketed and tarred data do not tell.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Optional[pl.LightningModule] = None) -> None:
+        super().on_train_start(trainer, pl_module)
+        bar = self.train_progress_bar
+        bar.total = trainer.max_steps if trainer.max_steps > 0 else None
+        # of a resumed run the updates before do not count for the speed
+        bar.initial = bar.n = bar.last_print_n = trainer.global_step
+        bar.unit, bar.mininterval = " updates", SECONDS_BETWEEN_DRAWINGS
+        bar.refresh()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_) -> None:
+        """Not a new bar."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx: int
+    ) -> None:
+        bar = self.train_progress_bar
+        if trainer.global_step > bar.n:
+            bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
+            bar.update(trainer.global_step - bar.n)
+
+    def on_train_end(self, *_) -> None:
+        self.train_progress_bar.refresh()
+        super().on_train_end()
