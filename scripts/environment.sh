@@ -13,7 +13,9 @@
 # limitations under the License.
 
 # Sourced by quickstart.sh and test.sh: makes the virtual environment .venv where it is missing, installs the package in
-# it with the extras given in EXTRAS, and activates it. PYTHON names another interpreter, VENV another folder.
+# it with the extras given in EXTRAS, and activates it. PYTHON names another interpreter, VENV another folder, TORCH what
+# pip installs as PyTorch, with options of pip, such as its CPU build (on Linux PyPI's is the CUDA build, several GB):
+#     TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu" bash scripts/quickstart.sh
 
 VENV="${VENV:-.venv}"
 
@@ -33,11 +35,13 @@ find_python() {
 python=$(find_python)
 stamp="$VENV/installed-$(cat setup.py nemo_mshubert/package_info.py | sha256sum | cut -c1-16)-${EXTRAS//,/-}"
 if [ ! -e "$stamp" ]; then
-    echo "Installing into $VENV with $($python --version); the first time this downloads about 1 GB."
+    echo "Installing into $VENV with $($python --version). The first time this downloads about 1 GB with PyTorch's CPU build," \
+        "several GB with its CUDA build, which on Linux is PyPI's; TORCH chooses, see scripts/environment.sh."
     [ -e "$VENV/bin/activate" ] || "$python" -m venv "$VENV"
     "$VENV/bin/pip" install --quiet --upgrade pip setuptools wheel
     # Torch first and at the version that the tests ran with: its CPU build is kept where it is what pip finds.
-    "$VENV/bin/pip" install --quiet "${TORCH:-torch==2.13.0}"
+    read -ra torch <<<"${TORCH:-torch==2.13.0}"
+    "$VENV/bin/pip" install --quiet "${torch[@]}"
     "$VENV/bin/pip" install --quiet -e ".[$EXTRAS]"
     touch "$stamp"
 fi

@@ -29,7 +29,7 @@ from omegaconf import OmegaConf
 from nemo_mshubert.callbacks.encoder_freeze import EncoderFreeze
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
 from nemo_mshubert.models.ctc import restore_for_finetuning
-from nemo_mshubert.models.training_setup import make_trainer, plan_updates
+from nemo_mshubert.models.training_setup import checkpoint_folder, keep_whole_checkpoints, make_trainer, plan_updates
 
 
 @hydra_runner(config_path="../conf/finetune", config_name="10h")
@@ -39,6 +39,7 @@ def main(cfg):
     pl.seed_everything(cfg.model.train_ds.seed, verbose=False)
     callbacks = [EncoderFreeze(cfg.freeze_encoder_updates), NonfiniteGuard(cfg.max_nonfinite_steps)]
     trainer = make_trainer(cfg.trainer, callbacks)
+    keep_whole_checkpoints(checkpoint_folder(cfg.exp_manager))
     exp_manager(trainer, cfg.exp_manager)
     trainer.fit(restore_for_finetuning(cfg.init_model, cfg.model, trainer))
 

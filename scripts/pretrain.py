@@ -14,8 +14,8 @@
 
 """Pre-train HuBERT or MS-HuBERT on a labelled manifest; run again, it resumes from the last checkpoint.
 
-    python scripts/pretrain.py --config-name mshubert_base label_maker=km.npz train_manifest=train.json \\
-        validation_manifest=dev-other.json
+    python scripts/pretrain.py --config-name mshubert_base label_maker=km.npz \\
+        train_manifest=train_labelled.json validation_manifest=dev-other_labelled.json
 
 Experiments: conf/pretrain/*.yaml. The best weights end up in ``exp/<name>/checkpoints/<name>.nemo``.
 """
@@ -29,7 +29,7 @@ from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
 from nemo_mshubert.callbacks.rank_watch import RankWatch
 from nemo_mshubert.models import MSHuBERTModel
-from nemo_mshubert.models.training_setup import make_trainer, plan_updates
+from nemo_mshubert.models.training_setup import checkpoint_folder, keep_whole_checkpoints, make_trainer, plan_updates
 from nemo_mshubert.parallel.registration import register
 
 
@@ -39,6 +39,7 @@ def main(cfg):
     plan_updates(cfg)
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     trainer = make_trainer(cfg.trainer, [SaveWhenPreempted(), DataWait(), RankWatch()])
+    keep_whole_checkpoints(checkpoint_folder(cfg.exp_manager))
     exp_manager(trainer, cfg.exp_manager)
     model = MSHuBERTModel(cfg=cfg.model, trainer=trainer)
     model.maybe_init_from_pretrained_checkpoint(cfg)

@@ -51,7 +51,7 @@ def slurm(tmp_path):
     return start
 
 
-NODES = dict(SLURM_NNODES="4", SLURM_NTASKS_PER_NODE="8", SLURM_JOB_ID="77")
+NODES = dict(SLURM_NNODES="4", SLURM_NTASKS_PER_NODE="8", SLURM_CPUS_PER_TASK="12", SLURM_JOB_ID="77")
 
 
 def test_preempted_job_writes_a_checkpoint_and_is_queued_again(slurm):
@@ -64,7 +64,8 @@ def test_preempted_job_writes_a_checkpoint_and_is_queued_again(slurm):
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=20) == 0
     pretrain = "scripts/pretrain.py --config-name mshubert_base trainer.num_nodes=4 trainer.devices=8"
-    assert slurm.calls() == [f"srun --kill-on-bad-exit=1 python {pretrain}", "checkpoint", "scontrol requeue 77"]
+    srun = f"srun --kill-on-bad-exit=1 --cpus-per-task=12 python {pretrain}"
+    assert slurm.calls() == [srun, "checkpoint", "scontrol requeue 77"]
 
 
 @pytest.mark.parametrize("kind, code", [("short", 0), ("fail", 3)])

@@ -82,7 +82,10 @@ class RankWatch(pl.Callback):
     ) -> None:
         self._mark(trainer, 0)
 
-    on_validation_batch_end = on_train_batch_end  # a sign of life
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx, dataloader_idx: int = 0
+    ) -> None:
+        self._mark(trainer, 0)  # a sign of life
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop.set()

@@ -44,7 +44,7 @@ class UpdatesProgressBar(TQDMProgressBar):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx: int
     ) -> None:
         bar = self.train_progress_bar
-        if trainer.global_step > bar.n:
+        if not bar.disable and trainer.global_step > bar.n:
             bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
             bar.update(trainer.global_step - bar.n)
 

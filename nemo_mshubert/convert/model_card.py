@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 
 from nemo_mshubert.decoding.evaluation import results_table
 from nemo_mshubert.models.ctc import pretraining_labels
+from nemo_mshubert.package_info import __version__
 
 Results = Dict[str, Dict[str, Dict[str, Any]]]  # manifest -> decoding -> summary, as scripts/evaluate.py writes it
 
@@ -128,8 +129,9 @@ def _use(model: ModelPT, name: str, has_transformers_files: bool) -> str:
     base = "ASRModel" if _is_ctc(model) else "ModelPT"
     module = "nemo.collections.asr.models" if _is_ctc(model) else "nemo.core.classes"
     text = (
-        "With NVIDIA NeMo and `nemo_mshubert` installed (nothing of it has to be imported); `ORGANISATION` is whose "
-        f"repository this is:\n\n```python\nfrom {module} import {base}\n\n"
+        f"With `nemo_mshubert` installed (`pip install .` in its source tree, which brings NVIDIA NeMo; version {__version__} "
+        "wrote this card). Nothing of it has to be imported. `ORGANISATION` is whose repository this is:\n\n"
+        f"```python\nfrom {module} import {base}\n\n"
         f'model = {base}.from_pretrained("ORGANISATION/{name}")  # or {base}.restore_from("{name}.nemo")\n{call}\n```'
     )
     if has_transformers_files:

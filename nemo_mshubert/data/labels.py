@@ -26,9 +26,10 @@ enough to refuse labels of other audio, another rate or another k-means (the sil
 
 import base64
 import binascii
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 from scipy.special import entr
@@ -151,6 +152,28 @@ def check_maker(labels: FrameLabels, expected_maker: str, where: str) -> None:
             f"{where}: labels of label maker {labels.maker}, expected {expected_maker}. Labels of two k-means have "
             "nothing in common: use the k-means file these labels were made with, or make them again."
         )
+
+
+def check_sets(labels: FrameLabels, expected_sets: Sequence[int], where: str) -> None:
+    """Raise ``ValueError`` unless ``labels`` have all ``expected_sets``."""
+    missing = [clusters for clusters in expected_sets if clusters not in labels.sets]
+    if missing:
+        raise ValueError(
+            f"{where}: the label sets {missing} are missing, found {sorted(labels.sets)}. Label the manifest again "
+            "with scripts/label.py and the label maker of this model."
+        )
+
+
+def check_labels_of(manifest: PathLike, maker: str, sets: Sequence[int], lines: Optional[int] = None) -> None:
+    """Check the labels in the first ``lines`` (None: all) of a manifest, without the audio.
+
+    Raises:
+        ValueError: the first line whose labels are missing, malformed, of another label maker or lack one of ``sets``.
+    """
+    for where, entry in itertools.islice(iter_manifest(manifest), lines):
+        labels = FrameLabels.from_manifest(entry.get("labels"), where)
+        check_maker(labels, maker, where)
+        check_sets(labels, sets, where)
 
 
 def cluster_usage(counts: np.ndarray) -> Dict[str, Any]:

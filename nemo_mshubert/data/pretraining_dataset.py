@@ -34,7 +34,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from nemo.utils import logging
 
-from nemo_mshubert.data.labels import FrameLabels, check_maker
+from nemo_mshubert.data.labels import FrameLabels, check_maker, check_sets
 from nemo_mshubert.losses.multicluster_mpl import IGNORED_LABEL
 from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
 
@@ -97,12 +97,7 @@ class PretrainingDataset(torch.utils.data.Dataset):
         where = f"utterance {cut.recording.id}"
         labels = FrameLabels.from_manifest((cut.custom or {}).get("labels"), where)
         check_maker(labels, self.maker_id, where)
-        missing = [clusters for clusters in self.label_sets if clusters not in labels.sets]
-        if missing:
-            raise ValueError(
-                f"{where}: the label sets {missing} are missing, found {sorted(labels.sets)}. Label the manifest again "
-                "with scripts/label.py and the label maker of this model."
-            )
+        check_sets(labels, self.label_sets, where)
         surplus = cut.recording.num_samples - labels.num_samples
         if surplus < -HOP_SAMPLES or (labels.offset is None and surplus > HOP_SAMPLES):
             raise ValueError(

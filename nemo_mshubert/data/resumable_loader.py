@@ -19,7 +19,7 @@ A resumed run asks for the stream from the number of batches it has consumed. Sk
 """
 
 import itertools
-from typing import Iterator, Tuple
+from typing import Dict, Iterator, Optional, Tuple
 
 import torch
 from lhotse import CutSet
@@ -42,14 +42,27 @@ def _endless(sampler) -> Iterator[CutSet]:
 
 
 class NumberedSampler:
-    """For plain manifests: yields ``(batch number, cuts)`` from batch ``first``; lives in the training process."""
+    """For plain manifests: yields ``(batch number, cuts)`` from batch ``first``; lives in the training process.
 
-    def __init__(self, sampler, first: int):
+    ``epoch_starts`` has the number of the first batch of epochs sampled before, and is added to. From the last start before
+    ``first`` the sampler is asked again, so that a resume samples less than one epoch in vain.
+    """
+
+    def __init__(self, sampler, first: int, epoch_starts: Dict[int, int]):
         self.sampler = sampler
         self.first = first
+        self.epoch_starts = epoch_starts
 
     def __iter__(self) -> Iterator[Tuple[int, CutSet]]:
-        return itertools.islice(enumerate(_endless(self.sampler)), self.first, None)
+        first_epoch = max((epoch for epoch, start in self.epoch_starts.items() if start <= self.first), default=0)
+        number = self.epoch_starts.get(first_epoch, 0)
+        for epoch in itertools.count(first_epoch):
+            self.epoch_starts[epoch] = number
+            self.sampler.set_epoch(epoch)
+            for cuts in self.sampler:
+                if number >= self.first:
+                    yield number, cuts
+                number += 1
 
 
 class FiniteNumberedSampler:
@@ -120,7 +133,12 @@ def check_utterances(config: DictConfig) -> None:
 
 
 def training_loader(
-    config: DictConfig, dataset: Dataset, rank: int, world_size: int, first_batch: int = 0
+    config: DictConfig,
+    dataset: Dataset,
+    rank: int,
+    world_size: int,
+    first_batch: int = 0,
+    epoch_starts: Optional[Dict[int, int]] = None,
 ) -> DataLoader:
     """Endless loader of ``dataset[(number, cuts)]`` over NeMo manifests, plain or tarred, from batch ``first_batch``.
 
@@ -129,6 +147,7 @@ def training_loader(
             Whatever would depend on timing or on true randomness is overruled, so that the stream is a function of
             the config, the rank and the number of loader processes.
         dataset: takes a number and cuts, see `PretrainingDataset`.
+        epoch_starts: of plain manifests, see `NumberedSampler`.
     """
     config = _lhotse_options(config)
     tarred = config.get("tarred_audio_filepaths") is not None
@@ -141,7 +160,8 @@ def training_loader(
     stock = get_lhotse_dataloader_from_config(config, rank, world_size, dataset)
     options = {"batch_size": None, "num_workers": num_workers, "pin_memory": stock.pin_memory}
     if not isinstance(stock.dataset, IterableDatasetWrapper):
-        return DataLoader(dataset, sampler=NumberedSampler(stock.sampler, first_batch), **options)
+        epoch_starts = {} if epoch_starts is None else epoch_starts
+        return DataLoader(dataset, sampler=NumberedSampler(stock.sampler, first_batch, epoch_starts), **options)
     shards = NumberedShards(dataset, stock.dataset.sampler, first_batch)
 
     def init_worker(worker_id: int) -> None:

@@ -28,6 +28,7 @@ from nemo_mshubert.data.resumable_loader import check_utterances
 from nemo_mshubert.data.tarred import check_shards, local_paths
 from nemo_mshubert.data.transcripts import check_transcripts
 from nemo_mshubert.models.loading import is_foreign, local_path, restore_model
+from nemo_mshubert.models.whole_file import WholeFile
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 
 LETTERS = [" ", *string.ascii_lowercase, "'"]  # the space is the word delimiter (fairseq's "|"); NeMo adds the blank
@@ -147,6 +148,7 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
     OmegaConf.set_struct(config, False)
     config.encoder = OmegaConf.merge(config.encoder, overrides.encoder)
     model = ASRModel.restore_from(str(file), override_config_path=config, trainer=trainer, map_location="cpu")
+    model._save_restore_connector = WholeFile()
     train_ds, validation_ds, optim = (
         OmegaConf.create(OmegaConf.to_container(overrides[name], resolve=True))
         for name in ("train_ds", "validation_ds", "optim")

@@ -28,6 +28,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from nemo.core.classes import ModelPT
 from torch import nn
 
+from nemo_mshubert.models.whole_file import WholeFile
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 
 Name = Union[str, Path]
@@ -128,11 +129,6 @@ def _from_hub(name: str) -> Path:
 
 def save_model(model: ModelPT, path: Union[str, Path]) -> None:
     """Write a ``.nemo``, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.nemo")
-    try:
-        model.save_to(str(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    model._save_restore_connector = WholeFile()
+    model.save_to(str(path))

@@ -32,13 +32,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nemo_mshubert.clustering.label_maker import LabelMaker
+from nemo_mshubert.data.labels import check_labels_of
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.resumable_loader import training_loader, validation_loader
-from nemo_mshubert.data.tarred import check_shards
+from nemo_mshubert.data.tarred import check_shards, local_paths
 from nemo_mshubert.losses.multicluster_mpl import IGNORED_LABEL
 from nemo_mshubert.models.data_position import DataPosition
 from nemo_mshubert.models.seeding import generator_of, seed_of
 from nemo_mshubert.models.step_guard import StepGuard
+from nemo_mshubert.models.whole_file import WholeFile
 from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.label_heads import place_label_sets
 from nemo_mshubert.modules.masking import span_mask
@@ -73,12 +75,13 @@ class MSHuBERTModel(ModelPT):
 
     def __init__(self, cfg: DictConfig, trainer: Optional[Trainer] = None):
         super().__init__(cfg=cfg, trainer=trainer)
+        self._save_restore_connector = WholeFile()
         cfg = self._cfg
         unknown = set(cfg.label_sets) - set(self.label_maker.sets)
         if unknown:
             raise ValueError(
                 f"model.label_sets {sorted(unknown)} are not in the label maker {cfg.label_maker}, which has "
-                f"{self.label_maker.sets}."
+                f"{self.label_maker.sets}. Give the k-means file that has them, or set model.label_sets."
             )
         self.layer_of_set = {
             clusters: layer
@@ -153,7 +156,14 @@ class MSHuBERTModel(ModelPT):
         own_batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         first_batch = self.data_position.first_batch(own_batches, self.data_ranks.count)
         dataset = self._dataset(config, seed=seed_of(self._cfg.seed, "crops", self.data_ranks.rank))
-        return training_loader(config, dataset, *self.data_ranks, first_batch)
+        if self.data_ranks.rank == 0:
+            self._check_labels(config.manifest_filepath, lines=1)
+        return training_loader(config, dataset, *self.data_ranks, first_batch, self.data_position.epoch_starts)
+
+    def _check_labels(self, manifests: Any, lines: Optional[int] = None) -> None:
+        """Labels of another maker, or none, in the first ``lines`` of manifests: now, not at the first validation."""
+        for manifest in local_paths(manifests):
+            check_labels_of(manifest, self.label_maker.id, self.label_maker.stored_sets, lines)
 
     def setup_validation_data(self, val_data_config: Union[DictConfig, Dict]) -> None:
         self._update_dataset_config(dataset_name="validation", config=val_data_config)
@@ -161,6 +171,8 @@ class MSHuBERTModel(ModelPT):
         if config.get("manifest_filepath") is None:
             self._validation_dl = None
             return
+        if self.data_ranks.rank == 0:
+            self._check_labels(config.manifest_filepath)
         dataset = self._dataset(config, seed=seed_of(self._cfg.seed, "validation crops"))
         self._validation_dl = validation_loader(config, dataset, *self.data_ranks)
 
@@ -309,12 +321,43 @@ class MSHuBERTModel(ModelPT):
             tracker["completed"] = tracker["processed"]
         own_batches = progress["total"]["processed"]
         checkpoint["batches_of_all_ranks"] = self.data_position.batches_of_all(own_batches, self.data_ranks.count)
+        checkpoint["epoch_start"] = self.data_position.epoch_start(own_batches, self.data_ranks.count)
+        checkpoint["task"] = self._task()
 
     def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
-        """Find the place in the data, also with another number of ranks than the checkpoint's."""
+        """Find the place in the data, also with another number of ranks than the checkpoint's.
+
+        Raises:
+            ValueError: the checkpoint is of other labels, of another place of the label sets, or of another architecture.
+        """
+        self._check_checkpoint(checkpoint)
         if "batches_of_all_ranks" in checkpoint:
             own_batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
             self.data_position.resume(checkpoint["batches_of_all_ranks"], own_batches)
+            self.data_position.seek(checkpoint.get("epoch_start") or {}, self.data_ranks.count)
+
+    def _task(self) -> Dict[str, Any]:
+        """What the weights of a checkpoint have learned to predict, and from what."""
+        task = {name: self._cfg[name] for name in ("swap", "loss_views")}
+        return {"label maker": self.label_maker.id, "layers of label sets": dict(self.layer_of_set), **task}
+
+    def _check_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
+        path = self.trainer.ckpt_path if self._trainer else "the checkpoint"
+        remedy = "Resume with the config it was made with, or start another run with another name=."
+        for name, value in self._task().items():
+            found = checkpoint.get("task", {}).get(name, value)
+            if found != value:
+                raise ValueError(f"{path}: {name} {found}, but the config says {value}. {remedy}")
+        if self._is_split or not checkpoint.get("state_dict"):
+            return  # its parts have the shapes of this rank; a sharded checkpoint is read in place
+        here, there = (
+            {name: str(list(tensor.shape)) for name, tensor in weights.items()}
+            for weights in (self.state_dict(), checkpoint["state_dict"])
+        )
+        for name in {**here, **there}:
+            found, expected = there.get(name, "missing"), here.get(name, "missing")
+            if found != expected:
+                raise ValueError(f"{path}: another architecture: {name} is {found} there, {expected} here. {remedy}")
 
     # --- Metrics -------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@
 
 """Watch over the optimizer steps: a step with a non-finite gradient is skipped and counted, many in a row end the run."""
 
-from typing import List
+from typing import List, Tuple
 
 import torch
 from nemo.utils import logging
@@ -36,13 +36,11 @@ class StepGuard:
         self.max_consecutive = max_consecutive
         self.num_skipped = 0
         self._consecutive = 0
-        self._utterances: List[str] = []
-        self._losses: List[Tensor] = []
+        self._micro_batches: List[Tuple[List[str], Tensor]] = []
 
     def note(self, utterances: List[str], loss_sum: Tensor) -> None:
         """Remember one micro-batch of the current update."""
-        self._utterances += utterances
-        self._losses.append(loss_sum.detach())
+        self._micro_batches.append((list(utterances), loss_sum.detach()))
 
     def accept(self, grad_norm: Tensor, update: int) -> bool:
         """Whether to take the step. ``grad_norm`` must be that of all ranks, so that they decide alike.
@@ -50,18 +48,19 @@ class StepGuard:
         Raises:
             NonFiniteTrainingError: the last ``max_consecutive`` updates were all non-finite.
         """
-        utterances, losses = self._utterances, self._losses
-        self._utterances, self._losses = [], []
+        micro_batches, self._micro_batches = self._micro_batches, []
         if torch.isfinite(grad_norm):
             self._consecutive = 0
             return True
         self.num_skipped += 1
         self._consecutive += 1
-        finite_loss = bool(torch.stack(losses).isfinite().all())
-        cause = "the gradient overflowed (the loss is finite)" if finite_loss else "the loss is not finite"
-        message = (
-            f"Update {update} skipped ({self.num_skipped} so far): {cause}; its utterances: {', '.join(utterances)}."
-        )
+        everything = [name for names, _ in micro_batches for name in names]
+        spoiled = [name for names, loss in micro_batches if not loss.isfinite().all() for name in names]
+        if spoiled_somewhere := _of_all_ranks(spoiled):
+            cause, utterances = "the loss is not finite", spoiled_somewhere
+        else:
+            cause, utterances = "the gradient overflowed (the loss is finite)", _of_all_ranks(everything)
+        message = f"Update {update} skipped ({self.num_skipped} so far): {cause}; its utterances: {utterances}."
         logging.warning(message)
         if self._consecutive >= self.max_consecutive:
             raise NonFiniteTrainingError(
@@ -69,3 +68,12 @@ class StepGuard:
                 "learning rate, or train in fp32 to see whether the precision is the cause."
             )
         return False
+
+
+def _of_all_ranks(names: List[str]) -> str:
+    """``"a, b"`` of one process, ``"rank 2: a, b; rank 5: c"`` of several: only the log of rank 0 is looked at."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return ", ".join(names)
+    gathered: List[List[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, names)
+    return "; ".join(f"rank {rank}: {', '.join(found)}" for rank, found in enumerate(gathered) if found)

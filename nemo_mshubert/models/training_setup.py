@@ -15,15 +15,20 @@
 """Lightning's trainer of a run, and its accumulation and validation from the seconds of audio per update."""
 
 import math
+import os
+import shutil
+from pathlib import Path
 from typing import Sequence
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 from nemo.utils import logging
+from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
 from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import DictConfig, open_dict
 
+from nemo_mshubert.callbacks.finished_run import FinishedRun
 from nemo_mshubert.callbacks.updates_bar import UpdatesProgressBar
 from nemo_mshubert.parallel.registration import tensor_parallel_size
 
@@ -71,7 +76,45 @@ def make_trainer(trainer_config: DictConfig, callbacks: Sequence[pl.Callback]) -
     where it wants a bar and names none of its own.
     """
     options = resolve_trainer_cfg(trainer_config)
-    callbacks = [*(options.get("callbacks") or []), *callbacks]
+    callbacks = [*(options.get("callbacks") or []), *callbacks, FinishedRun()]
     if options.get("enable_progress_bar", True) and not any(isinstance(one, ProgressBar) for one in callbacks):
         callbacks.append(UpdatesProgressBar())
     return pl.Trainer(**{**options, "callbacks": callbacks})
+
+
+def checkpoint_folder(exp_manager_config: DictConfig) -> Path:
+    """Where NeMo's exp_manager keeps the checkpoints of a run without versions, as conf has them."""
+    config = exp_manager_config
+    log_folder = config.get("explicit_log_dir") or Path(config.exp_dir) / config.name
+    return Path(config.checkpoint_callback_params.get("dirpath") or Path(log_folder) / "checkpoints")
+
+
+def keep_whole_checkpoints(folder: Path) -> None:
+    """Leave what a run can go on from, where it was killed while it wrote a checkpoint: NeMo would stop and ask for that.
+
+    Unfinished checkpoints go. Of several last ones the newest stays; where there is none, the newest other one, which
+    holds as much, becomes it. All ranks may call this at the same time, before the first checkpoint is written.
+    """
+    for marker in folder.glob(f"*{NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}"):
+        name = marker.name.removesuffix(NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX)
+        logging.warning(f"{folder / name}.ckpt: the run was killed while it was written; it is removed.")
+        _remove(folder / f"{name}.ckpt")
+        _remove(folder / name)
+        marker.unlink(missing_ok=True)
+    newest_first = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    last = [path for path in newest_first if path.stem.endswith("last")]
+    for path in last[1:]:
+        _remove(path)
+    if newest_first and not last:
+        path = newest_first[0]
+        logging.warning(f"{path}: the newest whole checkpoint, from which the run goes on.")
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
+        shutil.copytree(path, temporary) if path.is_dir() else shutil.copyfile(path, temporary)
+        os.replace(temporary, path.with_name(f"{path.stem}-last.ckpt"))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

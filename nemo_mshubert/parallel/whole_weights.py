@@ -16,10 +16,10 @@
 
 from typing import Any, Mapping
 
-from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
+from nemo_mshubert.models.whole_file import WholeFile
 
 
-class WholeWeights(SaveRestoreConnector):
+class WholeWeights(WholeFile):
     """Writes the weights it is given in the place of those of one rank."""
 
     def __init__(self, state_dict: Mapping[str, Any]):

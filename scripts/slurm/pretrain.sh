@@ -16,7 +16,7 @@
 # Pre-training on a SLURM cluster, one task per GPU; srun ends all tasks when one fails. Options go to scripts/pretrain.py:
 #
 #     sbatch --nodes 4 scripts/slurm/pretrain.sh --config-name mshubert_base label_maker=km6.npz train_manifest=... \
-#         train_tars=... validation_manifest=dev-other.json
+#         train_tars=... validation_manifest=dev-other_labelled.json
 #
 # Five minutes before its time is over SLURM sends SIGTERM, as it does on preemption: the tasks write a checkpoint, and the
 # job is queued again and goes on from it.
@@ -38,7 +38,8 @@ source "${VENV:-.venv}/bin/activate"
 export OMP_NUM_THREADS=1                      # decoding and crops run in loader processes
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1      # a broken link is an error, not a wait
 
-srun --kill-on-bad-exit=1 python scripts/pretrain.py "$@" \
+# srun does not take over the CPUs per task of sbatch (since 22.05): the loaders would share one
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" python scripts/pretrain.py "$@" \
     trainer.num_nodes="$SLURM_NNODES" trainer.devices="$SLURM_NTASKS_PER_NODE" &
 step=$!
 stopped=0

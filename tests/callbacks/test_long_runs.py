@@ -23,6 +23,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 from nemo_mshubert.callbacks import rank_watch
 from nemo_mshubert.callbacks.data_wait import DataWait
@@ -108,6 +109,32 @@ def test_all_ranks_stop_when_one_is_preempted(config, tmp_path):
     assert last(tmp_path)["global_step"] == 3
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"loss_views": "masked_stream"}, "last.ckpt: loss_views both, but the config says masked_stream"),
+        ({"encoder": {"d_inner": 24}}, "last.ckpt: another architecture: .* there, .* here"),
+    ],
+)
+def test_a_run_does_not_go_on_as_another_one(config, tmp_path, change, message):
+    """Heads that have learned one task would go on with another, without a word."""
+    from omegaconf import OmegaConf
+
+    train_updates(config, tmp_path)
+    assert config.loss_views == "both" and config.encoder.d_inner != 24
+    with pytest.raises(ValueError, match=f"{message}.*another name="):
+        train_updates(OmegaConf.merge(config, change), tmp_path / "other", resume=tmp_path / "last.ckpt")
+
+
+def test_a_run_does_not_go_on_with_labels_of_another_maker(config, tmp_path):
+    train_updates(config, tmp_path)
+    checkpoint = last(tmp_path)
+    checkpoint["task"]["label maker"] = "0123456789abcdef"
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="other.ckpt: label maker 0123456789abcdef, but the config says"):
+        train_updates(config, tmp_path / "again", resume=tmp_path / "other.ckpt")
+
+
 # --- Full disk -------------------------------------------------------------------------------------------------------
 
 
@@ -186,3 +213,14 @@ def test_time_waited_for_data_is_logged(config, tmp_path, monkeypatch):
     train(config, [None], 6, callbacks=[DataWait(), Read()], log_every_n_steps=1)
     seconds, shares = zip(*found[1:-1])  # Lightning looks one batch ahead: the last has been there already
     assert min(seconds) >= 0.15 and all(0.1 < share < 1 for share in shares)
+
+
+def test_rank_watch_lives_with_two_validation_sets():
+    """NeMo takes a list of manifests; Lightning then says which one a batch is of."""
+    trainer = pl.Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[RankWatch()]
+    )
+    module = BoringModel()
+    module.val_dataloader = lambda: [module.train_dataloader(), module.train_dataloader()]
+    module.validation_step = lambda batch, batch_idx, dataloader_idx: None
+    trainer.validate(module, verbose=False)

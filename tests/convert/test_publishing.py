@@ -27,6 +27,7 @@ from nemo.collections.asr.models import ASRModel
 from nemo_mshubert.convert.model_card import Facts, model_card, read_results
 from nemo_mshubert.convert.publishing import publish
 from nemo_mshubert.models.loading import restore_model, save_model
+from nemo_mshubert.package_info import __version__
 from tests.conftest import REPOSITORY, TINY_CLUSTERS
 from tests.convert.conftest import assert_same_weights
 
@@ -72,6 +73,7 @@ def test_card_of_a_letter_model(letters_path, tmp_path):
     for fact in (
         "A CTC speech recogniser over 28 letters",
         'ASRModel.from_pretrained("ORGANISATION/ms-hubert-mini")',
+        f"`pip install .` in its source tree, which brings NVIDIA NeMo; version {__version__} wrote",
         "AutoModelForCTC",
         "- Fine-tuning: half a minute",
         "| dev-other | greedy | 2 | 81 | 12.35 |",

@@ -271,6 +271,43 @@ def test_plain_data_goes_on_with_another_number_of_ranks(plain, before, after):
     assert position.batches_of_all(own_batches + count, after) == consumed + count * after
 
 
+class CountedPasses:
+    """A sampler that notes the epochs that are asked of it."""
+
+    def __init__(self, sampler, epochs):
+        self.sampler, self.epochs = sampler, epochs
+
+    def set_epoch(self, epoch):
+        self.epochs.append(epoch)
+        self.sampler.set_epoch(epoch)
+
+    def __iter__(self):
+        return iter(self.sampler)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_resume_samples_no_epoch_before_its_own(plain, ranks):
+    """At 400,000 updates sampling all batches since the first again would take hours."""
+    dataset = PretrainingDataset("maker-one", [50], "shortest", seed=0)
+    position = DataPosition()
+    loader = training_loader(plain, dataset, 0, ranks, 0, position.epoch_starts)
+    stream = list(itertools.islice(loader, STREAM))
+    for own_batches in range(STREAM - 3):
+        resumed, epochs = DataPosition(), []
+        resumed.seek(position.epoch_start(own_batches, ranks), ranks)
+        again = training_loader(plain, dataset, 0, ranks, own_batches, resumed.epoch_starts)
+        again.sampler.sampler = CountedPasses(again.sampler.sampler, epochs)
+        torch.manual_seed(own_batches)
+        tail = list(itertools.islice(again, 3))
+        assert all(same(one, other) for one, other in zip(tail, stream[own_batches : own_batches + 3]))
+        assert epochs[0] == position.epoch_start(own_batches, ranks)["epoch"]
+    assert epochs[0] >= 1  # the last of them began behind an epoch
+    assert position.epoch_start(STREAM, ranks + 1)["num_parts"] == ranks + 1
+    resumed.seek({"epoch": 7, "first_batch": 70, "num_parts": ranks + 1}, ranks)
+    assert 7 not in resumed.epoch_starts  # starts of epochs of another number of parts
+
+
 @pytest.mark.unit
 def test_a_dead_loader_process_is_named(plain):
     """A process that the kernel kills for its memory must end the run, not leave it waiting."""

@@ -15,6 +15,7 @@
 """MSHuBERTModel: what enters the loss, what is reported, and what is refused."""
 
 import itertools
+import json
 import math
 
 import pytest
@@ -260,7 +261,7 @@ def test_missing_label_maker_is_refused(make_model):
 
 
 @pytest.mark.unit
-def test_labels_of_another_maker_end_the_run(make_model, labelled, tmp_path):
+def test_labels_of_another_maker_are_refused(make_model, labelled, tmp_path):
     """The manifest of one k-means with the file of another."""
     other = LabelMaker(
         {clusters: centres + 1 for clusters, centres in labelled.maker.centres.items()},
@@ -271,9 +272,8 @@ def test_labels_of_another_maker_end_the_run(make_model, labelled, tmp_path):
         versions={},
     )
     other.save(tmp_path / "other.npz")
-    model = make_model(f"label_maker={tmp_path / 'other.npz'}")
-    with pytest.raises(ValueError, match=f"labels of label maker {labelled.maker.id}, expected {other.id}"):
-        trainer_of(limit_val_batches=1.0).validate(model, verbose=False)
+    with pytest.raises(ValueError, match=f"dev.json:1: labels of label maker {labelled.maker.id}, expected {other.id}"):
+        make_model(f"label_maker={tmp_path / 'other.npz'}")
 
 
 # --- Learning --------------------------------------------------------------------------------------------------------
@@ -302,3 +302,24 @@ def test_a_handful_of_utterances_is_learned_by_heart(model_config, labelled, tmp
     (metrics,) = trainer_of(limit_val_batches=1.0).validate(model, verbose=False)
     accuracies = {clusters: metrics[f"val_{clusters}/masked_accuracy"] for clusters in SETS}
     assert min(accuracies.values()) > 0.9, accuracies
+
+
+def test_unlabelled_validation_data_is_refused_before_the_first_update(model_config, labelled, tmp_path):
+    """At base size the first validation comes after 5,000 updates, and so does the first checkpoint."""
+    lines = [json.loads(line) for line in open(labelled.dev, encoding="utf-8")]
+    del lines[-1]["labels"]
+    (tmp_path / "dev.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = model_config()
+    config.validation_ds.manifest_filepath = str(tmp_path / "dev.json")
+    with pytest.raises(ValueError, match=f'dev.json:{len(lines)}: no "labels" object'):
+        MSHuBERTModel(config, trainer_of(max_steps=1))
+
+
+def test_training_data_of_another_label_maker_is_refused_before_the_first_update(model_config, labelled, tmp_path):
+    lines = [json.loads(line) for line in open(labelled.train, encoding="utf-8")]
+    lines[0]["labels"]["maker"] = "0123456789abcdef"
+    (tmp_path / "train.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = model_config()
+    config.train_ds.manifest_filepath = str(tmp_path / "train.json")
+    with pytest.raises(ValueError, match="train.json:1: labels of label maker 0123456789abcdef, expected"):
+        MSHuBERTModel(config, trainer_of(max_steps=1)).train_dataloader()

@@ -29,6 +29,7 @@ from omegaconf import OmegaConf
 
 from nemo_mshubert.models import step_guard
 from nemo_mshubert.models.step_guard import NonFiniteTrainingError, StepGuard
+from tests.parallel.ranks_of_a_test import run_on_ranks
 
 CLIP = 0.5  # below the norms that occur: clipping must come after the normalisation
 
@@ -120,7 +121,7 @@ def test_nonfinite_micro_batch_spoils_its_update_only(model_config, warnings):
     micro_batches = [batch(0), batch(3, spoiled=True), batch(1), batch(2)]
     spoiled = train(config, [micro_batches], updates=2, accumulate_grad_batches=2)
     assert difference(spoiled.state_dict(), clean.state_dict()) == 0
-    assert "u0, u3-spoiled." in warnings[0]
+    assert "utterances: u3-spoiled." in warnings[0]  # u0 was in a micro-batch that is fine
 
 
 @pytest.mark.unit
@@ -145,6 +146,29 @@ def test_cause_is_told_apart(warnings):
     assert guard.accept(torch.tensor(1.0), 9)
     assert "Update 7" in warnings[0] and "the gradient overflowed" in warnings[0] and "utterances: a." in warnings[0]
     assert "Update 8" in warnings[1] and "the loss is not finite" in warnings[1] and "utterances: b." in warnings[1]
+
+
+def guard_with_one_bad_rank(losses):
+    torch.distributed.init_process_group("gloo")
+    messages = []
+    step_guard.logging.warning = messages.append  # in a process of its own
+    rank = torch.distributed.get_rank()
+    guard = StepGuard(max_consecutive=3)
+    guard.note([f"a{rank}", f"b{rank}"], torch.tensor(1.0))
+    guard.note([f"c{rank}"], torch.tensor(losses[rank]))
+    guard.accept(torch.tensor(float("nan")), 7)
+    return messages[0]
+
+
+@pytest.mark.unit
+def test_the_rank_with_the_bad_utterances_is_named_on_all():
+    """NeMo shows the log of rank 0 alone, whose own utterances may be innocent."""
+    bad = run_on_ranks(2, guard_with_one_bad_rank, [1.0, float("nan")])
+    assert all("the loss is not finite; its utterances: rank 1: c1." in message for message in bad)
+    overflown = run_on_ranks(2, guard_with_one_bad_rank, [1.0, 1.0])
+    assert all(
+        "overflowed" in message and "rank 0: a0, b0, c0; rank 1: a1, b1, c1." in message for message in overflown
+    )
 
 
 # --- Dropped label sets ----------------------------------------------------------------------------------------------

@@ -1,0 +1,34 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""``.nemo`` files that are there whole or not at all, also where NeMo's checkpoint callback writes them."""
+
+import os
+from pathlib import Path
+
+from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
+
+
+class WholeFile(SaveRestoreConnector):
+    """Packs under a temporary name, then renames: NeMo's own connector leaves a part of a file when it is killed."""
+
+    @staticmethod
+    def _make_nemo_file_from_folder(filename: str, source_dir: str) -> None:
+        path = Path(filename)
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.nemo")
+        try:
+            SaveRestoreConnector._make_nemo_file_from_folder(str(temporary), source_dir)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

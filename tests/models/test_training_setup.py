@@ -1,0 +1,76 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a run finds of its checkpoints after a kill; the trainer is in tests/callbacks/test_updates_bar.py."""
+
+import os
+
+import pytest
+from omegaconf import OmegaConf
+
+from nemo_mshubert.models.training_setup import checkpoint_folder, keep_whole_checkpoints
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """``folder(name, ...)``: checkpoints with these names, the last one the newest; ``!`` marks an unfinished one."""
+
+    def make(*names):
+        for age, name in enumerate(reversed(names)):
+            name, unfinished = name.rstrip("!"), name.endswith("!")
+            (tmp_path / f"{name}.ckpt").write_text(name)
+            os.utime(tmp_path / f"{name}.ckpt", (1e9 - age, 1e9 - age))
+            if unfinished:
+                (tmp_path / f"{name}-unfinished").touch()
+        keep_whole_checkpoints(tmp_path)
+        return {path.name.removesuffix(".ckpt"): path.read_text() for path in tmp_path.iterdir()}
+
+    return make
+
+
+def test_nothing_happens_to_whole_checkpoints(folder, tmp_path):
+    assert folder("m-step=5", "m-step=6-last") == {"m-step=5": "m-step=5", "m-step=6-last": "m-step=6-last"}
+    keep_whole_checkpoints(tmp_path / "not there yet")
+
+
+def test_unfinished_last_checkpoint_gives_way_to_the_whole_one(folder):
+    """NeMo stops where all last checkpoints are unfinished, and would start anew where they are removed by hand."""
+    assert folder("m-step=5-last", "m-step=6-last!") == {"m-step=5-last": "m-step=5-last"}
+
+
+def test_best_checkpoint_stands_in_for_the_last(folder):
+    assert folder("m-step=3", "m-step=5", "m-step=6-last!") == {
+        "m-step=3": "m-step=3",
+        "m-step=5": "m-step=5",
+        "m-step=5-last": "m-step=5",
+    }
+
+
+def test_killed_in_the_first_checkpoint_starts_anew(folder):
+    assert folder("m-step=1-last!") == {}
+
+
+def test_newest_of_two_last_checkpoints(folder):
+    """Between writing one and removing the other; NeMo stops where there are two."""
+    assert folder("m-step=5-last", "m-step=6-last") == {"m-step=6-last": "m-step=6-last"}
+
+
+def test_folder_is_that_of_exp_manager():
+    config = {"exp_dir": "exp", "name": "run", "checkpoint_callback_params": {"save_top_k": 1}}
+    assert str(checkpoint_folder(OmegaConf.create(config))) == "exp/run/checkpoints"
+    assert str(checkpoint_folder(OmegaConf.create({**config, "explicit_log_dir": "logs"}))) == "logs/checkpoints"
+    config["checkpoint_callback_params"] = {"dirpath": "/scratch/kept"}
+    assert str(checkpoint_folder(OmegaConf.create(config))) == "/scratch/kept"

@@ -1,0 +1,44 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A ``.nemo`` is there whole or not at all."""
+
+import tarfile
+
+import pytest
+
+from nemo_mshubert.models.loading import restore_model
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_save_that_is_cut_short_leaves_the_file_before(make_model, tmp_path, monkeypatch):
+    """Half a file would count as a finished stage, and stop all that reads it."""
+    path = tmp_path / "model.nemo"
+    model = make_model()
+    model.save_to(str(path))
+    before = path.read_bytes()
+
+    def full_disk(self, name, *args, **options):
+        self.fileobj.write(b"half")
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "add", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            model.save_to(str(path))
+        with pytest.raises(OSError, match="No space"):
+            model.save_to(str(tmp_path / "other.nemo"))
+    assert path.read_bytes() == before and [found.name for found in tmp_path.iterdir()] == ["model.nemo"]
+    restore_model(path)
