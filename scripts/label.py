@@ -18,7 +18,8 @@
     python scripts/label.py check --manifest train_l.json --kmeans km.npz
 
 A published k-means (a file of joblib, as fairseq's learn_kmeans.py writes) says not what it is of: name encoder and
-layer. It is left beside the output as a k-means file of ours, which pretrain.py needs:
+layer. It is left beside the output as a k-means file of ours, train_l.kmeans.npz, which pretrain.py, `merge` and
+`check` need:
 
     python scripts/label.py make --kmeans hubert_base_ls960_L9_km500.bin --encoder hubert_base_ls960.pt --layer 9 \\
         --manifest train.json --output train_l.json
@@ -36,18 +37,21 @@ dead clusters, and fails with ``file:line`` of what is wrong.
 import argparse
 import json
 import logging
-import pickle
 from pathlib import Path
 from typing import Tuple
 
 from nemo_mshubert.clustering.features import FeatureMaker, HiddenFeatures, MfccFeatures
-from nemo_mshubert.clustering.label_maker import LabelMaker
+from nemo_mshubert.clustering.label_maker import LabelMaker, is_pickle
 from nemo_mshubert.clustering.labelling import Shard, label_manifest, measure_manifest, merge_shards
 from nemo_mshubert.clustering.metrics import load_alignments
 from nemo_mshubert.data.labels import check_labelled_manifest
 from nemo_mshubert.data.manifest import atomic_write
 from nemo_mshubert.device import choose_device
 from nemo_mshubert.parallel.launched import launched_ranks
+
+OWN_KMEANS = (
+    "k-means file of scripts/fit_kmeans.py; for one of joblib, the .kmeans.npz that make left beside its output"
+)
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -56,8 +60,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     make = commands.add_parser("make", help="label a manifest")
     merge = commands.add_parser("merge", help="join the shards of a labelled manifest")
     merge.add_argument("--shards", type=int, required=True, help="their number")
+    make.add_argument("--kmeans", required=True, help="k-means file of scripts/fit_kmeans.py, or of joblib")
+    merge.add_argument("--kmeans", required=True, help=OWN_KMEANS)
     for command in (make, merge):
-        command.add_argument("--kmeans", required=True, help="k-means file of scripts/fit_kmeans.py, or of joblib")
         command.add_argument("--manifest", required=True)
         command.add_argument("--output", required=True, help="labelled manifest")
         command.add_argument(
@@ -74,19 +79,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     check = commands.add_parser("check", help="check a labelled manifest")
     check.add_argument("--manifest", required=True)
-    check.add_argument("--kmeans", help="the k-means file that all labels must be of")
+    check.add_argument("--kmeans", help=f"what all labels must be of: {OWN_KMEANS}")
     args = parser.parse_args(argv)
     if args.command == "make" and is_pickle(args.kmeans) and not (args.encoder and args.layer):
         parser.error(f"{args.kmeans} is of joblib and says not what it is of: give --encoder and --layer")
     return args
-
-
-def is_pickle(path: str) -> bool:
-    """Whether it is a file of joblib; ours are zip archives."""
-    if not Path(path).is_file():
-        return False  # what is missing is said when it is loaded
-    with open(path, "rb") as stream:
-        return stream.read(1) == pickle.PROTO
 
 
 def make_features(maker: LabelMaker, args: argparse.Namespace) -> FeatureMaker:

@@ -20,7 +20,7 @@
 #     bash scripts/quickstart.sh --manifests DIR       # a folder with NeMo manifests train*.json, dev*.json and test*.json
 #
 # Every stage is one of the public scripts, printed as it is run. Run it again: finished stages are skipped, an
-# interrupted one goes on.  --exp DIR: where everything goes (exp/quickstart).  --alignments FILE...: words or phones in
+# interrupted one goes on.  --exp DIR: where everything goes (exp/quickstart).  --alignments FILE: words or phones in
 # time, for the quality of the labels.  --updates N and --finetune_updates N: of either pre-training and fine-tuning.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -56,13 +56,14 @@ if [ -z "$manifests" ]; then
     stage "prepare" "$manifests/prepared" bash -c \
         "python scripts/prepare_librispeech.py --data '$data' --output '$manifests' && touch '$manifests/prepared'"
 fi
-split() { # the manifests of a split
-    local found=("$manifests/$1"*.json)
+# The manifests of a split, into `found`. Printed, they would be read from a subshell, whose exit ends only itself.
+find_split() {
+    found=("$manifests/$1"*.json)
     [ -e "${found[0]}" ] || { echo "$manifests: no $1*.json; is there a $1-* subset in the data?" >&2; exit 1; }
-    printf '%s\n' "${found[@]}"
 }
-train=$(split train | head -n 1) dev=$(split dev | head -n 1)
-mapfile -t tests < <(split test)
+find_split train; train=${found[0]}
+find_split dev; dev=${found[0]}
+find_split test; tests=("${found[@]}")
 metrics() { [ -z "$alignments" ] || printf '%s\n' --alignments "$alignments"; }
 
 # --- Iteration 1: HuBERT on MFCC clusters -----------------------------------------------------------------------------

@@ -16,6 +16,7 @@
 
 import hashlib
 import json
+import pickle
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass
@@ -114,10 +115,15 @@ class LabelMaker:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not such a file, truncated, or its content is not what its id says.
+            ValueError: not such a file, one of joblib, truncated, or its content is not what its id says.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such k-means file. Make one with scripts/fit_kmeans.py.")
+        if is_pickle(path):
+            raise ValueError(
+                f"{path}: a k-means of joblib, which says not what it is of. Use the k-means file that `label.py "
+                "make` left beside the labels: <output>.kmeans.npz, <output> without its suffix."
+            )
         try:
             header, arrays = _read(path)
             maker = cls(
@@ -136,6 +142,14 @@ class LabelMaker:
         if maker.id != stated_id:
             raise ValueError(f"{path}: says id {stated_id} but holds {maker.id}: edited or damaged. Copy it again.")
         return maker
+
+
+def is_pickle(path: PathLike) -> bool:
+    """Whether it is a file of joblib, as published k-means are; ours are zip archives."""
+    if not Path(path).is_file():
+        return False  # what is missing is said when it is loaded
+    with open(path, "rb") as stream:
+        return stream.read(1) == pickle.PROTO
 
 
 def fit_label_maker(

@@ -34,7 +34,14 @@ from nemo_mshubert.clustering.kmeans import sample_frames
 from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.clustering.metrics import Alignments, LabelMetrics
 from nemo_mshubert.data.labels import FrameLabels, check_maker
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, iter_manifest, load_audio, utterance_id, write_manifest
+from nemo_mshubert.data.manifest import (
+    SAMPLE_RATE,
+    PathLike,
+    iter_manifest,
+    load_audio_and_rate,
+    utterance_id,
+    write_manifest,
+)
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
 
 logger = logging.getLogger(__name__)
@@ -42,12 +49,14 @@ logger = logging.getLogger(__name__)
 WINDOW_SECONDS = 600  # of audio; within it, feature makers batch utterances of similar length
 READ_AHEAD = 8  # utterances
 READ_THREADS = 4
+MAX_ROUNDING = 0.01  # seconds between a file and the "duration" of its line: two decimals, and less than a frame
 
 
 class Utterance(NamedTuple):
     where: str  # "file:line"
     entry: Dict[str, Any]
     samples: np.ndarray  # float32 [S], 16 kHz
+    file_rate: Optional[int] = None  # Hz, of the audio file itself
 
 
 def sample_corpus_frames(
@@ -159,8 +168,8 @@ def merge_shards(manifest: PathLike, output: PathLike, maker: LabelMaker, count:
     ]
     if missing:
         raise ValueError(
-            f"{output}: the shards {missing} of {count} are not there whole, with labels of {maker.id}. Run `label.py make "
-            f"--shard {missing[0]}/{count}` (and so on); what they have is kept."
+            f"{output}: the shards {missing} of {count} are not there whole, with labels of {maker.id}. Run `label.py "
+            f"make --shard {missing[0]}/{count}` (and so on); what they have is kept."
         )
     write_manifest(output, (entry for shard in shards for _, entry in iter_manifest(shard.path(output))))
     for shard in shards:
@@ -229,12 +238,31 @@ def window_features(window: List[Utterance], features: FeatureMaker) -> List[np.
 
 
 def label_entry(utterance: Utterance, features: np.ndarray, maker: LabelMaker, device) -> Dict[str, Any]:
-    """The manifest entry with checked labels and the absolute path of its audio."""
+    """The manifest entry with checked labels, the absolute path of its audio, and its rate; see `_rate_field`."""
     entry = utterance.entry
     sets = maker.label(features, device)
     labels = FrameLabels(maker.id, len(utterance.samples), sets, offset=entry.get("offset"))
     labels.check(f"{utterance.where}: {utterance_id(entry)}")
-    return {**entry, "audio_filepath": _absolute(entry["audio_filepath"]), "labels": labels.to_manifest()}
+    path = _absolute(entry["audio_filepath"])
+    return {**entry, "audio_filepath": path, **_rate_field(utterance), "labels": labels.to_manifest()}
+
+
+def _rate_field(utterance: Utterance) -> Dict[str, int]:
+    """``sampling_rate`` of the file for a line without it: NeMo then takes the length of the audio from ``duration``.
+
+    Otherwise it opens every file before training, and ends the run at one that is gone. But it takes ``duration`` for
+    that of the whole file, so the field is left out where it is that of a segment, or another than the file's.
+    """
+    entry, duration = utterance.entry, utterance.entry.get("duration")
+    if utterance.file_rate is None or _has_rate(entry) or entry.get("offset") is not None or duration is None:
+        return {}
+    if abs(duration - len(utterance.samples) / SAMPLE_RATE) > MAX_ROUNDING:
+        return {}
+    return {"sampling_rate": utterance.file_rate}
+
+
+def _has_rate(entry: Dict[str, Any]) -> bool:
+    return entry.get("sampling_rate") is not None or entry.get("sample_rate") is not None  # either will do for NeMo
 
 
 def _load_ahead(lines: Iterable[Tuple[str, Dict[str, Any]]]) -> Iterator[Utterance]:
@@ -250,13 +278,13 @@ def _load_ahead(lines: Iterable[Tuple[str, Dict[str, Any]]]) -> Iterator[Utteran
 
 
 def _load(where: str, entry: Dict[str, Any]) -> Utterance:
-    samples = load_audio(entry, where)
+    samples, file_rate = load_audio_and_rate(entry, where)
     if len(samples) < RECEPTIVE_FIELD_SAMPLES:
         raise ValueError(
             f"{where}: {utterance_id(entry)}: {len(samples)} samples, fewer than the {RECEPTIVE_FIELD_SAMPLES} of one "
             "frame. Remove the line."
         )
-    return Utterance(where, entry, samples)
+    return Utterance(where, entry, samples, file_rate)
 
 
 def _lines_of(manifest: PathLike, lines: range) -> Iterator[Tuple[str, Dict[str, Any]]]:
@@ -284,18 +312,20 @@ def _labelled_prefix(manifest: PathLike, labelled: Path, maker_id: str, lines: r
 
 def _is_labelled(line: bytes, labelled: Path, entry: Dict[str, Any], maker_id: str) -> bool:
     """Is ``line`` of the manifest ``labelled`` the ``entry`` with labels of the maker?"""
+    added = ("labels",) if _has_rate(entry) else ("labels", "sampling_rate")
     try:
         found = json.loads(line)
-        labels_maker, same = found["labels"]["maker"], _unlabelled(found, labelled) == _unlabelled(entry)
+        labels_maker = found["labels"]["maker"]
+        same = _without(added, found, labelled) == _without(added, entry)
     except (ValueError, KeyError, TypeError):  # cut off in the middle of a write, or not labelled
         return False
     return line.endswith(b"\n") and labels_maker == maker_id and same
 
 
-def _unlabelled(entry: Dict[str, Any], manifest: Path = Path()) -> Dict[str, Any]:
-    """The entry without labels, its audio path absolute; in ``manifest`` paths may be relative to its folder."""
+def _without(added: Sequence[str], entry: Dict[str, Any], manifest: Path = Path()) -> Dict[str, Any]:
+    """The entry without what labelling added, its audio path absolute; in ``manifest`` it may be relative."""
     path = _absolute(manifest.parent / entry["audio_filepath"])
-    return {**{key: value for key, value in entry.items() if key != "labels"}, "audio_filepath": path}
+    return {**{key: value for key, value in entry.items() if key not in added}, "audio_filepath": path}
 
 
 def _absolute(path: PathLike) -> str:

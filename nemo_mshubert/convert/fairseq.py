@@ -69,7 +69,10 @@ def read_fairseq(path: Union[str, Path]) -> Checkpoint:
 def from_fairseq(content: Any, where: str) -> Checkpoint:
     """What `read_fairseq` does, of a loaded file."""
     if not isinstance(content, dict):
-        raise ValueError(f"{where}: holds a {type(content).__name__}, expected a dictionary of weights.")
+        raise ValueError(
+            f"{where}: holds a {type(content).__name__}, expected a dictionary of weights. Use the file that fairseq "
+            "or s3prl wrote, or save the state_dict of the model."
+        )
     model, task, tensors = sections(content)
     layer_norms = any(".2.1." in name for name in tensors)
     source = Source(
@@ -117,7 +120,8 @@ def declared_architecture(model: Mapping[str, Any], where: str) -> Dict[str, Any
     for option, expected in (("activation_fn", "gelu"), ("layer_type", "transformer")):
         if model.get(option, expected) != expected:
             raise ValueError(
-                f"{where}: its config says {option} {model[option]!r}; our encoder has {expected!r} only."
+                f"{where}: its config says {option} {model[option]!r}; our encoder has {expected!r} only. Use another "
+                "model: its weights would compute something else here."
             )
     declared = {ours: model[theirs] for theirs, ours in CONFIG_ARGUMENTS.items() if model.get(theirs) is not None}
     if model.get("extractor_mode") in EXTRACTOR_MODES:
@@ -147,12 +151,15 @@ def parse_conv_layers(text: str, where: str = "conv_feature_layers") -> List[Lis
             return value(node.left) + value(node.right)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and isinstance(node.right, ast.Constant):
             return value(node.left) * min(value(node.right), 100)
-        raise ValueError(f"{where}: cannot read conv_feature_layers {text!r}.")
+        raise TypeError(type(node).__name__)
 
     try:
         return value(ast.parse(str(text).strip(), mode="eval").body)
     except (SyntaxError, TypeError) as error:
-        raise ValueError(f"{where}: cannot read conv_feature_layers {text!r}.") from error
+        raise ValueError(
+            f"{where}: cannot read conv_feature_layers {text!r}. Write it in the config as fairseq does: "
+            "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2."
+        ) from error
 
 
 def split_heads(
@@ -178,7 +185,8 @@ def split_heads(
     if remainder or num_sets not in (1, len(sizes)) or sum(sizes) != len(embeddings):
         raise ValueError(
             f"{where}: final_proj {list(weight.shape)} and label_embs_concat {list(embeddings.shape)} do not fit "
-            f"dictionaries of {sizes} symbols."
+            f"dictionaries of {sizes} symbols. Use the file that fairseq or s3prl wrote, with the dictionaries of its "
+            "own training; or, for the encoder alone, remove final_proj and label_embs_concat from it."
         )
     projections = list(zip(weight.split(width), bias.split(width))) * (len(sizes) // num_sets)
     return [

@@ -111,11 +111,15 @@ def declared_architecture(config: Mapping[str, Any], folder: PathLike) -> Dict[s
     family = config.get("model_type")
     if family not in MODEL_TYPES:
         raise ValueError(
-            f"{folder}: config.json says model_type {family!r}; expected one of {', '.join(MODEL_TYPES)}."
+            f"{folder}: config.json says model_type {family!r}; expected one of {', '.join(MODEL_TYPES)}. Name the "
+            "folder of a model of these families; other encoders cannot be read."
         )
     for field, value in FIXED.items():
         if config.get(field, value) != value:
-            raise ValueError(f"{folder}: config.json says {field} {config[field]!r}; our encoder has {value!r} only.")
+            raise ValueError(
+                f"{folder}: config.json says {field} {config[field]!r}; our encoder has {value!r} only. Use another "
+                "model: its weights would compute something else here."
+            )
     arguments = {**CONFIG_ARGUMENTS, **POSITION_ARGUMENTS[family]}
     declared = {ours: config[theirs] for theirs, ours in arguments.items() if theirs in config}
     if all(name in config for name in ("conv_dim", "conv_kernel", "conv_stride")):
@@ -137,7 +141,7 @@ def read_json(path: Path) -> Optional[Dict[str, Any]]:
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}). Get it again.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}.")
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}. Get it again.")
     return content
 
 
@@ -167,14 +171,20 @@ def _read_normalize(folder: Path) -> Optional[bool]:
     nested = (read_json(folder / "processor_config.json") or {}).get("feature_extractor") or {}
     rate = own.get("sampling_rate", nested.get("sampling_rate", SAMPLE_RATE))
     if rate != SAMPLE_RATE:
-        raise ValueError(f"{folder}: its feature extractor expects {rate} Hz; our encoder {SAMPLE_RATE} Hz.")
+        raise ValueError(
+            f"{folder}: its feature extractor expects {rate} Hz; our encoder {SAMPLE_RATE} Hz. Use a model of "
+            f"{SAMPLE_RATE} Hz, or correct sampling_rate in its preprocessor_config.json if it is one."
+        )
     return own.get("do_normalize", nested.get("do_normalize"))
 
 
 def _read_ctc_head(heads: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> CtcHead:
     missing = {"ctc.weight", "ctc.bias"} - set(heads)
     if missing:
-        raise ValueError(f"{folder}: missing tensor {missing.pop().replace('ctc', 'lm_head')}.")
+        raise ValueError(
+            f"{folder}: missing tensor {missing.pop().replace('ctc', 'lm_head')}. Get its weights again, or save the "
+            "model without its output layer."
+        )
     vocabulary = read_json(folder / "vocab.json")
     head = CtcHead(heads["ctc.weight"], heads["ctc.bias"], None, blank=config.get("pad_token_id") or 0)
     if vocabulary is None or any(

@@ -15,6 +15,7 @@
 """NeMo manifests (JSON lines) and the audio they name: reading with errors that say where, writing atomically."""
 
 import json
+import math
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 
 PathLike = Union[str, Path]
 SAMPLE_RATE = 16000  # Hz
+GZIP = b"\x1f\x8b"  # first bytes of a file of gzip
 
 
 @contextmanager
@@ -45,30 +47,60 @@ def iter_manifest(path: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:
 
     Raises:
         FileNotFoundError: no such manifest.
-        ValueError: a line is not a JSON object or lacks ``audio_filepath``; names the file and the line.
+        ValueError: a line is not UTF-8 or not a JSON object, lacks ``audio_filepath``, or has an ``offset`` or a
+            ``duration`` that is no time in seconds; names the file and the line.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such manifest. Make one with scripts/prepare_librispeech.py.")
-    with open(path, encoding="utf-8") as stream:
+    with open(path, "rb") as stream:  # bytes: a text stream decodes blocks of lines, and cannot say which is broken
         for number, line in enumerate(stream, start=1):
-            where = f"{path}:{number}"
-            if not line.strip():
+            if line.isspace():
                 continue
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{where}: not JSON ({error.msg} at column {error.colno}). A manifest holds one JSON object per "
-                    "line; remove or repair this line."
-                ) from error
-            if not isinstance(entry, dict) or not entry.get("audio_filepath"):
-                raise ValueError(
-                    f'{where}: expected a JSON object with "audio_filepath", found {line.strip()[:80]!r}.'
-                )
+            where = f"{path}:{number}"
+            entry = _parse_line(line, where)
             audio = Path(entry["audio_filepath"])
             entry["audio_filepath"] = str(audio if audio.is_absolute() else path.parent / audio)
             yield where, entry
+
+
+def _parse_line(line: bytes, where: str) -> Dict[str, Any]:
+    try:
+        entry = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: {_not_utf8(line, error)}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{where}: not JSON ({error.msg} at column {error.colno}). A manifest holds one JSON object per line; "
+            "remove or repair this line."
+        ) from error
+    if not isinstance(entry, dict) or not entry.get("audio_filepath") or not isinstance(entry["audio_filepath"], str):
+        raise ValueError(
+            f'{where}: expected a JSON object with "audio_filepath", the path of one file, found '
+            f"{line.decode().strip()[:80]!r}. Correct the line or remove it."
+        )
+    offset, duration = entry.get("offset"), entry.get("duration")
+    if offset is not None and not (type(offset) in (int, float) and 0 <= offset < math.inf):
+        raise ValueError(_no_time("offset", offset, "0 or more", where))
+    if duration is not None and not (type(duration) in (int, float) and 0 < duration < math.inf):
+        raise ValueError(_no_time("duration", duration, "more than 0", where))
+    return entry
+
+
+def _not_utf8(line: bytes, error: UnicodeDecodeError) -> str:
+    if line.startswith(GZIP):
+        return "compressed with gzip. Unpack the manifest with gunzip."
+    return (
+        f"not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1}). Convert the manifest, for instance "
+        "from Latin-1: iconv -f latin1 -t utf-8 OLD > NEW."
+    )
+
+
+def _no_time(field: str, value: Any, least: str, where: str) -> str:
+    return (
+        f'{where}: "{field}" is {value!r:.60}, expected a number of seconds, {least}, without quotes. Correct the '
+        "line or remove it."
+    )
 
 
 def read_manifest(path: PathLike) -> List[Dict[str, Any]]:
@@ -104,8 +136,14 @@ def load_audio(entry: Dict[str, Any], where: str = "") -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unreadable, empty, with more than one channel, or not finite; names the file, and says what to do.
+        ValueError: unreadable, empty, with more than one channel, not finite, or over before the ``offset``; names the
+            file, and says what to do.
     """
+    return load_audio_and_rate(entry, where)[0]
+
+
+def load_audio_and_rate(entry: Dict[str, Any], where: str = "") -> Tuple[np.ndarray, int]:
+    """What `load_audio` returns, and the sample rate that the file itself has."""
     from lhotse import Recording  # lhotse takes seconds to import; manifest tools without audio stay quick
 
     path = entry["audio_filepath"]
@@ -124,15 +162,21 @@ def load_audio(entry: Dict[str, Any], where: str = "") -> np.ndarray:
         )
     if recording.num_samples == 0:
         raise ValueError(f"{where}: the file holds no samples. Remove the line.")
-    if recording.sampling_rate != SAMPLE_RATE:
+    offset, rate = entry.get("offset"), recording.sampling_rate
+    if offset is not None and offset >= recording.duration:
+        raise ValueError(
+            f"{where}: the offset of {offset} s is not within the {recording.duration} s of the file. Correct the "
+            "line or remove it."
+        )
+    if rate != SAMPLE_RATE:
         recording = recording.resample(SAMPLE_RATE)
     cut = recording.to_cut()
-    if entry.get("offset") is not None:
-        cut = cut.truncate(offset=entry["offset"], duration=entry.get("duration"))
+    if offset is not None:
+        cut = cut.truncate(offset=offset, duration=entry.get("duration"))
     try:
         samples = cut.load_audio()[0]
     except Exception as error:
         raise ValueError(f"{where}: decoding failed ({error}). Replace the file or remove the line.") from error
     if not np.isfinite(samples).all():
         raise ValueError(f"{where}: holds NaN or infinite samples. Replace the file or remove the line.")
-    return samples.astype(np.float32, copy=False)
+    return samples.astype(np.float32, copy=False), rate

@@ -89,8 +89,8 @@ def _check_unique(entries: List[Tuple[str, Entry]], manifest: PathLike) -> None:
     for name, entry in entries:
         if name in seen:
             raise ValueError(
-                f"{manifest}: {entry['audio_filepath']} occurs twice (with the same offset). A tar holds one member per "
-                "utterance; remove the double line."
+                f"{manifest}: {entry['audio_filepath']} occurs twice (with the same offset). A tar holds one member "
+                "per utterance; remove the double line."
             )
         seen.add(name)
 
@@ -102,8 +102,8 @@ def _claim_folder(output: Path, manifest: PathLike, num_shards: int, seed: int) 
     note = output / "source.json"
     if note.exists() and json.loads(note.read_text(encoding="utf-8")) != source:
         raise ValueError(
-            f"{output} holds a tarred dataset of another manifest, number of shards or seed. Give another --output, or "
-            "remove the folder."
+            f"{output} holds a tarred dataset of another manifest, number of shards or seed. Give another --output, "
+            "or remove the folder."
         )
     if not note.exists():
         with atomic_write(note) as stream:
@@ -178,7 +178,8 @@ def check_shards(manifests: Union[str, List], tars: Union[str, List]) -> None:
             )
     if len(manifest_paths) not in (1, len(tar_paths)):
         raise ValueError(
-            f"{len(manifest_paths)} manifests ({manifests}) do not match {len(tar_paths)} tar files ({tars})."
+            f"{len(manifest_paths)} manifests ({manifests}) do not match {len(tar_paths)} tar files ({tars}). Name "
+            "the same shards in both patterns, as in manifest__OP_0..7_CL_.json and audio__OP_0..7_CL_.tar."
         )
     for path in tar_paths:
         with open(path, "rb") as stream:

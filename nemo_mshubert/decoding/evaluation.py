@@ -67,7 +67,10 @@ def greedy_decoder(model: EncDecCTCModel) -> Decode:
 def lexicon_decoder(model: EncDecCTCModel, config: LexiconBeamConfig, workers: Optional[int] = None) -> Decode:
     """Beam search over the words of a lexicon with an n-gram LM; letter models only; one process per core by default."""
     if isinstance(model, EncDecCTCModelBPE):
-        raise ValueError("the lexicon beam search spells words in letters, but this model has BPE tokens.")
+        raise ValueError(
+            "the lexicon beam search spells words in letters, but this model has BPE tokens. Evaluate it greedily: "
+            "leave out --decode; or fine-tune a letter model, which ssl_to_ctc.py makes without --tokenizer_dir."
+        )
     # Greedy evaluation does without the extra [decoding].
     from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
     from nemo_mshubert.decoding.parallel import ParallelDecoder, available_cores
@@ -101,7 +104,7 @@ def evaluate_manifest(
 
     Raises:
         FileNotFoundError, ValueError: no manifest, an utterance without ``text`` or with one in another case than the
-            model's letters (before the model runs), unreadable audio, or NaN.
+            model's letters, no words in any (before the model runs), unreadable audio, or NaN.
     """
     output, name = Path(output), Path(manifest).stem
     entries = read_manifest(manifest)
@@ -139,10 +142,16 @@ def _interleave(parts: Sequence[Sequence[Any]]) -> List[Any]:
 
 def _check_texts(entries: Sequence[Dict[str, Any]], manifest: PathLike) -> None:
     for entry in entries:
-        if entry.get("text") is None or entry.get("duration") is None:
+        if not isinstance(entry.get("text"), str) or entry.get("duration") is None:
             raise ValueError(
-                f'{manifest}: {utterance_id(entry)} lacks "text" or "duration"; both are needed for a WER.'
+                f'{manifest}: {utterance_id(entry)} lacks "text" or "duration"; both are needed for a WER. Add them '
+                "or remove the line."
             )
+    if not any(entry["text"].split() for entry in entries):
+        raise ValueError(
+            f'{manifest}: the "text" of all lines is empty, so there is no WER. Add the transcripts, or leave out '
+            "this manifest."
+        )
 
 
 def error_summary(entries: Sequence[Dict[str, Any]], texts: Sequence[str]) -> Dict[str, Any]:

@@ -257,8 +257,9 @@ class MSHuBERTModel(ModelPT):
         self.masked_rows += count
         self.step_guard.note(batch["utterances"], loss_sum)
 
-        log = {"learning_rate": self._optimizer.param_groups[0]["lr"]}
-        if self._is_logged(update):
+        log = {}
+        if self._is_logged(update):  # what is logged may make the host wait for the GPU
+            log["learning_rate"] = self._optimizer.param_groups[0]["lr"]
             log.update(self._training_metrics(views, batch["labels"], masks, logits, targets, set_losses))
             log["feature_penalty"] = views.feature_penalty.detach()
         self.log("train_loss", loss_sum.detach() / count.clamp(min=1), prog_bar=True)

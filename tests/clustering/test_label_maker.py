@@ -16,6 +16,7 @@
 
 from dataclasses import replace
 
+import joblib
 import numpy as np
 import pytest
 
@@ -171,6 +172,16 @@ def test_an_edited_file_is_refused(tmp_path, nested):
     np.savez(path, **arrays)
     with pytest.raises(ValueError, match="km.npz: says id .* edited or damaged"):
         LabelMaker.load(path)
+
+
+def test_a_kmeans_of_joblib_is_not_called_truncated(tmp_path):
+    """merge, check and pretrain.py: to copy it again would not help, what `make` left of it does."""
+    joblib.dump({"cluster_centers_": np.zeros((3, 2))}, tmp_path / "km.bin")
+    with pytest.raises(
+        ValueError, match="km.bin: a k-means of joblib.*`label.py make` left beside the labels"
+    ) as error:
+        LabelMaker.load(tmp_path / "km.bin")
+    assert "<output>.kmeans.npz" in str(error.value) and "Copy it again" not in str(error.value)
 
 
 def test_missing_file_says_how_to_make_one(tmp_path):

@@ -20,9 +20,11 @@ import sys
 import types
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import soundfile
+from nemo.collections.common.data.lhotse.nemo_adapters import LazyNeMoIterator
 from torch import nn
 
 from nemo_mshubert.clustering import labelling
@@ -104,7 +106,8 @@ def test_output_is_the_manifest_with_labels(corpus, maker, tmp_path):
     assert len(entries) == 12
     for original, entry in zip(originals, entries):
         labels = FrameLabels.from_manifest(entry.pop("labels"), "here")
-        assert entry == original
+        rate = {} if "offset" in original else {"sampling_rate": 16000}
+        assert entry == {**original, **rate}
         audio = load_audio(original)
         (features,) = WindowFeatures()([audio])
         assert (labels.maker, labels.num_samples, labels.offset) == (maker.id, len(audio), original.get("offset"))
@@ -127,6 +130,53 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(corpus, maker, tmp_path):
     assert features.utterances == 12 - done  # nothing is computed twice
     assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert not partial.exists()
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+def test_the_loader_needs_no_header_of_labelled_audio(maker, tmp_path, rate):
+    """Otherwise one file that is gone ends the run while the sampler looks at its header, instead of being skipped."""
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "a.wav", rng.normal(0, 0.1, rate + 37), rate)
+    seconds = (rate + 37) / rate
+    write_manifest(
+        tmp_path / "train.json", [{"audio_filepath": str(tmp_path / "a.wav"), "duration": round(seconds, 2)}]
+    )
+    label_manifest(tmp_path / "train.json", tmp_path / "labelled.json", maker, WindowFeatures())
+    samples = load_audio(read_manifest(tmp_path / "train.json")[0])
+    (tmp_path / "a.wav").unlink()
+    (cut,) = LazyNeMoIterator(str(tmp_path / "labelled.json"))
+    assert cut.sampling_rate == rate
+    assert abs(cut.resample(16000).num_samples - len(samples)) <= 160
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ({}, {"sampling_rate": 16000}),
+        ({"sampling_rate": None}, {"sampling_rate": 16000}),
+        ({"sampling_rate": 8000}, {"sampling_rate": 8000}),  # what the user says stays
+        ({"sample_rate": 16000}, {"sample_rate": 16000}),  # NeMo's other spelling
+        ({"offset": 0.1, "duration": 0.5}, {}),  # NeMo would take 0.5 s for the whole file, and 0.1 s from that
+        ({"offset": 0.0}, {}),
+        ({"duration": 0.9}, {}),  # not that of the file: its header is right
+        ({"duration": None}, {}),
+    ],
+)
+def test_a_rate_is_added_where_it_is_true(maker, tmp_path, line, expected):
+    """And a finished output is recognised with and without it."""
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+    manifest, output = tmp_path / "train.json", tmp_path / "labelled.json"
+    write_manifest(manifest, [{"audio_filepath": str(tmp_path / "a.wav"), "duration": 1.0, **line}])
+    label_manifest(manifest, output, maker, WindowFeatures())
+    (entry,) = read_manifest(output)
+    assert {key: value for key, value in entry.items() if key.startswith("sampl")} == expected
+    assert label_manifest(manifest, output, maker, WindowFeatures(fail_at_call=1)) is False
+    if "sampling_rate" not in line:
+        entry.pop("sampling_rate", None)  # as an earlier version wrote it
+        write_manifest(output, [entry])
+        assert label_manifest(manifest, output, maker, WindowFeatures(fail_at_call=1)) is False
+    write_manifest(manifest, [{**read_manifest(manifest)[0], "sampling_rate": 11025}])
+    assert label_manifest(manifest, output, maker, WindowFeatures()) is True  # another line now
 
 
 @pytest.mark.parametrize("count", [2, 5, 13])  # 13: more parts than the 12 lines
@@ -386,3 +436,12 @@ def test_scripts_name_what_is_missing(corpus, tmp_path, capsys):
     hidden.save(tmp_path / "hidden.npz")
     with pytest.raises(ValueError, match="name its .nemo with --encoder"):
         script("label")(f"make --kmeans {tmp_path / 'hidden.npz'} --manifest {corpus} --output out.json".split())
+
+
+def test_merge_and_check_say_which_kmeans_to_use(corpus, tmp_path):
+    """The published file that `make` takes says not what it is of; what `make` left beside the labels does."""
+    joblib.dump(np.zeros((3, 2)), tmp_path / "km.bin")
+    common = f"--kmeans {tmp_path / 'km.bin'} --manifest {corpus}"
+    for arguments in (f"merge --shards 2 {common} --output {tmp_path / 'labelled.json'}", f"check {common}"):
+        with pytest.raises(ValueError, match="km.bin: a k-means of joblib.*<output>.kmeans.npz"):
+            script("label")(arguments.split())

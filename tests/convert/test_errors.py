@@ -115,6 +115,23 @@ def test_two_tensors_for_one_place(edit):
 
 
 @pytest.mark.unit
+def test_half_an_output_layer_and_another_rate(edit, folder):
+    """What is beside the encoder."""
+
+    def add(state):
+        state["lm_head.weight"] = torch.zeros(5, 24)
+
+    preprocessor = folder / "preprocessor_config.json"
+    own = json.loads(preprocessor.read_text())
+    preprocessor.write_text(json.dumps({**own, "sampling_rate": 8000}))
+    with pytest.raises(ValueError, match="expects 8000 Hz; our encoder 16000 Hz. Use a model of 16000 Hz"):
+        read_huggingface(folder)
+    preprocessor.write_text(json.dumps(own))
+    with pytest.raises(ValueError, match="missing tensor lm_head.bias. Get its weights again"):
+        read_huggingface(edit(add))
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_weights(edit, value):
     def spoil(state):
@@ -128,9 +145,9 @@ def test_nan_weights(edit, value):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        (dict(model_type="bert"), "model_type 'bert'; expected one of hubert"),
+        (dict(model_type="bert"), "model_type 'bert'; expected one of hubert.*Name the folder of a model"),
         (dict(model_type="wav2vec2-conformer"), "model_type 'wav2vec2-conformer'"),
-        (dict(hidden_act="relu"), "hidden_act 'relu'; our encoder has 'gelu' only"),
+        (dict(hidden_act="relu"), "hidden_act 'relu'; our encoder has 'gelu' only. Use another model"),
         (dict(conv_pos_batch_norm=True), "conv_pos_batch_norm True"),
         (dict(num_hidden_layers=4), "num_layers 4, its tensors say 3"),
         (dict(intermediate_size=48), "d_inner 48, its tensors say 40"),
@@ -193,7 +210,7 @@ def test_broken_json_and_missing_files(folder, tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="no model.safetensors or pytorch_model.bin"):
         read_huggingface(folder)
-    with pytest.raises(FileNotFoundError, match="nothing"):
+    with pytest.raises(FileNotFoundError, match="nothing.pt: no such file or folder. Correct the path"):
         read_checkpoint(tmp_path / "nothing.pt")
 
 
@@ -208,7 +225,7 @@ def test_other_families(tmp_path):
         with pytest.raises(ValueError, match="unknown tensors embeddings.word_embeddings.weight"):
             read_checkpoint(tmp_path / "bert.pt", source)
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match="holds a list"):
+    with pytest.raises(ValueError, match="holds a list, expected a dictionary of weights. Use the file"):
         read_checkpoint(tmp_path / "list.pt")
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="give its folder"):

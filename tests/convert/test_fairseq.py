@@ -145,7 +145,7 @@ def test_heads_of_the_authors_layout_are_split(peer):
     assert torch.equal(second.weight, heads["final_proj.weight"][8:16])
     assert torch.equal(second.embeddings, heads["label_embs_concat"][16 + 4 : 16 + 4 + 6])
     content["dictionaries_symbols"] = symbols[:2]
-    with pytest.raises(ValueError, match="iter3.pt: final_proj .* do not fit dictionaries of"):
+    with pytest.raises(ValueError, match="iter3.pt: final_proj .* do not fit dictionaries of .*Use the file that"):
         from_fairseq(content, "iter3.pt")
     del content["dictionaries_symbols"]
     with pytest.raises(ValueError, match="3 label sets share label_embs_concat"):
@@ -167,7 +167,7 @@ def test_wav2vec2_heads_and_data2vec_teacher_are_dropped(peer):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(activation_fn="relu"), "activation_fn 'relu'"),
+        (dict(activation_fn="relu"), "activation_fn 'relu'.*Use another model"),
         (dict(layer_type="conformer"), "layer_type 'conformer'"),
         (dict(encoder_layers=4), "num_layers 4, its tensors say 3"),
         (dict(extractor_mode="layer_norm"), "conv_norm layer_norm"),
@@ -199,7 +199,7 @@ def test_conv_layers_are_read_without_python():
     text = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] + [(512,2,2)]"
     assert parse_conv_layers(text) == [[512, 10, 5]] + [[512, 3, 2]] * 4 + [[512, 2, 2]] * 2
     for broken in ("[(512,10,5)] +", "open('x')", "[(512,10,5)] * 1e9", "[a]", "3 + [1]"):
-        with pytest.raises(ValueError, match="cannot read conv_feature_layers"):
+        with pytest.raises(ValueError, match="cannot read conv_feature_layers .* Write it in the config as fairseq"):
             parse_conv_layers(broken)
 
 

@@ -128,7 +128,7 @@ def test_a_bpe_model_is_evaluated_without_a_cache(bpe_path, manifest, tmp_path):
     assert [line["pred_text"] for line in read(tmp_path / "out" / "test.greedy.json")] == texts
     words = sum(edit_distance(reference.split(), text.split()) for reference, text in zip(TEXTS, texts))
     assert results["greedy"]["wer"] == pytest.approx(words / 9)
-    with pytest.raises(ValueError, match="spells words in letters, but this model has BPE tokens"):
+    with pytest.raises(ValueError, match="this model has BPE tokens. Evaluate it greedily: leave out --decode"):
         lexicon_decoder(model, None, 1)
 
 
@@ -199,9 +199,19 @@ def test_a_line_without_text_is_named(letters_path, manifest, tmp_path, field):
     del entries[1][field]
     manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     model = load_ctc_model(str(letters_path), device="cpu")
-    with pytest.raises(ValueError, match='test.json: u1 lacks "text" or "duration"'):
+    with pytest.raises(ValueError, match='test.json: u1 lacks "text" or "duration".*Add them or remove the line'):
         evaluate_manifest(model, manifest, tmp_path / "out", {"greedy": greedy_decoder(model)})
     assert not (tmp_path / "out").exists()
+
+
+def test_a_set_without_words_is_refused_before_the_model_runs(letters_path, manifest, tmp_path, monkeypatch):
+    """Its rate is 0 / 0. One empty text among others is speech of nothing, and counts."""
+    entries = [{**entry, "text": " "} for entry in read(manifest)]
+    manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    model = load_ctc_model(str(letters_path), device="cpu")
+    monkeypatch.setattr(model, "forward", None)
+    with pytest.raises(ValueError, match='test.json: the "text" of all lines is empty, so there is no WER. Add'):
+        evaluate_manifest(model, manifest, tmp_path / "out", {"greedy": greedy_decoder(model)})
 
 
 def test_missing_files_are_named(letters_path, ssl_path, manifest, tmp_path):

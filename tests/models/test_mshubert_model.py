@@ -272,7 +272,9 @@ def test_labels_of_another_maker_are_refused(make_model, labelled, tmp_path):
         versions={},
     )
     other.save(tmp_path / "other.npz")
-    with pytest.raises(ValueError, match=f"dev.json:1: labels of label maker {labelled.maker.id}, expected {other.id}"):
+    with pytest.raises(
+        ValueError, match=f"dev.json:1: labels of label maker {labelled.maker.id}, expected {other.id}"
+    ):
         make_model(f"label_maker={tmp_path / 'other.npz'}")
 
 

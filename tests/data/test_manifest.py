@@ -1,0 +1,108 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A broken line of a manifest is named, with what to do, before it can end a run in the middle."""
+
+import gzip
+import json
+import math
+
+import numpy as np
+import pytest
+import soundfile
+
+from nemo_mshubert.data.manifest import iter_manifest, load_audio, load_audio_and_rate, read_manifest
+
+pytestmark = pytest.mark.unit
+GOOD = {"audio_filepath": "a.wav", "duration": 1.0, "text": "schön"}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """``write(entry, ...)``: a manifest of these lines; objects become JSON."""
+
+    def write_lines(*lines):
+        path = tmp_path / "train.json"
+        lines = [line if isinstance(line, bytes) else json.dumps(line, ensure_ascii=False).encode() for line in lines]
+        path.write_bytes(b"\n".join(lines) + b"\n")
+        return path
+
+    return write_lines
+
+
+def test_lines_come_with_their_number_and_an_absolute_path(write, tmp_path):
+    """Empty lines and line ends of Windows are no errors, but count."""
+    path = write(GOOD, b"", b"  \t", json.dumps({**GOOD, "audio_filepath": "/b.wav"}).encode() + b"\r")
+    first, second = iter_manifest(path)
+    assert first == (f"{path}:1", {**GOOD, "audio_filepath": str(tmp_path / "a.wav")})
+    assert second == (f"{path}:4", {**GOOD, "audio_filepath": "/b.wav"})
+
+
+def test_a_line_that_is_not_utf8_is_named(write):
+    """A transcript in Latin-1; the lines before it are decoded, those behind it are not touched."""
+    path = write(GOOD, json.dumps(GOOD, ensure_ascii=False).encode("latin-1"), GOOD)
+    with pytest.raises(ValueError, match=f"{path}:2: not UTF-8 .byte 0xf6 at column .*iconv -f latin1 -t utf-8"):
+        read_manifest(path)
+
+
+def test_a_compressed_manifest_is_recognised(write):
+    path = write(GOOD)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(ValueError, match=f"{path}:1: compressed with gzip. Unpack the manifest with gunzip"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        *[("offset", value) for value in (-1, -0.01, "1.0", math.nan, math.inf, True, [1])],
+        *[("duration", value) for value in (0, -2.0, "2.0", math.nan, math.inf, False, {})],
+    ],
+)
+def test_times_are_numbers_of_seconds(write, field, value):
+    """Found by Lhotse, they are bare assertions in the middle of a run."""
+    path = write(GOOD, {**GOOD, field: value})
+    with pytest.raises(ValueError, match=f'{path}:2: "{field}" is .*, expected a number of seconds.*Correct the line'):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize("times", [{}, {"offset": None, "duration": None}, {"offset": 0, "duration": 2}])
+def test_times_may_be_left_out(write, times):
+    (entry,) = read_manifest(write({"audio_filepath": "/a.wav", **times}))
+    assert entry == {"audio_filepath": "/a.wav", **times}
+
+
+@pytest.mark.parametrize("line", [[], "a.wav", {}, {"audio_filepath": ""}, {"audio_filepath": ["a.wav"]}])
+def test_a_line_without_audio_is_named(write, line):
+    path = write(GOOD, line)
+    with pytest.raises(ValueError, match=f'{path}:2: expected a JSON object with "audio_filepath".*Correct the line'):
+        read_manifest(path)
+
+
+def test_an_offset_behind_the_end_is_named(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(16000), 16000)
+    for offset in (1, 7.5):
+        with pytest.raises(
+            ValueError, match=f"train.json:3: {path}: the offset of {offset} s is not within the 1.0 s"
+        ):
+            load_audio({"audio_filepath": str(path), "offset": offset, "duration": 1.0}, "train.json:3")
+    assert len(load_audio({"audio_filepath": str(path), "offset": 0.75, "duration": 0.125})) == 2000
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+def test_the_rate_is_that_of_the_file(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", np.zeros(rate), rate)
+    samples, found = load_audio_and_rate({"audio_filepath": str(tmp_path / "a.wav")})
+    assert (len(samples), found) == (16000, rate)
