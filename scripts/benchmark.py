@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Speed beside a peer, as ratios of things measured in one run: prints a Markdown table and writes JSON.
+"""Speed beside a peer, as ratios of things measured in one run: prints a Markdown table and writes JSON,
+by `pretrain` after each size and batch.
 
     python scripts/benchmark.py pretrain --sizes tiny base --output pretrain.json
     python scripts/benchmark.py decoding --log_probs dev-other.log_probs.safetensors --decode tuned.yaml
@@ -76,6 +77,7 @@ def parse_args() -> argparse.Namespace:
     inference.add_argument("--manifest", required=True)
     inference.add_argument("--seconds", type=float, default=3600 if on_gpu else 120, help="of audio")
     inference.add_argument("--batch_seconds", type=float, default=120)
+    inference.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of both sides")
     inference.add_argument("--repeats", type=int, default=3)
     inference.set_defaults(configs=CONFIGS)
 

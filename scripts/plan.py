@@ -31,21 +31,21 @@ from nemo_mshubert.benchmarks.planning import Cluster, plan, plan_table, read_re
 CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "pretrain"
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="mshubert_base", help="experiment of conf/pretrain")
     parser.add_argument("--hours", type=float, required=True, help="of audio in the corpus")
     parser.add_argument("--gpus", type=int, required=True)
     parser.add_argument("--gpus_per_node", type=int, default=8)
-    parser.add_argument("--parallel", default="null", help="of conf/pretrain/parallel")
+    parser.add_argument("--parallel", help="of conf/pretrain/parallel; plain data parallelism without it")
     parser.add_argument("--benchmarks", nargs="*", default=[], help="JSON files of scripts/benchmark.py")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv=None) -> None:
+    args = parse_args(argv)
     with initialize_config_dir(str(CONFIGS), version_base=None):
-        config = compose(args.experiment, overrides=[f"parallel={args.parallel}"])
+        config = compose(args.experiment, overrides=[f"parallel={args.parallel}"] if args.parallel else [])
     size = re.search("tiny|base|xlarge|large", args.experiment).group()
     cluster = Cluster(args.gpus, args.gpus_per_node, config.trainer.strategy)
     print(plan_table(plan(config, size, args.hours, cluster, read_reports(args.benchmarks))))

@@ -19,7 +19,7 @@ Both read the same files with the same reader, in the same batches by duration; 
 argmax, ``batch_decode`` of the tokenizer.
 
 Unlike ours, their model of base size gives other numbers for a padded utterance than for it alone, since its first norm
-sees the padding: texts are compared in batches of one utterance.
+sees the padding: texts are compared in batches of one utterance. In bf16 the two round differently: some texts differ.
 """
 
 import tempfile
@@ -45,12 +45,14 @@ from nemo_mshubert.models.loading import restore_model, save_model
 
 COLUMNS = [
     Column("row", "greedy CTC"),
+    Column("precision", "precision"),
     Column("batch_seconds", "batch, s", ".0f"),
     Column("seconds", "seconds", ".2f"),
     Column("real_time_factor", "real-time factor", ".4f"),
     Column("time_over_ours", "time / ours", ".2f"),
     Column("same_texts", "texts as ours, alone", ".0%"),
 ]
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Transcribe = Callable[[float], List[str]]  # seconds of a batch -> texts in the order of the manifest
 
 
@@ -61,6 +63,7 @@ def benchmark(
     manifest: PathLike,
     seconds: float,
     batch_seconds: float,
+    precision: str,
     repeats: int,
     device: torch.device,
 ) -> List[Row]:
@@ -71,15 +74,17 @@ def benchmark(
         model: ``.nemo`` of a letter CTC model.
         seconds: of the manifest's audio, from its start.
         batch_seconds: of padded audio in a batch.
+        precision: a key of `PRECISIONS`, of both models' weights and activations.
     """
+    dtype = PRECISIONS[precision]
     entries = first_seconds(read_manifest(manifest), seconds)
     audio_seconds = sum(entry["duration"] for entry in entries)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(model) if model else save_random_model(configs, size, Path(folder) / "random.nemo")
         write_huggingface(read_nemo(path), Path(folder) / "transformers")
         calls: Dict[str, Transcribe] = {
-            "ours": ours(path, entries, device),
-            "transformers": theirs(Path(folder) / "transformers", entries, device),
+            "ours": ours(path, entries, device, dtype),
+            "transformers": theirs(Path(folder) / "transformers", entries, device, dtype),
         }
         texts = {name: call(0.0) for name, call in calls.items()}  # 0: every utterance is a batch
         measured = median_seconds(
@@ -88,6 +93,7 @@ def benchmark(
     return [
         {
             "row": name,
+            "precision": precision,
             "batch_seconds": batch_seconds,
             "seconds": value,
             "real_time_factor": value / audio_seconds,
@@ -110,8 +116,8 @@ def save_random_model(configs: Path, size: str, path: Path) -> Path:
     return path
 
 
-def ours(path: Path, entries: List[Dict[str, Any]], device: torch.device) -> Transcribe:
-    model = restore_model(path).to(device).eval()
+def ours(path: Path, entries: List[Dict[str, Any]], device: torch.device, dtype: torch.dtype) -> Transcribe:
+    model = restore_model(path).to(device, dtype).eval()  # the preprocessor casts the audio
     decode = greedy_decoder(model)
 
     def transcribe(batch_seconds: float) -> List[str]:
@@ -121,8 +127,8 @@ def ours(path: Path, entries: List[Dict[str, Any]], device: torch.device) -> Tra
     return transcribe
 
 
-def theirs(folder: Path, entries: List[Dict[str, Any]], device: torch.device) -> Transcribe:
-    model = HubertForCTC.from_pretrained(folder).to(device).eval()
+def theirs(folder: Path, entries: List[Dict[str, Any]], device: torch.device, dtype: torch.dtype) -> Transcribe:
+    model = HubertForCTC.from_pretrained(folder).to(device, dtype).eval()
     tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(folder)
     durations = [entry["duration"] for entry in entries]
 
@@ -134,7 +140,7 @@ def theirs(folder: Path, entries: List[Dict[str, Any]], device: torch.device) ->
             length = torch.tensor([len(wave) for wave in waves])
             audio = pad_sequence(waves, batch_first=True).to(device)
             mask = (torch.arange(audio.shape[1]) < length[:, None]).long().to(device)
-            labels = model(audio, attention_mask=mask).logits.argmax(dim=-1).cpu()
+            labels = model(audio.to(dtype), attention_mask=mask).logits.argmax(dim=-1).cpu()
             frames = model._get_feat_extract_output_lengths(length).tolist()
             decoded = tokenizer.batch_decode([row[:count] for row, count in zip(labels, frames)])
             for index, text in zip(batch, decoded):

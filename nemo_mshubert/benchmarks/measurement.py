@@ -26,13 +26,14 @@ import platform
 import statistics
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Type
 
 import torch
 
 from nemo_mshubert.data.manifest import PathLike, atomic_write
 
 NOT_MEASURED = "not measured"
+TIMED_SECONDS = 0.25  # between two synchronisations with a GPU, so that launches overlap with its work as in training
 CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux: restarts the peak of the resident memory
 Row = Dict[str, Any]
 Call = Callable[[], Any]
@@ -50,24 +51,54 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds_of(call: Call, device: torch.device) -> float:
-    """Wall-clock seconds of one call, with the work that it left to the device."""
+def seconds_of(call: Call, device: torch.device, times: int = 1) -> float:
+    """Wall-clock seconds of one of ``times`` calls in a row, with the work that they left to the device."""
     synchronize(device)
     start = time.perf_counter()
-    call()
+    for _ in range(times):
+        call()
     synchronize(device)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / times
 
 
-def median_seconds(calls: Dict[str, Call], repeats: int, device: torch.device) -> Dict[str, float]:
-    """Median seconds of each call. They take turns, so that a machine that slows down slows them alike; round 0 warms up."""
-    times: Dict[str, List[float]] = {name: [] for name in calls}
-    for repeat in range(repeats + 1):
-        for name, call in calls.items():
-            seconds = seconds_of(call, device)
-            if repeat:
-                times[name].append(seconds)
-    return {name: statistics.median(values) for name, values in times.items()}
+def calls_per_timing(call: Call, device: torch.device) -> int:
+    """Calls between two synchronisations: on a GPU as many as last `TIMED_SECONDS`, on a CPU one."""
+    if device.type != "cuda":
+        return 1
+    return max(1, round(TIMED_SECONDS / seconds_of(call, device)))
+
+
+def median_seconds(
+    calls: Dict[str, Call], repeats: int, device: torch.device, left_out: Tuple[Type[Exception], ...] = ()
+) -> Dict[str, float]:
+    """Median seconds of each call. They take turns, so that a machine that slows down slows them alike.
+
+    The first round warms up. A call that raises one of ``left_out`` is missing from the result, and the others go on.
+    """
+    timings = {name: _Timing(call, device) for name, call in calls.items()}
+    for _ in range(repeats + 1):
+        for name in list(timings):
+            try:
+                timings[name].take_turn()
+            except left_out:
+                del timings[name]
+    return {name: statistics.median(timing.seconds) for name, timing in timings.items()}
+
+
+class _Timing:
+    """A call and its seconds of every turn but the first."""
+
+    def __init__(self, call: Call, device: torch.device):
+        self.call, self.device = call, device
+        self.times = 0  # calls per timing, known from the first turn on
+        self.seconds: List[float] = []
+
+    def take_turn(self) -> None:
+        if self.times:
+            self.seconds.append(seconds_of(self.call, self.device, self.times))
+        else:
+            self.call()
+            self.times = calls_per_timing(self.call, self.device)
 
 
 def peak_gib(build: Callable[[], Call], device: torch.device) -> Optional[float]:
@@ -80,12 +111,17 @@ def peak_gib(build: Callable[[], Call], device: torch.device) -> Optional[float]
         return None
     gc.collect()
     before = _restart_peak(device)
+    peak = _peak_of_two_calls(build, device)
+    gc.collect()  # what refers to itself is still held, and would lie beside what is built next
+    return (peak - before) / 2**30
+
+
+def _peak_of_two_calls(build: Callable[[], Call], device: torch.device) -> int:
     call = build()
     for _ in range(2):  # the optimizer's moments are there from the first step on
         call()
     synchronize(device)
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_bytes("VmHWM")
-    return (peak - before) / 2**30
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_bytes("VmHWM")
 
 
 def _restart_peak(device: torch.device) -> int:
@@ -109,13 +145,7 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> 
     """FLOP/s of a large matrix product: what this machine reaches at best, the base of a utilisation."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    calls = 10 if device.type == "cuda" else 1
-
-    def product() -> None:
-        for _ in range(calls):
-            torch.mm(a, b)
-
-    return calls * 2 * size**3 / median_seconds({"product": product}, repeats, device)["product"]
+    return 2 * size**3 / median_seconds({"product": lambda: torch.mm(a, b)}, repeats, device)["product"]
 
 
 def describe_machine(device: torch.device) -> Dict[str, Any]:
@@ -155,16 +185,27 @@ def markdown_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 def publish(
     name: str,
     arguments: Dict[str, Any],
-    rows: Sequence[Row],
+    rows: Iterable[Row],
     columns: Sequence[Column],
     device: torch.device,
     output: Optional[PathLike] = None,
 ) -> None:
-    """Print the machine and the table, and write them with the arguments to the JSON file ``output``."""
+    """Print the machine and the table, and write them with the arguments to the JSON file ``output``.
+
+    The file is written anew with every row that a lazy ``rows`` comes to: an end by an error leaves those before it.
+    """
     machine = describe_machine(device)
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    print(markdown_table(rows, columns))
-    if output:
-        with atomic_write(output) as stream:
-            report = {"benchmark": name, "machine": machine, "arguments": arguments, "rows": list(rows)}
-            json.dump(report, stream, indent=2, default=str)  # paths
+    print(", ".join(f"{key} {value}" for key, value in machine.items()), flush=True)
+    report: Dict[str, Any] = {"benchmark": name, "machine": machine, "arguments": arguments, "rows": []}
+    try:
+        for row in rows:
+            report["rows"].append(row)
+            if output:
+                _write_json(output, report)
+    finally:
+        print(markdown_table(report["rows"], columns))
+
+
+def _write_json(path: PathLike, report: Dict[str, Any]) -> None:
+    with atomic_write(path) as stream:
+        json.dump(report, stream, indent=2, default=str)  # paths

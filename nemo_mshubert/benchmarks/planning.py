@@ -16,6 +16,11 @@
 
 Counts (parameters, bytes of weights, labels) are computed; speeds and activations come from JSON files of
 scripts/benchmark.py. What no file holds is "not measured", with the command that measures it: nothing is guessed.
+
+Memory is that of the moment with all activations, the end of a forward pass. In the benchmark, where gradients are
+freed with every step, weights and moments are there besides. In training gradients are, too: of the micro-batches
+before, or of the update before, since Lightning frees them after the next forward pass; and so are DDP's copies of
+them. With a batch so small that the peak lies elsewhere (in AdamW's step) activations come out too large.
 """
 
 import json
@@ -35,7 +40,8 @@ from nemo_mshubert.parallel.registration import tensor_parallel_size
 
 FP32 = 4  # bytes
 WEIGHTS_AND_GRADIENTS, MOMENTS = 2 * FP32, 2 * FP32  # per parameter; AdamW keeps two moments
-CHECKPOINT = FP32 + MOMENTS  # per parameter
+BUCKETS = FP32  # per parameter: DDP copies gradients to send them (gradient_as_bucket_view is False by default)
+CHECKPOINT = AT_PEAK = FP32 + MOMENTS  # per parameter; at the peak of the benchmark there are no gradients
 CHECKPOINTS_ON_DISK = 3  # last, best, and the one that is being written
 LABEL_BYTES = 2 * 4 / 3  # per frame: uint16 as base64
 GIB, TB = 2**30, 1e12
@@ -77,6 +83,11 @@ class Cluster:
     def sharded(self) -> int:
         """GPUs over which a copy of the weights is spread by FSDP2."""
         return min(self.gpus, self.gpus_per_node) if self.strategy == "fsdp2" else 1
+
+    @property
+    def uses_ddp(self) -> bool:
+        """Also under tensor parallelism, between the groups that share a model."""
+        return self.gpus > 1 and self.strategy != "fsdp2"
 
     @property
     def data_parts(self) -> int:
@@ -121,6 +132,12 @@ def state_bytes(sizes: Sizes, cluster: Cluster) -> float:
     return state + (sizes.block * WEIGHTS_AND_GRADIENTS if cluster.sharded > 1 else 0)  # one block is gathered
 
 
+def bucket_bytes(sizes: Sizes, cluster: Cluster) -> float:
+    """DDP's copies of the gradients on one GPU."""
+    own = sizes.blocks / tensor_parallel_size(cluster.strategy) + sizes.rest
+    return own * BUCKETS if cluster.uses_ddp else 0.0
+
+
 def plan(config: DictConfig, size: str, hours: float, cluster: Cluster, reports: Reports) -> List[Line]:
     """The lines of the plan.
 
@@ -153,18 +170,19 @@ def _command(step: Mapping[str, Any]) -> str:
 
 
 def _memory(config: DictConfig, sizes: Sizes, cluster: Cluster, step: Mapping[str, Any]) -> List[Line]:
-    state = state_bytes(sizes, cluster) / GIB
+    state, buckets = state_bytes(sizes, cluster) / GIB, bucket_bytes(sizes, cluster) / GIB
     lines = [
         Line("parameters", sizes.all / 1e6, "M", "encoder and label heads"),
         Line("weights, gradients, moments per GPU", state, "GiB", f"fp32, strategy {cluster.strategy}"),
+        Line("gradients' copies per GPU", buckets, "GiB", "DDP's buckets" if buckets else "there is no DDP"),
     ]
     activations = total = None
     source = f"activations: {_command(step)}" if "needed" in step else "the row was measured on a CPU"
     if step.get("on_gpu") and step.get("peak_gib"):
         batch = config.model.train_ds.batch_duration
-        one_gpu = sizes.all * (WEIGHTS_AND_GRADIENTS + MOMENTS) / GIB
-        activations = (step["peak_gib"] - one_gpu) / step["batch_seconds"] * batch
-        total = state + activations
+        at_peak = sizes.all * AT_PEAK / GIB
+        activations = (step["peak_gib"] - at_peak) / step["batch_seconds"] * batch
+        total = state + buckets + activations
         source = f"batches of {batch:g} s, from a peak of {step['peak_gib']:.1f} GiB at {step['batch_seconds']:.1f} s"
     bound = " (a whole model's: an upper bound)" if tensor_parallel_size(cluster.strategy) > 1 else ""
     return [

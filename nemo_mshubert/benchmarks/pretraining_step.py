@@ -14,7 +14,8 @@
 
 """Speed of the pre-training step beside its peers: ratios of things measured in one run on the same batch.
 
-Rows, each the median of interleaved steps (forward, loss, backward, clip, AdamW):
+Rows, each the median of steps (forward, loss, backward, clip, AdamW); they take turns on a CPU and follow one another
+on a GPU:
 
     ours                 `MSHuBERTEncoder` with Swap, six heads, loss at both views
     ours, no Swap        the masked view alone
@@ -23,17 +24,18 @@ Rows, each the median of interleaved steps (forward, loss, backward, clip, AdamW
     torchaudio           the modules of ``hubert_pretrain_base`` likewise; not measured where it is not installed
 
 The utilisation is `flops.step_flops` per second over the FLOP/s of a large matrix product in the same precision on the
-same machine, measured in the same run. Memory is what a step adds, with weights, gradients and moments.
+same machine, measured in the same run. Memory is what a step adds at its peak, with weights and moments; with a large
+batch that is before there are gradients.
 """
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence
 
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from nemo_mshubert.benchmarks.flops import step_flops
 from nemo_mshubert.benchmarks.measurement import Column, Row, matmul_flops, median_seconds, peak_gib
@@ -45,6 +47,7 @@ from nemo_mshubert.modules.label_heads import LabelHeads, place_label_sets
 from nemo_mshubert.modules.masking import span_mask
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 
+OUT_OF_MEMORY = ": out of memory"
 COLUMNS = [
     Column("size", "size"),
     Column("batch_seconds", "batch, s", ".1f"),
@@ -75,11 +78,21 @@ class Batch:
         self.audio = 0.1 * torch.randn(self.num_rows, 1, self.num_samples, device=device)
         self.length = torch.full((self.num_rows,), self.num_samples, device=device)
         self.mask_BT = mask_BT.to(device)
+        # Found once, before the steps: on a GPU the host would have to wait for their number, with every label set.
+        self.masked_M = mask_BT.flatten().nonzero()[:, 0].to(device)  # indices into B * T
         self.labels_BT = torch.randint(max(config.model.label_sets), mask_BT.shape, device=device)
 
     @property
     def seconds(self) -> float:
         return self.num_rows * self.num_samples / SAMPLE_RATE
+
+    def masked_rows(self, x_VBTD: Tensor) -> Tensor:
+        """``[V * M, D]``."""
+        return x_VBTD.flatten(1, 2).index_select(1, self.masked_M).flatten(0, 1)
+
+    def masked_labels(self, clusters: int) -> Tensor:
+        """Of a set of so many clusters ``[M]``."""
+        return (self.labels_BT % clusters).flatten().index_select(0, self.masked_M)
 
 
 class Step:
@@ -97,7 +110,8 @@ class Step:
         self.loss = MulticlusterMPLLoss(model.loss.penalty_weight)
         self.use_swap = use_swap
         self.parameters = [*self.encoder.parameters(), *self.heads.parameters()]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, fused=device.type == "cuda")
+        fused = OmegaConf.select(config, "model.optim.fused")  # as in training, where PyTorch chooses without it
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, fused=fused)
         self.batch = batch
 
     def __call__(self) -> None:
@@ -106,10 +120,9 @@ class Step:
             views = self.encoder.forward_views(
                 batch.audio, batch.length, batch.mask_BT, self.layer_of_set.values(), self.use_swap
             )
-            rows = {k: views.tapped[layer][:, batch.mask_BT].flatten(0, 1) for k, layer in self.layer_of_set.items()}
+            rows = {k: batch.masked_rows(views.tapped[layer]) for k, layer in self.layer_of_set.items()}
             logits = self.heads(rows)
-            num_views = 2 if self.use_swap else 1
-            labels = [(batch.labels_BT % k)[batch.mask_BT].repeat(num_views) for k in logits]
+            labels = [batch.masked_labels(k).repeat(2 if self.use_swap else 1) for k in logits]
             loss, _, count = self.loss(
                 logits=list(logits.values()), labels=labels, feature_penalty=views.feature_penalty
             )
@@ -126,8 +139,8 @@ def benchmark(
     utterance_seconds: float,
     repeats: int,
     device: torch.device,
-) -> List[Row]:
-    """Rows of every size and batch.
+) -> Iterator[Row]:
+    """Rows of every size and batch, as soon as they are measured.
 
     Args:
         configs: folder of ``mshubert_<size>.yaml``, from which encoder, heads and masks are taken.
@@ -136,13 +149,11 @@ def benchmark(
     """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     reachable = matmul_flops(device, dtype)
-    rows = []
     for size in sizes:
         config = load_config(configs, size)
         for seconds in batch_seconds:
             batch = Batch(seconds, utterance_seconds, config, device)
-            rows += batch_rows(size, config, batch, repeats, reachable)
-    return rows
+            yield from batch_rows(size, config, batch, repeats, reachable)
 
 
 def load_config(configs: Path, size: str) -> DictConfig:
@@ -153,38 +164,64 @@ def load_config(configs: Path, size: str) -> DictConfig:
 
 def batch_rows(size: str, config: DictConfig, batch: Batch, repeats: int, reachable_flops: float) -> List[Row]:
     """The rows of one size and batch; ``reachable_flops`` are those of `matmul_flops`."""
-    options, device = encoder_options(config), batch.audio.device
-    rows, steps = {}, {}
-    for name, variant in variants(options, list(config.model.label_sets)).items():
-        rows[name] = {"size": size, "batch_seconds": batch.seconds, "row": name}
-        build = partial(variant.build, config, batch)
-        try:
-            rows[name]["peak_gib"] = peak_gib(build, device)
-            steps[name] = build()
-            steps[name]()
-        except ImportError:
-            rows[name]["row"] += ": not installed"
-        except torch.cuda.OutOfMemoryError:
-            rows[name]["row"] += ": out of memory"
-            steps.pop(name, None)
-        flops = step_flops(
-            options,
-            batch.num_rows,
-            batch.num_samples,
-            1 + variant.use_swap,
-            batch.num_masked,
-            variant.label_sets,
-            config.model.label_heads.d_head,
-        )
-        rows[name]["gflop_per_audio_second"] = flops / batch.seconds / 1e9
-    for name, seconds in median_seconds(steps, repeats, device).items():
-        rows[name].update(seconds=seconds, audio_seconds_per_second=batch.seconds / seconds)
-        flops_per_second = rows[name]["gflop_per_audio_second"] * 1e9 * batch.seconds / seconds
-        rows[name]["utilisation"] = flops_per_second / reachable_flops
+    found = variants(encoder_options(config), list(config.model.label_sets))
+    rows = {name: _untimed_row(size, config, batch, name, variant) for name, variant in found.items()}
+    builds = {name: partial(variant.build, config, batch) for name, variant in found.items()}
+    for names in _groups(list(found), batch.audio.device):
+        seconds = _measure({name: rows[name] for name in names}, builds, repeats, batch.audio.device)
+        for name, value in seconds.items():
+            flops_per_second = rows[name]["gflop_per_audio_second"] * 1e9 * batch.seconds / value
+            rows[name].update(
+                seconds=value,
+                audio_seconds_per_second=batch.seconds / value,
+                utilisation=flops_per_second / reachable_flops,
+            )
     for row in rows.values():
         if "seconds" in row and "seconds" in rows["ours"]:
             row["time_over_ours"] = row["seconds"] / rows["ours"]["seconds"]
     return list(rows.values())
+
+
+def _groups(names: List[str], device: torch.device) -> List[List[str]]:
+    """Rows whose steps are there at the same time and take turns.
+
+    On a CPU, whose speed changes with what else runs on it, all of them. On a GPU one row after another: models that
+    wait would take the memory of the one that runs.
+    """
+    return [[name] for name in names] if device.type == "cuda" else [names]
+
+
+def _untimed_row(size: str, config: DictConfig, batch: Batch, name: str, variant: "Variant") -> Row:
+    flops = step_flops(
+        encoder_options(config),
+        batch.num_rows,
+        batch.num_samples,
+        1 + variant.use_swap,
+        batch.num_masked,
+        variant.label_sets,
+        config.model.label_heads.d_head,
+    )
+    gflop = flops / batch.seconds / 1e9
+    return {"size": size, "batch_seconds": batch.seconds, "row": name, "gflop_per_audio_second": gflop}
+
+
+def _measure(
+    rows: Dict[str, Row], builds: Dict[str, Callable[[], Step]], repeats: int, device: torch.device
+) -> Dict[str, float]:
+    """Median seconds by name; into ``rows`` go the peaks, and why there are no seconds. No step is left afterwards."""
+    steps = {}
+    for name, row in rows.items():
+        try:
+            row["peak_gib"] = peak_gib(builds[name], device)
+            steps[name] = builds[name]()
+        except ImportError:
+            row["row"] += ": not installed"
+        except torch.cuda.OutOfMemoryError:
+            row["row"] += OUT_OF_MEMORY
+    seconds = median_seconds(steps, repeats, device, left_out=(torch.cuda.OutOfMemoryError,))
+    for name in steps.keys() - seconds.keys():
+        rows[name]["row"] += OUT_OF_MEMORY
+    return seconds
 
 
 class Variant(NamedTuple):

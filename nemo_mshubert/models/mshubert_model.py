@@ -231,8 +231,8 @@ class MSHuBERTModel(ModelPT):
         for clusters in sets:
             layer = self.layer_of_set[clusters]
             x_VRD = self._views_in_loss(views.tapped[layer], layer).flatten(1, 2)  # R = B * T
-            rows[clusters] = x_VRD[:, indices].flatten(0, 1)
-            targets.append(self._labels_of_set(labels, clusters).flatten()[indices].repeat(len(x_VRD)))
+            rows[clusters] = x_VRD.index_select(1, indices).flatten(0, 1)
+            targets.append(self._labels_of_set(labels, clusters).flatten().index_select(0, indices).repeat(len(x_VRD)))
         return self.label_heads(rows), targets
 
     # --- Training ------------------------------------------------------------------------------------------------

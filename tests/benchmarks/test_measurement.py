@@ -21,7 +21,15 @@ import pytest
 import torch
 
 from nemo_mshubert.benchmarks import measurement
-from nemo_mshubert.benchmarks.measurement import CLEAR_REFS, Column, markdown_table, median_seconds, peak_gib, publish
+from nemo_mshubert.benchmarks.measurement import (
+    CLEAR_REFS,
+    Column,
+    calls_per_timing,
+    markdown_table,
+    median_seconds,
+    peak_gib,
+    publish,
+)
 
 pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")
@@ -41,6 +49,37 @@ def test_calls_take_turns_and_the_first_round_does_not_count(monkeypatch):
     seconds = median_seconds({"a": lambda: call("a"), "b": lambda: call("b")}, 3, CPU)
     assert seconds == {"a": 2.0, "b": 3.0}
     assert order == ["a", "b"] * 4
+
+
+def test_launches_overlap_between_synchronisations(monkeypatch):
+    """A GPU that waits for the host after every short step would be measured idle."""
+    clock, calls, synchronised = [0.0], [], []
+
+    def call():
+        calls.append(len(synchronised))
+        clock[0] += 0.05
+
+    monkeypatch.setattr(measurement, "synchronize", synchronised.append)
+    monkeypatch.setattr(measurement.time, "perf_counter", lambda: clock[0])
+    assert calls_per_timing(call, torch.device("cuda")) == 5 and calls_per_timing(call, CPU) == 1
+    calls.clear()
+    assert median_seconds({"a": call}, 2, torch.device("cuda"))["a"] == pytest.approx(0.05)
+    assert len(calls) == 2 + 2 * 5 and len(set(calls[2:])) == 2  # warm-up and a first estimate, then five at a time
+
+
+def test_call_that_fails_does_not_end_the_others():
+    """What runs out of memory in the last round must not take hours of others with it; other errors are errors."""
+    turns = iter([None, None, MemoryError])
+
+    def failing():
+        if next(turns):
+            raise MemoryError
+
+    calls = {"failing": failing, "fine": lambda: None}
+    assert list(median_seconds(calls, 3, CPU, left_out=(MemoryError,))) == ["fine"]
+    turns = iter([MemoryError])
+    with pytest.raises(MemoryError):
+        median_seconds(calls, 3, CPU)
 
 
 @pytest.mark.skipif(not os.access(CLEAR_REFS, os.W_OK), reason="no peak that can be reset: not Linux")
@@ -73,3 +112,16 @@ def test_report_names_the_machine(tmp_path, capsys):
     assert report["rows"] == [{"name": "ours", "speed": 1.0}] and report["arguments"] == {"repeats": 2}
     assert report["machine"]["torch"] == torch.__version__ and report["machine"]["cpu"]
     assert report["machine"]["cpu"] in capsys.readouterr().out
+
+
+def test_rows_before_a_crash_are_kept(tmp_path, capsys):
+    """The largest batch comes last, and is the one that fails."""
+
+    def rows():
+        yield {"name": "small", "speed": 1.0}
+        raise RuntimeError("large")
+
+    with pytest.raises(RuntimeError, match="large"):
+        publish("pretrain", {}, rows(), COLUMNS, CPU, tmp_path / "rows.json")
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"] == [{"name": "small", "speed": 1.0}]
+    assert "| small | 1.0 |" in capsys.readouterr().out

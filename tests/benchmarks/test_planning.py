@@ -15,6 +15,7 @@
 """The plan: bytes and days by hand, and nothing where nothing was measured."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from hydra import compose, initialize_config_dir
 from nemo_mshubert.benchmarks.planning import (
     Cluster,
     Sizes,
+    bucket_bytes,
     count_parameters,
     plan,
     plan_table,
@@ -31,7 +33,8 @@ from nemo_mshubert.benchmarks.planning import (
 )
 
 pytestmark = pytest.mark.unit
-CONFIGS = Path(__file__).parents[2] / "conf" / "pretrain"
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = REPOSITORY / "conf" / "pretrain"
 
 
 def load(name):
@@ -59,7 +62,7 @@ def reports(tmp_path):
             "audio_seconds_per_second": 1.0,
         },
     ]
-    steps[0]["peak_gib"] = 96_050_000 * 16 / 2**30 + 17.5
+    steps[0]["peak_gib"] = 96_050_000 * 12 / 2**30 + 17.5  # weights, moments and activations
     loader = [
         {"row": "decoding alone", "per_process": 999.0, "bytes_per_audio_second": 16000.0},
         {"row": "ours, 2 processes", "per_process": 500.0},
@@ -80,7 +83,9 @@ def test_plan_of_the_paper(reports):
         line.quantity: line.value for line in plan(load("mshubert_base"), "base", 960, Cluster(32, 8, "auto"), reports)
     }
     assert lines["parameters"] == pytest.approx(96.05, abs=0.01)
-    assert lines["memory per GPU"] == pytest.approx(96.05e6 * 16 / 2**30 + 17.5, rel=1e-3)
+    assert lines["activations per GPU"] == pytest.approx(17.5, rel=1e-3)
+    # Gradients of the update before, and DDP's copies, lie there when a forward pass has made all activations.
+    assert lines["memory per GPU"] == pytest.approx(96.05e6 * (16 + 4) / 2**30 + 17.5, rel=1e-3)
     assert lines["audio per update"] == 2800
     assert lines["passes over the corpus"] == pytest.approx(400_000 * 2800 / (960 * 3600))
     assert lines["updates per day"] == pytest.approx(86400 * 4000 * 32 / 2800)
@@ -121,6 +126,27 @@ def test_bytes_of_a_shared_model():
     assert state_bytes(sizes, Cluster(16, 8, "fsdp2")) == 950 * 16 / 8 + 100 * 8
     # Two GPUs share the blocks; the moments of what a GPU holds are spread over the eight with the same weights.
     assert state_bytes(sizes, Cluster(16, 8, "megatron_tp2")) == (450 + 50) * (8 + 8 / 8)
+
+
+def test_bytes_of_gradients_copies():
+    """DDP copies the gradients of what a GPU holds; FSDP2 and a single GPU have no copies."""
+    sizes = Sizes(900, 100, 50)
+    strategies = {"auto": 950 * 4, "fsdp2": 0, "megatron_tp2": (450 + 50) * 4}
+    assert {name: bucket_bytes(sizes, Cluster(16, 8, name)) for name in strategies} == strategies
+    assert bucket_bytes(sizes, Cluster(1, 8, "auto")) == 0
+
+
+@pytest.mark.parametrize(
+    "parallel, strategy, copies",
+    [([], "auto", "DDP's buckets"), (["--parallel", "fsdp2"], "fsdp2", "there is no DDP")],
+)
+def test_script_prints_the_plan(capsys, parallel, strategy, copies):
+    """Hydra has an override for a group of parallel, and none for its absence."""
+    main = runpy.run_path(str(REPOSITORY / "scripts" / "plan.py"))["main"]
+    main(["--hours", "960", "--gpus", "32", *parallel])
+    table = capsys.readouterr().out
+    assert f"fp32, strategy {strategy} |" in table and copies in table
+    assert "| days | not measured | python scripts/benchmark.py pretrain --sizes base" in table
 
 
 @pytest.mark.parametrize("size, parameters", [("base", 94_371_712), ("large", 315_435_136)])

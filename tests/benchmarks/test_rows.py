@@ -50,9 +50,31 @@ def test_loader_ends_and_delivers_the_audio_of_its_shards(labelled):
     )  # 16-bit PCM: 32,000
 
 
-def test_inference_of_the_same_model(labelled):
-    """The peer has the same weights, or its time means nothing: alone, every utterance gives the same text."""
-    rows = inference.benchmark(CONFIGS, "tiny", None, labelled.dev, 5, batch_seconds=10, repeats=1, device=CPU)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_inference_of_the_same_model(labelled, precision):
+    """The peer has the same weights, or its time means nothing: alone, every utterance gives the same text in fp32."""
+    options = dict(batch_seconds=10, precision=precision, repeats=1, device=CPU)
+    rows = inference.benchmark(CONFIGS, "tiny", None, labelled.dev, 5, **options)
     assert [row["row"] for row in rows] == ["ours", "transformers"]
-    assert [row["same_texts"] for row in rows] == [1, 1]
+    assert [row["precision"] for row in rows] == [precision] * 2
+    assert precision == "bf16" or [row["same_texts"] for row in rows] == [1, 1]
     assert all(row["real_time_factor"] > 0 for row in rows)
+
+
+def test_both_sides_run_in_the_precision_of_their_row(labelled, tmp_path, monkeypatch):
+    """A side that stayed in fp32 would look slow."""
+    found = []
+    original = torch.nn.Linear.forward
+
+    def forward(self, x):
+        found.append((x.dtype, self.weight.dtype))
+        return original(self, x)
+
+    path = inference.save_random_model(CONFIGS, "tiny", tmp_path / "random.nemo")
+    inference.write_huggingface(inference.read_nemo(path), tmp_path / "transformers")
+    entries = inference.read_manifest(labelled.dev)[:1]
+    monkeypatch.setattr(torch.nn.Linear, "forward", forward)
+    for side, source in ((inference.ours, path), (inference.theirs, tmp_path / "transformers")):
+        found.clear()
+        side(source, entries, CPU, torch.bfloat16)(0.0)
+        assert set(found) == {(torch.bfloat16, torch.bfloat16)}
