@@ -15,8 +15,8 @@
 """A rank that hangs ends the run, by name.
 
 When one rank hangs, in its file system or its GPU, the others wait for it in a collective, and what they say at last is
-that the collective timed out, not for whom they waited. Here each rank leaves a mark in the store of the process group at
-every phase of its work, and rank 0 looks at the marks: the rank whose mark is the furthest behind is the one that hangs. Where
+that the collective timed out, not for whom they waited. Here each rank leaves a mark of the phase of its work in the
+store of the process group, and rank 0 looks at the marks: the rank whose mark is the furthest behind is the one that hangs. Where
 ranks wait within the phase in which one hangs, all of them are named; the usual case, data that does not come, is clear.
 """
 
@@ -52,6 +52,7 @@ class RankWatch(pl.Callback):
         self.timeout_seconds = timeout_seconds
         self._store = None
         self._batch = 0
+        self._latest = ""
         self._stop = threading.Event()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -59,13 +60,19 @@ class RankWatch(pl.Callback):
             return
         self._store = torch.distributed.PrefixStore("rank_watch", _get_default_store())
         self._mark(trainer, 0)
+        self._store.set(str(trainer.global_rank), self._latest)
         trainer.strategy.barrier("rank_watch")
+        threading.Thread(target=self._report, args=(trainer,), daemon=True).start()
         if trainer.global_rank == 0:
             threading.Thread(target=self._watch, args=(trainer,), daemon=True).start()
 
     def _mark(self, trainer: pl.Trainer, phase: int) -> None:
-        if self._store is not None:
-            self._store.set(str(trainer.global_rank), f"{self._batch} {phase} {time.monotonic()}")
+        self._latest = f"{self._batch} {phase} {time.monotonic()}"
+
+    def _report(self, trainer: pl.Trainer) -> None:
+        """Once a second, on a thread: a thousand ranks that wrote every mark would ask too much of the store."""
+        while not self._stop.wait(min(1.0, self.timeout_seconds / 10)):
+            self._store.set(str(trainer.global_rank), self._latest)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> None:
         self._batch += 1

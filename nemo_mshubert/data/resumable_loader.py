@@ -107,8 +107,8 @@ def _lhotse_options(config: DictConfig) -> DictConfig:
     return OmegaConf.create({**options, "concurrent_bucketing": False, "truncate_offset_type": "start"})
 
 
-def check_utterances(config: DictConfig) -> None:
-    """Read the local manifests once before a long run.
+def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> None:
+    """Read the local manifests once before a long run; within a process group every rank its share of them.
 
     Raises:
         FileNotFoundError, ValueError: a missing manifest, a broken line (file and line are named), no utterance between
@@ -116,12 +116,16 @@ def check_utterances(config: DictConfig) -> None:
     """
     shortest, longest = config.get("min_duration") or 0, config.get("max_duration") or float("inf")
     crop = config.get("truncate_duration") or float("inf")
-    manifests = local_paths(config.manifest_filepath)
+    manifests = local_paths(config.manifest_filepath)[rank::world_size]
     count = 0
     for where, entry in itertools.chain.from_iterable(map(iter_manifest, manifests)):
         if not isinstance(entry.get("duration"), (int, float)):
             raise ValueError(f'{where}: "duration" (seconds) is missing. Write the manifest again with its durations.')
         count += shortest <= min(entry["duration"], crop) <= longest
+    if world_size > 1:
+        counts = [(0, 0)] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(counts, (rank, count))
+        count = sum(dict(counts).values())  # ranks that share a part of the data have counted the same
     if count == 0:
         raise ValueError(
             f"{config.manifest_filepath}: no utterance of {shortest} to {longest} s. Change min_duration and max_duration."
@@ -155,7 +159,9 @@ def training_loader(
     with open_dict(config):
         # Shards: every rank and loader process shuffles on its own. Plain manifests: all ranks must draw the same order.
         config.shard_seed = "randomized" if tarred and num_workers else config.seed + RANK_SEED_STEP * rank * tarred
-    if rank == 0:  # all ranks read the same manifests
+    if torch.distributed.is_initialized():
+        check_utterances(config, rank, world_size)
+    elif rank == 0:
         check_utterances(config)
     stock = get_lhotse_dataloader_from_config(config, rank, world_size, dataset)
     options = {"batch_size": None, "num_workers": num_workers, "pin_memory": stock.pin_memory}

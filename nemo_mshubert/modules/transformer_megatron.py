@@ -234,11 +234,13 @@ class Columns(_PlainState, ColumnParallelLinear):
             ),
             init_method=None,  # the weights are given
             disable_grad_reduce=True,
+            skip_bias_add=True,
         )
         self._forget_extra_state()
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[0]
+        y, bias = super().forward(x)
+        return y + bias.to(y.dtype)  # added in fp32 it would make fp32 of all that follows under autocast
 
 
 class Rows(_PlainState, RowParallelLinear):
@@ -259,9 +261,9 @@ class Rows(_PlainState, RowParallelLinear):
     def forward(self, x_BTD: Tensor) -> Tensor:
         if not self.sequence_parallel:
             y, bias = super().forward(x_BTD)
-            return y + bias
+            return y + bias.to(y.dtype)
         y, bias = super().forward(x_BTD.transpose(0, 1).contiguous())
-        return y + copy_to_tensor_model_parallel_region(bias)  # its gradient is that of this rank's frames
+        return y + copy_to_tensor_model_parallel_region(bias).to(y.dtype)  # its gradient is that of this rank's frames
 
 
 class SequenceParallelLayerNorm(nn.LayerNorm):

@@ -26,9 +26,10 @@ import torch
 from omegaconf import OmegaConf
 
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
-from nemo_mshubert.data.resumable_loader import training_loader, validation_loader
+from nemo_mshubert.data.resumable_loader import check_utterances, training_loader, validation_loader
 from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.models.data_position import DataPosition
+from tests.parallel.ranks_of_a_test import run_on_ranks
 
 LENGTHS = [8000 + 800 * number for number in range(12)]  # 0.5 to 1.05 s
 STREAM = 16  # batches: more than two epochs
@@ -331,3 +332,30 @@ def test_a_shard_that_vanishes_is_named(tarred, tmp_path, num_workers):
     (tmp_path / "tars" / "audio_2.tar").unlink()
     with pytest.raises(Exception, match="audio_2.tar"):
         list(itertools.islice(loader, STREAM))
+
+
+def check_on_a_rank(config, paths):
+    torch.distributed.init_process_group("gloo")
+    config.manifest_filepath = [[path] for path in paths]
+    try:
+        check_utterances(config, torch.distributed.get_rank(), 2)
+    except ValueError as error:
+        torch.distributed.barrier()
+        return str(error)
+    torch.distributed.barrier()
+
+
+@pytest.mark.unit
+def test_ranks_share_the_check_of_the_manifests(plain, tmp_path):
+    """One rank alone would need hours for a million hours of speech, and the others would not wait."""
+    lines = open(plain.manifest_filepath, encoding="utf-8").read().splitlines()
+    parts = [tmp_path / "even.json", tmp_path / "odd.json"]
+    for first, path in enumerate(parts):
+        path.write_text("\n".join(lines[first::2]) + "\n")
+    plain.num_buckets = len(lines)
+    assert run_on_ranks(2, check_on_a_rank, plain, [str(path) for path in parts]) == [None, None]
+    plain.num_buckets = len(lines) + 1
+    assert all(
+        "too few for num_buckets" in told
+        for told in run_on_ranks(2, check_on_a_rank, plain, [str(path) for path in parts])
+    )
