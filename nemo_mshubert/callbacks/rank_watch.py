@@ -59,14 +59,14 @@ class RankWatch(pl.Callback):
         if trainer.world_size == 1:
             return
         self._store = torch.distributed.PrefixStore("rank_watch", _get_default_store())
-        self._mark(trainer, 0)
+        self._mark(0)
         self._store.set(str(trainer.global_rank), self._latest)
         trainer.strategy.barrier("rank_watch")
         threading.Thread(target=self._report, args=(trainer,), daemon=True).start()
         if trainer.global_rank == 0:
             threading.Thread(target=self._watch, args=(trainer,), daemon=True).start()
 
-    def _mark(self, trainer: pl.Trainer, phase: int) -> None:
+    def _mark(self, phase: int) -> None:
         self._latest = f"{self._batch} {phase} {time.monotonic()}"
 
     def _report(self, trainer: pl.Trainer) -> None:
@@ -76,23 +76,23 @@ class RankWatch(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> None:
         self._batch += 1
-        self._mark(trainer, 1)
+        self._mark(1)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
-        self._mark(trainer, 2)
+        self._mark(2)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer) -> None:
-        self._mark(trainer, 3)
+        self._mark(3)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx
     ) -> None:
-        self._mark(trainer, 0)
+        self._mark(0)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx, dataloader_idx: int = 0
     ) -> None:
-        self._mark(trainer, 0)  # a sign of life
+        self._mark(0)  # a sign of life
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop.set()

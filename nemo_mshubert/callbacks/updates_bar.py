@@ -14,8 +14,6 @@
 
 """One progress bar for a whole run."""
 
-from typing import Optional
-
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
 
@@ -28,8 +26,8 @@ class UpdatesProgressBar(TQDMProgressBar):
     Lightning's own bar counts the micro-batches of an epoch, a number that bucketed and tarred data do not tell.
     """
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Optional[pl.LightningModule] = None) -> None:
-        super().on_train_start(trainer, pl_module)
+    def on_train_start(self, trainer: pl.Trainer, *_) -> None:
+        super().on_train_start(trainer)
         bar = self.train_progress_bar
         bar.total = trainer.max_steps if trainer.max_steps > 0 else None
         # of a resumed run the updates before do not count for the speed

@@ -35,7 +35,7 @@ import numpy as np
 from scipy.special import entr
 from tqdm import tqdm
 
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, iter_manifest
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, cut_of_line, iter_manifest
 from nemo_mshubert.modules.frames import FRAME_RATE, frame_count
 
 MAX_CLUSTERS = 65535  # labels are uint16
@@ -293,7 +293,4 @@ def _header_samples(entry: Dict[str, Any], where: str) -> int:
         raise ValueError(
             f"{where}: {path}: cannot be read as audio ({error}). Replace it or remove the line."
         ) from error
-    cut = recording.resample(SAMPLE_RATE).to_cut()
-    if entry.get("offset") is not None:
-        cut = cut.truncate(offset=entry["offset"], duration=entry.get("duration"))
-    return cut.num_samples
+    return cut_of_line(recording, entry, where).num_samples

@@ -19,9 +19,13 @@ import math
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Tuple, Union
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from lhotse import Recording
+    from lhotse.cut import Cut
 
 PathLike = Union[str, Path]
 SAMPLE_RATE = 16000  # Hz
@@ -162,21 +166,27 @@ def load_audio_and_rate(entry: Dict[str, Any], where: str = "") -> Tuple[np.ndar
         )
     if recording.num_samples == 0:
         raise ValueError(f"{where}: the file holds no samples. Remove the line.")
-    offset, rate = entry.get("offset"), recording.sampling_rate
-    if offset is not None and offset >= recording.duration:
-        raise ValueError(
-            f"{where}: the offset of {offset} s is not within the {recording.duration} s of the file. Correct the "
-            "line or remove it."
-        )
-    if rate != SAMPLE_RATE:
-        recording = recording.resample(SAMPLE_RATE)
-    cut = recording.to_cut()
-    if offset is not None:
-        cut = cut.truncate(offset=offset, duration=entry.get("duration"))
+    cut = cut_of_line(recording, entry, where)
     try:
         samples = cut.load_audio()[0]
     except Exception as error:
         raise ValueError(f"{where}: decoding failed ({error}). Replace the file or remove the line.") from error
     if not np.isfinite(samples).all():
         raise ValueError(f"{where}: holds NaN or infinite samples. Replace the file or remove the line.")
-    return samples.astype(np.float32, copy=False), rate
+    return samples.astype(np.float32, copy=False), recording.sampling_rate
+
+
+def cut_of_line(recording: "Recording", entry: Dict[str, Any], where: str) -> "Cut":
+    """The part of the audio file that a manifest line is about, as a lhotse cut at 16 kHz.
+
+    Raises:
+        ValueError: the file is over before the ``offset``.
+    """
+    offset = entry.get("offset")
+    if offset is not None and offset >= recording.duration:
+        raise ValueError(
+            f"{where}: the offset of {offset} s is not within the {recording.duration} s of the file. Correct the "
+            "line or remove it."
+        )
+    cut = recording.resample(SAMPLE_RATE).to_cut()
+    return cut if offset is None else cut.truncate(offset=offset, duration=entry.get("duration"))

@@ -41,6 +41,11 @@ def _endless(sampler) -> Iterator[CutSet]:
         yield from sampler
 
 
+def epoch_of(batch: int, epoch_starts: Dict[int, int]) -> Tuple[int, int]:
+    """The last epoch known to start at or before ``batch``, and its first batch."""
+    return max(((epoch, start) for epoch, start in epoch_starts.items() if start <= batch), default=(0, 0))
+
+
 class NumberedSampler:
     """For plain manifests: yields ``(batch number, cuts)`` from batch ``first``; lives in the training process.
 
@@ -54,8 +59,7 @@ class NumberedSampler:
         self.epoch_starts = epoch_starts
 
     def __iter__(self) -> Iterator[Tuple[int, CutSet]]:
-        first_epoch = max((epoch for epoch, start in self.epoch_starts.items() if start <= self.first), default=0)
-        number = self.epoch_starts.get(first_epoch, 0)
+        first_epoch, number = epoch_of(self.first, self.epoch_starts)
         for epoch in itertools.count(first_epoch):
             self.epoch_starts[epoch] = number
             self.sampler.set_epoch(epoch)

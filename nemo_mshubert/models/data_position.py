@@ -16,6 +16,8 @@
 
 from typing import Dict
 
+from nemo_mshubert.data.resumable_loader import epoch_of
+
 
 class DataPosition:
     """Counts batches over all parts of the data, where the trainer counts those of one rank.
@@ -29,9 +31,8 @@ class DataPosition:
     def __init__(self):
         self._batches_before = 0  # of all ranks, up to the last resume
         self._own_before = 0  # of this rank, up to then
-        self.epoch_starts: Dict[int, int] = (
-            {}
-        )  # epoch -> its first batch in the stream for these ranks, plain manifests
+        # of plain manifests: epoch -> its first batch, in the stream for this number of parts
+        self.epoch_starts: Dict[int, int] = {}
 
     def batches_of_all(self, own_batches: int, num_parts: int) -> int:
         """Batches of all parts when this rank has had ``own_batches`` since the training began."""
@@ -46,12 +47,9 @@ class DataPosition:
         self._batches_before, self._own_before = batches_of_all, own_batches
 
     def epoch_start(self, own_batches: int, num_parts: int) -> Dict[str, int]:
-        """For a checkpoint: the epoch that the next batch is of, and its first batch; empty where not known."""
-        next_batch = self.first_batch(own_batches, num_parts)
-        epochs = [epoch for epoch, start in self.epoch_starts.items() if start <= next_batch]
-        if not epochs:
-            return {}
-        return {"epoch": max(epochs), "first_batch": self.epoch_starts[max(epochs)], "num_parts": num_parts}
+        """For a checkpoint: the epoch that the next batch is of, and its first batch."""
+        epoch, first_batch = epoch_of(self.first_batch(own_batches, num_parts), self.epoch_starts)
+        return {"epoch": epoch, "first_batch": first_batch, "num_parts": num_parts}
 
     def seek(self, epoch_start: Dict[str, int], num_parts: int) -> None:
         """Take over that of a checkpoint. With another number of parts epochs start elsewhere: all is sampled again."""

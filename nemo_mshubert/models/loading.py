@@ -18,7 +18,6 @@ A name is a ``.nemo`` file, a folder with one, a checkpoint of another ecosystem
 the Hugging Face hub. So every script takes them all in the same place.
 """
 
-import os
 import re
 from pathlib import Path
 from typing import Union
@@ -129,6 +128,5 @@ def _from_hub(name: str) -> Path:
 
 def save_model(model: ModelPT, path: Union[str, Path]) -> None:
     """Write a ``.nemo``, whole or not at all."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     model._save_restore_connector = WholeFile()
     model.save_to(str(path))

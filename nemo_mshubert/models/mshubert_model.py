@@ -156,13 +156,15 @@ class MSHuBERTModel(ModelPT):
         own_batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         first_batch = self.data_position.first_batch(own_batches, self.data_ranks.count)
         dataset = self._dataset(config, seed=seed_of(self._cfg.seed, "crops", self.data_ranks.rank))
-        if self.data_ranks.rank == 0:
-            self._check_labels(config.manifest_filepath, lines=1)
+        self._check_labels(config.manifest_filepath, lines=1)
         return training_loader(config, dataset, *self.data_ranks, first_batch, self.data_position.epoch_starts)
 
     def _check_labels(self, manifests: Any, lines: Optional[int] = None) -> None:
-        """Labels of another maker, or none, in the first ``lines`` of manifests: now, not at the first validation."""
-        for manifest in local_paths(manifests):
+        """Labels of another maker, or none, in the first ``lines`` of manifests: now, not at the first validation.
+
+        The ranks share the manifests out.
+        """
+        for manifest in local_paths(manifests)[self.data_ranks.rank :: self.data_ranks.count]:
             check_labels_of(manifest, self.label_maker.id, self.label_maker.stored_sets, lines)
 
     def setup_validation_data(self, val_data_config: Union[DictConfig, Dict]) -> None:
@@ -171,8 +173,7 @@ class MSHuBERTModel(ModelPT):
         if config.get("manifest_filepath") is None:
             self._validation_dl = None
             return
-        if self.data_ranks.rank == 0:
-            self._check_labels(config.manifest_filepath)
+        self._check_labels(config.manifest_filepath)
         dataset = self._dataset(config, seed=seed_of(self._cfg.seed, "validation crops"))
         self._validation_dl = validation_loader(config, dataset, *self.data_ranks)
 

@@ -17,6 +17,7 @@
 import math
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Sequence
 
@@ -98,23 +99,24 @@ def keep_whole_checkpoints(folder: Path) -> None:
     for marker in folder.glob(f"*{NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}"):
         name = marker.name.removesuffix(NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX)
         logging.warning(f"{folder / name}.ckpt: the run was killed while it was written; it is removed.")
-        _remove(folder / f"{name}.ckpt")
-        _remove(folder / name)
+        (folder / f"{name}.ckpt").unlink(missing_ok=True)
         marker.unlink(missing_ok=True)
-    newest_first = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    newest_first = sorted(folder.glob("*.ckpt"), key=_time_written, reverse=True)
     last = [path for path in newest_first if path.stem.endswith("last")]
     for path in last[1:]:
-        _remove(path)
+        path.unlink(missing_ok=True)
     if newest_first and not last:
         path = newest_first[0]
         logging.warning(f"{path}: the newest whole checkpoint, from which the run goes on.")
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
-        shutil.copytree(path, temporary) if path.is_dir() else shutil.copyfile(path, temporary)
-        os.replace(temporary, path.with_name(f"{path.stem}-last.ckpt"))
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as copy:  # ranks elsewhere have other names
+            with open(path, "rb") as stream:
+                shutil.copyfileobj(stream, copy)
+        shutil.copymode(path, copy.name)
+        os.replace(copy.name, path.with_name(f"{path.stem}-last.ckpt"))
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _time_written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another rank has removed it since it was listed
+        return 0.0

@@ -24,6 +24,7 @@ import soundfile
 from nemo_mshubert.data.labels import (
     MAX_PROBLEMS_SHOWN,
     FrameLabels,
+    _header_samples,
     check_labelled_manifest,
     check_maker,
     cluster_usage,
@@ -214,3 +215,10 @@ def test_empty_manifest(tmp_path):
     (tmp_path / "empty.json").touch()
     with pytest.raises(ValueError, match="empty"):
         check_labelled_manifest(tmp_path / "empty.json")
+
+
+def test_an_offset_behind_the_end_is_named(tmp_path):
+    """`label.py check` lists problems by line, this one too."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(16000, np.float32), 16000)
+    with pytest.raises(ValueError, match="m.json:3: the offset of 2.0 s is not within the 1.0 s"):
+        _header_samples({"audio_filepath": str(tmp_path / "a.wav"), "offset": 2.0}, "m.json:3")
