@@ -132,11 +132,13 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
         count = sum(dict(counts).values())  # ranks that share a part of the data have counted the same
     if count == 0:
         raise ValueError(
-            f"{config.manifest_filepath}: no utterance of {shortest} to {longest} s. Change min_duration and max_duration."
+            f"{config.manifest_filepath}: no utterance of {shortest} to {longest} s. Change min_duration and max_duration, "
+            "or fill the manifest if it is empty."
         )
     if config.get("use_bucketing") and count < config.get("num_buckets", 30):
         raise ValueError(
-            f"{config.manifest_filepath}: {count} utterances are too few for num_buckets {config.num_buckets}. Lower it."
+            f"{config.manifest_filepath}: {count} utterances are too few for num_buckets {config.num_buckets}. Lower it "
+            "(to 2 at least), or set use_bucketing=false."
         )
 
 

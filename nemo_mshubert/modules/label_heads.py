@@ -57,7 +57,12 @@ def place_label_sets(
                 f"{num_layers}. Use fewer sets, or more blocks, or place them yourself with model.label_layers."
             )
         return dict(zip(layers, finest_first))
-    label_layers = {int(layer): int(clusters) for layer, clusters in label_layers.items()}
+    try:
+        label_layers = {int(layer): int(clusters) for layer, clusters in label_layers.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"label_layers {dict(label_layers)}: expected block numbers and cluster counts, as in {{12: 1000, 10: 500}}."
+        ) from error
     if sorted(label_layers.values()) != sorted(label_sets):
         raise ValueError(
             f"label_layers places the sets {sorted(label_layers.values())} but label_sets are {sorted(label_sets)}: "

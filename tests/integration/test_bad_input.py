@@ -240,9 +240,9 @@ def test_finetuning_on_bad_manifests_is_refused(corpus, fine_tune, tmp_path):
     with pytest.raises(ValueError, match=f"train.json:{BAD + 1}: not JSON.*remove or repair"):
         fine_tune(corpus("not json"))
     manifest = corpus()
-    with pytest.raises(ValueError, match="no utterance of 20.0 to 30.0 s. Change min_duration"):
+    with pytest.raises(ValueError, match="no utterance of 20.0 to 30.0 s. Change min_duration.*if it is empty"):
         fine_tune(manifest, min_duration=20.0)
-    with pytest.raises(ValueError, match="6 utterances are too few for num_buckets 7"):
+    with pytest.raises(ValueError, match="6 utterances are too few for num_buckets 7.*use_bucketing=false"):
         fine_tune(manifest, num_buckets=7)
     entries = read_manifest(manifest)
     del entries[BAD]["text"]
