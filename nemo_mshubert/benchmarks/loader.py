@@ -20,6 +20,9 @@ Rows, in seconds of audio per second of time:
     NeMo's loader        the stock Lhotse loader with its audio collation, without labels, in this process
     ours, n processes    `training_loader` as training uses it (crops, labels, resumable order); 0: in this process
 
+Of NeMo's and of ours in this process also what shuffling and bucketing hold back weighs, and how fast batches are chosen
+without their audio being decoded, as they are when a resumed run passes over what it has had.
+
 The speed counts audio that comes out. Ours decodes the crop of an utterance alone, NeMo's all that it takes of it, and
 decoding alone whole files.
 """
@@ -30,17 +33,19 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence
 
 import soundfile
 import torch
 from hydra import compose, initialize_config_dir
 from lhotse import CutSet
+from lhotse.cut import Cut
 from lhotse.dataset import AudioSamples
 from nemo.collections.common.data.lhotse import get_lhotse_dataloader_from_config
+from nemo.collections.common.data.lhotse.cutset import read_cutset_from_config
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_mshubert.benchmarks.measurement import Column, Row
+from nemo_mshubert.benchmarks.measurement import Column, Row, peak_gib
 from nemo_mshubert.data.labels import FrameLabels
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, iter_manifest
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
@@ -53,7 +58,11 @@ COLUMNS = [
     Column("audio_seconds_per_second", "audio-s/s", ".0f"),
     Column("per_process", "audio-s/s and process", ".0f"),
     Column("share_of_decoding", "per process / decoding alone", ".2f"),
+    Column("held_mib", "MiB of 10,000 utterances held back", ".0f"),
+    Column("passed_per_second", "utterances/s passed over", ".0f"),
 ]
+HELD = 2000  # utterances whose memory is measured
+CPU = torch.device("cpu")
 
 
 class AudioOnly(torch.utils.data.Dataset):
@@ -84,12 +93,16 @@ def benchmark(
         rows = [{"row": "decoding alone", "processes": 1, **speed(decoded_seconds(Path(folder)), seconds)}]
         stock = get_lhotse_dataloader_from_config(stock_options(config), 0, 1, AudioOnly())
         rows.append({"row": "NeMo's loader", "processes": 1, **speed(batch_seconds(stock), seconds)})
+        stock_cuts, _ = read_cutset_from_config(stock_options(config))
+        rows[-1].update(sampling(stock_cuts, stock.dataset.sampler, seconds))
         for count in workers:
             config.num_workers = count
             dataset = PretrainingDataset(labels.maker, list(labels.sets), config.crop)
             loader = training_loader(config, dataset, 0, 1)
             row = {"row": f"ours, {count} processes", "processes": max(count, 1)}
             rows.append({**row, **speed(batch_seconds(loader), seconds, warm_up=4 * count + 1)})
+            if count == 0:
+                rows[-1].update(sampling(loader.dataset.visits, loader.dataset.sampler, seconds))
         shard_bytes = sum(path.stat().st_size for path in Path(folder).glob("audio_*.tar"))
     rows[0]["bytes_per_audio_second"] = shard_bytes / sum(entry["duration"] for _, entry in iter_manifest(manifest))
     for row in rows:
@@ -138,13 +151,29 @@ def batch_seconds(loader: Any) -> Iterator[float]:
     return (float(batch["length"].sum()) / SAMPLE_RATE for batch in loader)
 
 
+def sampling(cuts: Iterable[Cut], sampler: Iterable[CutSet], seconds: float) -> Dict[str, Optional[float]]:
+    """Memory of cuts that wait to be chosen, and utterances per second that a sampler chooses."""
+
+    def hold() -> Callable[[], Any]:
+        held = list(itertools.islice(cuts, HELD))
+        return lambda: held
+
+    gib = peak_gib(hold, CPU)
+    passed = per_second((len(batch) for batch in sampler), seconds)
+    return {"held_mib": gib and 1024 * gib * 10_000 / HELD, "passed_per_second": passed}
+
+
 def speed(audio_seconds: Iterator[float], seconds: float, warm_up: int = 1) -> Dict[str, float]:
-    """Audio per time over at least ``seconds``, behind ``warm_up`` items, which fill buffers and start processes."""
+    return {"audio_seconds_per_second": per_second(audio_seconds, seconds, warm_up)}
+
+
+def per_second(amounts: Iterator[float], seconds: float, warm_up: int = 1) -> float:
+    """Sum per time over at least ``seconds``, behind ``warm_up`` items, which fill buffers and start processes."""
     for _ in range(warm_up):
-        next(audio_seconds)
-    start, audio = time.perf_counter(), 0.0
+        next(amounts)
+    start, total = time.perf_counter(), 0.0
     while time.perf_counter() - start < seconds:
-        audio += next(audio_seconds)
-    result = {"audio_seconds_per_second": audio / (time.perf_counter() - start)}
-    audio_seconds.close()  # ends the processes of an endless loader
-    return result
+        total += next(amounts)
+    rate = total / (time.perf_counter() - start)
+    amounts.close()  # ends the processes of an endless loader
+    return rate

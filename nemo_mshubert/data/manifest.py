@@ -47,7 +47,16 @@ def atomic_write(path: PathLike, mode: str = "w"):
 
 
 def iter_manifest(path: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:
-    """Yield ``("<file>:<line>", entry)`` for every line, with ``audio_filepath`` resolved against the manifest's folder.
+    """Yield what `iter_lines` yields, with ``audio_filepath`` resolved against the manifest's folder."""
+    folder = Path(path).parent
+    for where, entry in iter_lines(path):
+        audio = Path(entry["audio_filepath"])
+        entry["audio_filepath"] = str(audio if audio.is_absolute() else folder / audio)
+        yield where, entry
+
+
+def iter_lines(path: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:
+    """Yield ``("<file>:<line>", entry)`` for every line of a manifest, as it is written.
 
     Raises:
         FileNotFoundError: no such manifest.
@@ -59,13 +68,9 @@ def iter_manifest(path: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:
         raise FileNotFoundError(f"{path}: no such manifest. Make one with scripts/prepare_librispeech.py.")
     with open(path, "rb") as stream:  # bytes: a text stream decodes blocks of lines, and cannot say which is broken
         for number, line in enumerate(stream, start=1):
-            if line.isspace():
-                continue
-            where = f"{path}:{number}"
-            entry = _parse_line(line, where)
-            audio = Path(entry["audio_filepath"])
-            entry["audio_filepath"] = str(audio if audio.is_absolute() else path.parent / audio)
-            yield where, entry
+            if not line.isspace():
+                where = f"{path}:{number}"
+                yield where, _parse_line(line, where)
 
 
 def _parse_line(line: bytes, where: str) -> Dict[str, Any]:

@@ -14,31 +14,28 @@
 
 """NeMo's Lhotse loader as one endless, numbered stream of batches that can start anywhere.
 
-A resumed run asks for the stream from the number of batches it has consumed. Skipped batches are sampled, not loaded
-(from tars their bytes are read, not decoded).
+A resumed run asks for the stream from the number of batches it has consumed. Skipped batches are sampled, not loaded.
 """
 
 import itertools
-from typing import Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
+import numpy as np
 import torch
 from lhotse import CutSet
 from lhotse.dataset.dataloading import worker_init_fn
-from lhotse.dataset.iterable_dataset import IterableDatasetWrapper
 from nemo.collections.common.data.lhotse import get_lhotse_dataloader_from_config
+from nemo.collections.common.data.lhotse.cutset import data_type_parser
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from nemo_mshubert.data.manifest import iter_manifest
+from nemo_mshubert.data.shard_visits import ShardProgress, Visits
+from nemo_mshubert.data.tar_shards import shards_of, with_audio
 from nemo_mshubert.data.tarred import local_paths
 
+VISITS = "mshubert_shard_visits"  # our type of source for NeMo's loader
 RANK_SEED_STEP = 100_000  # distance of the seeds of two ranks, that of lhotse's worker_init_fn
-
-
-def _endless(sampler) -> Iterator[CutSet]:
-    for epoch in itertools.count():
-        sampler.set_epoch(epoch)
-        yield from sampler
 
 
 def epoch_of(batch: int, epoch_starts: Dict[int, int]) -> Tuple[int, int]:
@@ -80,23 +77,28 @@ class FiniteNumberedSampler:
 
 
 class NumberedShards(IterableDataset):
-    """For tarred data: every loader process samples and reads its own shards.
+    """For tarred data: every loader process of every rank samples and reads its own stream of shards, see `shard_visits`.
 
-    Process w of n yields the batches whose number is w modulo n. The loader asks its processes in turn, so on a
-    resume the roles are rotated: the process asked first plays the one that owns batch ``first``.
+    Process w of n yields the batches whose number is w modulo n, from the first of the streams on. The loader asks its
+    processes in turn, so on a resume the roles are rotated: the process asked first plays the one that owns batch ``first``.
+    A batch tells in ``lines`` what it holds, for `ShardProgress`: ``[B, 3]``.
     """
 
-    def __init__(self, dataset: Dataset, sampler, first: int):
+    def __init__(self, dataset: Dataset, sampler, visits: Visits, first_of_streams: int, first: int):
         self.dataset = dataset
         self.sampler = sampler
+        self.visits = visits
+        self.first_of_streams = first_of_streams
         self.first = first
 
     def __iter__(self):
         info = get_worker_info()
         role, count = (info.id, info.num_workers) if info else (0, 1)  # `training_loader` made the id the role
-        for number, cuts in zip(itertools.count(role, count), _endless(self.sampler)):
+        numbers = itertools.count(self.first_of_streams + (role - self.first_of_streams) % count, count)
+        for number, cuts in zip(numbers, self.sampler):
             if number >= self.first:
-                yield self.dataset[(number, cuts)]
+                batch = self.dataset[(number, CutSet.from_cuts(map(with_audio, cuts)))]
+                yield {**batch, "lines": np.array([cut.custom["line"] for cut in cuts])}
 
     def role(self, worker_id: int, num_workers: int) -> int:
         return (worker_id + self.first) % num_workers
@@ -111,6 +113,13 @@ def _lhotse_options(config: DictConfig) -> DictConfig:
     return OmegaConf.create({**options, "concurrent_bucketing": False, "truncate_offset_type": "start"})
 
 
+def usable_lines(config: DictConfig) -> Callable[[Dict[str, Any]], bool]:
+    """Whether NeMo's loader takes a line of a manifest: by its duration, cropped, and unless it says ``_skipme``."""
+    shortest, longest = config.get("min_duration") or 0, config.get("max_duration") or float("inf")
+    crop = config.get("truncate_duration") or float("inf")
+    return lambda entry: not entry.get("_skipme") and shortest <= min(entry["duration"], crop) <= longest
+
+
 def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> None:
     """Read the local manifests once before a long run; within a process group every rank its share of them.
 
@@ -118,22 +127,22 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
         FileNotFoundError, ValueError: a missing manifest, a broken line (file and line are named), no utterance between
             ``min_duration`` and ``max_duration`` (Lhotse would search tars for one forever), or more buckets than utterances.
     """
-    shortest, longest = config.get("min_duration") or 0, config.get("max_duration") or float("inf")
-    crop = config.get("truncate_duration") or float("inf")
+    is_usable = usable_lines(config)
     manifests = local_paths(config.manifest_filepath)[rank::world_size]
     count = 0
     for where, entry in itertools.chain.from_iterable(map(iter_manifest, manifests)):
         if not isinstance(entry.get("duration"), (int, float)):
             raise ValueError(f'{where}: "duration" (seconds) is missing. Write the manifest again with its durations.')
-        count += shortest <= min(entry["duration"], crop) <= longest
+        count += is_usable(entry)
     if world_size > 1:
         counts = [(0, 0)] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(counts, (rank, count))
         count = sum(dict(counts).values())  # ranks that share a part of the data have counted the same
     if count == 0:
         raise ValueError(
-            f"{config.manifest_filepath}: no utterance of {shortest} to {longest} s. Change min_duration and max_duration, "
-            "or fill the manifest if it is empty."
+            f"{config.manifest_filepath}: no utterance of {config.get('min_duration') or 0} to "
+            f"{config.get('max_duration') or float('inf')} s. Change min_duration and max_duration, or fill the manifest if "
+            "it is empty."
         )
     if config.get("use_bucketing") and count < config.get("num_buckets", 30):
         raise ValueError(
@@ -149,6 +158,7 @@ def training_loader(
     world_size: int,
     first_batch: int = 0,
     epoch_starts: Optional[Dict[int, int]] = None,
+    progress: Optional[ShardProgress] = None,
 ) -> DataLoader:
     """Endless loader of ``dataset[(number, cuts)]`` over NeMo manifests, plain or tarred, from batch ``first_batch``.
 
@@ -158,30 +168,57 @@ def training_loader(
             the config, the rank and the number of loader processes.
         dataset: takes a number and cuts, see `PretrainingDataset`.
         epoch_starts: of plain manifests, see `NumberedSampler`.
+        progress: of tarred data.
     """
     config = _lhotse_options(config)
-    tarred = config.get("tarred_audio_filepaths") is not None
-    num_workers = config.get("num_workers", 0)
-    with open_dict(config):
-        # Shards: every rank and loader process shuffles on its own. Plain manifests: all ranks must draw the same order.
-        config.shard_seed = "randomized" if tarred and num_workers else config.seed + RANK_SEED_STEP * rank * tarred
     if torch.distributed.is_initialized():
         check_utterances(config, rank, world_size)
     elif rank == 0:
         check_utterances(config)
+    if config.get("tarred_audio_filepaths") is not None:
+        return _tarred_loader(config, dataset, rank, world_size, first_batch, progress or ShardProgress())
+    with open_dict(config):
+        config.shard_seed = config.seed  # alike on all ranks: they draw one order, and share it
     stock = get_lhotse_dataloader_from_config(config, rank, world_size, dataset)
-    options = {"batch_size": None, "num_workers": num_workers, "pin_memory": stock.pin_memory}
-    if not isinstance(stock.dataset, IterableDatasetWrapper):
-        epoch_starts = {} if epoch_starts is None else epoch_starts
-        return DataLoader(dataset, sampler=NumberedSampler(stock.sampler, first_batch, epoch_starts), **options)
-    shards = NumberedShards(dataset, stock.dataset.sampler, first_batch)
+    epoch_starts = {} if epoch_starts is None else epoch_starts
+    sampler = NumberedSampler(stock.sampler, first_batch, epoch_starts)
+    return DataLoader(
+        dataset,
+        sampler=sampler,
+        batch_size=None,
+        num_workers=config.get("num_workers", 0),
+        pin_memory=stock.pin_memory,
+    )
+
+
+def _tarred_loader(
+    config: DictConfig, dataset: Dataset, rank: int, world_size: int, first_batch: int, progress: ShardProgress
+) -> DataLoader:
+    num_workers = config.get("num_workers", 0)
+    shards = shards_of(config.manifest_filepath, config.tarred_audio_filepaths)
+    num_streams = world_size * max(1, num_workers)
+    before = progress.begin(len(shards), config.seed, num_streams, first_batch)
+    visits = Visits(
+        shards, usable_lines(config), config.seed, config.shuffle, before, config.pop("channel_selector", None)
+    )
+    data_type_parser(VISITS)(lambda _: (CutSet(visits), True))  # NeMo's way to bring a source of cuts of one's own
+    with open_dict(config):
+        config.input_cfg = [{"type": VISITS}]
+        config.shard_seed = "randomized" if num_workers else config.seed + RANK_SEED_STEP * rank
+    stock = get_lhotse_dataloader_from_config(config, rank, world_size, dataset)
+    numbered = NumberedShards(dataset, stock.dataset.sampler, visits, progress.first_batch, first_batch)
+    visits.stream = (rank, num_streams)
 
     def init_worker(worker_id: int) -> None:
-        role = shards.role(worker_id, num_workers)
-        object.__setattr__(get_worker_info(), "id", role)  # Lhotse seeds its choice of buckets with the id, too
+        info = get_worker_info()
+        role = info.dataset.role(worker_id, num_workers)
+        object.__setattr__(info, "id", role)  # Lhotse seeds its choice of buckets with the id, too
+        info.dataset.visits.stream = (rank * num_workers + role, num_streams)
         worker_init_fn(role, rank=rank, world_size=world_size, seed=config.seed)
 
-    return DataLoader(shards, worker_init_fn=init_worker, **options)
+    return DataLoader(
+        numbered, batch_size=None, num_workers=num_workers, pin_memory=stock.pin_memory, worker_init_fn=init_worker
+    )
 
 
 def validation_loader(config: DictConfig, dataset: Dataset, rank: int, world_size: int) -> DataLoader:

@@ -190,10 +190,15 @@ def check_shards(manifests: Union[str, List], tars: Union[str, List]) -> None:
                 )
 
 
+def is_local(path: str) -> bool:
+    """A path of the file system, not an address or a command that NeMo's readers take in its place."""
+    return "://" not in path and not path.startswith("pipe:")
+
+
 def local_paths(paths: Union[str, List]) -> List[str]:
     """Local paths among NeMo's ways of naming shards: a pattern, or a (nested) list of patterns."""
     from nemo.collections.common.data.lhotse.nemo_adapters import expand_sharded_filepaths
 
     if isinstance(paths, str):
-        return [path for path in expand_sharded_filepaths(paths) if "://" not in path and not path.startswith("pipe:")]
+        return [path for path in expand_sharded_filepaths(paths) if is_local(path)]
     return [path for part in paths if not isinstance(part, (int, float)) for path in local_paths(part)]

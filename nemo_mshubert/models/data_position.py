@@ -17,6 +17,7 @@
 from typing import Dict
 
 from nemo_mshubert.data.resumable_loader import epoch_of
+from nemo_mshubert.data.shard_visits import ShardProgress
 
 
 class DataPosition:
@@ -24,8 +25,7 @@ class DataPosition:
 
     Batch b of a stream for n ranks is, for plain manifests, batch ``n b + rank`` of the stream for one rank. So a run
     that goes on with other ranks starts at ``batches of all / ranks``, rounded down: less than one batch per rank is
-    repeated, and none is skipped. Tarred data is drawn by every rank on its own, forever; there the position says only
-    how much has been drawn.
+    repeated, and none is skipped. Of tarred data every rank reads shards of its own; ``shards`` notes their lines.
     """
 
     def __init__(self):
@@ -33,6 +33,7 @@ class DataPosition:
         self._own_before = 0  # of this rank, up to then
         # of plain manifests: epoch -> its first batch, in the stream for this number of parts
         self.epoch_starts: Dict[int, int] = {}
+        self.shards = ShardProgress()
 
     def batches_of_all(self, own_batches: int, num_parts: int) -> int:
         """Batches of all parts when this rank has had ``own_batches`` since the training began."""

@@ -157,7 +157,8 @@ class MSHuBERTModel(ModelPT):
         first_batch = self.data_position.first_batch(own_batches, self.data_ranks.count)
         dataset = self._dataset(config, seed=seed_of(self._cfg.seed, "crops", self.data_ranks.rank))
         self._check_labels(config.manifest_filepath, lines=1)
-        return training_loader(config, dataset, *self.data_ranks, first_batch, self.data_position.epoch_starts)
+        position = self.data_position
+        return training_loader(config, dataset, *self.data_ranks, first_batch, position.epoch_starts, position.shards)
 
     def _check_labels(self, manifests: Any, lines: Optional[int] = None) -> None:
         """Labels of another maker, or none, in the first ``lines`` of manifests: now, not at the first validation.
@@ -257,6 +258,8 @@ class MSHuBERTModel(ModelPT):
             loss_sum, count = loss_sum + self._cfg.unmasked_weight * visible_sum, count + visible_count
         self.masked_rows += count
         self.step_guard.note(batch["utterances"], loss_sum)
+        if "lines" in batch:
+            self.data_position.shards.record.note(batch["lines"])
 
         log = {}
         if self._is_logged(update):  # what is logged may make the host wait for the GPU
@@ -324,6 +327,8 @@ class MSHuBERTModel(ModelPT):
         own_batches = progress["total"]["processed"]
         checkpoint["batches_of_all_ranks"] = self.data_position.batches_of_all(own_batches, self.data_ranks.count)
         checkpoint["epoch_start"] = self.data_position.epoch_start(own_batches, self.data_ranks.count)
+        if self._cfg.train_ds.get("tarred_audio_filepaths") is not None:
+            checkpoint["shards"] = self.data_position.shards.state()
         checkpoint["task"] = self._task()
 
     def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
@@ -337,6 +342,8 @@ class MSHuBERTModel(ModelPT):
             own_batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
             self.data_position.resume(checkpoint["batches_of_all_ranks"], own_batches)
             self.data_position.seek(checkpoint.get("epoch_start") or {}, self.data_ranks.count)
+            if checkpoint.get("shards"):
+                self.data_position.shards.load(checkpoint["shards"])
 
     def _task(self) -> Dict[str, Any]:
         """What the weights of a checkpoint have learned to predict, and from what."""

@@ -27,11 +27,13 @@ from omegaconf import OmegaConf
 
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.resumable_loader import check_utterances, training_loader, validation_loader
+from nemo_mshubert.data.shard_visits import ShardProgress
 from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.models.data_position import DataPosition
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
 LENGTHS = [8000 + 800 * number for number in range(12)]  # 0.5 to 1.05 s
+SHARDS = 4  # of tarred data
 STREAM = 16  # batches: more than two epochs
 
 
@@ -66,18 +68,21 @@ def plain(counting_corpus):
 
 @pytest.fixture
 def tarred(counting_corpus, tmp_path):
-    make_tarred(counting_corpus(LENGTHS), tmp_path / "tars", 4)
+    make_tarred(counting_corpus(LENGTHS), tmp_path / "tars", SHARDS)
     return options(
         manifest_filepath=f"{tmp_path}/tars/sharded_manifests/manifest__OP_0..3_CL_.json",
         tarred_audio_filepaths=f"{tmp_path}/tars/audio__OP_0..3_CL_.tar",
     )
 
 
-def take(config, count, first=0, rank=0, ranks=1):
-    """``count`` batches from batch ``first``."""
+def take(config, count, first=0, rank=0, ranks=1, progress=None):
+    """``count`` batches from batch ``first``; of tarred data, unless ``progress`` says else, in streams that start at 0."""
     dataset = PretrainingDataset("maker-one", [50], "shortest", seed=rank)
     torch.manual_seed(first)  # the stream must not depend on it
-    return list(itertools.islice(training_loader(config, dataset, rank, ranks, first), count))
+    if progress is None:
+        progress = ShardProgress()
+        progress.begin(SHARDS, config.seed, ranks * max(1, config.num_workers), 0)
+    return list(itertools.islice(training_loader(config, dataset, rank, ranks, first, progress=progress), count))
 
 
 def names(batches):

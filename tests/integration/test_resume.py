@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Killed with SIGKILL and started again, a run ends with the weights of one that was never interrupted."""
+"""Killed with SIGKILL and started again, a run ends with the weights of one that was never interrupted; with another number
+of ranks it goes on in the data where it had come to."""
 
 import os
 import random
@@ -23,10 +24,15 @@ import sys
 import time
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from nemo_mshubert.data.tarred import make_tarred
+from nemo_mshubert.models import MSHuBERTModel
+from tests.models.fixed_update import trainer_of
+from tests.parallel.ranks_of_a_test import run_on_ranks
 
 REPOSITORY = Path(__file__).parents[2]
 UPDATES = 36
@@ -114,3 +120,53 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path):
     progress, resumed_progress = (run["loops"]["fit_loop"] for run in (expected, resumed))
     for name in ("epoch_loop.batch_progress", "epoch_loop.scheduler_progress"):
         assert progress[name] == resumed_progress[name]
+
+
+class Lines(pl.Callback):
+    """Keeps the lines of the batches that this rank trains on."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen += [(visit, line) for visit, line, _ in batch["lines"].tolist()]
+
+
+def train_on_tars(config, updates, checkpoint, devices=1, resume=None, **options):
+    """Lines that each of ``devices`` ranks trains on; writes ``checkpoint`` at the end."""
+
+    def rank():
+        lines = Lines()
+        trainer = trainer_of(devices=devices, max_steps=updates, callbacks=[lines], **options)
+        trainer.fit(MSHuBERTModel(config, trainer), ckpt_path=resume)
+        trainer.save_checkpoint(checkpoint)
+        return lines.seen
+
+    return run_on_ranks(devices, rank) if devices > 1 else [rank()]
+
+
+@pytest.mark.integration
+def test_run_on_tarred_data_goes_on_with_another_number_of_ranks(labelled, tiny_config, tmp_path):
+    """A preempted run gets what machines there are: no utterance comes twice in an epoch, and none is left out."""
+    make_tarred(labelled.train, tmp_path / "tars", 4)
+    config = tiny_config(
+        f"train_manifest={tmp_path}/tars/sharded_manifests/manifest__OP_0..3_CL_.json",
+        f"train_tars={tmp_path}/tars/audio__OP_0..3_CL_.tar",
+        "model.train_ds.num_workers=0",
+        "model.train_ds.num_cuts_for_bins_estimate=50",
+        "model.train_ds.bucket_buffer_size=10",
+        "model.train_ds.shuffle_buffer_size=2",
+    )
+    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])
+    first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
+    ranks = train_on_tars(config, 4, first, devices=2, strategy="ddp")
+    (alone,) = train_on_tars(config, 24, second, resume=first)
+    config.train_ds.num_workers = 2
+    (in_processes,) = train_on_tars(config, 44, tmp_path / "third.ckpt", resume=second)
+    lines = [*ranks[0], *ranks[1], *alone, *in_processes]
+    assert all((*ranks, alone, in_processes))
+    assert len(set(lines)) == len(lines)
+    record = torch.load(tmp_path / "third.ckpt", weights_only=False)["shards"]["record"]
+    whole = {visit for visit, _ in lines if visit < record["first_open"]} | set(record["done"])
+    assert {visit for visit, _ in lines} == whole | set(record["seen"])
+    assert record["first_open"] >= 4  # the first epoch is read to its end

@@ -1,0 +1,182 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Shards read by member: the same audio and errors as reading tars from start to end."""
+
+import io
+import itertools
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from nemo_mshubert.data.labels import FrameLabels
+from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
+from nemo_mshubert.data.resumable_loader import training_loader
+from nemo_mshubert.data.shard_visits import VisitRecord, Visits
+from nemo_mshubert.data.tar_shards import shards_of, with_audio
+from nemo_mshubert.data.tarred import make_tarred
+from nemo_mshubert.modules.frames import frame_count
+from tests.data.test_resumable_loader import options
+
+LENGTHS = [8000 + 800 * number for number in range(6)]
+
+
+@pytest.fixture
+def tars(counting_corpus, tmp_path):
+    """Folder of a tarred dataset in two shards."""
+    make_tarred(counting_corpus(LENGTHS), tmp_path / "tars", 2)
+    return tmp_path / "tars"
+
+
+def epoch_of(manifests, tars, lines=len(LENGTHS), channel_selector=None):
+    """Cuts of one epoch, with audio, by recording."""
+    visits = Visits(shards_of(manifests, tars), lambda entry: True, 0, True, VisitRecord(), channel_selector)
+    cuts = [with_audio(cut) for cut in itertools.islice(visits, lines)]
+    assert sorted({cut.custom["line"][0] for cut in cuts}) == list(range(len(visits.shards)))
+    return {cut.recording.id: cut for cut in cuts}
+
+
+def patterns(folder, prefix=""):
+    return (
+        f"{prefix}{folder}/sharded_manifests/manifest__OP_0..1_CL_.json",
+        f"{prefix}{folder}/audio__OP_0..1_CL_.tar",
+    )
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("layout", ["sharded", "one manifest", "sets", "remote", "remote tars"])
+def test_all_ways_to_name_shards_give_the_same_utterances(tars, layout):
+    """NeMo's patterns, its unsharded manifest, lists of sets, and tars behind a command or an address."""
+    manifests, tar_paths = patterns(tars)
+    if layout == "one manifest":
+        manifests = f"{tars}/tarred_audio_manifest.json"
+    elif layout == "sets":
+        manifests = [[f"{tars}/sharded_manifests/manifest_{shard}.json"] for shard in range(2)]
+        tar_paths = [[f"{tars}/audio_{shard}.tar"] for shard in range(2)]
+    elif layout == "remote":
+        manifests, tar_paths = patterns(tars, "pipe:cat ")
+    elif layout == "remote tars":
+        _, tar_paths = patterns(tars, "pipe:cat ")
+    cuts = epoch_of(manifests, tar_paths)
+    assert len(cuts) == len(LENGTHS)
+    for number, num_samples in enumerate(LENGTHS):
+        cut = cuts[f"audio_u{number}.wav"]
+        expected, _ = soundfile.read(tars.parent / "audio" / f"u{number}.wav", dtype="float32")
+        assert np.array_equal(cut.load_audio()[0], expected)
+        assert cut.custom["labels"]["maker"] == "maker-one"
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, (samples, rate) in members.items():
+            buffer = io.BytesIO()
+            soundfile.write(buffer, samples, rate, format="FLAC")
+            member = tarfile.TarInfo(name)
+            member.size = len(buffer.getvalue())
+            buffer.seek(0)
+            tar.addfile(member, buffer)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("prefix", ["", "pipe:cat "])
+def test_segments_of_one_member_are_told_apart(tmp_path, prefix):
+    """NeMo's converter keeps a long file whole and names its segments -sub1, -sub2."""
+    audio = np.random.default_rng(0).uniform(-0.5, 0.5, 48000).astype(np.float32)
+    write_tar(tmp_path / "audio_0.tar", {"long.flac": (audio, 16000)})
+    with open(tmp_path / "manifest_0.json", "w") as stream:
+        for number, offset in enumerate((0.5, 1.5), start=1):
+            labels = FrameLabels("maker-one", 16000, {50: np.zeros(frame_count(16000), dtype=np.int64)}, offset=offset)
+            line = {"audio_filepath": f"long-sub{number}.flac", "offset": offset, "duration": 1.0, "shard_id": 0}
+            stream.write(json.dumps({**line, "labels": labels.to_manifest()}) + "\n")
+    config = options(
+        manifest_filepath=f"{tmp_path}/manifest_0.json",
+        tarred_audio_filepaths=f"{prefix}{tmp_path}/audio_0.tar",
+        use_bucketing=False,
+        batch_size=1,
+        batch_duration=None,
+    )
+    loader = training_loader(config, PretrainingDataset("maker-one", [50]), 0, 1)
+    starts = set()
+    for batch in itertools.islice(loader, 6):
+        samples = batch["audio"][0].numpy()
+        (start,) = [n for n in (8000, 24000) if np.allclose(audio[n : n + len(samples)], samples, atol=1e-4)]
+        starts.add(start)
+    assert starts == {8000, 24000}
+
+
+@pytest.mark.unit
+def test_other_rates_and_channels(tmp_path):
+    """Members at 8 kHz are resampled; of two channels one is chosen, or the dataset reports them."""
+    tone = np.sin(np.arange(8000) / 40).astype(np.float32) / 2
+    write_tar(tmp_path / "audio_0.tar", {"a.flac": (tone, 8000), "b.flac": (np.stack([tone, -tone], 1), 8000)})
+    lines = [{"audio_filepath": name, "duration": 1.0, "shard_id": 0} for name in ("a.flac", "b.flac")]
+    (tmp_path / "manifest_0.json").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    paths = (f"{tmp_path}/manifest_0.json", f"{tmp_path}/audio_0.tar")
+    cuts = epoch_of(*paths, lines=2)
+    assert cuts["a.flac"].load_audio().shape == (1, 16000)
+    assert cuts["b.flac"].load_audio().shape == (2, 16000)
+    second = epoch_of(*paths, lines=2, channel_selector=1)["b.flac"]
+    assert second.channel == 1
+    assert np.allclose(second.load_audio(), -cuts["a.flac"].load_audio(), atol=1e-3)
+
+
+@pytest.mark.unit
+def test_a_broken_member_is_skipped_and_counted(tars):
+    """One bad file among a million must not end the run, and must not pass unseen."""
+    tar = tars / "audio_0.tar"
+    with tarfile.open(tar) as archive:
+        member = archive.getmembers()[0]
+    data = bytearray(tar.read_bytes())
+    data[member.offset_data : member.offset_data + member.size] = bytes(member.size)
+    tar.write_bytes(data)
+    manifests, tar_paths = patterns(tars)
+    config = options(manifest_filepath=manifests, tarred_audio_filepaths=tar_paths)
+    dataset = PretrainingDataset("maker-one", [50], max_unreadable=10)
+    batches = list(itertools.islice(training_loader(config, dataset, 0, 1), 12))
+    assert dataset.num_unreadable > 0
+    assert member.name not in {name for batch in batches for name in batch["utterances"]}
+    assert all(torch.isfinite(batch["audio"]).all() for batch in batches)
+
+
+@pytest.mark.unit
+def test_a_line_without_its_member_is_named(tars):
+    """A manifest of another packing."""
+    manifest = tars / "sharded_manifests" / "manifest_1.json"
+    manifest.write_text(manifest.read_text().replace("audio_u", "other_u"))
+    with pytest.raises(ValueError, match=r"audio_1.tar: no member other_u\d.wav, which .*manifest_1.json names"):
+        epoch_of(*patterns(tars))
+
+
+@pytest.mark.unit
+def test_weights_are_refused(tars):
+    """Weights mean draws with replacement; here every shard is read once in an epoch."""
+    sets = [[f"{tars}/sharded_manifests/manifest_{shard}.json", 0.5] for shard in range(2)]
+    with pytest.raises(ValueError, match="no weights. List a set twice"):
+        shards_of(sets, [[f"{tars}/audio_{shard}.tar"] for shard in range(2)])
+
+
+@pytest.mark.unit
+def test_shards_without_partners_are_named(tars):
+    """Patterns that count to different ends."""
+    manifests, _ = patterns(tars)
+    with pytest.raises(ValueError, match="do not match"):
+        shards_of(manifests, f"{tars}/audio__OP_0..2_CL_.tar")
+    manifest = tars / "tarred_audio_manifest.json"
+    manifest.write_text(manifest.read_text().replace('"shard_id"', '"shard"'))
+    with pytest.raises(ValueError, match="tarred_audio_manifest.json: a line has no 'shard_id'"):
+        shards_of(str(manifest), f"{tars}/audio__OP_0..1_CL_.tar")
