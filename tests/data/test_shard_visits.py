@@ -90,18 +90,6 @@ def test_every_line_is_read_once_in_an_epoch_through_changes_of_ranks(tarred, pa
 
 
 @pytest.mark.unit
-def test_ranks_read_different_shards(tarred):
-    """Two GPUs that see the same utterances train on half of the data."""
-    tarred.update(use_bucketing=False)
-    visits = []
-    for rank in range(2):
-        loader = training_loader(tarred, PretrainingDataset("maker-one", [50]), rank, 2)
-        visits.append({visit for batch in itertools.islice(loader, 8) for visit, _, _ in batch["lines"].tolist()})
-    assert not visits[0] & visits[1]
-    assert len(visits[0]) > 1
-
-
-@pytest.mark.unit
 def test_every_epoch_has_another_order(tarred):
     """With one order for all epochs the same utterances would meet in batches for ever."""
     shards = shards_of(tarred.manifest_filepath, tarred.tarred_audio_filepaths)
