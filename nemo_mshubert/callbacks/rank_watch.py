@@ -15,23 +15,22 @@
 """A rank that hangs ends the run, by name.
 
 When one rank hangs, in its file system or its GPU, the others wait for it in a collective, and what they say at last is
-that the collective timed out, not for whom they waited. Here each rank leaves a mark of the phase of its work in the
-store of the process group, and rank 0 looks at the marks: the rank whose mark is the furthest behind is the one that hangs. Where
-ranks wait within the phase in which one hangs, all of them are named; the usual case, data that does not come, is clear.
+that the collective timed out, not for whom they waited. Here the marks of the ranks say the phase of their work: the rank
+whose mark is the furthest behind is the one that hangs. Where ranks wait within the phase in which one hangs, all of them
+are named; the usual case, data that does not come, is clear.
 """
 
 import os
-import threading
 import time
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Tuple
 
 import lightning.pytorch as pl
 import torch
 from nemo.utils import logging
-from torch.distributed.distributed_c10d import _get_default_store
+
+from nemo_mshubert.parallel.hang_watch import EXIT_CODE, HangWatch
 
 PHASES = ("loading data", "forward pass", "backward pass", "update")
-EXIT_CODE = 70  # EX_SOFTWARE
 Mark = Tuple[int, int]  # batches begun, index into PHASES
 
 
@@ -42,7 +41,7 @@ def furthest_behind(marks: Dict[int, Mark]) -> Tuple[List[int], str]:
 
 
 class RankWatch(pl.Callback):
-    """End the run when no rank has come further for ``timeout_seconds``; nothing to do with a single process.
+    """End the run when a rank has come no further for ``timeout_seconds``; nothing to do with a single process.
 
     Args:
         timeout_seconds: more than a validation batch, a checkpoint, or the first batch of a loader takes.
@@ -50,29 +49,23 @@ class RankWatch(pl.Callback):
 
     def __init__(self, timeout_seconds: float = 1500):
         self.timeout_seconds = timeout_seconds
-        self._store = None
+        self._watch = None
         self._batch = 0
         self._latest = ""
-        self._stop = threading.Event()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.world_size == 1:
             return
-        self._store = torch.distributed.PrefixStore("rank_watch", _get_default_store())
         self._mark(0)
-        self._store.set(str(trainer.global_rank), self._latest)
-        trainer.strategy.barrier("rank_watch")
-        threading.Thread(target=self._report, args=(trainer,), daemon=True).start()
-        if trainer.global_rank == 0:
-            threading.Thread(target=self._watch, args=(trainer,), daemon=True).start()
+        self._watch = HangWatch(
+            self.timeout_seconds,
+            lambda: self._latest,
+            lambda hanging: self._end(trainer, *furthest_behind({rank: _parse(hanging[rank]) for rank in hanging})),
+        )
+        self._watch.start()
 
     def _mark(self, phase: int) -> None:
         self._latest = f"{self._batch} {phase} {time.monotonic()}"
-
-    def _report(self, trainer: pl.Trainer) -> None:
-        """Once a second, on a thread: a thousand ranks that wrote every mark would ask too much of the store."""
-        while not self._stop.wait(min(1.0, self.timeout_seconds / 10)):
-            self._store.set(str(trainer.global_rank), self._latest)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> None:
         self._batch += 1
@@ -95,22 +88,14 @@ class RankWatch(pl.Callback):
         self._mark(0)  # a sign of life
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._stop.set()
+        self._end_watch()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._stop.set()
+        self._end_watch()
 
-    def _watch(self, trainer: pl.Trainer) -> None:
-        """On a thread of rank 0, since its main thread may be the one that hangs."""
-        last: Optional[List[bytes]] = None
-        changed = time.monotonic()
-        while not self._stop.wait(self.timeout_seconds / 10):
-            found = self._store.multi_get([str(rank) for rank in range(trainer.world_size)])
-            if found != last:
-                last, changed = found, time.monotonic()
-            elif time.monotonic() - changed > self.timeout_seconds:
-                marks = {rank: tuple(map(int, mark.split()[:2])) for rank, mark in enumerate(found)}
-                self._end(trainer, *furthest_behind(marks))
+    def _end_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
 
     def _end(self, trainer: pl.Trainer, ranks: List[int], where: str) -> None:
         logging.error(
@@ -122,3 +107,8 @@ class RankWatch(pl.Callback):
         if hasattr(launcher, "kill"):  # ranks that this process has started; torchrun and srun end theirs
             launcher.kill(9)
         os._exit(EXIT_CODE)
+
+
+def _parse(mark: str) -> Mark:
+    batch, phase, _ = mark.split()
+    return int(batch), int(phase)

@@ -15,13 +15,19 @@
 """Scripts that torchrun starts on several ranks, without a trainer."""
 
 import os
+import sys
+import threading
+import time
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
 import torch
 
-LONGEST_WAIT = timedelta(days=7)  # of a rank that is done for the others
+from nemo_mshubert.parallel.hang_watch import EXIT_CODE, HangWatch
+
+LONGEST_WAIT = timedelta(days=7)  # of a rank that is done for the others, as long as they work
+HUNG_SECONDS = 1500  # without any work of a rank's main thread, as in a file system that does not answer
 
 
 class LaunchedRanks(NamedTuple):
@@ -34,17 +40,53 @@ class LaunchedRanks(NamedTuple):
 
 
 @contextmanager
-def launched_ranks() -> Iterator[LaunchedRanks]:
-    """By torchrun's ``RANK`` and ``WORLD_SIZE``. A rank that fails ends them all, with torchrun."""
+def launched_ranks(hung_seconds: float = HUNG_SECONDS) -> Iterator[LaunchedRanks]:
+    """By torchrun's ``RANK`` and ``WORLD_SIZE``. A rank that fails ends them all, with torchrun, and so does one that hangs."""
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
         yield LaunchedRanks(0, 1, lambda: None, lambda value: [value])
         return
     torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+    work = _Work()
+    watch = HangWatch(hung_seconds, work.mark, lambda hanging: _end(hanging, hung_seconds))
+    watch.start()
     try:
-        yield LaunchedRanks(torch.distributed.get_rank(), count, torch.distributed.barrier, _gather)
+        wait, gather = work.waits_in(torch.distributed.barrier), work.waits_in(_gather)
+        yield LaunchedRanks(torch.distributed.get_rank(), count, wait, gather)
     finally:
+        watch.stop()
         torch.distributed.destroy_process_group()
+
+
+class _Work:
+    """Whether the main thread works, by its processor time; one that waits for other ranks is not to blame."""
+
+    def __init__(self):
+        self._clock = time.pthread_getcpuclockid(threading.get_ident())
+        self._waits = False
+
+    def mark(self) -> str:
+        return f"waiting {time.monotonic()}" if self._waits else f"working {time.clock_gettime(self._clock)}"
+
+    def waits_in(self, collective: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            self._waits = True
+            try:
+                return collective(*arguments)
+            finally:
+                self._waits = False
+
+        return call
+
+
+def _end(hanging: Dict[int, str], hung_seconds: float) -> None:
+    print(
+        f"No progress for {hung_seconds:g} s: rank {', '.join(map(str, hanging))} hangs. The run ends; the same command "
+        "goes on where it was. Look at the machine of that rank: file system, network, GPU.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(EXIT_CODE)
 
 
 def _gather(value: Any) -> Optional[List[Any]]:

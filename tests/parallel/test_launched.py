@@ -1,0 +1,65 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A rank that hangs in a script under torchrun ends it, by name; slow ranks and those that wait do not."""
+
+import time
+
+import pytest
+
+from nemo_mshubert.parallel import launched
+from nemo_mshubert.parallel.launched import launched_ranks
+from tests.parallel.ranks_of_a_test import run_on_ranks
+
+pytestmark = pytest.mark.unit
+
+
+def ended_ranks(folder, hung_seconds, work):
+    """Ranks that rank 0 said to hang while the ranks did their ``work``, or None."""
+    launched._end = lambda hanging, seconds: (folder / "ended").write_text(str(sorted(hanging)))
+    with launched_ranks(hung_seconds) as ranks:
+        work(ranks.rank, folder / "ended")
+        ranks.wait()
+    return (folder / "ended").read_text() if (folder / "ended").exists() else None
+
+
+def hang(rank, ended):
+    """Rank 1 does nothing for a while; the others wait for it."""
+    if rank == 1:
+        time.sleep(3)
+
+
+def be_slow(rank, ended):
+    """Rank 1 works, the others wait longer than a rank may hang."""
+    begin = time.monotonic()
+    while rank == 1 and time.monotonic() - begin < 3:
+        sum(range(1000))
+
+
+def test_a_rank_that_hangs_is_named(tmp_path):
+    """The others would wait for a week, and then say that a barrier timed out."""
+    assert run_on_ranks(3, ended_ranks, tmp_path, 1.0, hang)[0] == "[1]"
+
+
+def test_slow_ranks_do_not_hang(tmp_path):
+    """Shares of a manifest take different times."""
+    assert run_on_ranks(2, ended_ranks, tmp_path, 1.0, be_slow) == [None, None]
+
+
+def test_the_message_names_ranks_and_remedy(monkeypatch, capfd):
+    codes = []
+    monkeypatch.setattr(launched.os, "_exit", codes.append)
+    launched._end({3: "working 1.0", 5: "working 2.0"}, 1500)
+    assert codes == [70]
+    assert "No progress for 1500 s: rank 3, 5 hangs." in capfd.readouterr().err
