@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+# What needs a GPU, in one go: the tests on it, then every row of docs/performance.md that was not measured without one.
+# Tables and JSON files go to OUTPUT; what was measured already is skipped when the same command is run again.
+#
+#     bash scripts/benchmark_gpu.sh LABELLED_MANIFEST OUTPUT [CTC.nemo]
+#
+# LABELLED_MANIFEST: of scripts/label.py, with "text", of FLAC files; an hour of speech is used. CTC.nemo: a fine-tuned model;
+# without it greedy decoding is measured with random weights.
+set -uo pipefail
+manifest=${1:?labelled manifest} output=${2:?output folder} model=${3:-}
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+mkdir -p "$output"
+failed=0
+
+measure() {  # NAME COMMAND...: prints the end of what it wrote
+    local name=$1; shift
+    [ -s "$output/$name.md" ] && { echo "== $name: done before"; return; }
+    echo "== $name: $*"
+    if "$@" 2> "$output/$name.log" > "$output/.$name.md"; then
+        mv "$output/.$name.md" "$output/$name.md"
+        tail -n 12 "$output/$name.md"
+    else
+        failed=1
+        echo "failed: $output/$name.log" >&2
+        tail -n 3 "$output/$name.log" >&2
+    fi
+}
+
+benchmark() {  # NAME SUBCOMMAND ARGUMENTS...
+    local name=$1; shift
+    measure "$name" python scripts/benchmark.py "$@" --output "$output/$name.json"
+}
+
+measure tests python -m pytest tests/gpu -q
+benchmark pretrain_base pretrain --sizes base --batch_seconds 87.5 350 700
+benchmark inference_fp32 inference --manifest "$manifest" --precision fp32 ${model:+--model "$model"}
+benchmark inference_bf16 inference --manifest "$manifest" --precision bf16 ${model:+--model "$model"}
+benchmark loader loader --manifest "$manifest" --workers 0 1 2 4 8 --seconds 10
+benchmark pretrain_large pretrain --sizes large --batch_seconds 56.25 225 --repeats 10
+benchmark labelling labelling --manifest "$manifest"
+exit "$failed"

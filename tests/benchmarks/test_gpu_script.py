@@ -1,0 +1,64 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""scripts/benchmark_gpu.sh, with a stand-in for Python: rented GPUs are paid by the hour, so nothing is measured twice."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_gpu.sh"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """``run(failing="loader")``: the script's process; Python writes its arguments, and fails where they hold a word."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+
+    def call(failing="nothing"):
+        python.write_text(
+            f'#!/usr/bin/env bash\necho "$@" >> {tmp_path}/calls\n'
+            f'[[ " $* " != *" {failing} "* ]] || {{ echo "no memory left" >&2; exit 3; }}\necho "| table |"\n'
+        )
+        python.chmod(0o755)
+        environment = {**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}"}
+        arguments = ["bash", str(SCRIPT), "train.json", str(tmp_path / "out"), "ctc.nemo"]
+        return subprocess.run(arguments, env=environment, capture_output=True, text=True)
+
+    return call
+
+
+@pytest.mark.unit
+def test_a_row_that_fails_costs_no_other_and_is_measured_again(run, tmp_path):
+    process = run(failing="loader")
+    assert process.returncode == 1
+    assert f"failed: {tmp_path}/out/loader.log\nno memory left" in process.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 7 and calls[0] == "-m pytest tests/gpu -q"
+    assert {path.stem for path in (tmp_path / "out").glob("[!.]*.md")} == {
+        "tests",
+        "pretrain_base",
+        "pretrain_large",
+        "inference_fp32",
+        "inference_bf16",
+        "labelling",
+    }
+    assert run().returncode == 0
+    again = (tmp_path / "calls").read_text().splitlines()[len(calls) :]
+    (loader,) = again
+    assert loader.startswith("scripts/benchmark.py loader --manifest train.json")
+    assert (tmp_path / "out" / "loader.md").read_text() == "| table |\n"
