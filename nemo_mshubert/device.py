@@ -12,11 +12,16 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The device that a command runs on."""
+"""The device that a command runs on, and the cores that it may use."""
 
 import os
 
 import torch
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which in a container or a Slurm job are fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_device(name: str) -> str:

@@ -25,8 +25,8 @@ import argparse
 from pathlib import Path
 
 from nemo_mshubert.decoding.config import read_config
-from nemo_mshubert.decoding.parallel import available_cores
 from nemo_mshubert.decoding.tuning import tune
+from nemo_mshubert.device import available_cores
 
 DEFAULTS = Path(__file__).resolve().parents[1] / "conf" / "decode" / "lexicon_beam.yaml"
 

@@ -19,7 +19,7 @@ import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 from nemo_mshubert.analysis.curves import Experiment, read_experiments
 from nemo_mshubert.analysis.findings import ABSENT, Findings, read_findings

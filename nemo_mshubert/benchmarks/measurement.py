@@ -31,6 +31,7 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Se
 import torch
 
 from nemo_mshubert.data.manifest import PathLike, atomic_write
+from nemo_mshubert.device import available_cores
 
 NOT_MEASURED = "not measured"
 TIMED_SECONDS = 0.25  # between two synchronisations with a GPU, so that launches overlap with its work as in training
@@ -152,7 +153,7 @@ def describe_machine(device: torch.device) -> Dict[str, Any]:
     """Processor, cores, threads, GPU and versions: without them a time says nothing."""
     machine = {
         "cpu": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "python": platform.python_version(),

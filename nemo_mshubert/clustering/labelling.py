@@ -21,8 +21,6 @@ import itertools
 import json
 import logging
 import os
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -42,13 +40,12 @@ from nemo_mshubert.data.manifest import (
     utterance_id,
     write_manifest,
 )
+from nemo_mshubert.data.read_ahead import read_ahead
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
 
 logger = logging.getLogger(__name__)
 
 WINDOW_SECONDS = 600  # of audio; within it, feature makers batch utterances of similar length
-READ_AHEAD = 8  # utterances
-READ_THREADS = 4
 MAX_ROUNDING = 0.01  # seconds between a file and the "duration" of its line: two decimals, and less than a frame
 
 
@@ -215,7 +212,7 @@ def audio_windows(lines: Iterable[Tuple[str, Dict[str, Any]]]) -> Iterator[List[
     """Load the audio of ``("<file>:<line>", entry)`` pairs, in order, in windows of at least `WINDOW_SECONDS`."""
     window: List[Utterance] = []
     window_samples = 0
-    for utterance in _load_ahead(lines):
+    for utterance in read_ahead(lines, lambda line: _load(*line), lambda line: line[1].get("duration") or 0):
         window.append(utterance)
         window_samples += len(utterance.samples)
         if window_samples >= WINDOW_SECONDS * SAMPLE_RATE:
@@ -263,18 +260,6 @@ def _rate_field(utterance: Utterance) -> Dict[str, int]:
 
 def _has_rate(entry: Dict[str, Any]) -> bool:
     return entry.get("sampling_rate") is not None or entry.get("sample_rate") is not None  # either will do for NeMo
-
-
-def _load_ahead(lines: Iterable[Tuple[str, Dict[str, Any]]]) -> Iterator[Utterance]:
-    """Utterances in order, read by threads a few ahead; decoding holds no lock of the interpreter."""
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        pending = deque()
-        for where, entry in lines:
-            pending.append(pool.submit(_load, where, entry))
-            if len(pending) > READ_AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def _load(where: str, entry: Dict[str, Any]) -> Utterance:

@@ -14,6 +14,7 @@
 
 """Log-probabilities of a CTC model for the utterances of a manifest, in batches, long files in overlapping chunks."""
 
+import itertools
 from functools import partial
 from types import MethodType
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -26,6 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from nemo_mshubert.data.manifest import SAMPLE_RATE, load_audio, utterance_id
+from nemo_mshubert.data.read_ahead import read_ahead
 from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
 
 # Attention costs the square of the length; HuBERT's training crops are 15.6 s, so a minute gives more context than the
@@ -70,12 +72,12 @@ def chunk_frames(num_frames: int) -> Iterator[Tuple[int, int, int, int]]:
 @torch.inference_mode()
 def model_log_probs(model: EncDecCTCModel, waves: Sequence[np.ndarray]) -> List[np.ndarray]:
     """Log-probabilities ``[T, V + 1]`` (blank last) of 16 kHz waveforms, run as one batch."""
-    length = torch.tensor([len(wave) for wave in waves], device=model.device)
-    audio = torch.zeros(len(waves), int(length.max()), device=model.device)  # [B, S]
-    for row, wave in zip(audio, waves):
-        row[: len(wave)] = torch.from_numpy(wave).to(model.device)
-    log_probs, frames, _ = model.forward(input_signal=audio, input_signal_length=length)
-    return [row[:count].float().cpu().numpy() for row, count in zip(log_probs, frames.tolist())]
+    length = torch.tensor([len(wave) for wave in waves])
+    audio = pad_sequence([torch.from_numpy(wave) for wave in waves], batch_first=True)  # [B, S]
+    log_probs, frames, _ = model.forward(
+        input_signal=audio.to(model.device), input_signal_length=length.to(model.device)
+    )
+    return [row[:count].copy() for row, count in zip(log_probs.float().cpu().numpy(), frames.tolist())]
 
 
 def long_log_probs(model: EncDecCTCModel, wave: np.ndarray) -> np.ndarray:
@@ -124,10 +126,16 @@ def manifest_log_probs(
     """
     model.eval()
     durations = [entry["duration"] for entry in entries]
+    batches = list(batches_by_duration(durations, batch_seconds))
+    audio = read_ahead(
+        itertools.chain.from_iterable(batches),
+        lambda index: load_audio(entries[index], utterance_id(entries[index])),
+        lambda index: durations[index],
+    )
     results: Dict[int, np.ndarray] = {}
     with tqdm(total=len(entries), desc=progress, unit="utt") as bar:
-        for batch in batches_by_duration(durations, batch_seconds):
-            waves = [load_audio(entries[index], utterance_id(entries[index])) for index in batch]
+        for batch in batches:
+            waves = list(itertools.islice(audio, len(batch)))
             if is_long(len(waves[0])):  # the longest comes first
                 results.update(zip(batch, (long_log_probs(model, wave) for wave in waves)))
             else:

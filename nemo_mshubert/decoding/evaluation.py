@@ -27,7 +27,7 @@ from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.config import LexiconBeamConfig
 from nemo_mshubert.decoding.error_rates import ErrorCounts, character_errors, word_errors
 from nemo_mshubert.decoding.log_probs import require_case, write_log_probs
-from nemo_mshubert.device import choose_device
+from nemo_mshubert.device import available_cores, choose_device
 from nemo_mshubert.models.loading import restore_model
 from nemo_mshubert.parallel.launched import LaunchedRanks
 
@@ -73,7 +73,7 @@ def lexicon_decoder(model: EncDecCTCModel, config: LexiconBeamConfig, workers: O
         )
     # Greedy evaluation does without the extra [decoding].
     from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
-    from nemo_mshubert.decoding.parallel import ParallelDecoder, available_cores
+    from nemo_mshubert.decoding.parallel import ParallelDecoder
 
     decoder = LexiconBeamSearchDecoder(list(model.decoder.vocabulary), config)
 

@@ -20,7 +20,6 @@ process that holds CUDA or threads is unsafe. A script that decodes in parallel 
 """
 
 import multiprocessing
-import os
 import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
@@ -37,11 +36,6 @@ from nemo_mshubert.decoding.log_probs import checked_log_probs
 _worker_decoder: Optional[LexiconBeamSearchDecoder] = None  # one in each worker process
 
 Task = Tuple[np.ndarray, str, int, LexiconBeamConfig]
-
-
-def available_cores() -> int:
-    """Cores that this process may use, which in a container or a Slurm job are fewer than the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_worker(decoder: LexiconBeamSearchDecoder) -> None:

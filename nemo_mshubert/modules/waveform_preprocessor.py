@@ -19,7 +19,6 @@ from typing import Dict, Optional
 
 import torch
 from nemo.collections.asr.modules.audio_preprocessing import AudioPreprocessor
-from nemo.core.classes import typecheck
 from nemo.core.neural_types import AudioSignal, LengthsType, NeuralType, SpectrogramType
 
 EPSILON = 1e-7  # of the variance: fairseq and transformers normalise raw audio with about this floor

@@ -19,7 +19,6 @@ label sets and blocks in tests/models/test_mshubert_model.py, other architecture
 in tests/decoding/test_acoustic.py and test_evaluation.py. Here: the steps between, and that nothing is half-written.
 """
 
-import json
 
 import lightning.pytorch as pl
 import numpy as np

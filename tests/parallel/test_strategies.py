@@ -20,7 +20,6 @@ import torch
 from omegaconf import OmegaConf
 
 from nemo_mshubert.data.pretraining_dataset import collate
-from nemo_mshubert.models import MSHuBERTModel
 from nemo_mshubert.models.loading import restore_model
 from nemo_mshubert.parallel.registration import register
 from nemo_mshubert.parallel.sharded import ShardedStrategy

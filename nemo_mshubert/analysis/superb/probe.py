@@ -18,7 +18,7 @@ Legend: B utterances, T frames, L + 1 hidden states, D their width, P width of t
 """
 
 from itertools import groupby
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, List, Sequence, Tuple
 
 import lightning.pytorch as pl
 import numpy as np

@@ -90,7 +90,7 @@ def test_table_of_two_models(spec_path, scripts_in_this_process, monkeypatch, ca
     assert "| 1h | MS-HuBERT | 5.6 | - | 10.9 | - | 5.9 | - | 11.3 | - |" in table  # nothing of ours yet
 
     monkeypatch.setattr(sys, "argv", ["table1.py", "--spec", str(spec_path)])
-    monkeypatch.setattr("nemo_mshubert.decoding.parallel.available_cores", lambda: 1)
+    monkeypatch.setattr("nemo_mshubert.decoding.evaluation.available_cores", lambda: 1)
     runpy.run_path(str(REPOSITORY / "scripts" / "table1.py"), run_name="__main__")
     assert scripts_in_this_process[4:] == ["evaluate.py"] * 2 + first + ["evaluate.py"] * 2
     printed = capsys.readouterr().out
