@@ -21,9 +21,10 @@
 # LABELLED_MANIFEST: of scripts/label.py, with "text", of FLAC files; an hour of speech is used. CTC.nemo: a fine-tuned model;
 # without it greedy decoding is measured with random weights.
 set -uo pipefail
-manifest=${1:?labelled manifest} output=${2:?output folder} model=${3:-}
+manifest=$(realpath -e "${1:?labelled manifest}") && model=${3:+$(realpath -e "$3")} || exit
+mkdir -p "${2:?output folder}" && output=$(realpath "$2") || exit
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-mkdir -p "$output"
+python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "PyTorch finds no GPU here." >&2; exit 1; }
 failed=0
 
 measure() {  # NAME COMMAND...: prints the end of what it wrote

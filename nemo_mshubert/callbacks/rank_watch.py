@@ -41,7 +41,7 @@ def furthest_behind(marks: Dict[int, Mark]) -> Tuple[List[int], str]:
 
 
 class RankWatch(pl.Callback):
-    """End the run when a rank has come no further for ``timeout_seconds``; nothing to do with a single process.
+    """End the run when no rank has come further for ``timeout_seconds``; nothing to do with a single process.
 
     Args:
         timeout_seconds: more than a validation batch, a checkpoint, or the first batch of a loader takes.
@@ -60,7 +60,8 @@ class RankWatch(pl.Callback):
         self._watch = HangWatch(
             self.timeout_seconds,
             lambda: self._latest,
-            lambda hanging: self._end(trainer, *furthest_behind({rank: _parse(hanging[rank]) for rank in hanging})),
+            lambda marks: self._end(trainer, *furthest_behind({rank: _parse(marks[rank]) for rank in marks})),
+            all_wait=True,
         )
         self._watch.start()
 

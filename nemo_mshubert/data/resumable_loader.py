@@ -14,13 +14,15 @@
 
 """NeMo's Lhotse loader as one endless, numbered stream of batches that can start anywhere.
 
-A resumed run asks for the stream from the number of batches it has consumed. Skipped batches are sampled, not loaded.
+A resumed run asks for the stream from the number of batches it has consumed. Skipped batches are sampled, not loaded (remote
+tars are read for it, not decoded).
 """
 
 import itertools
+import json
+from functools import partial
 from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
-import numpy as np
 import torch
 from lhotse import CutSet
 from lhotse.dataset.dataloading import worker_init_fn
@@ -30,11 +32,21 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from nemo_mshubert.data.manifest import iter_manifest
-from nemo_mshubert.data.shard_visits import ShardProgress, Visits
+from nemo_mshubert.data.shard_visits import ShardProgress, Visits, lines_of
 from nemo_mshubert.data.tar_shards import shards_of, with_audio
-from nemo_mshubert.data.tarred import local_paths
+from nemo_mshubert.data.tarred import has_remote_paths, local_paths
 
 VISITS = "mshubert_shard_visits"  # our type of source for NeMo's loader
+PER_BUCKET = 20  # utterances that a process holds back at least, so that most buckets can fill a batch
+# Options of NeMo's loader that move frames, or hide the recording that the labels are of.
+LEAVE_NO_LABELS = (
+    "perturb_speed",
+    "noise_path",
+    "cut_into_windows_duration",
+    "concatenate_samples",
+    "pad_min_duration",
+    "slice_length",
+)
 RANK_SEED_STEP = 100_000  # distance of the seeds of two ranks, that of lhotse's worker_init_fn
 
 
@@ -81,7 +93,7 @@ class NumberedShards(IterableDataset):
 
     Process w of n yields the batches whose number is w modulo n, from the first of the streams on. The loader asks its
     processes in turn, so on a resume the roles are rotated: the process asked first plays the one that owns batch ``first``.
-    A batch tells in ``lines`` what it holds, for `ShardProgress`: ``[B, 3]``.
+    A batch tells in ``lines`` what it holds, for `VisitRecord`.
     """
 
     def __init__(self, dataset: Dataset, sampler, visits: Visits, first_of_streams: int, first: int):
@@ -93,15 +105,25 @@ class NumberedShards(IterableDataset):
 
     def __iter__(self):
         info = get_worker_info()
-        role, count = (info.id, info.num_workers) if info else (0, 1)  # `training_loader` made the id the role
+        role, count = (info.id, info.num_workers) if info else (0, 1)  # `_start_worker` made the id the role
         numbers = itertools.count(self.first_of_streams + (role - self.first_of_streams) % count, count)
         for number, cuts in zip(numbers, self.sampler):
             if number >= self.first:
                 batch = self.dataset[(number, CutSet.from_cuts(map(with_audio, cuts)))]
-                yield {**batch, "lines": np.array([cut.custom["line"] for cut in cuts])}
+                yield {**batch, "lines": lines_of(cuts)}
 
     def role(self, worker_id: int, num_workers: int) -> int:
         return (worker_id + self.first) % num_workers
+
+
+def _start_worker(worker_id: int, rank: int, world_size: int, seed: int) -> None:
+    """A loader process takes its role and its stream."""
+    info = get_worker_info()
+    shards: NumberedShards = info.dataset
+    role = shards.role(worker_id, info.num_workers)
+    object.__setattr__(info, "id", role)  # Lhotse seeds its choice of buckets with the id, too
+    shards.visits.stream = (rank * info.num_workers + role, world_size * info.num_workers)
+    worker_init_fn(role, rank=rank, world_size=world_size, seed=seed)
 
 
 def _lhotse_options(config: DictConfig) -> DictConfig:
@@ -110,18 +132,40 @@ def _lhotse_options(config: DictConfig) -> DictConfig:
     options = OmegaConf.to_container(config, resolve=True)
     for ours in ("crop", "max_unreadable"):
         options.pop(ours, None)
+    for option in LEAVE_NO_LABELS:
+        if options.get(option):
+            raise ValueError(
+                f"{option}: {options[option]} would take the frames of an utterance from their labels. Remove it."
+            )
     return OmegaConf.create({**options, "concurrent_bucketing": False, "truncate_offset_type": "start"})
 
 
 def usable_lines(config: DictConfig) -> Callable[[Dict[str, Any]], bool]:
-    """Whether NeMo's loader takes a line of a manifest: by its duration, cropped, and unless it says ``_skipme``."""
-    shortest, longest = config.get("min_duration") or 0, config.get("max_duration") or float("inf")
-    crop = config.get("truncate_duration") or float("inf")
-    return lambda entry: not entry.get("_skipme") and shortest <= min(entry["duration"], crop) <= longest
+    """Whether NeMo's loader takes a line of a manifest: by its duration, cropped, and by what it says of its own use."""
+    return partial(
+        _is_usable,
+        shortest=config.get("min_duration") or 0,
+        longest=config.get("max_duration") or float("inf"),
+        crop=config.get("truncate_duration") or float("inf"),
+        status=config.get("keep") or "pass",
+    )
 
 
-def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> None:
+def _is_usable(entry: Dict[str, Any], shortest: float, longest: float, crop: float, status: str) -> bool:
+    duration = entry.get("duration")
+    if not isinstance(duration, (int, float)):
+        raise ValueError(
+            f'{entry["audio_filepath"]}: "duration" (seconds) is missing. Write the manifest again with its durations.'
+        )
+    is_chosen = not entry.get("_skipme") and entry.get("validation_status", status) == status
+    return is_chosen and shortest <= min(duration, crop) <= longest
+
+
+def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> int:
     """Read the local manifests once before a long run; within a process group every rank its share of them.
+
+    Returns:
+        the number of usable utterances in them.
 
     Raises:
         FileNotFoundError, ValueError: a missing manifest, a broken line (file and line are named), no utterance between
@@ -138,6 +182,8 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
         counts = [(0, 0)] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(counts, (rank, count))
         count = sum(dict(counts).values())  # ranks that share a part of the data have counted the same
+    if has_remote_paths(config.manifest_filepath):
+        return count  # of a part: nothing is known of the whole
     if count == 0:
         raise ValueError(
             f"{config.manifest_filepath}: no utterance of {config.get('min_duration') or 0} to "
@@ -149,6 +195,7 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
             f"{config.manifest_filepath}: {count} utterances are too few for num_buckets {config.num_buckets}. Lower it "
             "(to 2 at least), or set use_bucketing=false."
         )
+    return count
 
 
 def training_loader(
@@ -171,11 +218,10 @@ def training_loader(
         progress: of tarred data.
     """
     config = _lhotse_options(config)
-    if torch.distributed.is_initialized():
-        check_utterances(config, rank, world_size)
-    elif rank == 0:
-        check_utterances(config)
+    parts = (rank, world_size) if torch.distributed.is_initialized() else (0, 1)
+    num_utterances = check_utterances(config, *parts)
     if config.get("tarred_audio_filepaths") is not None:
+        _limit_buffer(config, num_utterances, world_size)
         return _tarred_loader(config, dataset, rank, world_size, first_batch, progress or ShardProgress())
     with open_dict(config):
         config.shard_seed = config.seed  # alike on all ranks: they draw one order, and share it
@@ -191,34 +237,57 @@ def training_loader(
     )
 
 
+def _limit_buffer(config: DictConfig, num_utterances: int, world_size: int) -> None:
+    """No stream holds back more than its share of an epoch (or what its buckets need), else its batches would mix many epochs.
+
+    The lines of shards come shuffled, so Lhotse's shuffling buffer, which it adds to that of the buckets, is not needed. Of
+    remote manifests the number of utterances is not known: the buffers stay as they are.
+    """
+    if has_remote_paths(config.manifest_filepath) or not config.get("use_bucketing"):
+        return
+    share = num_utterances // (world_size * max(1, config.get("num_workers", 0)))
+    with open_dict(config):
+        wanted = config.get("bucket_buffer_size", 10_000) + config.get("shuffle_buffer_size", 10_000)
+        config.shuffle_buffer_size = 0
+        config.bucket_buffer_size = min(wanted, max(share, PER_BUCKET * config.get("num_buckets", 30)))
+
+
 def _tarred_loader(
     config: DictConfig, dataset: Dataset, rank: int, world_size: int, first_batch: int, progress: ShardProgress
 ) -> DataLoader:
     num_workers = config.get("num_workers", 0)
     shards = shards_of(config.manifest_filepath, config.tarred_audio_filepaths)
-    num_streams = world_size * max(1, num_workers)
-    before = progress.begin(len(shards), config.seed, num_streams, first_batch)
-    visits = Visits(
-        shards, usable_lines(config), config.seed, config.shuffle, before, config.pop("channel_selector", None)
-    )
+    with open_dict(config):
+        selector = config.pop("channel_selector", None)
+        config.force_map_dataset = False
+    before = progress.begin(*_identity(config, len(shards), world_size), first_batch)
+    visits = Visits(shards, usable_lines(config), config.seed, config.shuffle, before, selector)
+    visits.stream = (rank, world_size)  # without loader processes
     data_type_parser(VISITS)(lambda _: (CutSet(visits), True))  # NeMo's way to bring a source of cuts of one's own
     with open_dict(config):
         config.input_cfg = [{"type": VISITS}]
         config.shard_seed = "randomized" if num_workers else config.seed + RANK_SEED_STEP * rank
     stock = get_lhotse_dataloader_from_config(config, rank, world_size, dataset)
     numbered = NumberedShards(dataset, stock.dataset.sampler, visits, progress.first_batch, first_batch)
-    visits.stream = (rank, num_streams)
-
-    def init_worker(worker_id: int) -> None:
-        info = get_worker_info()
-        role = info.dataset.role(worker_id, num_workers)
-        object.__setattr__(info, "id", role)  # Lhotse seeds its choice of buckets with the id, too
-        info.dataset.visits.stream = (rank * num_workers + role, num_streams)
-        worker_init_fn(role, rank=rank, world_size=world_size, seed=config.seed)
-
+    start = partial(_start_worker, rank=rank, world_size=world_size, seed=config.seed)
     return DataLoader(
-        numbered, batch_size=None, num_workers=num_workers, pin_memory=stock.pin_memory, worker_init_fn=init_worker
+        numbered, batch_size=None, num_workers=num_workers, pin_memory=stock.pin_memory, worker_init_fn=start
     )
+
+
+def _identity(config: DictConfig, num_shards: int, world_size: int) -> Tuple[str, str]:
+    """What the order of the visits and their lines follows from, and what the streams do; see `ShardProgress.begin`.
+
+    Paths are left out: data may move.
+    """
+    options = OmegaConf.to_container(config)
+    for name in ("manifest_filepath", "tarred_audio_filepaths", "pin_memory"):
+        options.pop(name, None)
+    filters = {
+        name: options.get(name) for name in ("seed", "min_duration", "max_duration", "truncate_duration", "keep")
+    }
+    order = json.dumps({"shards": num_shards, **filters})
+    return order, json.dumps({"ranks": world_size, **options}, sort_keys=True)
 
 
 def validation_loader(config: DictConfig, dataset: Dataset, rank: int, world_size: int) -> DataLoader:

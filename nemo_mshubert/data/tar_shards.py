@@ -16,12 +16,13 @@
 
 Of a local shard the lines of the manifest are enough to choose batches; the bytes of an utterance are read from the tar
 when its batch is loaded. Thus what loader processes hold back for shuffling and bucketing weighs little, and a resumed run
-passes over millions of utterances without reading their audio. A tar behind an address or a pipe is read by NeMo's reader,
-from its start to its end.
+passes over millions of utterances without reading their audio. A tar behind an address or a pipe is read from its start
+to its end, and its audio is held with the lines.
 """
 
 import re
 import tarfile
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
@@ -29,13 +30,15 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 from lhotse import AudioSource, MonoCut, Recording
 from lhotse.cut import Cut, MultiCut
 from lhotse.lazy import LazyJsonlIterator
+from lhotse.serialization import open_best
 from lhotse.utils import fastcopy
-from nemo.collections.common.data.lhotse.nemo_adapters import LazyNeMoTarredIterator
+from nemo.collections.common.data.lhotse.nemo_adapters import LazyNeMoTarredIterator, expand_sharded_filepaths
 
 from nemo_mshubert.data.manifest import SAMPLE_RATE, iter_lines
 from nemo_mshubert.data.tarred import is_local
 
 Entry = Dict[str, Any]
+MEMBER = "_mshubert_member"  # key of a cut's custom fields
 # NeMo's converter names the lines of the segments of one member <stem>-sub1, -sub2...
 SUB = re.compile(r"-sub\d+(?P<ext>\.\w+)?$")
 
@@ -46,12 +49,12 @@ class Shard:
 
     Args:
         manifest: path of the lines of this tar, or, with ``lines``, of the manifest that they were taken from.
-        tar: its path; of remote tars that share one manifest their pattern.
+        tar: its path.
         lines: of this shard, where one manifest is for several.
     """
 
     manifest: str
-    tar: Union[str, List[str]]
+    tar: str
     lines: Optional[List[Entry]] = None
 
     def entries(self) -> List[Entry]:
@@ -65,39 +68,43 @@ class Shard:
     def cuts(
         self, chosen: List[Tuple[int, Entry]], channel_selector: Union[int, str, None]
     ) -> Iterator[Tuple[int, Cut]]:
-        """``(number, cut)`` of the chosen ``(number, line)``: without audio (see `with_audio`), or from a remote tar with it.
+        """``(number, cut)`` of the chosen ``(number, line)``, for `with_audio`; those of a remote tar in its order.
 
         Args:
             channel_selector: NeMo's option: a channel, or the field of the line that holds one.
         """
-        if isinstance(self.tar, str) and is_local(self.tar):
+        if is_local(self.tar):
             for number, entry in chosen:
-                yield number, self._cut_without_audio(entry, channel_selector)
+                yield number, _cut(entry, Member(self, entry["audio_filepath"], _channel(entry, channel_selector)))
             return
-        number_of = {(_member_of(entry["audio_filepath"]), entry.get("offset")): number for number, entry in chosen}
-        for cut in LazyNeMoTarredIterator(self.manifest, self.tar):
-            number = number_of.get((cut.recording.id, cut.custom.get("offset")))
-            if number is not None:
-                yield number, cut
+        lines_of = defaultdict(list)
+        for number, entry in chosen:
+            lines_of[_member_of(entry["audio_filepath"])].append((number, entry))
+        for name, data in self._stream():
+            for number, entry in lines_of.pop(name, ()):
+                yield number, _cut(entry, Member(self, name, _channel(entry, channel_selector), data))
+        if lines_of:
+            raise self._no_member(next(iter(lines_of)))
 
-    def _cut_without_audio(self, entry: Entry, channel_selector: Union[int, str, None]) -> Cut:
-        name, duration, offset = entry["audio_filepath"], entry["duration"], entry.get("offset") or 0.0
-        recording = Recording(
-            id=name,
-            sources=[AudioSource("memory", [0], b"")],
-            sampling_rate=SAMPLE_RATE,
-            num_samples=round((offset + duration) * SAMPLE_RATE),
-            duration=offset + duration,
-        )
-        channel = entry[channel_selector] if isinstance(channel_selector, str) else channel_selector
-        custom = {**entry, "shard": self, "channel": channel}
-        return MonoCut(f"{name}-{offset}", offset, duration, 0, recording=recording, custom=custom)
+    def _stream(self) -> Iterator[Tuple[str, bytes]]:
+        try:
+            with open_best(self.tar, "rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+                for member in tar:
+                    if member.isreg():
+                        yield member.name, tar.extractfile(member).read()
+        except tarfile.TarError as error:
+            raise ValueError(f"{self.tar}: cannot be read to its end ({error}). The same command goes on.") from error
 
     @cached_property
     def members(self) -> Dict[str, Tuple[int, int]]:
-        """First byte and number of bytes of the members of a local tar."""
-        with tarfile.open(self.tar, "r:") as tar:
-            return {member.name: (member.offset_data, member.size) for member in tar if member.isreg()}
+        """First byte and number of bytes of the members of a local tar; raises ``ValueError`` where it is damaged."""
+        try:
+            with tarfile.open(self.tar, "r:") as tar:
+                return {member.name: (member.offset_data, member.size) for member in tar if member.isreg()}
+        except tarfile.TarError as error:
+            raise ValueError(
+                f"{self.tar}: damaged ({error}). Remove it and run scripts/make_tarred.py again."
+            ) from error
 
     def read(self, name: str) -> bytes:
         """The bytes of the member of a local tar that a line calls ``name``.
@@ -108,9 +115,7 @@ class Shard:
         if name not in self.members:
             name = _member_of(name)
         if name not in self.members:
-            raise ValueError(
-                f"{self.tar}: no member {name}, which {self.manifest} names. Run scripts/make_tarred.py again into a new folder."
-            )
+            raise self._no_member(name)
         start, size = self.members[name]
         with open(self.tar, "rb") as stream:
             stream.seek(start)
@@ -119,29 +124,61 @@ class Shard:
             raise ValueError(f"{self.tar}: truncated. Remove it and run scripts/make_tarred.py again.")
         return data
 
+    def _no_member(self, name: str) -> ValueError:
+        return ValueError(
+            f"{self.tar}: no member {name}, which {self.manifest} names: truncated, or of another packing. Run "
+            "scripts/make_tarred.py again into a new folder."
+        )
 
-def with_audio(cut: Cut) -> Cut:
-    """A cut of `Shard.cuts` with its recording in memory, at 16 kHz; a remote one holds it already.
 
-    A recording that cannot be read keeps its bytes, so that decoding it raises as that of a broken file does.
-    """
-    shard = (cut.custom or {}).get("shard")
-    if shard is None:
-        return cut
-    name, channel = cut.recording.id, cut.custom["channel"]
-    data = shard.read(name)
-    try:
-        recording = Recording.from_bytes(data, name).resample(SAMPLE_RATE)
-    except Exception:  # whatever the codec raises on broken bytes
-        return fastcopy(cut, recording=fastcopy(cut.recording, sources=[AudioSource("memory", [0], data)]))
-    if channel is None and recording.num_channels > 1:
-        return MultiCut(cut.id, cut.start, cut.duration, recording.channel_ids, recording=recording, custom=cut.custom)
-    return fastcopy(cut, recording=recording, channel=channel or 0)
+@dataclass
+class Member:
+    """What a cut needs to find its audio; ``data`` of remote tars, whose bytes have been read."""
+
+    shard: Shard
+    name: str
+    channel: Optional[int]
+    data: Optional[bytes] = None
+
+
+def _channel(entry: Entry, selector: Union[int, str, None]) -> Optional[int]:
+    return entry[selector] if isinstance(selector, str) else selector
 
 
 def _member_of(name: str) -> str:
     """Name of the tar member that holds the audio of a line."""
     return SUB.sub(lambda found: found["ext"] or "", name)
+
+
+def _cut(entry: Entry, member: Member) -> Cut:
+    duration, offset = entry["duration"], entry.get("offset") or 0.0
+    recording = Recording(
+        id=member.name,
+        sources=[AudioSource("memory", [0], b"")],
+        sampling_rate=SAMPLE_RATE,
+        num_samples=round((offset + duration) * SAMPLE_RATE),
+        duration=offset + duration,
+    )
+    custom = {**entry, MEMBER: member}
+    return MonoCut(f"{member.name}-{offset}", offset, duration, 0, recording=recording, custom=custom)
+
+
+def with_audio(cut: Cut) -> Cut:
+    """A cut of `Shard.cuts` with its recording in memory, at 16 kHz, behind it what NeMo's loader put on top (a codec, say).
+
+    A recording that cannot be read keeps its bytes, so that decoding it raises as that of a broken file does.
+    """
+    member = cut.custom[MEMBER]
+    data = member.shard.read(member.name) if member.data is None else member.data
+    try:
+        recording = Recording.from_bytes(data, member.name).resample(SAMPLE_RATE)
+    except Exception:  # whatever the codec raises on broken bytes
+        return fastcopy(cut, recording=fastcopy(cut.recording, sources=[AudioSource("memory", [0], data)]))
+    if cut.recording.transforms:
+        recording = fastcopy(recording, transforms=[*(recording.transforms or []), *cut.recording.transforms])
+    if member.channel is None and recording.num_channels > 1:
+        return MultiCut(cut.id, cut.start, cut.duration, recording.channel_ids, recording=recording, custom=cut.custom)
+    return fastcopy(cut, recording=recording, channel=member.channel or 0)
 
 
 def shards_of(manifests: Union[str, Sequence], tars: Union[str, Sequence]) -> List[Shard]:
@@ -151,10 +188,15 @@ def shards_of(manifests: Union[str, Sequence], tars: Union[str, Sequence]) -> Li
         manifests, tars: NeMo's ``manifest_filepath`` and ``tarred_audio_filepaths``: patterns, or (nested) lists of them.
 
     Raises:
-        ValueError: sets with weights, or a manifest and tars that do not match.
+        ValueError: sets with weights, or manifests and tars that do not match.
     """
-    sets = [(manifests, tars)] if isinstance(manifests, str) else zip(manifests, tars)
-    return [shard for manifest, tar in sets for shard in _shards_of_set(_only(manifest), _only(tar))]
+    if isinstance(manifests, str):
+        return _shards_of_set(manifests, tars if isinstance(tars, str) else list(tars))
+    if isinstance(tars, str) or len(manifests) != len(tars):
+        raise ValueError(
+            f"manifests {manifests} and tars {tars} do not match: give a list of tars as long as that of the manifests."
+        )
+    return [shard for pair in zip(manifests, tars) for shard in _shards_of_set(*map(_only, pair))]
 
 
 def _only(path: Union[str, Sequence]) -> str:
@@ -168,21 +210,23 @@ def _only(path: Union[str, Sequence]) -> str:
     return path[0]
 
 
-def _shards_of_set(manifest: str, tar: str) -> List[Shard]:
+def _shards_of_set(manifest: str, tars: Union[str, List[str]]) -> List[Shard]:
+    paths, tar_paths = expand_sharded_filepaths(manifest), expand_sharded_filepaths(tars)
+    if len(paths) == len(tar_paths) == 1:
+        return [Shard(*paths, *tar_paths)]
     try:
-        stock = LazyNeMoTarredIterator(manifest, tar)
+        stock = LazyNeMoTarredIterator(manifest, tars)  # pairs them by the numbers in their names
     except AssertionError as error:  # what NeMo says of file names without a number, and of numbers without a partner
-        raise ValueError(f"{manifest} and {tar} do not match: {error}") from error
+        raise ValueError(
+            f"{manifest} and {tars} do not match. Name the same shards in both patterns, as in "
+            f"manifest__OP_0..7_CL_.json and audio__OP_0..7_CL_.tar. {error}"
+        ) from error
     except KeyError as error:
         raise ValueError(
             f"{manifest}: a line has no {error}, which tells the tar it is in. Name the sharded manifests, or make the tars again "
             "with scripts/make_tarred.py."
         ) from error
-    tar_of = stock.shard_id_to_tar_path
-    if len(stock.paths) > 1:
-        return [Shard(lines.path, tar_of[number]) for number, lines in stock.shard_id_to_manifest.items()]
-    if len(tar_of) == 1:
-        return [Shard(stock.paths[0], *tar_of.values())]
-    if all(map(is_local, tar_of.values())):
-        return [Shard(stock.paths[0], tar_of[number], lines) for number, lines in stock.shard_id_to_manifest.items()]
-    return [Shard(stock.paths[0], tar)]
+    tar_of, lines_of = stock.shard_id_to_tar_path, stock.shard_id_to_manifest
+    if len(paths) > 1:
+        return [Shard(lines.path, tar_of[number]) for number, lines in lines_of.items()]
+    return [Shard(paths[0], tar_of[number], lines) for number, lines in lines_of.items()]

@@ -162,13 +162,13 @@ def _without_offset(entry: Entry) -> Entry:
 
 
 def check_shards(manifests: Union[str, List], tars: Union[str, List]) -> None:
-    """Look at every local shard before a long run: readers only warn about a broken tar and then miss its utterances.
+    """Look at every local shard before a long run, which would find a broken one only when its turn comes.
 
     Args:
         manifests, tars: NeMo's ``manifest_filepath`` and ``tarred_audio_filepaths``.
 
     Raises:
-        FileNotFoundError, ValueError: a missing shard, a tar without its end mark (truncated), or unequal numbers.
+        FileNotFoundError, ValueError: a missing shard, or a tar without its end mark (truncated).
     """
     manifest_paths, tar_paths = local_paths(manifests), local_paths(tars)
     for path in manifest_paths + tar_paths:
@@ -176,11 +176,6 @@ def check_shards(manifests: Union[str, List], tars: Union[str, List]) -> None:
             raise FileNotFoundError(
                 f"{path}: no such shard. Run scripts/make_tarred.py again: it makes what is missing."
             )
-    if len(manifest_paths) not in (1, len(tar_paths)):
-        raise ValueError(
-            f"{len(manifest_paths)} manifests ({manifests}) do not match {len(tar_paths)} tar files ({tars}). Name "
-            "the same shards in both patterns, as in manifest__OP_0..7_CL_.json and audio__OP_0..7_CL_.tar."
-        )
     for path in tar_paths:
         with open(path, "rb") as stream:
             stream.seek(max(os.path.getsize(path) - len(TAR_END), 0))
@@ -197,8 +192,17 @@ def is_local(path: str) -> bool:
 
 def local_paths(paths: Union[str, List]) -> List[str]:
     """Local paths among NeMo's ways of naming shards: a pattern, or a (nested) list of patterns."""
+    return [path for path in _all_paths(paths) if is_local(path)]
+
+
+def has_remote_paths(paths: Union[str, List]) -> bool:
+    """Whether NeMo's way of naming shards names some by addresses or commands."""
+    return not all(map(is_local, _all_paths(paths)))
+
+
+def _all_paths(paths: Union[str, List]) -> List[str]:
     from nemo.collections.common.data.lhotse.nemo_adapters import expand_sharded_filepaths
 
     if isinstance(paths, str):
-        return [path for path in expand_sharded_filepaths(paths) if is_local(path)]
-    return [path for part in paths if not isinstance(part, (int, float)) for path in local_paths(part)]
+        return expand_sharded_filepaths(paths)
+    return [path for part in paths if not isinstance(part, (int, float)) for path in _all_paths(part)]

@@ -16,11 +16,13 @@
 
 import threading
 import time
+from contextlib import suppress
 from typing import Callable, Dict, Tuple
 
 import torch
 from torch.distributed.distributed_c10d import _get_default_store
 
+LEFT = "left"  # mark of a rank that is done
 EXIT_CODE = 70  # EX_SOFTWARE: of a run that was ended because a rank hung
 
 
@@ -28,15 +30,25 @@ class HangWatch:
     """Two threads beside the work of a rank: one writes its mark, that of rank 0 reads all.
 
     Args:
-        timeout_seconds: a rank whose mark stays the same for so long hangs.
+        timeout_seconds: a rank whose mark stays the same for so long has come no further.
         mark: called on a thread; a text that changes as long as there is progress.
-        end: called on a thread of rank 0, since its main thread may be the one that hangs, with the marks of the ranks that hang.
+        end: called on a thread of rank 0, since its main thread may be the one that hangs, with the marks of the ranks that
+            have come no further.
+        all_wait: ranks wait for one another, so that one which hangs stops them all; only then is ``end`` called. Otherwise the
+            mark of a rank must change while it waits, and one that does not change is enough.
     """
 
-    def __init__(self, timeout_seconds: float, mark: Callable[[], str], end: Callable[[Dict[int, str]], None]):
+    def __init__(
+        self,
+        timeout_seconds: float,
+        mark: Callable[[], str],
+        end: Callable[[Dict[int, str]], None],
+        all_wait: bool = False,
+    ):
         self.timeout_seconds = timeout_seconds
         self._mark = mark
         self._end = end
+        self._all_wait = all_wait
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -45,20 +57,26 @@ class HangWatch:
         self._store = torch.distributed.PrefixStore("hang_watch", _get_default_store())
         self._write()
         torch.distributed.barrier()  # every mark is there
-        threading.Thread(target=self._report, daemon=True).start()
+        self._reporter = threading.Thread(target=self._report, daemon=True)
+        self._reporter.start()
         if self._rank == 0:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def stop(self) -> None:
+        """This rank is done; others may go on."""
         self._stop.set()
+        self._reporter.join()
+        with suppress(RuntimeError):  # the store goes with rank 0, which may have failed
+            self._store.set(str(self._rank), LEFT)
 
     def _write(self) -> None:
         self._store.set(str(self._rank), self._mark())
 
     def _report(self) -> None:
         """Once a second: a thousand ranks that wrote every mark would ask too much of the store."""
-        while not self._stop.wait(min(1.0, self.timeout_seconds / 10)):
-            self._write()
+        with suppress(RuntimeError):
+            while not self._stop.wait(min(1.0, self.timeout_seconds / 10)):
+                self._write()
 
     def _watch(self) -> None:
         latest: Dict[int, Tuple[bytes, float]] = {}  # rank -> mark, when it was first seen
@@ -67,8 +85,9 @@ class HangWatch:
             for rank, mark in enumerate(self._store.multi_get([str(rank) for rank in range(self._count)])):
                 if rank not in latest or latest[rank][0] != mark:
                     latest[rank] = mark, now
+            there = {rank: seen for rank, seen in latest.items() if seen[0] != LEFT.encode()}
             hanging = {
-                rank: mark.decode() for rank, (mark, since) in latest.items() if now - since > self.timeout_seconds
+                rank: mark.decode() for rank, (mark, since) in there.items() if now - since > self.timeout_seconds
             }
-            if hanging:
+            if hanging and (len(hanging) == len(there) or not self._all_wait):
                 self._end(hanging)

@@ -36,8 +36,10 @@ def run(tmp_path):
         )
         python.chmod(0o755)
         environment = {**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}"}
-        arguments = ["bash", str(SCRIPT), "train.json", str(tmp_path / "out"), "ctc.nemo"]
-        return subprocess.run(arguments, env=environment, capture_output=True, text=True)
+        (tmp_path / "train.json").touch()
+        (tmp_path / "ctc.nemo").touch()
+        arguments = ["bash", str(SCRIPT), "train.json", "out", "ctc.nemo"]
+        return subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     return call
 
@@ -48,7 +50,7 @@ def test_a_row_that_fails_costs_no_other_and_is_measured_again(run, tmp_path):
     assert process.returncode == 1
     assert f"failed: {tmp_path}/out/loader.log\nno memory left" in process.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert len(calls) == 7 and calls[0] == "-m pytest tests/gpu -q"
+    assert len(calls) == 8 and calls[1] == "-m pytest tests/gpu -q"
     assert {path.stem for path in (tmp_path / "out").glob("[!.]*.md")} == {
         "tests",
         "pretrain_base",
@@ -59,6 +61,5 @@ def test_a_row_that_fails_costs_no_other_and_is_measured_again(run, tmp_path):
     }
     assert run().returncode == 0
     again = (tmp_path / "calls").read_text().splitlines()[len(calls) :]
-    (loader,) = again
-    assert loader.startswith("scripts/benchmark.py loader --manifest train.json")
+    assert len(again) == 2 and again[1].startswith(f"scripts/benchmark.py loader --manifest {tmp_path}/train.json")
     assert (tmp_path / "out" / "loader.md").read_text() == "| table |\n"

@@ -81,7 +81,7 @@ def take(config, count, first=0, rank=0, ranks=1, progress=None):
     torch.manual_seed(first)  # the stream must not depend on it
     if progress is None:
         progress = ShardProgress()
-        progress.begin(SHARDS, config.seed, ranks * max(1, config.num_workers), 0)
+        training_loader(config, dataset, rank, ranks, 0, progress=progress)
     return list(itertools.islice(training_loader(config, dataset, rank, ranks, first, progress=progress), count))
 
 

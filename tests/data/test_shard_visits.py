@@ -15,6 +15,7 @@
 """Epochs of tarred data: every line once, whoever reads it and however often the run is interrupted."""
 
 import itertools
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -60,7 +61,7 @@ def train(config, ranks, batches, states, workers=0):
         )
         for batch in itertools.islice(loader, batches):
             progress[rank].record.note(batch["lines"])
-            lines += [(visit, name) for (visit, _, _), name in zip(batch["lines"].tolist(), batch["utterances"])]
+            lines += [(visit, name) for (visit, _, _), name in zip(batch["lines"], batch["utterances"])]
     for other in progress[1:]:
         progress[0].record.merge(other.record.state())
     return lines, (trained + ranks * batches, progress[0].state())
@@ -68,7 +69,9 @@ def train(config, ranks, batches, states, workers=0):
 
 @pytest.mark.unit
 @pytest.mark.parametrize("use_bucketing", [False, True])
-@pytest.mark.parametrize("parts", [[(2, 0), (1, 0)], [(1, 0), (3, 0)], [(1, 2), (1, 0), (2, 0)]], ids=str)
+@pytest.mark.parametrize(
+    "parts", [[(2, 0), (1, 0)], [(1, 0), (3, 0)], [(1, 2), (2, 0), (1, 0)], [(1, 0), (2, 2), (4, 1)]], ids=str
+)
 def test_every_line_is_read_once_in_an_epoch_through_changes_of_ranks(tarred, parts, use_bucketing):
     """A preempted run gets other machines; lines skipped or repeated at each change would show in no curve."""
     tarred.use_bucketing = use_bucketing
@@ -83,9 +86,7 @@ def test_every_line_is_read_once_in_an_epoch_through_changes_of_ranks(tarred, pa
     last = max(visit for visit, _ in lines)
     assert last >= 6 * SHARDS
     begun = len(LENGTHS) * (last // SHARDS) + len(LENGTHS) * (last % SHARDS + 1) / SHARDS
-    held_back = (
-        tarred.bucket_buffer_size + tarred.shuffle_buffer_size + 2 * len(LENGTHS) / SHARDS
-    )  # and the shards under way
+    held_back = 40 + 2 * len(LENGTHS) / SHARDS  # 20 for each bucket, and the shards under way
     assert begun - len(lines) <= held_back
 
 
@@ -103,82 +104,152 @@ def test_every_epoch_has_another_order(tarred):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("change", [{"batch_duration": 1.6}, {"bucket_buffer_size": 4, "num_buckets": 3}], ids=str)
+def test_other_options_skip_and_repeat_no_line(tarred, change):
+    """Resumed with another batch size, on smaller GPUs, say: the old streams cannot be passed over with it."""
+    lines, states = train(tarred, 1, 12, (0, None))
+    tarred.update(change)
+    more, _ = train(tarred, 1, 12, states)
+    assert len(set(lines + more)) == len(lines) + len(more)
+
+
+@pytest.mark.unit
+def test_other_filters_start_epochs_anew(tarred, caplog):
+    """Lines are counted among the usable ones: what a checkpoint says of them then means others."""
+    tarred.min_duration = 0.7
+    _, states = train(tarred, 1, 12, (0, None))
+    tarred.min_duration = 0.1
+    names = [name for _, name in train(tarred, 1, 40, states)[0]]
+    assert len(set(names)) == len(LENGTHS)
+    assert "data has changed" in caplog.text
+
+
+@pytest.mark.unit
+def test_visits_without_a_usable_line_are_done(tarred, tmp_path):
+    """Otherwise the record of a run of months grows with each of them."""
+    manifest = tmp_path / "tars" / "sharded_manifests" / "manifest_2.json"
+    manifest.write_text(manifest.read_text().replace('"text"', '"validation_status": "fail", "text"'))
+    lines, (_, state) = train(tarred, 1, 60, (0, None))
+    assert len({visit for visit, _ in lines}) > 20
+    assert state["record"]["first_open"] > 8 and len(state["record"]["done"]) < 20
+
+
+@pytest.mark.unit
+def test_without_shuffling_every_stream_meets_all_shards(tarred):
+    """With as many streams as shards each would else read one shard for ever."""
+    tarred.shuffle = False
+    tarred.use_bucketing = False
+    names = [name for _, name in train(tarred, 1, 60, (0, None), workers=4)[0]]
+    assert len(set(names)) == len(LENGTHS)
+
+
+@pytest.mark.unit
+def test_what_is_held_back_is_a_share_of_an_epoch(tarred):
+    """With 256 streams, buffers for one would mix 18 epochs of LibriSpeech: some utterances nine times, others never."""
+    tarred.update(bucket_buffer_size=10_000, shuffle_buffer_size=10_000)
+    lines, _ = train(tarred, 1, 20, (0, None))
+    # the two buckets hold 40 back, less than two epochs
+    assert max(visit for visit, _ in lines) < len(lines) / len(LENGTHS) * SHARDS + 2 * SHARDS
+
+
+@pytest.mark.unit
 def test_a_resume_reads_no_audio_of_what_it_passes_over(tarred, monkeypatch):
     """A run that goes on after a week must not read its tars again first."""
     reads = []
     read = Shard.read
     monkeypatch.setattr(Shard, "read", lambda self, name: (reads.append(name), read(self, name))[1])
-    progress = ShardProgress()
-    progress.begin(SHARDS, tarred.seed, 1, 0)
-    batch = next(iter(training_loader(tarred, PretrainingDataset("maker-one", [50]), 0, 1, 40, progress=progress)))
+    dataset, progress = PretrainingDataset("maker-one", [50]), ShardProgress()
+    training_loader(tarred, dataset, 0, 1, 0, progress=progress)
+    batch = next(iter(training_loader(tarred, dataset, 0, 1, 40, progress=progress)))
     assert sorted(reads) == sorted(batch["utterances"])
+
+
+def lines_in(record, sizes):
+    return {(visit, line) for visit, size in enumerate(sizes) for line in range(size) if record.has(visit, line, size)}
 
 
 @pytest.mark.unit
 def test_record_equals_a_set_of_lines():
     """Bits, visits that are done and the first open one are a shorter way to write a set of lines."""
     rng = np.random.default_rng(3)
-    sizes = rng.integers(1, 12, size=30)
-    lines = [(visit, line) for visit, size in enumerate(sizes) for line in range(size)]
-    order = rng.permutation(len(lines))
-    ranks = [VisitRecord(), VisitRecord()]
-    seen = set()
-    for step, index in enumerate(order):
+    sizes = rng.integers(0, 12, size=30).tolist()  # 0: nothing usable
+    lines = [(visit, line) for visit, size in enumerate(sizes) for line in range(max(size, 1))]
+    ranks, of_all, seen = [VisitRecord(), VisitRecord()], VisitRecord(), set()
+    for step, index in enumerate(rng.permutation(len(lines))):
         visit, line = lines[index]
-        ranks[step % 2].note(np.array([[visit, line, sizes[visit]]]))
+        ranks[step % 2].note([(visit, line, sizes[visit])])
         seen.add((visit, line))
         if step % 37 == 0:
-            for record, other in (ranks, ranks[::-1]):
-                record.merge(other.state())
+            for rank in ranks:
+                of_all.merge(rank.state())
+                rank.forget(of_all)
             copy = VisitRecord()
-            copy.merge(ranks[0].state())
-            for record in (*ranks, copy):
-                assert {pair for pair in lines if record.has(*pair)} == seen
-                expected = [visit for visit in range(30) if any((visit, n) not in seen for n in range(sizes[visit]))]
+            copy.merge(of_all.state())
+            for record in (of_all, copy):
+                assert lines_in(record, sizes) == {pair for pair in seen if sizes[pair[0]]}
+                expected = [
+                    visit
+                    for visit, size in enumerate(sizes)
+                    if any((visit, line) not in seen for line in range(max(size, 1)))
+                ]
                 assert list(itertools.islice(record.open_visits(), len(expected) + 2)) == expected + [30, 31]
-    ranks[0].merge(ranks[1].state())
-    assert ranks[0].state() == {"first_open": 30, "done": [], "seen": {}}
+    for rank in ranks:
+        of_all.merge(rank.state())
+    for rank in ranks:
+        rank.forget(of_all)
+        assert not len(rank.state()["visits"])
+    assert of_all.state()["first_open"] == 30 and not len(of_all.state()["done"])
 
 
 @pytest.mark.unit
 def test_checkpoint_survives_a_file(tmp_path):
     """What is written must be what PyTorch reads without running code from the file."""
     progress = ShardProgress()
-    progress.begin(3, 0, 2, 0)
-    progress.record.note(np.array([[0, 1, 9], [1, 0, 1]]))
+    progress.begin("order", "two streams", 0)
+    progress.record.note([(0, 1, 9), (1, 0, 1)])
     torch.save(progress.state(), tmp_path / "state.ckpt")
     other = ShardProgress()
     other.load(torch.load(tmp_path / "state.ckpt", weights_only=True))
-    assert other.record.has(0, 1) and not other.record.has(0, 0) and other.record.is_done(1)
-    start = other.begin(3, 0, 2, 5)
-    assert not start.has(0, 1) and other.first_batch == 0  # as many streams: from where they started
-    start = other.begin(3, 0, 4, 5)
-    assert start.has(0, 1) and other.first_batch == 5
+    start = other.begin("order", "two streams", 5)
+    assert not start.has(0, 1, 9) and other.first_batch == 0  # the same streams: from where they started
+    start = other.begin("order", "four streams", 5)
+    assert start.has(0, 1, 9) and not start.has(0, 0, 9) and start.is_done(1) and other.first_batch == 5
+    assert not start.has(0, 1, 8)  # the manifest has lost a line since
 
 
 @pytest.mark.unit
 def test_other_shards_start_their_epochs_anew(caplog):
     """Numbers of visits mean other shards then."""
     progress = ShardProgress()
-    progress.begin(3, 0, 2, 0)
-    progress.record.note(np.array([[0, 1, 9]]))
-    assert not progress.begin(4, 0, 2, 7).has(0, 1)
+    progress.begin("3 shards", "two streams", 0)
+    progress.record.note([(0, 1, 9)])
+    progress.state()
+    assert not progress.begin("4 shards", "two streams", 7).has(0, 1, 9)
     assert progress.first_batch == 7
     assert "data has changed" in caplog.text
+
+
+@pytest.mark.unit
+def test_loader_processes_may_be_spawned(tarred):
+    """The start method of platforms without fork, and of programs with threads."""
+    tarred.num_workers = 1
+    loader = training_loader(tarred, PretrainingDataset("maker-one", [50]), 0, 1)
+    pickled = pickle.loads(pickle.dumps((loader.dataset, loader.worker_init_fn)))
+    assert isinstance(pickled[0].visits, Visits) and pickled[0].visits.usable({"audio_filepath": "a", "duration": 1.0})
 
 
 def state_of_rank():
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     progress = ShardProgress()
-    progress.begin(3, 0, 2, 0)
-    progress.record.note(np.array([[rank, 0, 1], [2, rank, 2]]))
-    state = progress.state()
+    progress.begin("order", "streams", 0)
+    progress.record.note([(rank, 0, 1), (2, rank, 2)])
+    state = progress.state()["record"]
     torch.distributed.barrier()
-    return state["record"]
+    return state["first_open"], len(state["done"]), len(state["bits"])
 
 
 @pytest.mark.unit
 def test_a_checkpoint_holds_what_all_ranks_have_read():
     """Rank 0 writes it; the lines of the others would be read again."""
-    assert run_on_ranks(2, state_of_rank) == [{"first_open": 3, "done": [], "seen": {}}] * 2
+    assert run_on_ranks(2, state_of_rank) == [(3, 0, 0)] * 2

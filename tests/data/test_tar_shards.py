@@ -23,11 +23,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from omegaconf import OmegaConf
 
 from nemo_mshubert.data.labels import FrameLabels
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.resumable_loader import training_loader
-from nemo_mshubert.data.shard_visits import VisitRecord, Visits
+from nemo_mshubert.data.shard_visits import LINE, VisitRecord, Visits
 from nemo_mshubert.data.tar_shards import shards_of, with_audio
 from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.modules.frames import frame_count
@@ -47,7 +48,7 @@ def epoch_of(manifests, tars, lines=len(LENGTHS), channel_selector=None):
     """Cuts of one epoch, with audio, by recording."""
     visits = Visits(shards_of(manifests, tars), lambda entry: True, 0, True, VisitRecord(), channel_selector)
     cuts = [with_audio(cut) for cut in itertools.islice(visits, lines)]
-    assert sorted({cut.custom["line"][0] for cut in cuts}) == list(range(len(visits.shards)))
+    assert sorted({cut.custom[LINE][0] for cut in cuts}) == list(range(len(visits.shards)))
     return {cut.recording.id: cut for cut in cuts}
 
 
@@ -120,6 +121,63 @@ def test_segments_of_one_member_are_told_apart(tmp_path, prefix):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("remote", ["tars", "both"])
+def test_ranks_share_remote_tars(tars, remote):
+    """Object stores: each rank reads other tars, also where one manifest, or none that is local, is for all."""
+    manifests, tar_paths = patterns(tars, "pipe:cat ")
+    if remote == "tars":
+        manifests = f"{tars}/tarred_audio_manifest.json"
+    config = options(manifest_filepath=manifests, tarred_audio_filepaths=tar_paths, use_bucketing=False)
+    config.update(batch_duration=None, batch_size=3, shuffle_buffer_size=1)
+    dataset = PretrainingDataset("maker-one", [50])
+    names = [
+        [
+            name
+            for batch in itertools.islice(training_loader(config, dataset, rank, 2), 1)
+            for name in batch["utterances"]
+        ]
+        for rank in range(2)
+    ]
+    assert sorted(names[0] + names[1]) == sorted(f"audio_u{number}.wav" for number in range(len(LENGTHS)))
+
+
+@pytest.mark.unit
+def test_options_that_change_the_sound_reach_it(tars):
+    """NeMo's augmentations hang on the recording that a line announces; the one that is read must have them too."""
+    manifests, tar_paths = patterns(tars)
+    plain = options(manifest_filepath=manifests, tarred_audio_filepaths=tar_paths, use_bucketing=False)
+    plain.update(batch_duration=None, batch_size=1)
+    clipped = OmegaConf.merge(plain, {"clipping_enabled": True, "clipping_prob": 1.0, "clipping_prob_hard": 1.0})
+    clipped.clipping_gain_db = [20.0, 21.0]
+    dataset = PretrainingDataset("maker-one", [50])
+    batches = [next(iter(training_loader(config, dataset, 0, 1))) for config in (plain, clipped)]
+    assert batches[0]["utterances"] == batches[1]["utterances"]
+    assert batches[0]["audio"].shape == batches[1]["audio"].shape
+    assert not torch.allclose(batches[0]["audio"], batches[1]["audio"], atol=1e-4)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("option", [{"perturb_speed": True}, {"noise_path": "noise.json"}], ids=str)
+def test_options_that_part_frames_from_labels_are_refused(tars, option):
+    """Faster speech has other frames than those that were labelled."""
+    manifests, tar_paths = patterns(tars)
+    config = options(manifest_filepath=manifests, tarred_audio_filepaths=tar_paths, **option)
+    with pytest.raises(ValueError, match=f"{[*option][0]}: .* from their labels"):
+        training_loader(config, PretrainingDataset("maker-one", [50]), 0, 1)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("damage", ["header", "remote end"])
+def test_a_damaged_tar_is_named(tars, damage):
+    """Readers that pass over it would train on less than the manifest says."""
+    manifests, tar_paths = patterns(tars, "pipe:cat " if damage == "remote end" else "")
+    data = (tars / "audio_1.tar").read_bytes()
+    (tars / "audio_1.tar").write_bytes(b"x" * 512 + data[512:] if damage == "header" else data[:20000])
+    with pytest.raises(ValueError, match="audio_1.tar: (damaged|cannot be read to its end|no member .*: truncated)"):
+        epoch_of(manifests, tar_paths)
+
+
+@pytest.mark.unit
 def test_other_rates_and_channels(tmp_path):
     """Members at 8 kHz are resampled; of two channels one is chosen, or the dataset reports them."""
     tone = np.sin(np.arange(8000) / 40).astype(np.float32) / 2
@@ -174,8 +232,11 @@ def test_weights_are_refused(tars):
 def test_shards_without_partners_are_named(tars):
     """Patterns that count to different ends."""
     manifests, _ = patterns(tars)
-    with pytest.raises(ValueError, match="do not match"):
+    with pytest.raises(ValueError, match="do not match. Name the same shards in both"):
         shards_of(manifests, f"{tars}/audio__OP_0..2_CL_.tar")
+    for manifests_and_tars in (([[manifests]], "audio_0.tar"), (["a.json", "b.json"], ["a.tar"])):
+        with pytest.raises(ValueError, match="do not match: give a list of tars as long"):
+            shards_of(*manifests_and_tars)
     manifest = tars / "tarred_audio_manifest.json"
     manifest.write_text(manifest.read_text().replace('"shard_id"', '"shard"'))
     with pytest.raises(ValueError, match="tarred_audio_manifest.json: a line has no 'shard_id'"):

@@ -342,15 +342,6 @@ def test_missing_shard_is_an_error(three_shards, name):
         check_shards(*shards(three_shards, 3))
 
 
-@pytest.mark.unit
-def test_unequal_numbers_of_manifests_and_tars_are_an_error(three_shards):
-    """A pattern with a wrong number pairs manifests with the wrong tars."""
-    manifests, _ = shards(three_shards, 2)
-    _, tars = shards(three_shards, 3)
-    with pytest.raises(ValueError, match="2 manifests .* do not match 3 tar files .*the same shards in both"):
-        check_shards(manifests, tars)
-
-
 @pytest.mark.shared_data
 def test_real_speech_survives(shared_data, tmp_path):
     """FLACs of LibriSpeech, as they are."""

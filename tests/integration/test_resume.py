@@ -129,7 +129,7 @@ class Lines(pl.Callback):
         self.seen = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.seen += [(visit, line) for visit, line, _ in batch["lines"].tolist()]
+        self.seen += [(visit, line) for visit, line, _ in batch["lines"]]
 
 
 def train_on_tars(config, updates, checkpoint, devices=1, resume=None, **options):
@@ -167,6 +167,6 @@ def test_run_on_tarred_data_goes_on_with_another_number_of_ranks(labelled, tiny_
     assert all((*ranks, alone, in_processes))
     assert len(set(lines)) == len(lines)
     record = torch.load(tmp_path / "third.ckpt", weights_only=False)["shards"]["record"]
-    whole = {visit for visit, _ in lines if visit < record["first_open"]} | set(record["done"])
-    assert {visit for visit, _ in lines} == whole | set(record["seen"])
+    whole = {visit for visit, _ in lines if visit < record["first_open"]} | set(record["done"].tolist())
+    assert {visit for visit, _ in lines} == whole | set(record["visits"].tolist())
     assert record["first_open"] >= 4  # the first epoch is read to its end
