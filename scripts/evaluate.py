@@ -57,6 +57,10 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if len({Path(manifest).stem for manifest in args.manifest}) < len(args.manifest):
         parser.error("two manifests have one file name, by which their results are told apart; rename one.")
+    if not args.decode and (args.lm or args.lexicon or args.beam_size):
+        parser.error(
+            "--lm, --lexicon and --beam_size are of the beam search: add --decode conf/decode/lexicon_beam.yaml."
+        )
     return args
 
 

@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 
 from nemo_mshubert.callbacks.encoder_freeze import EncoderFreeze
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
+from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
 from nemo_mshubert.callbacks.rank_watch import RankWatch
 from nemo_mshubert.models.ctc import restore_for_finetuning
 from nemo_mshubert.models.training_setup import checkpoint_folder, keep_whole_checkpoints, make_trainer, plan_updates
@@ -38,7 +39,8 @@ def main(cfg):
     plan_updates(cfg)
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     pl.seed_everything(cfg.model.train_ds.seed, verbose=False)
-    callbacks = [EncoderFreeze(cfg.freeze_encoder_updates), NonfiniteGuard(cfg.max_nonfinite_steps), RankWatch()]
+    guards = [NonfiniteGuard(cfg.max_nonfinite_steps), RankWatch(), SaveWhenPreempted()]
+    callbacks = [EncoderFreeze(cfg.freeze_encoder_updates), *guards]
     trainer = make_trainer(cfg.trainer, callbacks)
     keep_whole_checkpoints(checkpoint_folder(cfg.exp_manager))
     exp_manager(trainer, cfg.exp_manager)

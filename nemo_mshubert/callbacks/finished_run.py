@@ -15,6 +15,7 @@
 """The ``.nemo`` of a run that was killed between its last checkpoint and that file."""
 
 import os
+from typing import Optional
 
 import lightning.pytorch as pl
 from nemo.utils import logging
@@ -22,12 +23,23 @@ from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
 
 
 class FinishedRun(pl.Callback):
-    """Write the ``.nemo`` where a run that has had all its updates lacks it.
+    """Say of a run that has had all its updates that nothing is trained, and write its ``.nemo`` where it lacks it.
 
     NeMo writes it at the end of training, which Lightning does not reach again when all updates are in the checkpoint.
     """
 
+    def __init__(self):
+        self._begun_at: Optional[int] = None  # Lightning may end before training starts
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begun_at = trainer.global_step
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if 0 < trainer.max_steps <= trainer.global_step and self._begun_at in (None, trainer.global_step):
+            logging.warning(
+                f"Nothing was trained: the run had all its {trainer.max_steps} updates before. Another experiment needs another "
+                "name=, and more updates of this one a larger max_updates."
+            )
         checkpoints = trainer.checkpoint_callback
         if not isinstance(checkpoints, NeMoModelCheckpoint) or not checkpoints.save_nemo_on_train_end:
             return

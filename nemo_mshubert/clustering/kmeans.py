@@ -89,6 +89,8 @@ def fit_kmeans(frames: np.ndarray, clusters: int, backend: str = "auto", seed: i
         raise ValueError(
             f"{clusters} clusters on {len(frames)} frames. Use more audio, raise max_frames, or ask for fewer clusters."
         )
+    if backend == "cuml":
+        _cuml_kmeans()  # also where a small sample does without it: a machine without cuML must not pass for one with it
     if len(frames) <= MINIBATCH["batch_size"]:
         return _fit_full_batch(frames, clusters, seed)
     if backend == "cuml" or (backend == "auto" and torch.cuda.is_available() and _has_cuml()):
@@ -133,6 +135,11 @@ def _fit_full_batch(points: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 
 def _fit_cuml(frames: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     """Full-batch k-means: on a GPU the whole sample is quicker than mini-batches are on a CPU."""
+    kmeans = _cuml_kmeans()(n_clusters=clusters, n_init=1, random_state=seed, output_type="numpy")
+    return np.asarray(kmeans.fit(np.ascontiguousarray(frames)).cluster_centers_, dtype=np.float32)
+
+
+def _cuml_kmeans():
     try:
         from cuml.cluster import KMeans
     except ImportError as error:
@@ -140,8 +147,7 @@ def _fit_cuml(frames: np.ndarray, clusters: int, seed: int) -> np.ndarray:
             "backend 'cuml' needs cuML: pip install 'nemo_mshubert[gpu]' on a machine with an NVIDIA GPU, or use "
             f"backend 'sklearn' ({error})."
         ) from error
-    kmeans = KMeans(n_clusters=clusters, n_init=1, random_state=seed, output_type="numpy")
-    return np.asarray(kmeans.fit(np.ascontiguousarray(frames)).cluster_centers_, dtype=np.float32)
+    return KMeans
 
 
 def _has_cuml() -> bool:

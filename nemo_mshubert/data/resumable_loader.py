@@ -177,6 +177,10 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
     for where, entry in itertools.chain.from_iterable(map(iter_manifest, manifests)):
         if not isinstance(entry.get("duration"), (int, float)):
             raise ValueError(f'{where}: "duration" (seconds) is missing. Write the manifest again with its durations.')
+        if entry.get("shard_id") is not None and config.get("tarred_audio_filepaths") is None:
+            raise ValueError(
+                f"{where}: of a tarred dataset (it has a shard_id). Give the tars too, in pre-training as train_tars."
+            )
         count += is_usable(entry)
     if world_size > 1:
         counts = [(0, 0)] * torch.distributed.get_world_size()

@@ -29,6 +29,7 @@ from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
 from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import DictConfig, open_dict
 
+from nemo_mshubert.callbacks.configured_schedule import ConfiguredSchedule
 from nemo_mshubert.callbacks.finished_run import FinishedRun
 from nemo_mshubert.callbacks.updates_bar import UpdatesProgressBar
 from nemo_mshubert.parallel.registration import tensor_parallel_size
@@ -58,6 +59,7 @@ def plan_updates(cfg: DictConfig) -> None:
 
     The number of micro-batches is rounded to the nearest, and at least one.
     """
+    _check_launch(cfg.trainer)
     per_micro_batch = cfg.model.train_ds.batch_duration * num_data_parts(cfg.trainer)
     accumulate = max(1, round(cfg.seconds_per_update / per_micro_batch))
     interval = min(cfg.validate_every_updates, cfg.max_updates) * accumulate
@@ -72,12 +74,22 @@ def plan_updates(cfg: DictConfig) -> None:
         logging.warning(f"An update sees up to {planned:g} s of audio instead of {asked:g} s: change batch_duration.")
 
 
+def _check_launch(trainer_config: DictConfig) -> None:
+    """Raise ``ValueError`` where torchrun has started other ranks than the trainer expects: each would train alone."""
+    launched, expected = int(os.environ.get("WORLD_SIZE", 1)), num_ranks(trainer_config)
+    if "TORCHELASTIC_RUN_ID" in os.environ and launched != expected:
+        raise ValueError(
+            f"torchrun has started {launched} processes, but trainer.devices and trainer.num_nodes make {expected}: set "
+            f"trainer.devices={os.environ.get('LOCAL_WORLD_SIZE', launched)} and trainer.num_nodes to the number of machines."
+        )
+
+
 def make_trainer(trainer_config: DictConfig, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
     """The trainer of the config, with ``callbacks`` behind those that the config names, and a progress bar of updates
     where it wants a bar and names none of its own.
     """
     options = resolve_trainer_cfg(trainer_config)
-    callbacks = [*(options.get("callbacks") or []), *callbacks, FinishedRun()]
+    callbacks = [*(options.get("callbacks") or []), *callbacks, ConfiguredSchedule(), FinishedRun()]
     if options.get("enable_progress_bar", True) and not any(isinstance(one, ProgressBar) for one in callbacks):
         callbacks.append(UpdatesProgressBar())
     return pl.Trainer(**{**options, "callbacks": callbacks})

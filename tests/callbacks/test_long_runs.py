@@ -26,6 +26,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from nemo_mshubert.callbacks import rank_watch
+from nemo_mshubert.callbacks.configured_schedule import ConfiguredSchedule
 from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
 from nemo_mshubert.callbacks.rank_watch import RankWatch, furthest_behind
@@ -133,6 +134,33 @@ def test_a_run_does_not_go_on_with_labels_of_another_maker(config, tmp_path):
     torch.save(checkpoint, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="other.ckpt: label maker 0123456789abcdef, but the config says"):
         train_updates(config, tmp_path / "again", resume=tmp_path / "other.ckpt")
+
+
+class Rates(pl.Callback):
+    def __init__(self):
+        self.rates = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("lr", [1e-3, 1e-4])
+def test_a_resumed_run_follows_the_schedule_of_its_config(config, tmp_path, lr):
+    """With more updates it would train at rate 0, the end of the schedule that the checkpoint had."""
+    batches = [[collate([utterance(0)])] * 12]
+
+    def rates(folder, updates, peak, resume=None):
+        schedule = {"name": "PolynomialDecayAnnealing", "power": 1.0, "min_lr": 0.0, "warmup_steps": 2}
+        config.optim = {"name": "adamw", "lr": peak, "sched": {**schedule, "max_steps": updates}}
+        checkpoints = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=1)
+        found = Rates()
+        callbacks = [ConfiguredSchedule(), checkpoints, found]
+        train(config, batches, updates, resume=resume, callbacks=callbacks, enable_checkpointing=True)
+        return found.rates
+
+    rates(tmp_path, 6, 1e-3)
+    expected = rates(tmp_path / "whole", 12, lr)[6:]
+    assert rates(tmp_path, 12, lr, tmp_path / "last.ckpt") == pytest.approx(expected) and expected[0] > 0
 
 
 # --- Full disk -------------------------------------------------------------------------------------------------------

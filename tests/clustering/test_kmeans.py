@@ -110,10 +110,11 @@ def test_bad_requests_say_what_to_do():
         fit_kmeans(np.zeros((9, 2), np.float32), 2, "faiss")
 
 
-def test_missing_cuml_says_how_to_install_it(monkeypatch):
+@pytest.mark.parametrize("frames", [100, 10001])
+def test_missing_cuml_says_how_to_install_it(monkeypatch, frames):
     monkeypatch.setitem(sys.modules, "cuml", None)
     with pytest.raises(ImportError, match=r"nemo_mshubert\[gpu\].*backend 'sklearn'"):
-        fit_kmeans(np.zeros((10001, 2), np.float32), 2, "cuml")
+        fit_kmeans(np.zeros((frames, 2), np.float32), 2, "cuml")
 
 
 def test_cuml_finds_the_same_clusters():

@@ -210,6 +210,14 @@ def test_nothing_left_to_train_on_is_an_error(data, request):
 
 
 @pytest.mark.unit
+def test_tarred_manifests_without_their_tars_are_refused(tarred):
+    """Every utterance would be skipped as unreadable, and a model of nothing written."""
+    tarred.tarred_audio_filepaths = None
+    with pytest.raises(ValueError, match="manifest_0.json:1: of a tarred dataset .* train_tars"):
+        take(tarred, 1)
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize("changes", [{"num_buckets": 13}])
 def test_more_buckets_than_utterances_is_an_error_with_a_remedy(plain, changes):
     """A first try on a handful of utterances."""

@@ -19,7 +19,7 @@ import os
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_mshubert.models.training_setup import checkpoint_folder, keep_whole_checkpoints
+from nemo_mshubert.models.training_setup import checkpoint_folder, keep_whole_checkpoints, plan_updates
 
 pytestmark = pytest.mark.unit
 
@@ -74,3 +74,15 @@ def test_folder_is_that_of_exp_manager():
     assert str(checkpoint_folder(OmegaConf.create({**config, "explicit_log_dir": "logs"}))) == "logs/checkpoints"
     config["checkpoint_callback_params"] = {"dirpath": "/scratch/kept"}
     assert str(checkpoint_folder(OmegaConf.create(config))) == "/scratch/kept"
+
+
+def test_torchrun_with_another_number_of_devices_is_refused(monkeypatch, tiny_config):
+    """Each process would train a model of its own, all into one folder."""
+    config = tiny_config()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="torchrun has started 2 processes.* make 1: set trainer.devices=2"):
+        plan_updates(config)
+    config.trainer.devices = 2
+    plan_updates(config)
