@@ -28,6 +28,7 @@ from lhotse import CutSet
 from lhotse.dataset.dataloading import worker_init_fn
 from nemo.collections.common.data.lhotse import get_lhotse_dataloader_from_config
 from nemo.collections.common.data.lhotse.cutset import data_type_parser
+from nemo.utils import logging
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
@@ -224,6 +225,7 @@ def training_loader(
     config = _lhotse_options(config)
     parts = (rank, world_size) if torch.distributed.is_initialized() else (0, 1)
     num_utterances = check_utterances(config, *parts)
+    logging.info(f"Training on {num_utterances} utterances of {config.manifest_filepath}.")
     if config.get("tarred_audio_filepaths") is not None:
         _limit_buffer(config, num_utterances, world_size)
         return _tarred_loader(config, dataset, rank, world_size, first_batch, progress or ShardProgress())
@@ -261,6 +263,7 @@ def _tarred_loader(
 ) -> DataLoader:
     num_workers = config.get("num_workers", 0)
     shards = shards_of(config.manifest_filepath, config.tarred_audio_filepaths)
+    logging.info(f"Training on {len(shards)} shards, shared by {world_size * max(1, num_workers)} loader processes.")
     with open_dict(config):
         selector = config.pop("channel_selector", None)
         config.force_map_dataset = False
