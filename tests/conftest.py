@@ -204,6 +204,19 @@ def tiny_overrides(labelled):
 
 
 @pytest.fixture
+def tarred_overrides(labelled, tmp_path):
+    """Overrides for a training on the same speech in four shards, in ``tars`` of the test's folder."""
+    from nemo_mshubert.data.tarred import make_tarred
+
+    make_tarred(labelled.train, tmp_path / "tars", 4)
+    return [
+        f"train_manifest={tmp_path}/tars/sharded_manifests/manifest__OP_0..3_CL_.json",
+        f"train_tars={tmp_path}/tars/audio__OP_0..3_CL_.tar",
+        "model.train_ds.num_cuts_for_bins_estimate=50",
+    ]
+
+
+@pytest.fixture
 def tiny_ctc():
     """``tiny_ctc(dropout=0.1, ...)``: a stock letter CTC model, seeded, in eval mode; `TINY_ENCODER` with changes."""
     from nemo.collections.asr.models import EncDecCTCModel

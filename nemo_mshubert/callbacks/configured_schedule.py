@@ -18,11 +18,8 @@ from typing import Any, Dict
 
 import lightning.pytorch as pl
 
-PROGRESS = {
-    "last_epoch",
-    "_step_count",
-    "_last_lr",
-}  # of PyTorch's schedulers; all else of their state follows from the config
+# Of PyTorch's schedulers; all else of their state follows from the config.
+PROGRESS = {"last_epoch", "_step_count", "_last_lr"}
 
 
 class ConfiguredSchedule(pl.Callback):

@@ -28,7 +28,7 @@ import lightning.pytorch as pl
 import torch
 from nemo.utils import logging
 
-from nemo_mshubert.parallel.hang_watch import EXIT_CODE, HangWatch
+from nemo_mshubert.parallel.hang_watch import EXIT_CODE, HangWatch, hung_message
 
 PHASES = ("loading data", "forward pass", "backward pass", "update")
 Mark = Tuple[int, int]  # batches begun, index into PHASES
@@ -99,11 +99,8 @@ class RankWatch(pl.Callback):
             self._watch.stop()
 
     def _end(self, trainer: pl.Trainer, ranks: List[int], where: str) -> None:
-        logging.error(
-            f"No progress for {self.timeout_seconds:g} s: rank {', '.join(map(str, ranks))} of {trainer.world_size} "
-            f"hangs in: {where}. The run ends; the same command resumes it from the last checkpoint. Look at the machine "
-            "of that rank: file system, network, GPU."
-        )
+        hang = f"{', '.join(map(str, ranks))} of {trainer.world_size} hangs in: {where}"
+        logging.error(hung_message(self.timeout_seconds, hang, "resumes it from the last checkpoint"))
         launcher = trainer.strategy.launcher
         if hasattr(launcher, "kill"):  # ranks that this process has started; torchrun and srun end theirs
             launcher.kill(9)

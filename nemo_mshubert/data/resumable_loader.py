@@ -153,20 +153,22 @@ def usable_lines(config: DictConfig) -> Callable[[Dict[str, Any]], bool]:
 
 
 def _is_usable(entry: Dict[str, Any], shortest: float, longest: float, crop: float, status: str) -> bool:
-    duration = entry.get("duration")
-    if not isinstance(duration, (int, float)):
-        raise ValueError(
-            f'{entry["audio_filepath"]}: "duration" (seconds) is missing. Write the manifest again with its durations.'
-        )
+    duration = _duration(entry, entry["audio_filepath"])
     is_chosen = not entry.get("_skipme") and entry.get("validation_status", status) == status
     return is_chosen and shortest <= min(duration, crop) <= longest
 
 
-def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> int:
+def _duration(entry: Dict[str, Any], where: str) -> float:
+    if not isinstance(entry.get("duration"), (int, float)):
+        raise ValueError(f'{where}: "duration" (seconds) is missing. Write the manifest again with its durations.')
+    return entry["duration"]
+
+
+def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> Optional[int]:
     """Read the local manifests once before a long run; within a process group every rank its share of them.
 
     Returns:
-        the number of usable utterances in them.
+        the number of usable utterances; None where some manifests are remote.
 
     Raises:
         FileNotFoundError, ValueError: a missing manifest, a broken line (file and line are named), no utterance between
@@ -176,8 +178,7 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
     manifests = local_paths(config.manifest_filepath)[rank::world_size]
     count = 0
     for where, entry in itertools.chain.from_iterable(map(iter_manifest, manifests)):
-        if not isinstance(entry.get("duration"), (int, float)):
-            raise ValueError(f'{where}: "duration" (seconds) is missing. Write the manifest again with its durations.')
+        _duration(entry, where)
         if entry.get("shard_id") is not None and config.get("tarred_audio_filepaths") is None:
             raise ValueError(
                 f"{where}: of a tarred dataset (it has a shard_id). Give the tars too, in pre-training as train_tars."
@@ -188,7 +189,7 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
         torch.distributed.all_gather_object(counts, (rank, count))
         count = sum(dict(counts).values())  # ranks that share a part of the data have counted the same
     if has_remote_paths(config.manifest_filepath):
-        return count  # of a part: nothing is known of the whole
+        return None
     if count == 0:
         raise ValueError(
             f"{config.manifest_filepath}: no utterance of {config.get('min_duration') or 0} to "
@@ -225,7 +226,8 @@ def training_loader(
     config = _lhotse_options(config)
     parts = (rank, world_size) if torch.distributed.is_initialized() else (0, 1)
     num_utterances = check_utterances(config, *parts)
-    logging.info(f"Training on {num_utterances} utterances of {config.manifest_filepath}.")
+    if num_utterances is not None:
+        logging.info(f"Training on {num_utterances} utterances.")
     if config.get("tarred_audio_filepaths") is not None:
         _limit_buffer(config, num_utterances, world_size)
         return _tarred_loader(config, dataset, rank, world_size, first_batch, progress or ShardProgress())
@@ -243,13 +245,13 @@ def training_loader(
     )
 
 
-def _limit_buffer(config: DictConfig, num_utterances: int, world_size: int) -> None:
+def _limit_buffer(config: DictConfig, num_utterances: Optional[int], world_size: int) -> None:
     """No stream holds back more than its share of an epoch (or what its buckets need), else its batches would mix many epochs.
 
     The lines of shards come shuffled, so Lhotse's shuffling buffer, which it adds to that of the buckets, is not needed. Of
     remote manifests the number of utterances is not known: the buffers stay as they are.
     """
-    if has_remote_paths(config.manifest_filepath) or not config.get("use_bucketing"):
+    if num_utterances is None or not config.get("use_bucketing"):
         return
     share = num_utterances // (world_size * max(1, config.get("num_workers", 0)))
     with open_dict(config):

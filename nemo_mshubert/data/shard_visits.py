@@ -35,9 +35,8 @@ from nemo_mshubert.data.tar_shards import Entry, Shard
 
 LINE, EMPTY = "_mshubert_line", "_mshubert_empty"  # keys of a cut's custom fields
 EMPTY_EPOCHS = 30  # visits of that many epochs in a row without an utterance: none is usable, rather than bad luck
-Line = Tuple[
-    int, int, int
-]  # visit, line (counted among the usable ones), number of lines of the visit; 0: nothing to read
+# Visit, line (counted among the usable ones), number of lines of the visit; 0: nothing to read.
+Line = Tuple[int, int, int]
 
 
 class VisitRecord:

@@ -26,6 +26,14 @@ LEFT = "left"  # mark of a rank that is done
 EXIT_CODE = 70  # EX_SOFTWARE: of a run that was ended because a rank hung
 
 
+def hung_message(timeout_seconds: float, hang: str, goes_on: str) -> str:
+    """What the user is told: who hangs (and in what), and how the run ``goes_on``."""
+    return (
+        f"No progress for {timeout_seconds:g} s: rank {hang}. The run ends; the same command {goes_on}. Look at the machine "
+        "of that rank: file system, network, GPU."
+    )
+
+
 class HangWatch:
     """Two threads beside the work of a rank: one writes its mark, that of rank 0 reads all.
 

@@ -24,7 +24,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
 import torch
 
-from nemo_mshubert.parallel.hang_watch import EXIT_CODE, HangWatch
+from nemo_mshubert.parallel.hang_watch import EXIT_CODE, HangWatch, hung_message
 
 LONGEST_WAIT = timedelta(days=7)  # of a rank that is done for the others, as long as they work
 HUNG_SECONDS = 1500  # without any work of a rank's main thread, as in a file system that does not answer
@@ -80,12 +80,8 @@ class _Work:
 
 
 def _end(hanging: Dict[int, str], hung_seconds: float) -> None:
-    print(
-        f"No progress for {hung_seconds:g} s: rank {', '.join(map(str, hanging))} hangs. The run ends; the same command "
-        "goes on where it was. Look at the machine of that rank: file system, network, GPU.",
-        file=sys.stderr,
-        flush=True,
-    )
+    hang = f"{', '.join(map(str, hanging))} hangs"
+    print(hung_message(hung_seconds, hang, "goes on where it was"), file=sys.stderr, flush=True)
     os._exit(EXIT_CODE)
 
 

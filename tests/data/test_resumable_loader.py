@@ -61,6 +61,15 @@ def options(**changes):
     return OmegaConf.create({**config, **changes})
 
 
+def tarred_options(manifest, folder, shards):
+    """Options for a manifest that is packed into so many shards in the folder."""
+    make_tarred(manifest, folder, shards)
+    return options(
+        manifest_filepath=f"{folder}/sharded_manifests/manifest__OP_0..{shards - 1}_CL_.json",
+        tarred_audio_filepaths=f"{folder}/audio__OP_0..{shards - 1}_CL_.tar",
+    )
+
+
 @pytest.fixture
 def plain(counting_corpus):
     return options(manifest_filepath=str(counting_corpus(LENGTHS)))
@@ -68,11 +77,7 @@ def plain(counting_corpus):
 
 @pytest.fixture
 def tarred(counting_corpus, tmp_path):
-    make_tarred(counting_corpus(LENGTHS), tmp_path / "tars", SHARDS)
-    return options(
-        manifest_filepath=f"{tmp_path}/tars/sharded_manifests/manifest__OP_0..3_CL_.json",
-        tarred_audio_filepaths=f"{tmp_path}/tars/audio__OP_0..3_CL_.tar",
-    )
+    return tarred_options(counting_corpus(LENGTHS), tmp_path / "tars", SHARDS)
 
 
 def take(config, count, first=0, rank=0, ranks=1, progress=None):

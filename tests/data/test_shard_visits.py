@@ -26,8 +26,7 @@ from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.resumable_loader import training_loader
 from nemo_mshubert.data.shard_visits import ShardProgress, VisitRecord, Visits
 from nemo_mshubert.data.tar_shards import Shard, shards_of
-from nemo_mshubert.data.tarred import make_tarred
-from tests.data.test_resumable_loader import options
+from tests.data.test_resumable_loader import tarred_options
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
 LENGTHS = [8000 + 400 * number for number in range(23)]  # shards of 5 and 6 utterances
@@ -36,11 +35,7 @@ SHARDS = 4
 
 @pytest.fixture
 def tarred(counting_corpus, tmp_path):
-    make_tarred(counting_corpus(LENGTHS), tmp_path / "tars", SHARDS)
-    return options(
-        manifest_filepath=f"{tmp_path}/tars/sharded_manifests/manifest__OP_0..3_CL_.json",
-        tarred_audio_filepaths=f"{tmp_path}/tars/audio__OP_0..3_CL_.tar",
-    )
+    return tarred_options(counting_corpus(LENGTHS), tmp_path / "tars", SHARDS)
 
 
 def train(config, ranks, batches, states, workers=0):

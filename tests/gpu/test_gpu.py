@@ -29,7 +29,6 @@ from nemo_mshubert.clustering.label_maker import fit_label_maker
 from nemo_mshubert.clustering.labelling import label_manifest, sample_corpus_frames
 from nemo_mshubert.data.labels import FrameLabels
 from nemo_mshubert.data.manifest import read_manifest
-from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.models import MSHuBERTModel
 from nemo_mshubert.models.loading import load_encoder
 from nemo_mshubert.modules.frames import frame_count
@@ -131,15 +130,9 @@ def train(config, folder, **options):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_training_on_tarred_speech(labelled, tiny_config, tmp_path, precision):
+def test_training_on_tarred_speech(tarred_overrides, tiny_config, tmp_path, precision):
     """Loader with pinned memory, masks, losses, optimizer, metrics: in fp32 as on the CPU, in bf16 nearly."""
-    make_tarred(labelled.train, tmp_path / "tars", 4)
-    config = tiny_config(
-        f"train_manifest={tmp_path}/tars/sharded_manifests/manifest__OP_0..3_CL_.json",
-        f"train_tars={tmp_path}/tars/audio__OP_0..3_CL_.tar",
-        "model.train_ds.num_workers=1",
-        "model.train_ds.num_cuts_for_bins_estimate=50",
-    )
+    config = tiny_config(*tarred_overrides, "model.train_ds.num_workers=1")
     config = OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])
     options = dict(max_steps=20, gradient_clip_val=10.0, limit_val_batches=0)
     expected = train(config, tmp_path, accelerator="cpu", precision="32-true", **options)

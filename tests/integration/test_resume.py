@@ -29,7 +29,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.models import MSHuBERTModel
 from tests.models.fixed_update import trainer_of
 from tests.parallel.ranks_of_a_test import run_on_ranks
@@ -40,9 +39,8 @@ VALIDATE_EVERY = 6  # each validation writes a checkpoint
 
 
 @pytest.fixture
-def command(labelled, tiny_command_line, tmp_path):
+def command(tarred_overrides, tiny_command_line):
     """``command(folder)``: the command line of a run with all that is drawn at random switched on."""
-    make_tarred(labelled.train, tmp_path / "tars", 4)
 
     def make(folder):
         return [
@@ -51,13 +49,11 @@ def command(labelled, tiny_command_line, tmp_path):
             "--config-name=mshubert_tiny",
             *tiny_command_line,
             f"exp_manager.exp_dir={folder}",
-            f"train_manifest={tmp_path}/tars/sharded_manifests/manifest__OP_0..3_CL_.json",
-            f"train_tars={tmp_path}/tars/audio__OP_0..3_CL_.tar",
+            *tarred_overrides,
             f"max_updates={UPDATES}",
             f"validate_every_updates={VALIDATE_EVERY}",
             "seconds_per_update=24",  # two micro-batches
             "model.train_ds.num_workers=2",
-            "model.train_ds.num_cuts_for_bins_estimate=50",
             "model.drop_label_sets=1",
             "model.encoder.dropout=0.1",
             "model.encoder.layerdrop=0.2",
@@ -146,14 +142,11 @@ def train_on_tars(config, updates, checkpoint, devices=1, resume=None, **options
 
 
 @pytest.mark.integration
-def test_run_on_tarred_data_goes_on_with_another_number_of_ranks(labelled, tiny_config, tmp_path):
+def test_run_on_tarred_data_goes_on_with_another_number_of_ranks(tarred_overrides, tiny_config, tmp_path):
     """A preempted run gets what machines there are: no utterance comes twice in an epoch, and none is left out."""
-    make_tarred(labelled.train, tmp_path / "tars", 4)
     config = tiny_config(
-        f"train_manifest={tmp_path}/tars/sharded_manifests/manifest__OP_0..3_CL_.json",
-        f"train_tars={tmp_path}/tars/audio__OP_0..3_CL_.tar",
+        *tarred_overrides,
         "model.train_ds.num_workers=0",
-        "model.train_ds.num_cuts_for_bins_estimate=50",
         "model.train_ds.bucket_buffer_size=10",
         "model.train_ds.shuffle_buffer_size=2",
     )
