@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
 from nemo_mshubert.modules.mshubert_encoder import Views
-from nemo_mshubert.modules.swap import swap
+from nemo_mshubert.modules.swap import swap, swap_source
 
 
 class PeerViews(nn.Module):
@@ -55,11 +55,12 @@ class PeerViews(nn.Module):
         views = torch.cat([masked_BTD, x_BTD]) if use_swap else masked_BTD
         num_views = len(views) // len(x_BTD)
         x_NTD = parts["before_blocks"](views)
+        source_R = swap_source(mask_BT)
         tapped = {}
         for number, block in enumerate(parts["blocks"], start=1):
             x_NTD = first_output(block(x_NTD))
             if use_swap:
-                x_NTD = swap(x_NTD.unflatten(0, (2, -1)), mask_BT).flatten(0, 1)
+                x_NTD = swap(x_NTD.unflatten(0, (2, -1)), source_R).flatten(0, 1)
             if number == len(parts["blocks"]) and self.pre_norm:
                 x_NTD = parts["last_norm"](x_NTD)
             if number in tapped_layers:

@@ -35,7 +35,7 @@ from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES, valid_position
 from nemo_mshubert.modules.masking import span_mask
 from nemo_mshubert.modules.relative_position import GatedSelfAttention, RelativePositionBias
 from nemo_mshubert.modules.stacked_pos_conv import StackedConvPositionalEmbedding
-from nemo_mshubert.modules.swap import swap
+from nemo_mshubert.modules.swap import swap, swap_source
 from nemo_mshubert.modules.transformer import (
     EPSILON,
     ConvPositionalEmbedding,
@@ -224,7 +224,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         """Section 2.2.1: the masked view and its unmasked duplicate, exchanged at the masked frames after every block.
 
         Args:
-            audio_signal: ``[B, 1, S]``; length: ``[B]`` samples.
+            audio_signal: ``[B, 1, S]``; length: ``[B]`` samples, best on the host.
             mask_BT: True at masked frames, ``[B, T]``, never beyond an utterance.
             tapped_layers: numbers of the blocks (from 1) whose outputs are wanted; blocks above the last are not run.
             use_swap: False for the paper's "- Swap": the masked view alone (HuBERT).
@@ -238,7 +238,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
             views.flatten(0, 1),
             frames_B.repeat(num_views),
             padded,
-            swap_mask_BT=mask_BT if use_swap else None,
+            source_R=swap_source(mask_BT) if use_swap else None,
             last_layer=max(tapped_layers),
             generator=generator,
         )
@@ -265,14 +265,18 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
     # --- Parts ---------------------------------------------------------------------------------------------------
 
     def _embed_audio(self, signal_B1S: Tensor, length_B: Tensor) -> Tuple[Tensor, Tensor, bool, Tensor]:
-        """Front end and projection: ``[B, T, D]``, frame counts ``[B]``, whether rows are padded, feature penalty."""
+        """Front end and projection: ``[B, T, D]``, frame counts ``[B]``, whether rows are padded, feature penalty.
+
+        With lengths on the host, it does not wait for a GPU.
+        """
         missing = RECEPTIVE_FIELD_SAMPLES - signal_B1S.shape[-1]
         if missing > 0:  # one frame that no utterance owns, so that every shape exists
             signal_B1S = nn.functional.pad(signal_B1S, (0, missing))
         padded = is_exporting() or bool((length_B < signal_B1S.shape[-1]).any())
 
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.feature_grad_mult > 0):
-            x_BTC, frames_B = self.feature_extractor(signal_B1S, length_B.to(torch.int64), padded)
+            length_B = length_B.to(signal_B1S.device, torch.int64, non_blocking=True)
+            x_BTC, frames_B = self.feature_extractor(signal_B1S, length_B, padded)
         if x_BTC.requires_grad and self.feature_grad_mult != 1:
             x_BTC.register_hook(lambda gradient: gradient * self.feature_grad_mult)
         feature_penalty = self._mean_square(x_BTC, frames_B, padded) if self.training else x_BTC.new_zeros(())
@@ -308,14 +312,14 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         x_NTD: Tensor,
         frames_N: Tensor,
         padded: bool,
-        swap_mask_BT: Optional[Tensor] = None,
+        source_R: Optional[Tensor] = None,
         last_layer: Optional[int] = None,
         generator: Optional[torch.Generator] = None,
     ) -> List[Tensor]:
         """Input of the first block and outputs of blocks 1 to ``last_layer`` (default: all), each ``[N, T, D]``.
 
-        Blocks above it are not run; in training their gradients are zero. With ``swap_mask_BT``, the N = 2B rows are two
-        views that are exchanged at its frames after every block.
+        Blocks above it are not run; in training their gradients are zero. With ``source_R``, the N = 2B rows are two views
+        that are exchanged by it (`swap`) after every block.
         """
         valid_NT, key_mask, position_bias = None, None, None
         if padded:
@@ -339,8 +343,8 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
                 x_NTD = x_NTD + zero_touch(layer)  # the identity: taps and the parity of the exchanges stay
             else:
                 x_NTD = layer(x_NTD, key_mask, position_bias)
-            if swap_mask_BT is not None:
-                x_NTD = swap(x_NTD.unflatten(0, (2, -1)), swap_mask_BT).flatten(0, 1)
+            if source_R is not None:
+                x_NTD = swap(x_NTD.unflatten(0, (2, -1)), source_R).flatten(0, 1)
             if number == len(self.layers) and self.pre_norm:
                 x_NTD = self.layer_norm(x_NTD)
             outputs.append(x_NTD)

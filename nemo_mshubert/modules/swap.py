@@ -17,20 +17,47 @@
 V = 2 views (0: masked, 1: unmasked duplicate), B utterances, T frames, D width.
 """
 
+from typing import Any, Tuple
+
 import torch
 from torch import Tensor
 
 
-def swap(x_VBTD: Tensor, mask_BT: Tensor) -> Tensor:
+def swap(x_VBTD: Tensor, source_R: Tensor) -> Tensor:
     """Exchange the two views at the masked frames; all other frames pass through.
 
-    Out of place, so gradients flow through the exchange into both streams.
+    Out of place, and gradients flow through the exchange into both streams.
 
     Args:
         x_VBTD: outputs of a transformer block for both views, ``[2, B, T, D]``.
+        source_R: `swap_source` of the mask.
+    """
+    return _TakeRows.apply(x_VBTD, source_R)
+
+
+def swap_source(mask_BT: Tensor) -> Tensor:
+    """For every frame of both views, ``[V * B * T]``, the row it takes in an exchange: that of the other view if masked.
+
+    Args:
         mask_BT: True at masked frames, ``[B, T]``; the same frames for both views.
     """
-    return torch.where(mask_BT[..., None], x_VBTD.flip(0), x_VBTD)
+    row_VBT = torch.arange(2 * mask_BT.numel(), device=mask_BT.device).view(2, *mask_BT.shape)
+    return torch.where(mask_BT, row_VBT.flip(0), row_VBT).flatten()
+
+
+class _TakeRows(torch.autograd.Function):
+    """Rows in the order of an exchange. It is its own inverse, so gradients take the same rows: one read and one write
+    each way, a quarter of what autograd makes of ``torch.where(mask, x.flip(0), x)``."""
+
+    @staticmethod
+    def forward(ctx: Any, x_VBTD: Tensor, source_R: Tensor) -> Tensor:
+        ctx.save_for_backward(source_R)
+        return x_VBTD.flatten(0, 2).index_select(0, source_R).view(x_VBTD.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_VBTD: Tensor) -> Tuple[Tensor, None]:
+        (source_R,) = ctx.saved_tensors
+        return swap(gradient_VBTD, source_R), None
 
 
 def masked_stream_view(layer: int) -> int:

@@ -33,7 +33,7 @@ from nemo_mshubert.analysis.diagnostics import (
 )
 from nemo_mshubert.analysis.word_segments import AllHiddenStates, read_alignments
 from nemo_mshubert.data.manifest import iter_manifest, load_audio
-from nemo_mshubert.modules.swap import swap
+from nemo_mshubert.modules.swap import swap, swap_source
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "diagnose.py"
 
@@ -64,7 +64,7 @@ def slow_cosines(model, lines, masks):
             for layer in range(len(encoder.layers) + 1):
                 if layer:
                     views = torch.stack([run_block(encoder, layer, view) for view in views])
-                    views = swap(views, mask_T[None]) if mode == "exchanged" else views
+                    views = swap(views, swap_source(mask_T[None])) if mode == "exchanged" else views
                 for kind, chosen in (("masked", mask_T), ("unmasked", ~mask_T)):
                     pairs = zip(*views[:, 0, chosen])
                     values = [float(a @ b / a.norm() / b.norm()) for a, b in pairs]

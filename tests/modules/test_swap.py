@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from nemo_mshubert.modules.swap import masked_stream_view, swap
+from nemo_mshubert.modules.swap import masked_stream_view, swap, swap_source
 
 LENGTHS = [4000, 4000]  # samples: 12 frames each
 LAYERS = [1, 2]
@@ -59,11 +59,11 @@ def test_swap_exchanges_masked_frames_and_nothing_else():
     """The whole difference between MS-HuBERT and HuBERT."""
     x_VBTD, mask_BT = torch.randn(2, 3, 7, 4), torch.arange(7).expand(3, 7) % 3 == 0
     before = x_VBTD.clone()
-    y_VBTD = swap(x_VBTD, mask_BT)
+    y_VBTD = swap(x_VBTD, swap_source(mask_BT))
     assert torch.equal(y_VBTD[:, mask_BT], x_VBTD.flip(0)[:, mask_BT])  # exchanged (an identity swap fails here)
     assert torch.equal(y_VBTD[:, ~mask_BT], x_VBTD[:, ~mask_BT])  # untouched
     assert torch.equal(x_VBTD, before)  # out of place
-    assert torch.equal(swap(y_VBTD, mask_BT), x_VBTD)
+    assert torch.equal(swap(y_VBTD, swap_source(mask_BT)), x_VBTD)
 
 
 @pytest.mark.unit
@@ -162,8 +162,10 @@ def test_gradients_flow_through_the_exchange():
     x_VBTD = torch.randn(2, 2, 5, 3, dtype=torch.float64, requires_grad=True)
     mask_BT = torch.tensor([[1, 0, 1, 0, 0], [0, 1, 1, 0, 1]], dtype=torch.bool)
     block = nn.Linear(3, 3).double()
-    assert torch.autograd.gradcheck(lambda x: swap(block(swap(x, mask_BT)).tanh(), mask_BT), x_VBTD)
-    (gradient,) = torch.autograd.grad(swap(x_VBTD, mask_BT)[0].sum(), x_VBTD)
+    source_R = swap_source(mask_BT)
+    assert torch.autograd.gradcheck(lambda x: swap(block(swap(x, source_R)).tanh(), source_R), x_VBTD)
+    assert torch.autograd.gradgradcheck(lambda x: swap(x, source_R).tanh(), x_VBTD)
+    (gradient,) = torch.autograd.grad(swap(x_VBTD, source_R)[0].sum(), x_VBTD)
     assert torch.equal(gradient[1].bool(), mask_BT[..., None].expand(2, 5, 3))  # view 0 gets these from view 1
     assert torch.equal(gradient[0].bool(), ~mask_BT[..., None].expand(2, 5, 3))
 
