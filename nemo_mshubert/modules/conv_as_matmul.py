@@ -30,13 +30,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nemo_mshubert.modules.autocast import to_autocast_dtype
+
 
 def conv_as_matmul(x_BTC: Tensor, weight_OCK: Tensor, bias_O: Optional[Tensor], stride: int) -> Tensor:
     """``conv1d`` without padding of ``[B, T, C]`` to ``[B, (T - K) // stride + 1, O]``, in the dtype of autocast."""
-    if torch.is_autocast_enabled(x_BTC.device.type):
-        dtype = torch.get_autocast_dtype(x_BTC.device.type)
-        x_BTC, weight_OCK = x_BTC.to(dtype), weight_OCK.to(dtype)
-        bias_O = bias_O if bias_O is None else bias_O.to(dtype)
+    x_BTC, weight_OCK = to_autocast_dtype(x_BTC), to_autocast_dtype(weight_OCK)
+    bias_O = None if bias_O is None else to_autocast_dtype(bias_O)
     return _ConvAsMatmul.apply(x_BTC.contiguous(), weight_OCK, bias_O, stride)
 
 

@@ -38,7 +38,7 @@ def is_exporting() -> bool:
 
 
 class TimeGroupNorm(nn.GroupNorm):
-    """One group per channel: normalise each channel over time, in fp32."""
+    """One group per channel: normalise each channel over time, in fp32; what comes out has the dtype of the input."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, eps=EPSILON, affine=True)
@@ -46,7 +46,7 @@ class TimeGroupNorm(nn.GroupNorm):
     def forward(self, x_BTC: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
         """``[B, T, C]`` -> same; with ``padded``, the statistics of row b come from its first ``lengths_B[b]`` frames."""
         if not padded:
-            return super().forward(x_BTC.transpose(1, 2)).transpose(1, 2)
+            return super().forward(x_BTC.transpose(1, 2)).transpose(1, 2).to(x_BTC.dtype)
         valid_BT1 = valid_positions(lengths_B, x_BTC.shape[1])[..., None]
         count_B11 = lengths_B.clamp(min=1)[:, None, None]
         x = x_BTC.float()
@@ -58,13 +58,13 @@ class TimeGroupNorm(nn.GroupNorm):
 
 
 class ChannelLayerNorm(nn.LayerNorm):
-    """LayerNorm over channels of ``[B, T, C]``; independent of padding."""
+    """LayerNorm over channels of ``[B, T, C]``, in fp32, in the dtype of the input (fairseq: ``Fp32LayerNorm``)."""
 
     def __init__(self, channels: int):
         super().__init__(channels, eps=EPSILON)
 
     def forward(self, x_BTC: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
-        return super().forward(x_BTC)
+        return super().forward(x_BTC).to(x_BTC.dtype)
 
 
 class ConvLayer(nn.Module):
@@ -77,17 +77,18 @@ class ConvLayer(nn.Module):
         self.layer_norm = {"group_norm": TimeGroupNorm, "layer_norm": ChannelLayerNorm, "none": lambda _: None}[norm](
             channels
         )
+        self._norm_is_foldable = norm == "group_norm" and in_channels == 1 and not bias
 
     def forward(self, x_BTC: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
         conv, norm = self.conv, self.layer_norm
-        if x_BTC.device.type != "cpu" or is_exporting():
-            y_BTC = conv(x_BTC.transpose(1, 2)).transpose(1, 2)
-        elif isinstance(norm, TimeGroupNorm) and conv.in_channels == 1 and conv.bias is None:
+        if self._norm_is_foldable and x_BTC.device.type != "mps" and not is_exporting():  # Apple's GPUs have no fp64
             affine = (norm.weight, norm.bias, norm.eps)
             weight_OK, stride = conv.weight[:, 0], conv.stride[0]
             return F.gelu(conv_with_time_norm(x_BTC[..., 0], weight_OK, *affine, stride, lengths_B, padded))
-        else:
+        if x_BTC.device.type == "cpu" and not is_exporting():
             y_BTC = conv_as_matmul(x_BTC, conv.weight, conv.bias, conv.stride[0])
+        else:
+            y_BTC = conv(x_BTC.transpose(1, 2)).transpose(1, 2)
         return F.gelu(y_BTC if norm is None else norm(y_BTC, lengths_B, padded))
 
 

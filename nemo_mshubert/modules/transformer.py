@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nemo_mshubert.modules.autocast import to_autocast_dtype
+
 EPSILON = 1e-5
 INIT_STD = 0.02  # fairseq: init_bert_params
 
@@ -70,8 +72,9 @@ class SelfAttention(nn.Module):
         self, x_BTD: Tensor, key_mask_B11T: Optional[Tensor], position_bias_HTT: Optional[Tensor] = None
     ) -> Tensor:
         """``[B, T, D]`` -> ``[B, T, D]``; ``key_mask_B11T`` is True at frames to attend to, None for all."""
+        operand_BTD = to_autocast_dtype(x_BTD)
         q_BHTE, k_BHTE, v_BHTE = (
-            proj(x_BTD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            proj(operand_BTD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         dropout = self.dropout if self.training else 0.0

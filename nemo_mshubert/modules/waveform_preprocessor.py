@@ -21,6 +21,8 @@ import torch
 from nemo.collections.asr.modules.audio_preprocessing import AudioPreprocessor
 from nemo.core.neural_types import AudioSignal, LengthsType, NeuralType, SpectrogramType
 
+from nemo_mshubert.modules.frames import valid_positions
+
 EPSILON = 1e-7  # of the variance: fairseq and transformers normalise raw audio with about this floor
 
 
@@ -85,11 +87,15 @@ class WaveformPreprocessor(AudioPreprocessor):
         return None
 
     def get_features(self, input_signal: torch.Tensor, length: torch.Tensor):
-        """``[B, S]`` samples -> ``[B, 1, S]``, lengths unchanged; samples beyond an utterance are set to zero."""
-        valid_BS = torch.arange(input_signal.shape[1], device=input_signal.device) < length[:, None]
+        """``[B, S]`` samples -> ``[B, 1, S]``, lengths unchanged; samples beyond an utterance are set to zero.
+
+        Lengths may be on the host, and stay there.
+        """
+        length_B = length.to(input_signal.device, non_blocking=True)
+        valid_BS = valid_positions(length_B, input_signal.shape[1])
         signal_BS = input_signal * valid_BS
         if self.normalized:
-            count_B = length.clamp(min=1)[:, None]
-            centred_BS = (signal_BS - signal_BS.sum(dim=1, keepdim=True) / count_B) * valid_BS
-            signal_BS = centred_BS * torch.rsqrt(centred_BS.square().sum(dim=1, keepdim=True) / count_B + EPSILON)
+            count_B1 = length_B.clamp(min=1)[:, None]
+            centred_BS = (signal_BS - signal_BS.sum(dim=1, keepdim=True) / count_B1) * valid_BS
+            signal_BS = centred_BS * torch.rsqrt(centred_BS.square().sum(dim=1, keepdim=True) / count_B1 + EPSILON)
         return signal_BS[:, None, :], length

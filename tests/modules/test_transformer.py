@@ -49,6 +49,20 @@ def copy_of(theirs, ours):
 
 
 @pytest.mark.unit
+def test_attention_converts_its_input_once_under_autocast():
+    """Three conversions and their gradients are a tenth of what a block moves through the memory of a GPU."""
+    attention, x_BTD = SelfAttention(24, 4, 0.0), torch.randn(2, 13, 24)
+    operands = []
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+        projection.register_forward_pre_hook(lambda module, arguments: operands.append(arguments[0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        y_BTD = attention(x_BTD, None)
+    assert operands[0] is operands[1] is operands[2] and operands[0].dtype == y_BTD.dtype == torch.bfloat16
+    torch.testing.assert_close(y_BTD.float(), attention(x_BTD, None), atol=2e-3, rtol=0)
+    assert operands[3] is x_BTD  # outside of autocast nothing is converted
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize("kernel", [8, 9])
 def test_positional_embedding_equals_transformers(kernel):
     """Even kernels drop their surplus frame at the end, odd ones have none."""
