@@ -76,7 +76,7 @@ class Batch:
         mask_BT = span_mask([self.num_frames] * self.num_rows, masking.mask_prob, masking.mask_length)
         self.num_masked = int(mask_BT.sum())
         self.audio = 0.1 * torch.randn(self.num_rows, 1, self.num_samples, device=device)
-        self.length = torch.full((self.num_rows,), self.num_samples, device=device)
+        self.length = torch.full((self.num_rows,), self.num_samples)
         self.mask_BT = mask_BT.to(device)
         # Found once, before the steps: on a GPU the host would have to wait for their number, with every label set.
         self.masked_M = mask_BT.flatten().nonzero()[:, 0].to(device)  # indices into B * T

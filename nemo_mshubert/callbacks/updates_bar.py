@@ -14,6 +14,9 @@
 
 """One progress bar for a whole run."""
 
+import time
+from typing import Dict, Union
+
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
 
@@ -42,9 +45,18 @@ class UpdatesProgressBar(TQDMProgressBar):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx: int
     ) -> None:
         bar = self.train_progress_bar
-        if not bar.disable and trainer.global_step > bar.n:
+        if bar.disable or trainer.global_step == bar.n:
+            return
+        if time.time() - bar.last_print_t >= bar.mininterval:  # the host waits for the GPU to have the loss
             bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
-            bar.update(trainer.global_step - bar.n)
+        bar.update(trainer.global_step - bar.n)
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Dict[str, Union[int, str, float]]:
+        """Lightning's, and the loss: what a model logs with ``prog_bar`` is read from the GPU after every batch."""
+        shown = super().get_metrics(trainer, pl_module)
+        if "train_loss" in trainer.callback_metrics:
+            shown["train_loss"] = float(trainer.callback_metrics["train_loss"])
+        return shown
 
     def on_train_end(self, *_) -> None:
         self.train_progress_bar.refresh()

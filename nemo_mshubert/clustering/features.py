@@ -159,7 +159,7 @@ class HiddenFeatures(FeatureMaker):
     def _run(self, pieces: List[np.ndarray]) -> List[np.ndarray]:
         audio = nn.utils.rnn.pad_sequence([torch.from_numpy(piece) for piece in pieces], batch_first=True)
         length = torch.tensor([len(piece) for piece in pieces])
-        features, frames = self.encoder.extract_features(audio.to(self.device), length.to(self.device), self.layer)
+        features, frames = self.encoder.extract_features(audio.to(self.device), length, self.layer)
         assert frames.tolist() == frame_count(length).tolist()
         features = features.float().cpu().numpy()  # [B, T, D]
         return [row[:count] for row, count in zip(features, frames.tolist())]

@@ -61,6 +61,10 @@ class Masks:
     masked_M: Tensor  # indices into B * T
     visible_U: Tensor  # indices of valid frames that are not masked
 
+    def to(self, device: torch.device) -> "Masks":
+        indices = (self.mask_BT, self.masked_M, self.visible_U)
+        return Masks(*(index.to(device, non_blocking=True) for index in indices))
+
 
 class MSHuBERTModel(ModelPT):
     """Encoder, label heads and loss, trained on utterances whose frame labels travel in the NeMo manifest.
@@ -209,8 +213,9 @@ class MSHuBERTModel(ModelPT):
             frames, self._cfg.masking.mask_prob, self._cfg.masking.mask_length, num_frames, generator=generator
         )
         valid_BT = torch.arange(num_frames) < torch.tensor(frames)[:, None]
-        indices = (mask_BT, mask_BT.flatten().nonzero().flatten(), (valid_BT & ~mask_BT).flatten().nonzero().flatten())
-        return Masks(*(index.to(length.device, non_blocking=True) for index in indices))
+        return Masks(
+            mask_BT, mask_BT.flatten().nonzero().flatten(), (valid_BT & ~mask_BT).flatten().nonzero().flatten()
+        )
 
     def _labels_of_set(self, labels: Dict[int, Tensor], clusters: int) -> Tensor:
         """Labels ``[B, T]`` of one set: stored, or looked up from the finest."""
@@ -239,16 +244,22 @@ class MSHuBERTModel(ModelPT):
 
     # --- Training ------------------------------------------------------------------------------------------------
 
+    def transfer_batch_to_device(self, batch: Dict[str, Any], device: torch.device, dataloader_idx: int):
+        """Lightning's hook. Lengths stay on the host, which draws masks by them: to read them it would wait for the GPU."""
+        moved = super().transfer_batch_to_device({**batch, "length": None}, device, dataloader_idx)
+        return {**moved, "length": batch["length"]}
+
     def training_step(self, batch: Dict[str, Any], batch_idx: int) -> Dict[str, Any]:
         update = self.trainer.global_step
         micro_batch = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready  # counts this one, over resumes
         torch.manual_seed(seed_of(self._cfg.seed, "dropout", self.data_ranks.rank, micro_batch))
         generator = generator_of(self._cfg.seed, "masks", self.data_ranks.rank, micro_batch)
-        masks = self._draw_masks(batch["length"], batch["audio"].shape[1], generator)
+        audio, length = batch["audio"], batch["length"]
+        masks = self._draw_masks(length, audio.shape[1], generator).to(audio.device)
         sets = self._kept_sets(update)
         # Alike on all ranks: none waits for one that skips fewer blocks, and shards of a block are gathered by all or none.
         layerdrop = generator_of(self._cfg.seed, "layerdrop", micro_batch)
-        views = self.forward(batch["audio"], batch["length"], masks.mask_BT, sets, layerdrop)
+        views = self.forward(audio, length, masks.mask_BT, sets, layerdrop)
         logits, targets = self._predict(views, batch["labels"], sets, masks.masked_M)
         loss_sum, set_losses, count = self.loss(
             logits=list(logits.values()), labels=targets, feature_penalty=views.feature_penalty
@@ -266,7 +277,7 @@ class MSHuBERTModel(ModelPT):
             log["learning_rate"] = self._optimizer.param_groups[0]["lr"]
             log.update(self._training_metrics(views, batch["labels"], masks, logits, targets, set_losses))
             log["feature_penalty"] = views.feature_penalty.detach()
-        self.log("train_loss", loss_sum.detach() / count.clamp(min=1), prog_bar=True)
+        self.log("train_loss", loss_sum.detach() / count.clamp(min=1))
         for head in self.label_heads.absent(sets):
             loss_sum = loss_sum + zero_touch(head)
         # Lightning divides by the number of accumulated micro-batches and DDP by that of ranks; what is left of both is
@@ -290,13 +301,14 @@ class MSHuBERTModel(ModelPT):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn gradients of the sum into those of the mean over the masked rows of the update; drop a non-finite step."""
-        count = self.masked_rows
-        sum_over_data_ranks(count, self.data_ranks)
+        sum_over_data_ranks(self.masked_rows, self.data_ranks)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch._foreach_div_([p.grad for p in parameters], float(count.clamp(min=1)))
+        norm = gradient_norm(parameters)  # of the sum
+        # The one place of an update where the host waits for the GPU.
+        count, norm_of_sum = torch.stack([self.masked_rows.clamp(min=1), plain(norm).double()]).tolist()
         self.masked_rows.zero_()
-        self._grad_norm = gradient_norm(parameters)
-        grad_norm = plain(self._grad_norm)
+        torch._foreach_div_([p.grad for p in parameters], count)
+        self._grad_norm, grad_norm = norm / count, norm_of_sum / count
         self.log("grad_norm", grad_norm)
         if not self.step_guard.accept(grad_norm, self.trainer.global_step):
             optimizer.zero_grad(set_to_none=True)  # without gradients the optimizer leaves weights and moments alone
@@ -392,8 +404,9 @@ class MSHuBERTModel(ModelPT):
     def validation_step(self, batch: Dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> Dict[str, Tensor]:
         """Sums per label set over the masked and unmasked frames of the batch; masks are the same at every validation."""
         generator = generator_of(self._cfg.seed, "validation masks", self.data_ranks.rank, batch_idx)
-        masks = self._draw_masks(batch["length"], batch["audio"].shape[1], generator)
-        views = self.forward(batch["audio"], batch["length"], masks.mask_BT)
+        audio, length = batch["audio"], batch["length"]
+        masks = self._draw_masks(length, audio.shape[1], generator).to(audio.device)
+        views = self.forward(audio, length, masks.mask_BT)
         sets = list(self.layer_of_set)
         logits, targets = self._predict(views, batch["labels"], sets, masks.masked_M)
         _, set_losses, count = self.loss(

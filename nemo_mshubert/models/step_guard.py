@@ -14,7 +14,8 @@
 
 """Watch over the optimizer steps: a step with a non-finite gradient is skipped and counted, many in a row end the run."""
 
-from typing import List, Tuple
+import math
+from typing import List, Tuple, Union
 
 import torch
 from nemo.utils import logging
@@ -42,14 +43,14 @@ class StepGuard:
         """Remember one micro-batch of the current update."""
         self._micro_batches.append((list(utterances), loss_sum.detach()))
 
-    def accept(self, grad_norm: Tensor, update: int) -> bool:
+    def accept(self, grad_norm: Union[float, Tensor], update: int) -> bool:
         """Whether to take the step. ``grad_norm`` must be that of all ranks, so that they decide alike.
 
         Raises:
             NonFiniteTrainingError: the last ``max_consecutive`` updates were all non-finite.
         """
         micro_batches, self._micro_batches = self._micro_batches, []
-        if torch.isfinite(grad_norm):
+        if math.isfinite(grad_norm):
             self._consecutive = 0
             return True
         self.num_skipped += 1

@@ -45,7 +45,7 @@ class Slope(pl.LightningModule):
 
     def training_step(self, batch, batch_idx):
         loss = ((self.weight - batch) ** 2).mean()
-        self.log("train_loss", loss, prog_bar=True)
+        self.log("train_loss", loss)
         return loss
 
     def configure_optimizers(self):

@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import fixed_update
@@ -27,7 +28,7 @@ import torch
 from fixed_update import collate, every_second_frame, train, train_split, utterance
 from omegaconf import OmegaConf
 
-from nemo_mshubert.models import step_guard
+from nemo_mshubert.models import MSHuBERTModel, step_guard
 from nemo_mshubert.models.step_guard import NonFiniteTrainingError, StepGuard
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
@@ -60,6 +61,28 @@ def test_accumulated_micro_batches_are_one_batch(config, one_batch, micro_batche
     """A machine with less memory must train the same model, also with unequal micro-batches."""
     weights = train_split(config, [micro_batches], gradient_clip_val=CLIP).state_dict()
     assert difference(weights, one_batch) < 1e-5
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("frames", [[24, 24], [24, 20]], ids=["dense", "padded"])
+def test_the_host_queues_a_step_without_waiting_for_the_gpu(config, frames, monkeypatch):
+    """Numbers read from the GPU, as lengths for the masks were, leave it idle until the host has queued more work.
+
+    A device of PyTorch that has shapes but no numbers takes the place of the GPU: to read one is an error.
+    """
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # that device has none
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)
+    trainer = fixed_update.trainer_of(max_steps=1, log_every_n_steps=50)
+    model = MSHuBERTModel(config, trainer).to("meta").train()
+    logged = {}
+    monkeypatch.setattr(model, "log", lambda name, value: logged.update({name: value}))
+    batch = collate([utterance(number, count) for number, count in enumerate(frames)])
+    batch = model.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    loss = model.training_step(batch, 0)["loss"]
+    loss.backward()
+    assert logged["train_loss"].is_meta and all(p.grad.is_meta for p in model.parameters() if p.requires_grad)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        loss.item()  # the test can fail
 
 
 @pytest.mark.unit
