@@ -33,6 +33,7 @@ from nemo_mshubert.device import choose_device
 CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "pretrain"
 MODULES = {  # subcommand: module of nemo_mshubert.benchmarks, which has COLUMNS and benchmark(...)
     "pretrain": "pretraining_step",
+    "traffic": "traffic",
     "loader": "loader",
     "labelling": "labelling",
     "inference": "inference",
@@ -54,6 +55,16 @@ def parse_args() -> argparse.Namespace:
     pretrain.add_argument("--utterance_seconds", type=float, default=12.5 if on_gpu else 4)
     pretrain.add_argument("--repeats", type=int, default=20 if on_gpu else 5)
     pretrain.set_defaults(configs=CONFIGS)
+
+    traffic = commands.add_parser("traffic", parents=[common], help="memory traffic of the step on a GPU, without one")
+    traffic.add_argument("--sizes", nargs="+", default=["base"], help="of conf/pretrain/size")
+    traffic.add_argument("--batch_seconds", type=float, nargs="+", default=[87.5, 350])
+    traffic.add_argument("--utterance_seconds", type=float, default=12.5)
+    traffic.add_argument(
+        "--teraflops", type=float, default=790, help="of bf16 products per second; an H200 reaches 790"
+    )
+    traffic.add_argument("--terabytes", type=float, default=4.8, help="of memory per second; an H200 has 4.8")
+    traffic.set_defaults(configs=CONFIGS)
 
     loader = commands.add_parser("loader", parents=[common], help="the training loader, from tarred FLAC")
     loader.add_argument("--manifest", required=True, help="labelled, of FLAC files; packed into shards for the run")

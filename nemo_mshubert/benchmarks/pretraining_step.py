@@ -20,6 +20,7 @@ on a GPU:
     ours                 `MSHuBERTEncoder` with Swap, six heads, loss at both views
     ours, no Swap        the masked view alone
     ours, one head       Swap, the finest label set only
+    ours, compiled       blocks through `torch.compile`; on a GPU only
     transformers         the modules of ``HubertModel`` with the same Swap, heads, loss and masks
     torchaudio           the modules of ``hubert_pretrain_base`` likewise; not measured where it is not installed
 
@@ -28,7 +29,7 @@ same machine, measured in the same run. Memory is what a step adds at its peak, 
 batch that is before there are gradients.
 """
 
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence
 
@@ -110,13 +111,22 @@ class Step:
         self.loss = MulticlusterMPLLoss(model.loss.penalty_weight)
         self.use_swap = use_swap
         self.parameters = [*self.encoder.parameters(), *self.heads.parameters()]
-        fused = OmegaConf.select(config, "model.optim.fused")  # as in training, where PyTorch chooses without it
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, fused=fused)
+        self.fused = config.model.optim.fused
         self.batch = batch
 
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters, lr=1e-5, fused=self.fused)
+
     def __call__(self) -> None:
-        batch, on_gpu = self.batch, self.batch.audio.is_cuda
-        with torch.autocast(batch.audio.device.type, torch.bfloat16, enabled=on_gpu):
+        self.backpropagate()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 10.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def backpropagate(self) -> None:
+        batch, device = self.batch, self.batch.audio.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
             views = self.encoder.forward_views(
                 batch.audio, batch.length, batch.mask_BT, self.layer_of_set.values(), self.use_swap
             )
@@ -127,9 +137,6 @@ class Step:
                 logits=list(logits.values()), labels=labels, feature_penalty=views.feature_penalty
             )
         (loss / count).backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 10.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
 
 def benchmark(
@@ -164,7 +171,7 @@ def load_config(configs: Path, size: str) -> DictConfig:
 
 def batch_rows(size: str, config: DictConfig, batch: Batch, repeats: int, reachable_flops: float) -> List[Row]:
     """The rows of one size and batch; ``reachable_flops`` are those of `matmul_flops`."""
-    found = variants(encoder_options(config), list(config.model.label_sets))
+    found = variants(encoder_options(config), list(config.model.label_sets), batch.audio.is_cuda)
     rows = {name: _untimed_row(size, config, batch, name, variant) for name, variant in found.items()}
     builds = {name: partial(variant.build, config, batch) for name, variant in found.items()}
     for names in _groups(list(found), batch.audio.device):
@@ -216,6 +223,8 @@ def _measure(
             steps[name] = builds[name]()
         except ImportError:
             row["row"] += ": not installed"
+        except torch._dynamo.exc.TorchDynamoException as error:
+            row["row"] += f": does not compile, {type(error).__name__}"
         except torch.cuda.OutOfMemoryError:
             row["row"] += OUT_OF_MEMORY
     seconds = median_seconds(steps, repeats, device, left_out=(torch.cuda.OutOfMemoryError,))
@@ -235,13 +244,23 @@ class Variant(NamedTuple):
         return Step(self.make_encoder(), config, batch, self.label_sets, self.use_swap)
 
 
-def variants(options: Dict[str, Any], label_sets: Sequence[int]) -> Dict[str, Variant]:
+def compiled_blocks(make_encoder: Callable[[], nn.Module]) -> nn.Module:
+    """The encoder with blocks that are compiled in their first call, once for all of them."""
+    encoder = make_encoder()
+    for block in encoder.layers:
+        block.compile()
+    return encoder
+
+
+def variants(options: Dict[str, Any], label_sets: Sequence[int], on_gpu: bool) -> Dict[str, Variant]:
     """The rows by name; ``options`` are those of the encoder."""
     ours = partial(MSHuBERTEncoder, **options)
+    compiled = {"ours, compiled": Variant(partial(compiled_blocks, ours), label_sets)}
     return {
         "ours": Variant(ours, label_sets),
         "ours, no Swap": Variant(ours, label_sets, use_swap=False),
         "ours, one head": Variant(ours, label_sets[:1]),
+        **(compiled if on_gpu else {}),
         **{name: Variant(partial(peer, options), label_sets) for name, peer in PEERS.items()},
     }
 

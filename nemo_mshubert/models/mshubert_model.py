@@ -47,7 +47,7 @@ from nemo_mshubert.modules.masking import span_mask
 from nemo_mshubert.modules.mshubert_encoder import Views
 from nemo_mshubert.modules.swap import masked_stream_view
 from nemo_mshubert.modules.transformer import zero_touch
-from nemo_mshubert.parallel.ranks import DataRanks, data_ranks, gradient_norm, plain, sum_over_data_ranks
+from nemo_mshubert.parallel.ranks import DataRanks, data_ranks, gradient_norm, sum_over_data_ranks
 from nemo_mshubert.parallel.whole_weights import WholeWeights
 
 LOSS_VIEWS = ("both", "masked_stream", "first_view")
@@ -249,6 +249,14 @@ class MSHuBERTModel(ModelPT):
         moved = super().transfer_batch_to_device({**batch, "length": None}, device, dataloader_idx)
         return {**moved, "length": batch["length"]}
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.trainer.precision == "16-mixed" and self._cfg.optim.get("fused"):
+            raise ValueError(
+                "trainer.precision=16-mixed with model.optim.fused=true: a fused optimizer undoes the scale of the loss only "
+                "after gradients were clipped. Set model.optim.fused=false, or trainer.precision=bf16-mixed."
+            )
+
     def training_step(self, batch: Dict[str, Any], batch_idx: int) -> Dict[str, Any]:
         update = self.trainer.global_step
         micro_batch = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready  # counts this one, over resumes
@@ -300,17 +308,15 @@ class MSHuBERTModel(ModelPT):
         return [clusters for clusters in sets if clusters in kept]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Turn gradients of the sum into those of the mean over the masked rows of the update; drop a non-finite step."""
+        """Find the masked rows and the norm of the update; drop its gradients if they are not finite."""
         sum_over_data_ranks(self.masked_rows, self.data_ranks)
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = gradient_norm(parameters)  # of the sum
+        norm = gradient_norm(parameter for group in optimizer.param_groups for parameter in group["params"])
         # The one place of an update where the host waits for the GPU.
-        count, norm_of_sum = torch.stack([self.masked_rows.clamp(min=1), plain(norm).double()]).tolist()
+        self._rows, norm_of_sum = torch.stack([self.masked_rows.clamp(min=1), norm.double()]).tolist()
         self.masked_rows.zero_()
-        torch._foreach_div_([p.grad for p in parameters], count)
-        self._grad_norm, grad_norm = norm / count, norm_of_sum / count
-        self.log("grad_norm", grad_norm)
-        if not self.step_guard.accept(grad_norm, self.trainer.global_step):
+        self._grad_norm = norm_of_sum / self._rows
+        self.log("grad_norm", self._grad_norm)
+        if not self.step_guard.accept(self._grad_norm, self.trainer.global_step):
             optimizer.zero_grad(set_to_none=True)  # without gradients the optimizer leaves weights and moments alone
         self.log("nonfinite_steps", float(self.step_guard.num_skipped))
 
@@ -320,10 +326,16 @@ class MSHuBERTModel(ModelPT):
         gradient_clip_val: Optional[float] = None,
         gradient_clip_algorithm: Optional[str] = None,
     ) -> None:
-        """Lightning's hook: clip by the norm over all ranks, which `on_before_optimizer_step` has just computed."""
+        """Lightning's hook: turn gradients of the sum into those of the mean over the masked rows, clipped by their norm
+        over all ranks (as `torch.nn.utils.clip_grad_norm_`), in one pass over them."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise ValueError(f"trainer.gradient_clip_algorithm: expected norm, found {gradient_clip_algorithm}.")
+        factor = 1 / self._rows
         if gradient_clip_val:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self._grad_norm)
+            factor *= min(1.0, gradient_clip_val / (self._grad_norm + 1e-6))
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if gradients := [p.grad for p in parameters if p.grad is not None]:  # else a skipped update
+            torch._foreach_mul_(gradients, factor)
 
     def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
         """Count the batch whose end writes this checkpoint as done.

@@ -44,14 +44,13 @@ def sum_over_data_ranks(value: Tensor, ranks: DataRanks) -> None:
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Euclidean norm of all gradients, alike on all ranks, also of parameters that are split over ranks.
 
-    Parameters split by megatron-core carry its mark ``tensor_model_parallel``; those of FSDP are DTensors, and so is
-    then the norm (as `torch.nn.utils.clip_grads_with_norm_` wants it).
+    Parameters split by megatron-core carry its mark ``tensor_model_parallel``; those of FSDP are DTensors.
     """
     split, whole = [], []
     for parameter in parameters:
         if parameter.grad is not None:
             (split if getattr(parameter, "tensor_model_parallel", False) else whole).append(parameter.grad)
-    norm = torch.nn.utils.get_total_norm(whole)
+    norm = _plain(torch.nn.utils.get_total_norm(whole))
     if not split:
         return norm
     from megatron.core import parallel_state  # there are such parameters only where it is installed
@@ -69,6 +68,6 @@ def broadcast_weights(module: nn.Module, device: torch.device) -> None:
         tensor.data.copy_(sent)
 
 
-def plain(value: Tensor) -> Tensor:
+def _plain(value: Tensor) -> Tensor:
     """The full tensor of a DTensor; others as they are."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value

@@ -25,7 +25,7 @@ from nemo_mshubert.benchmarks import pretraining_step
 from nemo_mshubert.benchmarks.flops import forward_flops, step_flops
 from nemo_mshubert.benchmarks.measurement import CLEAR_REFS
 from nemo_mshubert.benchmarks.peers import PEERS
-from nemo_mshubert.benchmarks.pretraining_step import Batch, Step, batch_rows
+from nemo_mshubert.benchmarks.pretraining_step import Batch, Step, batch_rows, variants
 from nemo_mshubert.convert.tables import hugging_face_table, torchaudio_table
 from nemo_mshubert.modules.mshubert_encoder import HUBERT_CONV_LAYERS, MSHuBERTEncoder
 from tests.conftest import TINY_CLUSTERS, TINY_ENCODER
@@ -47,6 +47,7 @@ def config():
         label_sets=TINY_CLUSTERS,
         loss=dict(penalty_weight=10.0),
         masking=dict(mask_prob=0.65, mask_length=10),
+        optim=dict(fused=True),
     )
     return OmegaConf.create({"model": model})
 
@@ -121,6 +122,20 @@ def test_rows_say_what_was_not_measured(config, monkeypatch):
     assert rows["ours"]["peak_gib"] > 0 if os.access(CLEAR_REFS, os.W_OK) else rows["ours"]["peak_gib"] is None
     speed, work = rows["ours"]["audio_seconds_per_second"], rows["ours"]["gflop_per_audio_second"]
     assert rows["ours"]["utilisation"] == pytest.approx(speed * work * 1e9 / 1e12)
+
+
+def test_compiled_blocks_are_the_same_step(config):
+    """The row of a GPU that weighs `torch.compile`; here its graphs run without being compiled further."""
+    batch, outputs = Batch(1.0, 0.5, config, CPU), []
+    names = variants({**TINY_ENCODER, **BASE_OR_LARGE[0]}, TINY_CLUSTERS, on_gpu=True)
+    assert list(names)[3] == "ours, compiled" and "ours, compiled" not in variants({}, TINY_CLUSTERS, on_gpu=False)
+    with torch.compiler.set_stance(force_backend="eager"):
+        for name in ("ours", "ours, compiled"):
+            torch.manual_seed(0)
+            step = names[name].build(config, batch)
+            outputs.append(step.encoder.forward_views(batch.audio, batch.length, batch.mask_BT, [4]).tapped[4])
+            step()
+    torch.testing.assert_close(*outputs)
 
 
 def test_memory_that_ends_while_timing_costs_one_row(config, monkeypatch):

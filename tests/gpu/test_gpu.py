@@ -16,6 +16,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
@@ -107,6 +108,26 @@ def test_encoder_in_bf16_is_near_fp32(layout, lengths):
     for row, reference in zip(rows, expected):
         assert cosine(row, reference) > 0.995
     assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+def test_traffic_is_counted_without_a_gpu_as_with_one():
+    """`benchmark.py traffic` puts autocast, dropout and attention in the places that they have here."""
+    from nemo_mshubert.benchmarks import traffic
+    from nemo_mshubert.benchmarks.pretraining_step import Batch, encoder_options, load_config, variants
+
+    config = load_config(Path(__file__).parents[2] / "conf" / "pretrain", "tiny")
+    ours = variants(encoder_options(config), list(config.model.label_sets), on_gpu=False)["ours"]
+    counter = traffic.KernelCounter()
+    step = ours.build(config, Batch(32, 8.0, config, torch.device(GPU)))
+    with counter:
+        step.backpropagate()
+    without = traffic.kernels_of(lambda: ours.build(config, Batch(32, 8.0, config, traffic.META)))
+    for kind in ("products", "norms", "GELU", "dropout", "conversions between fp32 and bf16"):
+        found, expected = (
+            sum(kernel.num_bytes for kernel in kernels if kernel.kind == kind)
+            for kernels in (without, counter.kernels)
+        )
+        assert found == pytest.approx(expected, rel=0.05), kind
 
 
 def train(config, folder, **options):

@@ -86,6 +86,46 @@ def test_the_host_queues_a_step_without_waiting_for_the_gpu(config, frames, monk
 
 
 @pytest.mark.unit
+def test_fused_adamw_is_adamw(model_config, monkeypatch):
+    """The default, in one pass, trains the model that PyTorch's plain loop trains; where it cannot, it says so."""
+    adamw = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01}
+    fused, plain = (model_config(optim={**adamw, "fused": fused}) for fused in (True, False))
+    weights, expected = (train_split(config, [[[0, 1, 2, 3]]]).state_dict() for config in (fused, plain))
+    assert 0 < difference(weights, expected) < 1e-5
+    monkeypatch.setattr(pl.Trainer, "precision", "16-mixed")  # Lightning has it on GPUs alone
+    with pytest.raises(ValueError, match="model.optim.fused=false"):
+        train_split(fused, [[[0, 1, 2, 3]]])
+
+
+class ByPyTorch(pl.Callback):
+    """Weights after a step of SGD with the mean gradient, clipped by PyTorch."""
+
+    def __init__(self, clip):
+        self.clip = clip
+
+    def on_before_optimizer_step(self, trainer, model, optimizer):
+        parameters = [torch.nn.Parameter(p.detach().clone()) for p in model.parameters()]
+        for copy, parameter in zip(parameters, model.parameters()):
+            copy.grad = parameter.grad / model.masked_rows
+        if self.clip:
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+        torch.optim.SGD(parameters, lr=0.5).step()
+        self.weights = {name: p.detach() for (name, _), p in zip(model.named_parameters(), parameters)}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("clip", [CLIP, 1e3, None], ids=["below the norm", "above it", "none"])
+def test_mean_and_clipping_are_pytorchs(config, clip):
+    """They take one pass over the gradients together; a wrong factor would be another learning rate."""
+    reference = ByPyTorch(clip)
+    options = dict(updates=1, gradient_clip_val=clip, callbacks=[reference])
+    trained = train_split(config, [[[0, 1, 2, 3]]], **options)
+    assert difference(dict(trained.named_parameters()), reference.weights) < 1e-6
+    with pytest.raises(ValueError, match="gradient_clip_algorithm: expected norm"):
+        train_split(config, [[[0, 1, 2, 3]]], gradient_clip_val=1.0, gradient_clip_algorithm="value")
+
+
+@pytest.mark.unit
 def test_an_utterance_less_is_another_update(config, one_batch):
     """The tests of equality can fail."""
     assert difference(train_split(config, [[[0, 1, 2]]], gradient_clip_val=CLIP).state_dict(), one_batch) > 1e-3

@@ -1,0 +1,104 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The count of what a step moves on a GPU: sums that can be done by hand, and FLOPs by another way."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nemo_mshubert.benchmarks.flops import step_flops
+from nemo_mshubert.benchmarks.pretraining_step import Batch, encoder_options, load_config, variants
+from nemo_mshubert.benchmarks.traffic import META, benchmark, kernels_of
+
+pytestmark = pytest.mark.unit
+CONFIGS = Path(__file__).parents[2] / "conf" / "pretrain"
+N, D, E = 7, 5, 3
+
+
+def of(kernels, *kinds):
+    """Bytes of the kernels of these kinds."""
+    return sum(kernel.num_bytes for kernel in kernels if kernel.kind in kinds)
+
+
+def kernels_of_layer(run):
+    """Kernels of ``run(x, linear, norm)`` and its backward pass, x of N rows in fp32 that need a gradient."""
+    linear, norm = nn.Linear(D, E, device=META), nn.LayerNorm(D, device=META)
+
+    def backpropagate():
+        x_ND = torch.empty(N, D, device=META, requires_grad=True).view(N, D)  # no leaf, as weights are
+        with torch.autocast("meta", torch.bfloat16):
+            y = run(x_ND, linear, norm)
+        y.backward(torch.empty_like(y))
+
+    return kernels_of(lambda: SimpleNamespace(backpropagate=backpropagate, parameters=[*linear.parameters()]))
+
+
+def test_linear_by_hand():
+    """Each operand is converted, with its gradient back; three products of three matrices each; the optimizer."""
+    kernels = kernels_of_layer(lambda x, linear, norm: linear(x))
+    weights = D * E + E
+    assert of(kernels, "conversions between fp32 and bf16") == 2 * (4 + 2) * (N * D + weights)
+    bias = 2 * E
+    assert of(kernels, "products") == 3 * 2 * (N * D + D * E + N * E) + bias
+    assert sum(kernel.flops for kernel in kernels) == 3 * 2 * N * D * E
+    assert of(kernels, "clipping and AdamW") == 4 * weights * (1 + 2 + 4 + 3)
+
+
+def test_a_weight_is_converted_once_and_norms_are_in_fp32():
+    """As autocast has it; a count with a conversion per use would blame autocast for what it does not do."""
+    twice = kernels_of_layer(lambda x, linear, norm: linear(x) + linear(x))
+    once = kernels_of_layer(lambda x, linear, norm: linear(x))
+    conversions = "conversions between fp32 and bf16"
+    assert of(twice, conversions) - of(once, conversions) == 2 * (4 + 2) * N * D
+    normed = kernels_of_layer(lambda x, linear, norm: norm(F.dropout(x.bfloat16(), 0.1, True)))
+    statistics = 2 * 4 * N
+    assert of(normed, "norms") == (2 * 4 * N * D + 2 * 4 * D + statistics) + (3 * 4 * N * D + 4 * 4 * D + statistics)
+    mask = N * D
+    assert of(normed, "dropout") == 2 * (2 * 2 * N * D + mask)
+
+
+@pytest.mark.parametrize("name", ["ours", "ours, no Swap", "transformers"])
+def test_flops_of_a_step_are_those_of_the_formula(name):
+    """What is not counted would be missing from its bytes, too. Flash attention repeats one product of six."""
+    config = load_config(CONFIGS, "tiny")
+    batch = Batch(4.0, 2.0, config, META)
+    variant = variants(encoder_options(config), list(config.model.label_sets), on_gpu=False)[name]
+    kernels = kernels_of(lambda: variant.build(config, batch))
+    found = sum(kernel.flops * (6 / 7 if kernel.kind == "attention" else 1) for kernel in kernels)
+    sets, d_head = config.model.label_sets, config.model.label_heads.d_head
+    views = 1 if name == "ours, no Swap" else 2
+    expected = step_flops(
+        encoder_options(config), batch.num_rows, batch.num_samples, views, batch.num_masked, sets, d_head
+    )
+    first = 2 * batch.num_rows * batch.num_samples / 5 * config.model.encoder.conv_layers[0][0] * 10
+    assert found == pytest.approx(expected - first, rel=0.02)  # no gradient of the audio
+
+
+def test_rows_add_up_and_ours_moves_less():
+    """The table a change of the kernels is judged by. Batches so long that weights do not matter."""
+    rows = list(benchmark(CONFIGS, ["base"], [350], 12.5, teraflops=100, terabytes=1, device=torch.device("cpu")))
+    total = {row["row"]: row for row in rows if row["kind"] == "**all**"}
+    for name, row in total.items():
+        parts = [part for part in rows if part["row"] == name and part is not row]
+        for key in ("kernels", "gigabytes", "teraflop", "milliseconds"):
+            assert sum(part[key] for part in parts) == pytest.approx(row[key])
+        bound = max(row["gigabytes"], row["teraflop"] / 100 * 1e3)
+        assert bound <= row["milliseconds"] <= row["gigabytes"] + row["teraflop"] / 100 * 1e3
+        assert row["audio_seconds_per_second"] == pytest.approx(row["batch_seconds"] / row["milliseconds"] * 1e3)
+    assert total["ours, no Swap"]["gigabytes"] < total["ours"]["gigabytes"] < 0.85 * total["transformers"]["gigabytes"]
