@@ -16,8 +16,6 @@
 
 import os
 
-import torch
-
 
 def available_cores() -> int:
     """Cores that this process may use, which in a container or a Slurm job are fewer than the machine's."""
@@ -29,6 +27,8 @@ def choose_device(name: str) -> str:
     this rank."""
     if name != "auto":
         return name
+    import torch  # which takes a second: scripts import this module before they read their options
+
     if not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"

@@ -25,10 +25,6 @@ import argparse
 import json
 import logging
 
-from nemo_mshubert.analysis.alignment import align_manifest, compare_times
-from nemo_mshubert.analysis.word_segments import read_alignments
-from nemo_mshubert.decoding.evaluation import load_ctc_model
-
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,6 +38,11 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> None:
     args = parse_args(argv)
+    # after the options, so that --help need not wait for these imports
+    from nemo_mshubert.analysis.alignment import align_manifest, compare_times
+    from nemo_mshubert.analysis.word_segments import read_alignments
+    from nemo_mshubert.decoding.evaluation import load_ctc_model
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     report = align_manifest(load_ctc_model(args.model, args.device), args.manifest, args.output)
     if args.reference:

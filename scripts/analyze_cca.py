@@ -29,9 +29,7 @@ import logging
 from functools import partial
 
 from nemo_mshubert.analysis.cca import WEIGHTS, CcaSettings
-from nemo_mshubert.analysis.cca_report import analyze_models, load_hidden_states, results_table, summary_table
 from nemo_mshubert.analysis.model_names import named_model
-from nemo_mshubert.analysis.word_segments import commonest_units, read_alignments, sample_instances
 from nemo_mshubert.device import choose_device
 
 # Words: Pasad et al. Phones: all of them, and about as many instances in all as words have (an assumption).
@@ -62,6 +60,10 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> None:
     args = parse_args(argv)
+    # after the options, so that --help need not wait for these imports
+    from nemo_mshubert.analysis.cca_report import analyze_models, load_hidden_states, results_table, summary_table
+    from nemo_mshubert.analysis.word_segments import commonest_units, read_alignments, sample_instances
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     kind = args.units[:-1]
     alignments = read_alignments(args.alignments, kind)

@@ -25,17 +25,19 @@ our own. Its output layer is random unless the source had one. What was assumed 
 
 import argparse
 
-from nemo_mshubert.convert.conversion import SOURCES, TARGETS, read_checkpoint, write_checkpoint
-from nemo_mshubert.models.loading import local_path
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", required=True, help="file, Hugging Face folder, or hub id")
     parser.add_argument("--output", required=True, help=".nemo, .pt (fairseq), or a new folder (Hugging Face)")
-    parser.add_argument("--from", dest="source", choices=SOURCES, default="auto", help="auto: looks what it is")
-    parser.add_argument("--to", dest="target", choices=TARGETS, help="default: as the output's name says")
+    sources, targets = ("auto", "huggingface", "fairseq", "torchaudio", "nemo"), ("nemo", "huggingface", "fairseq")
+    parser.add_argument("--from", dest="source", choices=sources, default="auto", help="auto: looks what it is")
+    parser.add_argument("--to", dest="target", choices=targets, help="default: as the output's name says")
     arguments = parser.parse_args()
+    # after the options, so that --help need not wait for these imports
+    from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
+    from nemo_mshubert.models.loading import local_path
+
     checkpoint = read_checkpoint(local_path(arguments.input), arguments.source)
     for note in checkpoint.notes:
         print(f"note: {note}")

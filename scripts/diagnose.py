@@ -24,9 +24,7 @@ not measured again. What is logged while training (val_* in TensorBoard) is expl
 import argparse
 import logging
 
-from nemo_mshubert.analysis.diagnostics import diagnose_models, diagnosis_table
 from nemo_mshubert.analysis.model_names import named_model
-from nemo_mshubert.analysis.word_segments import read_alignments
 from nemo_mshubert.device import choose_device
 
 
@@ -49,6 +47,10 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> None:
     args = parse_args(argv)
+    # after the options, so that --help need not wait for these imports
+    from nemo_mshubert.analysis.diagnostics import diagnose_models, diagnosis_table
+    from nemo_mshubert.analysis.word_segments import read_alignments
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     alignments = read_alignments(args.alignments, "phone") if args.alignments else None
     options = (args.clusters, args.max_frames, args.device)

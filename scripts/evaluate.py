@@ -28,15 +28,6 @@ from pathlib import Path
 
 from nemo_mshubert.data.transcripts import check_transcripts
 from nemo_mshubert.decoding.config import read_config
-from nemo_mshubert.decoding.evaluation import (
-    evaluate_manifest,
-    greedy_decoder,
-    lexicon_decoder,
-    load_ctc_model,
-    results_table,
-    write_results,
-)
-from nemo_mshubert.parallel.launched import launched_ranks
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,6 +62,17 @@ def main() -> None:
     beam_config = None
     if args.decode:
         beam_config = read_config(args.decode, lm=args.lm, lexicon=args.lexicon, beam_size=args.beam_size)
+    # after these checks, so that they and --help need not wait for these imports
+    from nemo_mshubert.decoding.evaluation import (
+        evaluate_manifest,
+        greedy_decoder,
+        lexicon_decoder,
+        load_ctc_model,
+        results_table,
+        write_results,
+    )
+    from nemo_mshubert.parallel.launched import launched_ranks
+
     with launched_ranks() as ranks:
         model = load_ctc_model(args.model, args.device, args.precision)
         decoders = {"greedy": greedy_decoder(model)}

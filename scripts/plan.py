@@ -24,10 +24,6 @@ import argparse
 import re
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
-from nemo_mshubert.benchmarks.planning import Cluster, plan, plan_table, read_reports
-
 CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "pretrain"
 
 
@@ -44,6 +40,11 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> None:
     args = parse_args(argv)
+    # after the options, so that --help need not wait for these imports
+    from hydra import compose, initialize_config_dir
+
+    from nemo_mshubert.benchmarks.planning import Cluster, plan, plan_table, read_reports
+
     with initialize_config_dir(str(CONFIGS), version_base=None):
         config = compose(args.experiment, overrides=[f"parallel={args.parallel}"] if args.parallel else [])
     size = re.search("tiny|base|xlarge|large", args.experiment).group()

@@ -26,9 +26,6 @@ Then ``ASRModel.from_pretrained("ORGANISATION/ms-hubert-base-100h")`` loads it, 
 
 import argparse
 
-from nemo_mshubert.convert.model_card import Facts, read_results
-from nemo_mshubert.convert.publishing import publish
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -39,6 +36,10 @@ def main() -> None:
     parser.add_argument("--results", help="results.json of scripts/evaluate.py")
     parser.add_argument("--language", default="en")
     arguments = parser.parse_args()
+    # after the options, so that --help need not wait for these imports
+    from nemo_mshubert.convert.model_card import Facts, read_results
+    from nemo_mshubert.convert.publishing import publish
+
     results = read_results(arguments.results) if arguments.results else {}
     facts = Facts(arguments.licence, arguments.data, arguments.language, results)
     print(f"wrote {arguments.output}: {', '.join(publish(arguments.model, arguments.output, facts))}")

@@ -25,8 +25,6 @@ network and no other file.
 import argparse
 import sys
 
-from nemo_mshubert.analysis.report import html_report, markdown_report
-from nemo_mshubert.analysis.run_folder import read_runs
 from nemo_mshubert.data.manifest import atomic_write
 
 
@@ -39,6 +37,10 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> None:
     args = parse_args(argv)
+    # after the options, so that --help need not wait for these imports
+    from nemo_mshubert.analysis.report import html_report, markdown_report
+    from nemo_mshubert.analysis.run_folder import read_runs
+
     try:
         run = read_runs(args.run)
     except (FileNotFoundError, ValueError) as error:

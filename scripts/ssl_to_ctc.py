@@ -20,11 +20,6 @@ python scripts/ssl_to_ctc.py --ssl mshubert_base.nemo --tokenizer_dir tokenizer 
 
 import argparse
 
-import lightning.pytorch as pl
-
-from nemo_mshubert.models.ctc import ssl_to_ctc
-from nemo_mshubert.models.loading import save_model
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,6 +32,12 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
     arguments = parser.parse_args()
+    # after the options, so that --help need not wait for these imports
+    import lightning.pytorch as pl
+
+    from nemo_mshubert.models.ctc import ssl_to_ctc
+    from nemo_mshubert.models.loading import save_model
+
     pl.seed_everything(arguments.seed)
     model = ssl_to_ctc(arguments.ssl, arguments.tokenizer_dir, arguments.from_scratch, arguments.letters)
     save_model(model, arguments.output)

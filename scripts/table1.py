@@ -27,10 +27,6 @@ import signal
 import sys
 from pathlib import Path
 
-from nemo_mshubert.decoding.table1.report import write_tables
-from nemo_mshubert.decoding.table1.run import run_table1
-from nemo_mshubert.decoding.table1.spec import read_spec
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -41,6 +37,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help="names of the models to run; by default all")
     parser.add_argument("--splits", nargs="+", help="names of the splits to run; by default all")
     args = parser.parse_args()
+    # after the options, so that --help need not wait for these imports
+    from nemo_mshubert.decoding.table1.report import write_tables
+    from nemo_mshubert.decoding.table1.run import run_table1
+    from nemo_mshubert.decoding.table1.spec import read_spec
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the step ends too, and goes on another time
     try:
         spec = read_spec(args.spec)

@@ -35,12 +35,11 @@ READERS: Dict[str, Callable[[PathLike], Checkpoint]] = {
     "fairseq": read_fairseq,
     "torchaudio": read_torchaudio,
 }
-SOURCES = ("auto", *READERS, "nemo")
 TARGETS = ("nemo", "huggingface", "fairseq")
 
 
 def read_checkpoint(path: PathLike, source: str = "auto") -> Checkpoint:
-    """Read a folder or file of ``source``, one of `SOURCES`; ``auto`` looks what it is.
+    """Read a folder or file of ``source``, one of `READERS` or ``nemo``; ``auto`` looks what it is.
 
     Raises:
         FileNotFoundError, ValueError: nothing there, or not what it should be; names the file, the tensor, the remedy.

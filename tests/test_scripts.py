@@ -1,0 +1,62 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The first things that a newcomer asks of a script: --help, and what a wrong option is."""
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nemo_mshubert.convert.conversion import READERS, TARGETS
+
+pytestmark = pytest.mark.unit
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+WITH_ARGPARSE = [path for path in sorted(SCRIPTS.glob("*.py")) if "argparse" in path.read_text(encoding="utf-8")]
+HELP_OF_ALL = """
+import contextlib, io, json, runpy, sys
+loaded = {}
+for path in sys.argv[1:]:
+    sys.argv = [path, "--help"]
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:
+        runpy.run_path(path, run_name="__main__")
+    assert "usage: " in text.getvalue(), path
+    loaded[path] = [name for name in ("torch", "lightning", "transformers", "nemo") if name in sys.modules]
+print(json.dumps(loaded))
+"""
+NEED_TORCH = ["benchmark.py", "fit_kmeans.py", "label.py"]  # for defaults, and for the work itself; two seconds more
+
+
+def test_help_does_not_wait_for_nemo():
+    """Ten seconds for each --help and each mistyped option, where all others would take one."""
+    scripts = sorted(WITH_ARGPARSE, key=lambda path: path.name in NEED_TORCH)
+    process = subprocess.run([sys.executable, "-c", HELP_OF_ALL, *map(str, scripts)], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    loaded = {Path(path).name: names for path, names in json.loads(process.stdout).items()}
+    assert len(loaded) > 15
+    for name, names in loaded.items():
+        assert set(names) <= ({"torch"} if name in NEED_TORCH else set()), name
+
+
+def test_layouts_offered_are_those_that_can_be_read_and_written(monkeypatch, capsys):
+    """convert_checkpoint.py spells them itself, so as not to import NeMo: one left out could not be chosen."""
+    monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(SCRIPTS / "convert_checkpoint.py"), run_name="__main__")
+    sources, targets = re.findall(r"--(?:from|to) \{([\w,]+)\}", capsys.readouterr().out)[:2]
+    assert set(sources.split(",")) == {"auto", *READERS, "nemo"} and set(targets.split(",")) == set(TARGETS)
