@@ -21,6 +21,8 @@
 # LABELLED_MANIFEST: of scripts/label.py, with "text", of FLAC files; an hour of speech is used. CTC.nemo: a fine-tuned model;
 # without it greedy decoding is measured with random weights.
 set -uo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
+[[ ${1:-} != -* ]] || usage "$1"
 manifest=$(realpath -e "${1:?labelled manifest}") && model=${3:+$(realpath -e "$3")} || exit
 mkdir -p "${2:?output folder}" && output=$(realpath "$2") || exit
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

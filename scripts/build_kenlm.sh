@@ -20,6 +20,8 @@
 # Needs cmake, a C++ compiler and Boost. zlib (zlib1g-dev) lets build_binary read .arpa.gz.
 
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
+[[ ${1:-} != -* ]] || usage "$1"
 
 prefix=${1:-$HOME/.cache/nemo_mshubert/kenlm}
 version=0.3.0

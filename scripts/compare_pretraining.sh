@@ -26,16 +26,19 @@
 # --seeds "1 2 3", --exp DIR (exp/compare). Every stage is one of the public scripts, printed as it is run. Run it again:
 # finished stages are skipped, an interrupted pre-training goes on from its last validation.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 
 kmeans="" encoder="" train="" dev="" tests=() phones="" words="" top=100 instances=15 updates=200 seeds="1 2 3"
 exp=exp/compare
 while [ $# -gt 0 ]; do
+    [ $# -gt 1 ] || usage "$1"
     case "$1" in
-        --kmeans | --encoder | --train | --dev | --phones | --words) printf -v "${1#--}" %s "$(realpath "$2")" ;;
-        --test) tests+=("$(realpath "$2")") ;;
+        --kmeans | --encoder | --train | --dev | --phones | --words)
+            path=$(existing "$1" "$2")
+            printf -v "${1#--}" %s "$path" ;;
+        --test) path=$(existing "$1" "$2"); tests+=("$path") ;;
         --top | --instances | --updates | --seeds | --exp) printf -v "${1#--}" %s "$2" ;;
-        *) sed -n '16,28s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; echo "unknown option: $1" >&2; exit 2 ;;
+        *) usage "$1" ;;
     esac
     shift 2
 done
@@ -44,10 +47,10 @@ for option in kmeans train dev; do
 done
 [ ${#tests[@]} -gt 0 ] || { echo "compare_pretraining.sh: --test is missing." >&2; exit 2; }
 [ -n "$phones$words" ] || { echo "compare_pretraining.sh: give --phones or --words." >&2; exit 2; }
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 EXTRAS=test
 source scripts/environment.sh
-source scripts/stages.sh
 export HYDRA_FULL_ERROR=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore
 
 # --- Labels -----------------------------------------------------------------------------------------------------------

@@ -23,26 +23,34 @@
 # interrupted one goes on.  --exp DIR: where everything goes (exp/quickstart).  --alignments FILE: words or phones in
 # time, for the quality of the labels.  --updates N and --finetune_updates N: of either pre-training and fine-tuning.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 
 data="" manifests="" alignments="" exp=exp/quickstart updates=400 finetune_updates=800
 while [ $# -gt 0 ]; do
+    [ $# -gt 1 ] || usage "$1"
     case "$1" in
-        --data) data=$(realpath "$2"); shift 2 ;;
-        --manifests) manifests=$(realpath "$2"); shift 2 ;;
-        --alignments) alignments=$(realpath "$2"); shift 2 ;;
-        --finetune_updates) finetune_updates=$2; shift 2 ;;
-        --exp) exp=$2; shift 2 ;;
-        --updates) updates=$2; shift 2 ;;
-        *) sed -n '16,24s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; echo "unknown option: $1" >&2; exit 2 ;;
+        --data) data=$(existing "$1" "$2") ;;
+        --manifests) manifests=$(existing "$1" "$2") ;;
+        --alignments) alignments=$(existing "$1" "$2") ;;
+        --exp) exp=$2 ;;
+        --updates) updates=$2 ;;
+        --finetune_updates) finetune_updates=$2 ;;
+        *) usage "$1" ;;
     esac
+    shift 2
 done
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# The manifests of a split, into `found`. Printed, they would be read from a subshell, whose exit ends only itself.
+find_split() {
+    found=("$manifests/$1"*.json)
+    [ -e "${found[0]}" ] || { echo "$manifests: no $1*.json; is there a $1-* subset in the data?" >&2; exit 1; }
+}
+for split in ${manifests:+train dev test}; do find_split "$split"; done # before the installation
 
 EXTRAS=test
 source scripts/environment.sh
 export HYDRA_FULL_ERROR=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore
-
-source scripts/stages.sh
 
 # --- Speech and manifests ---------------------------------------------------------------------------------------------
 if [ -z "$data$manifests" ]; then
@@ -56,11 +64,6 @@ if [ -z "$manifests" ]; then
     stage "prepare" "$manifests/prepared" bash -c \
         "python scripts/prepare_librispeech.py --data '$data' --output '$manifests' && touch '$manifests/prepared'"
 fi
-# The manifests of a split, into `found`. Printed, they would be read from a subshell, whose exit ends only itself.
-find_split() {
-    found=("$manifests/$1"*.json)
-    [ -e "${found[0]}" ] || { echo "$manifests: no $1*.json; is there a $1-* subset in the data?" >&2; exit 1; }
-}
 find_split train; train=${found[0]}
 find_split dev; dev=${found[0]}
 find_split test; tests=("${found[@]}")

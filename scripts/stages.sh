@@ -13,9 +13,23 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-# Sourced by the scripts that run stages: `stage` and where its notes go. Set `exp`, the output folder, first.
+# Sourced by the other scripts: their options, and the stages that some of them run.
 
-# stage NAME OUTPUT COMMAND...: run the command unless OUTPUT is there; note its seconds for the report.
+# usage OPTION: print the comment at the head of the script, and end; with an error where OPTION is not --help.
+usage() {
+    local text
+    text=$(sed -n '16,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]%/*}/${0##*/}")
+    case "$1" in -h | --help) echo "$text"; exit ;; esac
+    printf '%s\n\n%s: unknown option, or without its value: %s\n' "$text" "${0##*/}" "$1" >&2
+    exit 2
+}
+
+# existing OPTION PATH: the absolute path of a file or folder.
+existing() {
+    realpath -e -- "$2" 2>/dev/null || { echo "${0##*/}: $1 $2: no such file or folder." >&2; exit 2; }
+}
+
+# stage NAME OUTPUT COMMAND...: run the command unless OUTPUT is there; note its seconds for the report, in the folder $exp.
 stage() {
     local name=$1 output=$2 start seconds
     shift 2

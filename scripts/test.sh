@@ -20,5 +20,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 EXTRAS=decoding,test
+source scripts/stages.sh
+case "${1:-}" in -h | --help) usage "$1" ;; esac
 source scripts/environment.sh
 python -m pytest "$@"

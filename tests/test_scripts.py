@@ -15,6 +15,7 @@
 """The first things that a newcomer asks of a script: --help, and what a wrong option is."""
 
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -60,3 +61,40 @@ def test_layouts_offered_are_those_that_can_be_read_and_written(monkeypatch, cap
         runpy.run_path(str(SCRIPTS / "convert_checkpoint.py"), run_name="__main__")
     sources, targets = re.findall(r"--(?:from|to) \{([\w,]+)\}", capsys.readouterr().out)[:2]
     assert set(sources.split(",")) == {"auto", *READERS, "nemo"} and set(targets.split(",")) == set(TARGETS)
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """``shell("quickstart.sh", "--help")``: exit status, what it printed, and whether anything was made."""
+
+    def run(name, *arguments):
+        environment = {**os.environ, "VENV": str(tmp_path / "venv"), "HOME": str(tmp_path)}
+        command = ["bash", str(SCRIPTS / name), *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr, list(tmp_path.iterdir())
+
+    return run
+
+
+SHELL_SCRIPTS = ["quickstart.sh", "compare_pretraining.sh", "benchmark_gpu.sh", "build_kenlm.sh", "test.sh"]
+
+
+@pytest.mark.parametrize("name", SHELL_SCRIPTS)
+def test_shell_scripts_explain_themselves(shell, name):
+    """build_kenlm.sh once took --help for the folder to build in, and quickstart.sh called it an unknown option."""
+    status, text, made = shell(name, "--help")
+    assert status == 0 and not made
+    assert f"scripts/{name}" in text and "limitations under" not in text and "set -" not in text
+    if name != "test.sh":  # whose options are those of pytest
+        status, text, made = shell(name, "--halp", "1")
+        assert status == 2 and not made
+        assert f"scripts/{name}" in text and text.endswith("unknown option, or without its value: --halp\n")
+
+
+def test_quickstart_looks_at_its_folders_before_it_installs(shell, tmp_path):
+    """Several GB of PyTorch were downloaded before it said that the data are not there."""
+    status, text, made = shell("quickstart.sh", "--data", "nowhere")
+    assert (status, text) == (2, "quickstart.sh: --data nowhere: no such file or folder.\n") and not made
+    (tmp_path / "train.json").touch()
+    status, text, made = shell("quickstart.sh", "--manifests", ".")
+    assert status == 1 and "no dev*.json" in text and len(made) == 1

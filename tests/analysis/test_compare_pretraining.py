@@ -117,7 +117,9 @@ def test_a_second_call_makes_the_report_only(compare, tmp_path):
         (ARGUMENTS[2:], "--kmeans is missing"),
         (ARGUMENTS[:6], "--test is missing"),
         (ARGUMENTS[:-2], "give --phones or --words"),
-        ([*ARGUMENTS, "--seed", "1"], "unknown option: --seed"),
+        ([*ARGUMENTS, "--seeds"], "without its value: --seeds"),
+        ([*ARGUMENTS, "--words", "gone.jsonl"], "compare_pretraining.sh: --words gone.jsonl: no such file or folder."),
+        ([*ARGUMENTS, "--seed", "1"], "unknown option, or without its value: --seed"),
     ],
 )
 def test_incomplete_command_lines(compare, arguments, message):
