@@ -17,6 +17,7 @@
 Audio streams in windows of ten minutes, read ahead by threads; nothing is kept of a window but its sample or labels.
 """
 
+import argparse
 import itertools
 import json
 import logging
@@ -84,10 +85,12 @@ class Shard(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """``"2/8"`` -> part 2 of 0 to 7; raises ``ValueError`` for anything else."""
+        """``"2/8"`` -> part 2 of 0 to 7; for ``argparse``, which reports the error."""
         index, slash, count = text.partition("/")
         if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-            raise ValueError(f"{text!r}: expected the part and their number, 0/8 to 7/8.")
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: expected part/number of parts, the parts counted from 0: of 8 they are 0/8 to 7/8."
+            )
         return cls(int(index), int(count))
 
     def lines(self, total: int) -> range:

@@ -226,10 +226,14 @@ def test_shards_of_another_maker_are_not_joined(corpus, maker, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["8/8", "1", "a/2", "-1/2", "1/0"])
-def test_shard_on_the_command_line(text):
+def test_shard_on_the_command_line(capsys, text):
+    """Who counts parts from 1 must be told, not that it is an "invalid parse value"."""
     assert Shard.parse("7/8") == Shard(7, 8)
-    with pytest.raises(ValueError, match="0/8 to 7/8"):
-        Shard.parse(text)
+    with pytest.raises(SystemExit):
+        script("label")([*"make --kmeans km.npz --manifest a.json --output b.json".split(), f"--shard={text}"])
+    assert f"argument --shard: {text!r}: expected part/number of parts, the parts counted from 0" in (
+        capsys.readouterr().err
+    )
 
 
 def test_progress_of_another_maker_is_not_continued(corpus, maker, tmp_path):
