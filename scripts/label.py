@@ -101,15 +101,11 @@ def hidden_features(layer: int, args: argparse.Namespace) -> HiddenFeatures:
 
 
 def read_published(args: argparse.Namespace) -> Tuple[LabelMaker, FeatureMaker]:
-    """Label maker and features of a k-means of joblib; the label maker is saved beside the output."""
+    """Label maker and features of a k-means of joblib."""
     from nemo_mshubert.convert.joblib_kmeans import label_maker_of_joblib
 
     features = hidden_features(args.layer, args)
-    maker = label_maker_of_joblib(args.kmeans, features.description)
-    path = Path(args.output).with_suffix(".kmeans.npz")
-    maker.save(path)
-    logging.info("%s: label maker %s", path, maker.id)
-    return maker, features
+    return label_maker_of_joblib(args.kmeans, features.description), features
 
 
 def make_labels(args: argparse.Namespace) -> None:
@@ -121,6 +117,10 @@ def make_labels(args: argparse.Namespace) -> None:
             features = make_features(maker, args)
         shard = args.shard or Shard(ranks.rank, ranks.count)
         label_manifest(args.manifest, args.output, maker, features, shard)
+        if is_pickle(args.kmeans):
+            path = Path(args.output).with_suffix(".kmeans.npz")
+            maker.save(path)
+            logging.info("%s: label maker %s", path, maker.id)
         ranks.wait()
         if args.shard is None and ranks.rank == 0:
             merge_shards(args.manifest, args.output, maker, ranks.count)

@@ -118,11 +118,13 @@ def label_manifest(
         False if that was there already, with the same lines and labels of the same maker, or the whole ``output`` was.
 
     Raises:
-        FileNotFoundError, ValueError: ``features`` are not those of ``maker``, or the first line whose audio is missing
-            or unusable, or whose labels fail their checks.
+        FileNotFoundError, ValueError: ``features`` are not those of ``maker``; ``output`` is the manifest, or another
+            file than one labelled by ``maker``; or the first line whose audio is missing or unusable, or whose labels
+            fail their checks.
     """
     maker.check_features(features.description)
     total = count_lines(manifest)
+    _check_output(manifest, Path(output), maker.id)
     for path, lines in {Path(output): range(total), shard.path(output): shard.lines(total)}.items():
         if _is_complete(manifest, path, maker.id, lines):
             logger.info("%s: has labels of %s already.", path, maker.id)
@@ -158,8 +160,10 @@ def merge_shards(manifest: PathLike, output: PathLike, maker: LabelMaker, count:
 
     Raises:
         ValueError: shards that are missing, unfinished, or of another maker; they are named, and nothing is written.
+            Or ``output`` is what `label_manifest` refuses.
     """
     total = count_lines(manifest)
+    _check_output(manifest, Path(output), maker.id)
     if _is_complete(manifest, Path(output), maker.id, range(total)):
         return False
     shards = [Shard(index, count) for index in range(count)]
@@ -175,6 +179,28 @@ def merge_shards(manifest: PathLike, output: PathLike, maker: LabelMaker, count:
     for shard in shards:
         shard.path(output).unlink()
     return True
+
+
+def _check_output(manifest: PathLike, output: Path, maker_id: str) -> None:
+    """Raise ``ValueError`` where writing would destroy a file that is not an earlier result of the same k-means."""
+    if not output.exists():
+        return
+    if output.is_dir():
+        raise ValueError(f"{output}: a folder. Name a file in it as --output.")
+    if output.samefile(manifest):
+        raise ValueError(f"{output}: --manifest and --output are one file. Give another --output.")
+    found = _maker_of_first_line(output)
+    if found != maker_id:
+        holds = f"labels of another k-means ({found}, not {maker_id})" if found else "no labels"
+        raise ValueError(f"{output}: is there already, with {holds}. Give another --output, or remove the file.")
+
+
+def _maker_of_first_line(manifest: Path) -> Optional[str]:
+    try:
+        _, entry = next(iter_manifest(manifest))
+        return entry["labels"]["maker"]
+    except (ValueError, KeyError, TypeError, StopIteration):
+        return None  # whatever it is, it has no labels
 
 
 def measure_manifest(manifest: PathLike, maker: LabelMaker, alignments: Optional[Alignments] = None) -> Dict[str, Any]:

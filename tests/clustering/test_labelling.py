@@ -247,7 +247,7 @@ def test_progress_of_another_maker_is_not_continued(corpus, maker, tmp_path):
 
 
 def test_a_finished_output_is_recognised(corpus, maker, tmp_path):
-    """Re-running a recipe costs nothing, unless the manifest, the k-means or the output changed."""
+    """Re-running a recipe costs nothing, unless the manifest changed."""
     output = tmp_path / "labelled.json"
     label_manifest(corpus, output, maker, WindowFeatures())
     assert label_manifest(corpus, output, maker, WindowFeatures(fail_at_call=1)) is False
@@ -255,12 +255,29 @@ def test_a_finished_output_is_recognised(corpus, maker, tmp_path):
     write_manifest(corpus, entries[:-1])
     assert label_manifest(corpus, output, maker, WindowFeatures()) is True
     assert len(read_manifest(output)) == 11
-    output.write_text("not a manifest\n")
-    assert label_manifest(corpus, output, maker, WindowFeatures()) is True
+
+
+def test_other_files_are_not_overwritten(corpus, maker, tmp_path):
+    """A mistyped --output would cost a manifest, or labels that a model is being trained on."""
     frames = sample_corpus_frames([corpus], WindowFeatures(), 10**6, seed=0)
     other = fit_label_maker(frames, [9], WindowFeatures.description, backend="sklearn")
-    assert label_manifest(corpus, output, other, WindowFeatures()) is True
-    assert check_labelled_manifest(output)["maker"] == other.id
+    labelled, dev, link = (tmp_path / name for name in ("labelled.json", "dev.json", "link.json"))
+    label_manifest(corpus, labelled, maker, WindowFeatures())
+    dev.write_bytes(corpus.read_bytes())
+    link.symlink_to(corpus)
+    for output, message in [
+        (labelled, f"with labels of another k-means \\({maker.id}, not {other.id}\\). Give another --output"),
+        (dev, "dev.json: is there already, with no labels. Give another --output, or remove"),
+        (corpus, "train.json: --manifest and --output are one file"),
+        (link, "link.json: --manifest and --output are one file"),
+        (tmp_path, "a folder. Name a file"),
+    ]:
+        before = output.is_file() and output.read_bytes()
+        with pytest.raises(ValueError, match=message):
+            label_manifest(corpus, output, other, WindowFeatures(fail_at_call=1), Shard(0, 2))
+        with pytest.raises(ValueError, match=message):
+            merge_shards(corpus, output, other, 2)
+        assert before == (output.is_file() and output.read_bytes())
 
 
 def bad_audio(tmp_path, kind):
