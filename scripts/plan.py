@@ -29,13 +29,19 @@ CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "pretrain"
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiment", default="mshubert_base", help="experiment of conf/pretrain")
+    experiment = dict(choices=sorted(path.stem for path in CONFIGS.glob("[!_]*.yaml")), metavar="NAME")
+    parser.add_argument("--experiment", default="mshubert_base", help="experiment of conf/pretrain", **experiment)
     parser.add_argument("--hours", type=float, required=True, help="of audio in the corpus")
     parser.add_argument("--gpus", type=int, required=True)
     parser.add_argument("--gpus_per_node", type=int, default=8)
-    parser.add_argument("--parallel", help="of conf/pretrain/parallel; plain data parallelism without it")
+    parallel = dict(choices=sorted(path.stem for path in CONFIGS.glob("parallel/*.yaml")))
+    parser.add_argument("--parallel", help="of conf/pretrain/parallel; plain data parallelism without it", **parallel)
     parser.add_argument("--benchmarks", nargs="*", default=[], help="JSON files of scripts/benchmark.py")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for option in ("hours", "gpus", "gpus_per_node"):
+        if getattr(args, option) <= 0:
+            parser.error(f"--{option} {getattr(args, option)}: expected more than 0")
+    return args
 
 
 def main(argv=None) -> None:

@@ -25,6 +25,7 @@ them. With a batch so small that the peak lies elsewhere (in AdamW's step) activ
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 import torch
@@ -95,11 +96,21 @@ class Cluster:
 
 
 def read_reports(paths: Sequence[PathLike]) -> Reports:
-    """Rows of JSON files of scripts/benchmark.py by benchmark; raises ``ValueError`` for another file."""
+    """Rows of JSON files of scripts/benchmark.py by benchmark.
+
+    Raises:
+        FileNotFoundError, ValueError: a missing file, or another one.
+    """
     reports: Reports = {}
     for path in paths:
-        with open(path, encoding="utf-8") as stream:
-            report = json.load(stream)
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f"{path}: no such file. Make it with scripts/benchmark.py --output, or leave it out."
+            )
+        try:
+            report = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError:  # not JSON, or no text
+            report = None
         if not isinstance(report, dict) or not {"benchmark", "machine", "rows"} <= report.keys():
             raise ValueError(f"{path}: not a JSON file of scripts/benchmark.py --output.")
         gpu = report["machine"].get("gpu")

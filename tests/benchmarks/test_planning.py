@@ -15,6 +15,7 @@
 """The plan: bytes and days by hand, and nothing where nothing was measured."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -159,7 +160,27 @@ def test_parameters_are_those_of_hubert(size, parameters):
     assert sizes.blocks == sizes.block * config.model.encoder.num_layers
 
 
-def test_another_file_is_refused(tmp_path):
-    (tmp_path / "x.json").write_text("[]")
+@pytest.mark.parametrize("content", ["[]", "", "| a table |"])
+def test_another_file_is_refused(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
     with pytest.raises(ValueError, match="x.json: not a JSON file of scripts/benchmark.py"):
         read_reports([tmp_path / "x.json"])
+    with pytest.raises(FileNotFoundError, match="gone.json: no such file. Make it with scripts/benchmark.py"):
+        read_reports([tmp_path / "gone.json"])
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("--experiment=mshubert_huge", "invalid choice: 'mshubert_huge' (choose from .*mshubert_large"),
+        ("--parallel=fsdp", "invalid choice: 'fsdp' (choose from .*megatron_tp2"),
+        ("--gpus=0", "--gpus 0: expected more than 0"),
+        ("--hours=-1", "--hours -1.0: expected more than 0"),
+    ],
+)
+def test_wrong_options_are_named(capsys, option, message):
+    """Otherwise Hydra's traceback, or a division by zero."""
+    main = runpy.run_path(str(REPOSITORY / "scripts" / "plan.py"))["main"]
+    with pytest.raises(SystemExit):
+        main(["--hours", "960", "--gpus", "32", option])
+    assert re.search(message.replace("(", r"\("), capsys.readouterr().err)
