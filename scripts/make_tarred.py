@@ -29,7 +29,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", required=True, help="NeMo manifest, with or without labels")
     parser.add_argument("--output", required=True, help="folder of the tarred dataset")
-    parser.add_argument("--num_shards", type=int, required=True, help="at least ranks x loader processes")
+    num_shards = (
+        "at least GPUs x loader processes of each (model.train_ds.num_workers): every process reads a shard of its "
+        "own at a time; with fewer, several read the same one, and an update sees its utterances more than once"
+    )
+    parser.add_argument("--num_shards", type=int, required=True, help=num_shards)
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle over shards")
     parser.add_argument("--num_workers", type=int, default=2, help="shards written at a time")
     arguments = parser.parse_args()
