@@ -178,7 +178,8 @@ class KeyTable:
         if unknown:
             raise ValueError(
                 f"{where}: unknown tensors {listed(unknown)}. It is not of the {self.name} layout of HuBERT, wav2vec "
-                "2.0, WavLM or data2vec, or has parts beside the encoder: name its layout with --from, or remove them."
+                "2.0, WavLM or data2vec, or has parts beside the encoder: name its layout with "
+                "scripts/convert_checkpoint.py --from, or remove them."
             )
         return mapped, dropped
 

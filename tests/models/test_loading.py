@@ -14,6 +14,7 @@
 
 """Models by name: a file, a folder, a checkpoint of another ecosystem, a model of the hub (from its cache, offline)."""
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from nemo.collections.asr.models import ASRModel, EncDecCTCModel
@@ -79,6 +80,16 @@ def test_other_ecosystems_take_the_place_of_a_nemo(ssl_path, hf_folder, tmp_path
     model = ssl_to_ctc(str(name))
     assert_same_weights(model.encoder.state_dict(), expected)
     assert model.preprocessor.normalized is load_encoder(name).normalized_input
+
+
+def test_a_checkpoint_of_our_training_is_sent_back(tiny_ctc, tmp_path):
+    """It lies beside the .nemo that is meant, and was taken for a file of fairseq with unknown tensors."""
+    trainer = pl.Trainer(accelerator="cpu", logger=False, max_steps=1, enable_progress_bar=False)
+    trainer.strategy.connect(tiny_ctc())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    for load in (restore_model, load_encoder, ssl_to_ctc):
+        with pytest.raises(ValueError, match="last.ckpt: a training's state.*Give the .nemo in its folder"):
+            load(str(tmp_path / "last.ckpt"))
 
 
 def test_by_hub_id(letters_path, hub_cache):
