@@ -35,7 +35,7 @@ import numpy as np
 from scipy.special import entr
 from tqdm import tqdm
 
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, cut_of_line, iter_manifest
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, cut_of_line, iter_manifest, no_audio_file
 from nemo_mshubert.modules.frames import FRAME_RATE, frame_count
 
 MAX_CLUSTERS = 65535  # labels are uint16
@@ -197,7 +197,7 @@ def check_labelled_manifest(path: PathLike, maker: Optional[str] = None) -> Dict
         ``maker``, ``utterances``, ``frames``, ``hours``, and ``sets``: `cluster_usage` of each stored set.
 
     Raises:
-        FileNotFoundError: no such manifest.
+        FileNotFoundError: no such manifest, or one of a tarred dataset.
         ValueError: lists the problems as ``file:line: ...``, the first 20 in full.
     """
     problems: List[str] = []
@@ -286,7 +286,9 @@ def _header_samples(entry: Dict[str, Any], where: str) -> int:
 
     path = entry["audio_filepath"]
     if not Path(path).is_file():
-        raise ValueError(f"{where}: {path}: no such audio file. Correct the manifest or remove the line.")
+        # of a tarred dataset all lines are so: a FileNotFoundError ends the check at the first
+        kind = ValueError if entry.get("shard_id") is None else FileNotFoundError
+        raise kind(f"{where}: {path}: {no_audio_file(entry)}")
     try:
         recording = Recording.from_file(path)
     except Exception as error:

@@ -138,6 +138,16 @@ def utterance_id(entry: Dict[str, Any]) -> str:
     return f"{stem}-{round(entry['offset'] * 1000)}ms" if entry.get("offset") else stem
 
 
+def no_audio_file(entry: Dict[str, Any]) -> str:
+    """What to say of a line whose audio file is not there."""
+    if entry.get("shard_id") is None:
+        return "no such audio file. Correct the manifest or remove the line."
+    return (
+        "no such audio file: the line is of a tarred dataset (it has a shard_id), whose audio is in its tars. Give the "
+        "manifest that scripts/make_tarred.py was given."
+    )
+
+
 def load_audio(entry: Dict[str, Any], where: str = "") -> np.ndarray:
     """Mono 16 kHz float32 samples ``[S]`` of a manifest entry, read as NeMo's Lhotse loader reads it.
 
@@ -158,7 +168,7 @@ def load_audio_and_rate(entry: Dict[str, Any], where: str = "") -> Tuple[np.ndar
     path = entry["audio_filepath"]
     where = f"{where}: {path}" if where else path
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{where}: no such audio file. Correct the manifest or remove the line.")
+        raise FileNotFoundError(f"{where}: {no_audio_file(entry)}")
     try:
         recording = Recording.from_file(path)
     except Exception as error:

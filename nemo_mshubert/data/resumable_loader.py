@@ -21,6 +21,7 @@ tars are read for it, not decoded).
 import itertools
 import json
 from functools import partial
+from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import torch
@@ -176,10 +177,11 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
     """
     is_usable = usable_lines(config)
     manifests = local_paths(config.manifest_filepath)[rank::world_size]
+    has_tars = config.get("tarred_audio_filepaths") is not None
     count = 0
     for where, entry in itertools.chain.from_iterable(map(iter_manifest, manifests)):
         _duration(entry, where)
-        if entry.get("shard_id") is not None and config.get("tarred_audio_filepaths") is None:
+        if not has_tars and entry.get("shard_id") is not None and not Path(entry["audio_filepath"]).is_file():
             raise ValueError(
                 f"{where}: of a tarred dataset (it has a shard_id). Give the tars too, in pre-training as train_tars."
             )

@@ -31,7 +31,7 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 import soundfile
 from tqdm import tqdm
 
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, atomic_write, load_audio, read_manifest
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, atomic_write, load_audio, no_audio_file, read_manifest
 
 MAX_DURATION_ERROR = 0.1  # seconds between header and manifest: rounding, not another file
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)  # two zero blocks close an archive
@@ -133,7 +133,7 @@ def _audio_bytes(entry: Entry) -> bytes:
     if entry.get("offset") is None:
         path = Path(entry["audio_filepath"])
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such audio file. Correct the manifest or remove the line.")
+            raise FileNotFoundError(f"{path}: {no_audio_file(entry)}")
         data = path.read_bytes()
         _check_header(data, path, entry.get("duration"))
         return data

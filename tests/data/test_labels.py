@@ -30,6 +30,7 @@ from nemo_mshubert.data.labels import (
     cluster_usage,
 )
 from nemo_mshubert.data.manifest import iter_manifest, load_audio, write_manifest
+from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.modules.frames import frame_count
 
 MAKER = "0123456789abcdef"
@@ -209,6 +210,16 @@ def test_a_line_that_is_not_json_is_named_beside_other_problems(manifest):
     manifest.write_text(manifest.read_text() + "{broken\n")
     with pytest.raises(ValueError, match=r"(?s)train.json:1: .*train.json:4: not JSON"):
         check_labelled_manifest(manifest)
+
+
+def test_a_tarred_manifest_is_refused_at_its_first_line(counting_corpus, tmp_path):
+    """Not twenty times "remove the line", of lines that are right."""
+    make_tarred(counting_corpus([16000] * 3), tmp_path / "tars", 1)
+    joined = tmp_path / "tars" / "tarred_audio_manifest.json"
+    with pytest.raises(
+        FileNotFoundError, match=f"{joined}:1: .* has a shard_id.* manifest that scripts/make_tarred.py"
+    ):
+        check_labelled_manifest(joined)
 
 
 def test_empty_manifest(tmp_path):

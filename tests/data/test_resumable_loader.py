@@ -15,6 +15,7 @@
 """The stream of training batches: complete, endless, and the same from wherever it is entered."""
 
 import itertools
+import json
 import os
 import signal
 from collections import Counter
@@ -220,6 +221,16 @@ def test_tarred_manifests_without_their_tars_are_refused(tarred):
     tarred.tarred_audio_filepaths = None
     with pytest.raises(ValueError, match="manifest_0.json:1: of a tarred dataset .* train_tars"):
         take(tarred, 1)
+
+
+@pytest.mark.unit
+def test_lines_with_a_shard_id_and_files_of_their_own_are_plain(plain, tmp_path):
+    """Someone unpacked the tars, or labels files that once were packed."""
+    path = tmp_path / "counting.json"
+    path.write_text(path.read_text().replace('{"audio_filepath"', '{"shard_id": 3, "audio_filepath"'))
+    assert check_utterances(plain) == len(LENGTHS) and json.loads(path.read_text().splitlines()[0])["shard_id"] == 3
+    found = {name for batch in names(take(plain, STREAM)) for name in batch}
+    assert found == {f"u{number}" for number in range(len(LENGTHS))}
 
 
 @pytest.mark.unit
