@@ -62,6 +62,7 @@ def main() -> None:
     beam_config = None
     if args.decode:
         beam_config = read_config(args.decode, lm=args.lm, lexicon=args.lexicon, beam_size=args.beam_size)
+    Path(args.output).mkdir(parents=True, exist_ok=True)  # first, too
     # after these checks, so that they and --help need not wait for these imports
     from nemo_mshubert.decoding.evaluation import (
         evaluate_manifest,

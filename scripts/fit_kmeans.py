@@ -72,6 +72,7 @@ def make_features(args: argparse.Namespace) -> FeatureMaker:
 def main(argv=None) -> None:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)  # first: the fit may take hours
     features = make_features(args)
     frames = sample_corpus_frames(args.manifest, features, args.max_frames, args.seed)
     logging.info("fitting %s clusters on %d frames of %s", args.clusters, len(frames), features.name)

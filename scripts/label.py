@@ -81,6 +81,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     check.add_argument("--manifest", required=True)
     check.add_argument("--kmeans", help=f"what all labels must be of: {OWN_KMEANS}")
     args = parser.parse_args(argv)
+    if args.command != "check" and args.alignments and not Path(args.alignments).is_file():
+        parser.error(f"{args.alignments}: no such alignments")  # now, not when all is labelled
     if args.command == "make" and is_pickle(args.kmeans) and not (args.encoder and args.layer):
         parser.error(f"{args.kmeans} is of joblib and says not what it is of: give --encoder and --layer")
     return args

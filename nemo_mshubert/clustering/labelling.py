@@ -162,6 +162,8 @@ def merge_shards(manifest: PathLike, output: PathLike, maker: LabelMaker, count:
         ValueError: shards that are missing, unfinished, or of another maker; they are named, and nothing is written.
             Or ``output`` is what `label_manifest` refuses.
     """
+    if count < 1:
+        raise ValueError(f"{count} shards: expected the number that `label.py make --shard` was given, 1 or more.")
     total = count_lines(manifest)
     _check_output(manifest, Path(output), maker.id)
     if _is_complete(manifest, Path(output), maker.id, range(total)):

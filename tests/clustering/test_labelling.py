@@ -195,6 +195,8 @@ def test_shards_join_to_what_one_process_makes(corpus, maker, tmp_path, count):
     assert label_manifest(corpus, output, maker, finished, Shard(0, count)) is False  # a job that is started again
     assert merge_shards(corpus, output, maker, count) is True
     assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
+    with pytest.raises(ValueError, match="0 shards: expected the number"):
+        merge_shards(corpus, tmp_path / "none.json", maker, 0)  # not an empty manifest
     assert sorted(path.name for path in tmp_path.glob("*labelled*")) == ["labelled.json"]  # no shard is left
     assert label_manifest(corpus, output, maker, finished, Shard(0, count)) is False  # the whole is there
     assert merge_shards(corpus, output, maker, count) is False
@@ -452,6 +454,13 @@ def test_scripts_name_what_is_missing(corpus, tmp_path, capsys):
         with pytest.raises(SystemExit):
             script("fit_kmeans")(f"--manifest {corpus} --output {tmp_path / 'km.npz'} {arguments}".split())
         assert message in capsys.readouterr().err
+    for command in ("make", "merge --shards 2"):  # not when all is labelled
+        options = f"{command} --kmeans km.npz --manifest {corpus} --output out.json --alignments gone.jsonl"
+        with pytest.raises(SystemExit):
+            script("label")(options.split())
+        assert "gone.jsonl: no such alignments" in capsys.readouterr().err
+    with pytest.raises(FileExistsError, match="train.json"):  # nor a folder that cannot be, when all is fitted
+        script("fit_kmeans")(f"--manifest gone.json --features mfcc --output {corpus}/km.npz".split())
     frames = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     hidden = fit_label_maker(frames, [4], FeatureDescription("hidden", 4, 6, "f" * 16), backend="sklearn")
     hidden.save(tmp_path / "hidden.npz")

@@ -262,6 +262,11 @@ def test_the_last_manifest_is_read_before_the_model(script, manifest, tmp_path, 
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
         with pytest.raises(error, match=name):
             script.main()
+    (tmp_path / "file").touch()
+    arguments = ["--model", "gone.nemo", "--output", str(tmp_path / "file"), "--manifest", str(manifest)]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    with pytest.raises(FileExistsError, match="file"):  # where its results could not be written
+        script.main()
 
 
 def test_two_manifests_of_one_name_are_refused(script, monkeypatch, capsys):
