@@ -43,6 +43,7 @@ MODULES = {  # subcommand: module of nemo_mshubert.benchmarks, which has COLUMNS
 
 def parse_args() -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
+    sizes = sorted(path.stem for path in CONFIGS.glob("size/*.yaml"))
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--threads", type=int, help="CPU threads; PyTorch's default")
     common.add_argument("--output", help="JSON file")
@@ -50,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
 
     pretrain = commands.add_parser("pretrain", parents=[common], help="the pre-training step")
-    pretrain.add_argument("--sizes", nargs="+", default=["base"] if on_gpu else ["tiny"], help="of conf/pretrain/size")
+    pretrain.add_argument("--sizes", nargs="+", choices=sizes, default=["base"] if on_gpu else ["tiny"])
     pretrain.add_argument("--batch_seconds", type=float, nargs="+", default=[87.5, 350] if on_gpu else [32])
     pretrain.add_argument("--utterance_seconds", type=float, default=12.5 if on_gpu else 4)
     pretrain.add_argument("--repeats", type=int, default=20 if on_gpu else 5)
@@ -74,7 +75,7 @@ def parse_args() -> argparse.Namespace:
     loader.set_defaults(configs=CONFIGS)
 
     labelling = commands.add_parser("labelling", parents=[common], help="features, labels and k-means")
-    labelling.add_argument("--size", default="base", help="of conf/pretrain/size; random weights")
+    labelling.add_argument("--size", choices=sizes, default="base", help="with random weights")
     labelling.add_argument("--manifest", required=True)
     labelling.add_argument("--seconds", type=float, default=3600 if on_gpu else 120, help="of audio")
     labelling.add_argument("--clusters", type=int, default=1000 if on_gpu else 100)
@@ -84,7 +85,7 @@ def parse_args() -> argparse.Namespace:
 
     inference = commands.add_parser("inference", parents=[common], help="greedy CTC, from audio to text")
     inference.add_argument("--model", help=".nemo of a letter CTC model; random weights without it")
-    inference.add_argument("--size", default="base", help="of conf/pretrain/size, for random weights")
+    inference.add_argument("--size", choices=sizes, default="base", help="for random weights")
     inference.add_argument("--manifest", required=True)
     inference.add_argument("--seconds", type=float, default=3600 if on_gpu else 120, help="of audio")
     inference.add_argument("--batch_seconds", type=float, default=120)

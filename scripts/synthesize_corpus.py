@@ -36,7 +36,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         synthesize_corpus(args.output, args.train_minutes, args.dev_minutes, args.test_minutes, args.seed)
-    except (ImportError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -81,7 +81,10 @@ def benchmark(
     audio_seconds = sum(entry["duration"] for entry in entries)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(model) if model else save_random_model(configs, size, Path(folder) / "random.nemo")
-        write_huggingface(read_nemo(path), Path(folder) / "transformers")
+        checkpoint = read_nemo(path)
+        if checkpoint.ctc is None or checkpoint.ctc.letters() is None:
+            raise ValueError(f"{path}: expected a CTC model over letters. Make one with scripts/ssl_to_ctc.py.")
+        write_huggingface(checkpoint, Path(folder) / "transformers")
         calls: Dict[str, Transcribe] = {
             "ours": ours(path, entries, device, dtype),
             "transformers": theirs(Path(folder) / "transformers", entries, device, dtype),

@@ -60,7 +60,13 @@ class Facts:
 
 
 def read_results(path: Union[str, Path]) -> Results:
-    """``results`` of a results.json of scripts/evaluate.py; raises ``ValueError`` for another file."""
+    """``results`` of a results.json of scripts/evaluate.py.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or another one.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file. Write it with scripts/evaluate.py, or leave --results out.")
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))["results"]
         results_table(results)

@@ -61,6 +61,14 @@ def test_inference_of_the_same_model(labelled, precision):
     assert all(row["real_time_factor"] > 0 for row in rows)
 
 
+def test_inference_needs_letters(labelled, ssl_path, bpe_path):
+    """Their model has no place for word pieces, and a pre-trained one writes no text."""
+    options = dict(batch_seconds=10, precision="fp32", repeats=1, device=CPU)
+    for path in (ssl_path, bpe_path):
+        with pytest.raises(ValueError, match=f"{path}: expected a CTC model over letters"):
+            inference.benchmark(CONFIGS, "tiny", path, labelled.dev, 5, **options)
+
+
 def test_both_sides_run_in_the_precision_of_their_row(labelled, tmp_path, monkeypatch):
     """A side that stayed in fp32 would look slow."""
     found = []

@@ -130,3 +130,5 @@ def test_results_of_something_else(tmp_path, content):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(ValueError, match="results.json: not a results.json of scripts/evaluate.py"):
         read_results(tmp_path / "results.json")
+    with pytest.raises(FileNotFoundError, match="gone.json: no such file. Write it with scripts/evaluate.py"):
+        read_results(tmp_path / "gone.json")

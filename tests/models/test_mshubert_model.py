@@ -256,7 +256,7 @@ def test_impossible_configs_are_refused(make_model, overrides, message):
 @pytest.mark.unit
 def test_missing_label_maker_is_refused(make_model):
     """A path that was mistyped."""
-    with pytest.raises(FileNotFoundError, match="nowhere.npz"):
+    with pytest.raises(FileNotFoundError, match="nowhere.npz: no such file. Give the k-means file .* as label_maker"):
         make_model("label_maker=nowhere.npz")
 
 
