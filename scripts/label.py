@@ -30,8 +30,9 @@ Many GPUs share the lines of a manifest: under torchrun, or by hand as jobs of t
     python scripts/label.py make --shard 3/8 --kmeans km.npz --manifest train.json --output train_l.json
     python scripts/label.py merge --shards 8 --kmeans km.npz --manifest train.json --output train_l.json
 
-An interrupted `make` goes on where it stopped. `check` reads every line and every audio header; it prints entropy and
-dead clusters, and fails with ``file:line`` of what is wrong.
+An interrupted `make` goes on where it stopped. No file is written over but an earlier result of the same k-means.
+`check` reads every line and every audio header; it prints entropy and dead clusters, and fails with ``file:line`` of
+what is wrong.
 """
 
 import argparse
