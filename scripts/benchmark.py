@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
     pretrain.set_defaults(configs=CONFIGS)
 
     traffic = commands.add_parser("traffic", parents=[common], help="memory traffic of the step on a GPU, without one")
-    traffic.add_argument("--sizes", nargs="+", default=["base"], help="of conf/pretrain/size")
+    traffic.add_argument("--sizes", nargs="+", choices=sizes, default=["base"])
     traffic.add_argument("--batch_seconds", type=float, nargs="+", default=[87.5, 350])
     traffic.add_argument("--utterance_seconds", type=float, default=12.5)
     traffic.add_argument(

@@ -93,7 +93,7 @@ def test_flops_of_a_step_are_those_of_the_formula(name):
 def test_rows_add_up_and_ours_moves_less():
     """The table a change of the kernels is judged by. Batches so long that weights do not matter."""
     rows = list(benchmark(CONFIGS, ["base"], [350], 12.5, teraflops=100, terabytes=1, device=torch.device("cpu")))
-    total = {row["row"]: row for row in rows if row["kind"] == "**all**"}
+    total = {row["row"]: row for row in rows if "audio_seconds_per_second" in row}
     for name, row in total.items():
         parts = [part for part in rows if part["row"] == name and part is not row]
         for key in ("kernels", "gigabytes", "teraflop", "milliseconds"):
