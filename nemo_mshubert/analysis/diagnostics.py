@@ -225,7 +225,7 @@ def _frames_with_units(states: AllHiddenStates, lines, alignments: Alignments) -
             group = window[first : first + UTTERANCES_AT_ONCE]
             for utterance, features in zip(group, window_features(group, states)):
                 units = alignments.frame_units(utterance_id(utterance.entry), len(features))
-                yield np.column_stack([features, units])[units >= 0].astype(np.float32)
+                yield np.column_stack([features.cpu(), units])[units >= 0].astype(np.float32)
 
 
 def _file_hash(path: PathLike) -> str:

@@ -76,7 +76,7 @@ def benchmark(
     waves = [load_audio(entry) for entry in entries]
     audio_seconds = sum(map(len, waves)) / SAMPLE_RATE
     outputs = features(waves)
-    sample = np.concatenate(outputs)
+    sample = torch.cat(outputs).cpu().numpy()
     maker = fit_label_maker(sample, [min(clusters, len(sample) // 2)], features.description, backend="sklearn")
     with tempfile.TemporaryDirectory() as folder:
         write_manifest(Path(folder) / "audio.json", entries)

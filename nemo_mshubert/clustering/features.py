@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from lhotse.features.kaldi.layers import Wav2MFCC
 from scipy.signal import savgol_filter
-from torch import nn
+from torch import Tensor, nn
 
 from nemo_mshubert.data.manifest import SAMPLE_RATE
 from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
@@ -70,8 +70,11 @@ class FeatureMaker:
     def dimension(self) -> int:
         return self.description.dimension
 
-    def __call__(self, waveforms: List[np.ndarray]) -> List[np.ndarray]:
-        """Features ``float32 [T, D]``, ``T = frame_count(S)``, of each waveform ``float32 [S]`` at 16 kHz."""
+    def __call__(self, waveforms: List[np.ndarray]) -> List[Tensor]:
+        """Features ``float32 [T, D]``, ``T = frame_count(S)``, of each waveform ``float32 [S]`` at 16 kHz.
+
+        They are on ``device``, where labels are found: a second of base's is 154 kB, of labels 100 bytes.
+        """
         raise NotImplementedError
 
 
@@ -100,18 +103,18 @@ class MfccFeatures(FeatureMaker):
             # high_freq 0 is the Nyquist frequency, as in Kaldi; Lhotse's default is 400 Hz less.
             self._mfcc = Wav2MFCC(sampling_rate=SAMPLE_RATE, snip_edges=True, high_freq=0.0)
 
-    def __call__(self, waveforms: List[np.ndarray]) -> List[np.ndarray]:
+    def __call__(self, waveforms: List[np.ndarray]) -> List[Tensor]:
         return [self._features(waveform) for waveform in waveforms]
 
     @torch.inference_mode()
-    def _features(self, waveform: np.ndarray) -> np.ndarray:
+    def _features(self, waveform: np.ndarray) -> Tensor:
         chunks = cut_at_frames(len(waveform), MAX_CHUNK_SECONDS * SAMPLE_RATE, MFCC_HOP_SAMPLES)
         if not chunks:
-            return np.empty((0, self.dimension), np.float32)
+            return torch.empty(0, self.dimension)
         samples = torch.from_numpy(waveform)[None]
         mfcc = torch.cat([self._mfcc(samples[:, chunk])[0] for chunk in chunks]).numpy()  # [windows, 13]
         delta = _delta(mfcc)
-        return np.concatenate([mfcc, delta, _delta(delta)], axis=1)[::2]
+        return torch.from_numpy(np.concatenate([mfcc, delta, _delta(delta)], axis=1)[::2])
 
 
 class HiddenFeatures(FeatureMaker):
@@ -138,7 +141,7 @@ class HiddenFeatures(FeatureMaker):
         (one_frame,) = self._run([np.zeros(RECEPTIVE_FIELD_SAMPLES, np.float32)])
         self.description = FeatureDescription("hidden", one_frame.shape[1], layer, encoder_fingerprint(encoder))
 
-    def __call__(self, waveforms: List[np.ndarray]) -> List[np.ndarray]:
+    def __call__(self, waveforms: List[np.ndarray]) -> List[Tensor]:
         pieces, owners = [], []
         for owner, waveform in enumerate(waveforms):
             if getattr(self.encoder, "normalized_input", False):
@@ -146,23 +149,22 @@ class HiddenFeatures(FeatureMaker):
             chunks = cut_at_frames(len(waveform), self.max_chunk_samples, HOP_SAMPLES)
             pieces += [waveform[chunk] for chunk in chunks]
             owners += [owner] * len(chunks)
-        outputs: List[Optional[np.ndarray]] = [None] * len(pieces)
+        outputs: List[Optional[Tensor]] = [None] * len(pieces)
         for batch in _batches([len(piece) for piece in pieces], self.max_chunk_samples):
             for index, output in zip(batch, self._run([pieces[index] for index in batch])):
                 outputs[index] = output
-        features = [[np.empty((0, self.dimension), np.float32)] for _ in waveforms]
+        parts: List[List[Tensor]] = [[] for _ in waveforms]
         for owner, output in zip(owners, outputs):
-            features[owner].append(output)
-        return [np.concatenate(parts) for parts in features]
+            parts[owner].append(output)
+        nothing = torch.empty(0, self.dimension, device=self.device)
+        return [torch.cat(own) if len(own) > 1 else (own or [nothing])[0] for own in parts]
 
     @torch.inference_mode()
-    def _run(self, pieces: List[np.ndarray]) -> List[np.ndarray]:
+    def _run(self, pieces: List[np.ndarray]) -> List[Tensor]:
         audio = nn.utils.rnn.pad_sequence([torch.from_numpy(piece) for piece in pieces], batch_first=True)
         length = torch.tensor([len(piece) for piece in pieces])
-        features, frames = self.encoder.extract_features(audio.to(self.device), length, self.layer)
-        assert frames.tolist() == frame_count(length).tolist()
-        features = features.float().cpu().numpy()  # [B, T, D]
-        return [row[:count] for row, count in zip(features, frames.tolist())]
+        features, _ = self.encoder.extract_features(audio.to(self.device), length, self.layer)  # [B, T, D]
+        return [row[:count] for row, count in zip(features.float(), frame_count(length).tolist())]
 
 
 def encoder_fingerprint(module: nn.Module) -> str:

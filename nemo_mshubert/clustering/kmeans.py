@@ -15,13 +15,14 @@
 """k-means on frames: sample them from a stream, fit centres on a CPU or a GPU, assign frames to centres.
 
 Features are never written to disk and never held for the whole corpus: fitting sees a uniform sample, assigning sees
-one utterance at a time.
+ten minutes at a time.
 """
 
-from typing import Iterable
+from typing import Iterable, Union
 
 import numpy as np
 import torch
+from torch import Tensor
 
 BACKENDS = ("auto", "sklearn", "cuml")
 # fairseq: examples/hubert/simple_kmeans/learn_kmeans.py
@@ -38,14 +39,14 @@ MINIBATCH = dict(
 ASSIGN_FRAMES = 16384  # per distance matrix: 66 MB for 1000 centres
 
 
-def sample_frames(batches_of_features: Iterable[np.ndarray], max_frames: int, seed: int) -> np.ndarray:
+def sample_frames(batches_of_features: Iterable[Union[np.ndarray, Tensor]], max_frames: int, seed: int) -> np.ndarray:
     """Uniform sample without replacement of a stream of frames, in the memory of the sample.
 
     Vitter's algorithm R on whole batches: frame ``i`` takes a random place of ``i + 1`` and is kept if that place is in
     the reservoir. The sample does not depend on how the stream is cut into batches.
 
     Args:
-        batches_of_features: ``[T, D]`` each.
+        batches_of_features: ``[T, D]`` each, on any device; the frames that are kept leave it.
         max_frames: size of the sample; a shorter stream is returned whole.
         seed: of the random places.
 
@@ -60,7 +61,7 @@ def sample_frames(batches_of_features: Iterable[np.ndarray], max_frames: int, se
         index = np.arange(seen, seen + len(batch))
         place = np.where(index < max_frames, index, (rng.random(len(batch)) * (index + 1)).astype(np.int64))
         kept = place < max_frames
-        sample[place[kept]] = batch[kept]  # a place drawn twice keeps the later frame, as one at a time would
+        sample[place[kept]] = torch.as_tensor(batch)[kept].cpu().numpy()  # a place drawn twice keeps the later frame, as one at a time would
         seen += len(batch)
     if not seen:
         raise ValueError("no frames to sample: the manifests are empty.")
@@ -100,25 +101,25 @@ def fit_kmeans(frames: np.ndarray, clusters: int, backend: str = "auto", seed: i
     return MiniBatchKMeans(clusters, random_state=seed, **MINIBATCH).fit(frames).cluster_centers_.astype(np.float32)
 
 
-def assign(features: np.ndarray, centres: np.ndarray, device="cpu") -> np.ndarray:
+def assign(features: Union[np.ndarray, Tensor], centres: np.ndarray) -> np.ndarray:
     """Index of the nearest centre (squared Euclidean distance, fp32) of each frame.
 
     Args:
-        features: ``[T, D]``.
+        features: ``[T, D]``, on the device that is to find them.
         centres: ``[K, D]``, K <= 65535.
-        device: where to multiply.
 
     Returns:
         uint16 ``[T]``.
     """
-    centres_KD = torch.as_tensor(centres, dtype=torch.float32, device=device)
+    features = torch.as_tensor(features, dtype=torch.float32)
+    centres_KD = torch.as_tensor(centres, dtype=torch.float32, device=features.device)
     squares_K = centres_KD.square().sum(dim=1)
     labels = []
-    for features_TD in torch.as_tensor(features, dtype=torch.float32).split(ASSIGN_FRAMES):
+    for features_TD in features.split(ASSIGN_FRAMES):
         # |x - c|^2 = x^2 - 2xc + c^2; x^2 is the same for all centres and would only cost precision
-        distances_TK = torch.addmm(squares_K, features_TD.to(device), centres_KD.T, alpha=-2)
-        labels.append(distances_TK.argmin(dim=1).cpu())
-    return torch.cat(labels).numpy().astype(np.uint16)
+        distances_TK = torch.addmm(squares_K, features_TD, centres_KD.T, alpha=-2)
+        labels.append(distances_TK.argmin(dim=1))
+    return torch.cat(labels).cpu().numpy().astype(np.uint16)
 
 
 def _fit_full_batch(points: np.ndarray, clusters: int, seed: int) -> np.ndarray:

@@ -23,9 +23,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Dict, List, Sequence, Union
 
 import numpy as np
+from torch import Tensor
 
 from nemo_mshubert.clustering.features import FeatureDescription
 from nemo_mshubert.clustering.hierarchy import compose_tables, fit_hierarchy
@@ -85,9 +86,9 @@ class LabelMaker:
                 "Use the encoder and the layer that its k-means was fitted with, or fit a k-means on this encoder."
             )
 
-    def label(self, features: np.ndarray, device="cpu") -> Dict[int, np.ndarray]:
-        """Labels ``{clusters: uint16 [T]}`` of ``stored_sets`` for features ``[T, D]``."""
-        return {clusters: assign(features, self.centres[clusters], device) for clusters in self.stored_sets}
+    def label(self, features: Union[np.ndarray, Tensor]) -> Dict[int, np.ndarray]:
+        """Labels ``{clusters: uint16 [T]}`` of ``stored_sets`` for features ``[T, D]``, found on their device."""
+        return {clusters: assign(features, self.centres[clusters]) for clusters in self.stored_sets}
 
     def expand(self, finest_labels: np.ndarray) -> Dict[int, np.ndarray]:
         """Labels ``{clusters: uint16 [T]}`` of all sets from those of the finest, by the tables."""

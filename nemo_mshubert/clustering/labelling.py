@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from nemo_mshubert.clustering.features import FeatureMaker
@@ -142,8 +144,8 @@ def label_manifest(
         tqdm(total=len(lines), initial=done, desc="labelling", unit=" utterances", disable=None) as progress,
     ):
         for window in audio_windows(_lines_of(manifest, lines[done:])):
-            labels = zip(window, window_features(window, features))
-            entries = [label_entry(utterance, rows, maker, features.device) for utterance, rows in labels]
+            labels = window_labels(window_features(window, features), maker)
+            entries = [label_entry(utterance, sets, maker.id) for utterance, sets in zip(window, labels)]
             stream.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
             stream.flush()
             progress.update(len(window))
@@ -253,11 +255,12 @@ def audio_windows(lines: Iterable[Tuple[str, Dict[str, Any]]]) -> Iterator[List[
         yield window
 
 
-def window_features(window: List[Utterance], features: FeatureMaker) -> List[np.ndarray]:
-    """Features ``[T, D]`` of each utterance; raises ``ValueError`` where they are not finite."""
+def window_features(window: List[Utterance], features: FeatureMaker) -> List[Tensor]:
+    """Features ``[T, D]`` of each utterance, on their device; raises ``ValueError`` where they are not finite."""
     outputs = features([utterance.samples for utterance in window])
-    for utterance, output in zip(window, outputs):
-        if not np.isfinite(output).all():
+    are_finite = torch.stack([output.isfinite().all() for output in outputs]).tolist()  # a GPU is waited for once
+    for utterance, is_finite in zip(window, are_finite):
+        if not is_finite:
             raise ValueError(
                 f"{utterance.where}: {features.name} of {utterance_id(utterance.entry)} are not finite. If other "
                 "lines fail too the encoder is broken: train it again; else remove the line."
@@ -265,11 +268,17 @@ def window_features(window: List[Utterance], features: FeatureMaker) -> List[np.
     return outputs
 
 
-def label_entry(utterance: Utterance, features: np.ndarray, maker: LabelMaker, device) -> Dict[str, Any]:
+def window_labels(features: List[Tensor], maker: LabelMaker) -> List[Dict[int, np.ndarray]]:
+    """Labels ``{clusters: uint16 [T]}`` of the stored sets of each utterance, found on the device of the features."""
+    ends = np.cumsum([len(rows) for rows in features])
+    sets = {k: np.split(labels, ends[:-1]) for k, labels in maker.label(torch.cat(features)).items()}
+    return [dict(zip(sets, parts)) for parts in zip(*sets.values())]
+
+
+def label_entry(utterance: Utterance, sets: Dict[int, np.ndarray], maker_id: str) -> Dict[str, Any]:
     """The manifest entry with checked labels, the absolute path of its audio, and its rate; see `_rate_field`."""
     entry = utterance.entry
-    sets = maker.label(features, device)
-    labels = FrameLabels(maker.id, len(utterance.samples), sets, offset=entry.get("offset"))
+    labels = FrameLabels(maker_id, len(utterance.samples), sets, offset=entry.get("offset"))
     labels.check(f"{utterance.where}: {utterance_id(entry)}")
     path = _absolute(entry["audio_filepath"])
     return {**entry, "audio_filepath": path, **_rate_field(utterance), "labels": labels.to_manifest()}

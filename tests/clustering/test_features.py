@@ -59,7 +59,7 @@ def reference_mfcc_39(waveform):
 def test_mfcc_has_one_row_per_hubert_frame(num_samples):
     (features,) = MfccFeatures()([noise(num_samples)])
     assert features.shape == (frame_count(num_samples), MfccFeatures().dimension)
-    assert features.dtype == np.float32
+    assert features.dtype == torch.float32
 
 
 @pytest.mark.parametrize("num_samples", [400, 5000, 16080])

@@ -24,6 +24,7 @@ import joblib
 import numpy as np
 import pytest
 import soundfile
+import torch
 from nemo.collections.common.data.lhotse.nemo_adapters import LazyNeMoIterator
 from torch import nn
 
@@ -61,7 +62,8 @@ class WindowFeatures(FeatureMaker):
         if self.calls == self.fail_at_call:
             raise RuntimeError("power cut")
         self.utterances += len(waveforms)
-        return [each[: 320 * frame_count(len(each))].reshape(-1, 320)[:, :3] for each in waveforms]
+        frames = [each[: 320 * frame_count(len(each))].reshape(-1, 320)[:, :3] for each in waveforms]
+        return [torch.from_numpy(each) for each in frames]
 
 
 @pytest.fixture(autouse=True)

@@ -126,7 +126,8 @@ class FrozenFeatures:
 
     def _run(self, group: List[Utterance]) -> List[np.ndarray]:
         states = []
-        for utterance, array in zip(group, window_features(group, self.hidden_states)):
+        for utterance, features in zip(group, window_features(group, self.hidden_states)):
+            array = features.cpu().numpy()
             with np.errstate(over="ignore"):
                 rounded = array.reshape(len(array), self.num_states, -1).astype(np.float16)
             if not np.isfinite(rounded).all():

@@ -84,7 +84,7 @@ class Oracle(AllHiddenStates):
     def __call__(self, waveforms):
         outputs = []
         for waveform, states in zip(waveforms, super().__call__(waveforms)):
-            states = states.reshape(len(states), self.num_states, -1).copy()
+            states = states.reshape(len(states), self.num_states, -1).clone()
             text = self.texts[len(waveform)]
             states[:, self.KNOWING] = 0
             for place, letter in enumerate(map(ENGLISH_LABELS.index, text)):
