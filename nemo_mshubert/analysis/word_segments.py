@@ -372,7 +372,9 @@ def pool_instances(sample: Sample, features: AllHiddenStates) -> np.ndarray:
             for first in range(0, len(window), UTTERANCES_AT_ONCE):
                 group = window[first : first + UTTERANCES_AT_ONCE]
                 for utterance, states in zip(group, window_features(group, features)):
-                    _pool_utterance(sample, rows[utterance_id(utterance.entry)], utterance, states.cpu().numpy(), pooled)
+                    _pool_utterance(
+                        sample, rows[utterance_id(utterance.entry)], utterance, states.cpu().numpy(), pooled
+                    )
                 progress.update(len(group))
     return pooled
 

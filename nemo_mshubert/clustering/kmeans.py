@@ -61,7 +61,9 @@ def sample_frames(batches_of_features: Iterable[Union[np.ndarray, Tensor]], max_
         index = np.arange(seen, seen + len(batch))
         place = np.where(index < max_frames, index, (rng.random(len(batch)) * (index + 1)).astype(np.int64))
         kept = place < max_frames
-        sample[place[kept]] = torch.as_tensor(batch)[kept].cpu().numpy()  # a place drawn twice keeps the later frame, as one at a time would
+        sample[place[kept]] = (
+            torch.as_tensor(batch)[kept].cpu().numpy()
+        )  # a place drawn twice keeps the later frame, as one at a time would
         seen += len(batch)
     if not seen:
         raise ValueError("no frames to sample: the manifests are empty.")
