@@ -26,7 +26,6 @@ from nemo.core.classes.common import Serialization
 from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
 from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 from omegaconf import OmegaConf, open_dict
-from omegaconf.errors import MissingMandatoryValue
 from transformers import HubertConfig, HubertModel
 
 from nemo_mshubert.models import training_setup
@@ -348,8 +347,47 @@ def test_all_devices_are_counted(monkeypatch, gpus):
     assert config.trainer.devices == (1 if gpus == 0 else -1)  # Lightning refuses -1 on a CPU
 
 
-def test_a_value_that_is_asked_for_is_named_when_it_is_missing():
-    with initialize_config_dir(str(CONF / "pretrain"), version_base=None):
-        config = compose("mshubert_base")
-    with pytest.raises(MissingMandatoryValue, match="label_maker"):
-        config.label_maker
+# --- The command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "group, name", [("pretrain", "mshubert_base"), ("finetune", "10h"), ("finetune", "search_1h")]
+)
+def test_options_that_are_left_out_are_named_together(group, name):
+    """OmegaConf names the first of them, under the name it has deep in the config."""
+    with initialize_config_dir(str(CONF / group), version_base=None):
+        config = compose(name)
+    with pytest.raises(ValueError, match="The command line lacks " + "= ".join(ASKED_FOR[group]) + "=. conf/"):
+        plan_updates(config)
+
+
+def test_an_option_may_be_given_as_nothing():
+    """A pre-training without validation."""
+    plan_updates(load("pretrain", "mshubert_base", "validation_manifest=null"))
+
+
+@pytest.mark.parametrize("group, name", [("pretrain", "mshubert_base"), ("finetune", "10h")])
+def test_epochs_are_refused(group, name):
+    """Lightning compares them with the interval of validation, which is None, and ends in a TypeError."""
+    with pytest.raises(ValueError, match="trainer.max_epochs=1: training is counted in updates. Set max_updates"):
+        plan_updates(load(group, name, "trainer.max_epochs=1"))
+
+
+@pytest.mark.parametrize("updates, expected", [(32000, 1), (32001, 0)])
+def test_a_run_within_its_warm_up_is_a_warning(monkeypatch, updates, expected):
+    """A short trial of a long recipe trains with a fraction of the rate that it seems to try."""
+    warnings = []
+    monkeypatch.setattr(training_setup.logging, "warning", warnings.append)
+    plan_updates(load("pretrain", "mshubert_base", f"max_updates={updates}", "trainer.devices=32"))
+    assert len(warnings) == expected
+    assert not warnings or "rises for 32000 updates, and the run has 32000" in warnings[0]
+
+
+@pytest.mark.parametrize("warmup_steps, expected", [(4, 1), (3, 0)])
+def test_the_warm_up_of_fine_tuning_is_looked_at_too(monkeypatch, warmup_steps, expected):
+    """Where a number takes the place of the share of the updates."""
+    warnings = []
+    monkeypatch.setattr(training_setup.logging, "warning", warnings.append)
+    schedule = ["~model.optim.sched.warmup_ratio", f"+model.optim.sched.warmup_steps={warmup_steps}"]
+    plan_updates(load("finetune", "10h", "max_updates=4", "trainer.devices=8", *schedule))
+    assert len(warnings) == expected

@@ -27,7 +27,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from nemo.utils import logging
 from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
 from nemo.utils.trainer_utils import resolve_trainer_cfg
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_mshubert.callbacks.configured_schedule import ConfiguredSchedule
 from nemo_mshubert.callbacks.finished_run import FinishedRun
@@ -59,6 +59,7 @@ def plan_updates(cfg: DictConfig) -> None:
 
     The number of micro-batches is rounded to the nearest, and at least one.
     """
+    _check_options(cfg)
     _check_launch(cfg.trainer)
     per_micro_batch = cfg.model.train_ds.batch_duration * num_data_parts(cfg.trainer)
     accumulate = max(1, round(cfg.seconds_per_update / per_micro_batch))
@@ -72,6 +73,23 @@ def plan_updates(cfg: DictConfig) -> None:
     logging.info(f"{accumulate} micro-batches per update: up to {planned:g} s of audio, asked for {asked:g} s.")
     if not math.isclose(asked, planned, rel_tol=0.1):
         logging.warning(f"An update sees up to {planned:g} s of audio instead of {asked:g} s: change batch_duration.")
+
+
+def _check_options(cfg: DictConfig) -> None:
+    """Say in the words of the command line what OmegaConf and Lightning would say in their own, or not at all."""
+    missing = [f"{name}=" for name in cfg if OmegaConf.is_missing(cfg, name)]
+    if missing:
+        raise ValueError(f"The command line lacks {' '.join(missing)}. conf/*/_common.yaml says what each of them is.")
+    if cfg.trainer.get("max_epochs") not in (None, -1):
+        raise ValueError(
+            f"trainer.max_epochs={cfg.trainer.max_epochs}: training is counted in updates. Set max_updates instead."
+        )
+    warmup = OmegaConf.select(cfg, "model.optim.sched.warmup_steps") or 0
+    if warmup >= cfg.max_updates:
+        logging.warning(
+            f"The learning rate never reaches model.optim.lr: it rises for {warmup} updates, and the run has {cfg.max_updates}. "
+            "Lower model.optim.sched.warmup_steps, or raise max_updates."
+        )
 
 
 def _check_launch(trainer_config: DictConfig) -> None:
