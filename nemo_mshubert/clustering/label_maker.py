@@ -138,7 +138,8 @@ class LabelMaker:
             stated_id = header["id"]
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
-                f"{path}: not a k-means file of scripts/fit_kmeans.py, or truncated ({error}). Copy it again."
+                f"{path}: not a k-means file of scripts/fit_kmeans.py, or truncated ({error}). Give the .npz that it wrote, or copy "
+                "it again."
             ) from error
         if maker.id != stated_id:
             raise ValueError(f"{path}: says id {stated_id} but holds {maker.id}: edited or damaged. Copy it again.")
@@ -172,9 +173,10 @@ def fit_label_maker(
 def _read(path: PathLike):
     """Header and arrays of a k-means file."""
     with open(path, "rb") as stream:
+        if not zipfile.is_zipfile(stream):
+            raise ValueError("no .npz")
+        stream.seek(0)
         file = np.load(stream, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
         arrays = {name: file[name] for name in file.files}
     header = json.loads(str(arrays["header"]))
     if header["format"] != FORMAT:

@@ -117,12 +117,10 @@ class MSHuBERTModel(ModelPT):
     @cached_property
     def label_maker(self) -> LabelMaker:
         """Centres and tables of the labels; first asked for while ``ModelPT.__init__`` sets up the data."""
-        try:
-            path = self.register_artifact("label_maker", self._cfg.label_maker)
-        except FileNotFoundError as error:
-            remedy = "Give the k-means file of the labels, of scripts/fit_kmeans.py, as label_maker."
-            raise FileNotFoundError(f"{self._cfg.label_maker}: no such file. {remedy}") from error
-        return LabelMaker.load(path)
+        path = self._cfg.label_maker
+        if not path.startswith("nemo:"):
+            LabelMaker.load(path)  # says what is wrong with a file; NeMo says that it is no artifact
+        return LabelMaker.load(self.register_artifact("label_maker", path))
 
     # --- Ranks ---------------------------------------------------------------------------------------------------
 

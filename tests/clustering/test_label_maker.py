@@ -158,7 +158,7 @@ def test_damaged_or_foreign_files_are_refused(tmp_path, nested, kind):
     path = tmp_path / "km.npz"
     nested.save(path)
     damage(path, kind, nested)
-    with pytest.raises(ValueError, match="km.npz: not a k-means file .* Copy it again"):
+    with pytest.raises(ValueError, match="km.npz: not a k-means file .* Give the .npz .* copy it again"):
         LabelMaker.load(path)
 
 
@@ -181,7 +181,7 @@ def test_a_kmeans_of_joblib_is_not_called_truncated(tmp_path):
         ValueError, match="km.bin: a k-means of joblib.*`label.py make` left beside the labels"
     ) as error:
         LabelMaker.load(tmp_path / "km.bin")
-    assert "<output>.kmeans.npz" in str(error.value) and "Copy it again" not in str(error.value)
+    assert "<output>.kmeans.npz" in str(error.value) and "copy it again" not in str(error.value)
 
 
 def test_missing_file_says_how_to_make_one(tmp_path):

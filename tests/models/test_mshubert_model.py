@@ -254,10 +254,13 @@ def test_impossible_configs_are_refused(make_model, overrides, message):
 
 
 @pytest.mark.unit
-def test_missing_label_maker_is_refused(make_model):
-    """A path that was mistyped."""
-    with pytest.raises(FileNotFoundError, match="nowhere.npz: no such file. Give the k-means file .* as label_maker"):
+def test_wrong_label_maker_is_refused(make_model, tmp_path):
+    """A path that was mistyped, or the model in place of its k-means: NeMo says that these are no artifacts."""
+    with pytest.raises(FileNotFoundError, match="nowhere.npz: no such k-means file. Make one with scripts/fit_kmeans"):
         make_model("label_maker=nowhere.npz")
+    (tmp_path / "hubert.nemo").write_bytes(bytes(2048))
+    with pytest.raises(ValueError, match="hubert.nemo: not a k-means file of scripts/fit_kmeans.py.*Give the .npz"):
+        make_model(f"label_maker={tmp_path / 'hubert.nemo'}")
 
 
 @pytest.mark.unit
