@@ -120,6 +120,20 @@ def read_manifest(path: PathLike) -> List[Dict[str, Any]]:
     return entries
 
 
+def check_audio_files(manifest: PathLike) -> None:
+    """Raise ``FileNotFoundError`` with file and line where a local audio file is missing.
+
+    Stock loaders pass over what is missing, and end in an error of their own where that is all of a batch.
+    """
+    for where, entry in iter_lines(manifest):
+        path = entry["audio_filepath"]
+        if "://" not in path and not (Path(manifest).parent / path).is_file():
+            raise FileNotFoundError(
+                f"{where}: {path}: no such audio file. Correct the manifest or remove the line; where the audio is in tars, "
+                "give them too (train_tars)."
+            )
+
+
 def write_manifest(path: PathLike, entries: Iterable[Dict[str, Any]]) -> None:
     """Write one JSON object per line; audio below the manifest's folder is named relative to it."""
     folder = Path(os.path.abspath(path)).parent  # not resolve(): a symlinked file keeps its own name

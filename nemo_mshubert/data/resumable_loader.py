@@ -183,7 +183,7 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
         _duration(entry, where)
         if not has_tars and entry.get("shard_id") is not None and not Path(entry["audio_filepath"]).is_file():
             raise ValueError(
-                f"{where}: of a tarred dataset (it has a shard_id). Give the tars too, in pre-training as train_tars."
+                f"{where}: of a tarred dataset (it has a shard_id). Give the tars too, for training as train_tars."
             )
         count += is_usable(entry)
     if world_size > 1:

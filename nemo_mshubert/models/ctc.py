@@ -24,6 +24,7 @@ from nemo.collections.asr.models import ASRModel, EncDecCTCModel, EncDecCTCModel
 from nemo.core.classes import ModelPT
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_mshubert.data.manifest import check_audio_files
 from nemo_mshubert.data.resumable_loader import check_utterances
 from nemo_mshubert.data.tarred import check_shards, local_paths
 from nemo_mshubert.data.transcripts import check_transcripts
@@ -127,8 +128,8 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
 
     Raises:
         FileNotFoundError, ValueError: no such file, not a CTC model, one with another encoder, an unknown option of
-            the encoder, or data that cannot be trained on (a missing or truncated shard, a broken line, no text, letters
-            that the model lacks).
+            the encoder, or data that cannot be trained on (a missing or truncated shard, a missing audio file, a broken
+            line, no text, letters that the model lacks).
     """
     try:
         file = local_path(path)
@@ -165,9 +166,12 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
 
 
 def _check_data(config: DictConfig) -> None:
-    """Stock loaders pass over what is missing in a tar, and over letters that the model lacks."""
-    if config.get("tarred_audio_filepaths") is not None:
+    """Stock loaders pass over what is missing, on disk or in a tar, and over letters that the model lacks."""
+    is_tarred = config.get("tarred_audio_filepaths") is not None
+    if is_tarred:
         check_shards(config.manifest_filepath, config.tarred_audio_filepaths)
     check_utterances(config)
     for path in local_paths(config.manifest_filepath):
         check_transcripts(path, config.get("labels"))
+        if not is_tarred:
+            check_audio_files(path)

@@ -22,7 +22,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from nemo_mshubert.data.manifest import iter_manifest, load_audio, load_audio_and_rate, read_manifest
+from nemo_mshubert.data.manifest import (
+    check_audio_files,
+    iter_manifest,
+    load_audio,
+    load_audio_and_rate,
+    read_manifest,
+)
 
 pytestmark = pytest.mark.unit
 GOOD = {"audio_filepath": "a.wav", "duration": 1.0, "text": "schön"}
@@ -47,6 +53,16 @@ def test_lines_come_with_their_number_and_an_absolute_path(write, tmp_path):
     first, second = iter_manifest(path)
     assert first == (f"{path}:1", {**GOOD, "audio_filepath": str(tmp_path / "a.wav")})
     assert second == (f"{path}:4", {**GOOD, "audio_filepath": "/b.wav"})
+
+
+def test_missing_audio_is_named_with_its_line(write, tmp_path):
+    """Paths are of the manifest's folder, as for NeMo; what lies behind an address is not asked for."""
+    (tmp_path / "a.wav").touch()
+    address = {**GOOD, "audio_filepath": "s3://bucket/b.wav"}
+    check_audio_files(write(GOOD, {**GOOD, "audio_filepath": str(tmp_path / "a.wav")}, address))
+    path = write(GOOD, address, {**GOOD, "audio_filepath": "c.wav"})
+    with pytest.raises(FileNotFoundError, match=f"{path}:3: c.wav: no such audio file. Correct the manifest"):
+        check_audio_files(path)
 
 
 def test_a_line_that_is_not_utf8_is_named(write):
