@@ -31,6 +31,7 @@ from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
 from nemo_mshubert.callbacks.rank_watch import RankWatch
 from nemo_mshubert.models.ctc import restore_for_finetuning
+from nemo_mshubert.models.run_lock import hold_folder
 from nemo_mshubert.models.training_setup import checkpoint_folder, keep_whole_checkpoints, make_trainer, plan_updates
 
 
@@ -42,7 +43,9 @@ def main(cfg):
     guards = [NonfiniteGuard(cfg.max_nonfinite_steps), RankWatch(), SaveWhenPreempted()]
     callbacks = [EncoderFreeze(cfg.freeze_encoder_updates), *guards]
     trainer = make_trainer(cfg.trainer, callbacks)
-    keep_whole_checkpoints(checkpoint_folder(cfg.exp_manager))
+    folder = checkpoint_folder(cfg.exp_manager)
+    hold_folder(folder, trainer)
+    keep_whole_checkpoints(folder)
     exp_manager(trainer, cfg.exp_manager)
     trainer.fit(restore_for_finetuning(cfg.init_model, cfg.model, trainer))
 

@@ -29,6 +29,7 @@ from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
 from nemo_mshubert.callbacks.rank_watch import RankWatch
 from nemo_mshubert.models import MSHuBERTModel
+from nemo_mshubert.models.run_lock import hold_folder
 from nemo_mshubert.models.training_setup import checkpoint_folder, keep_whole_checkpoints, make_trainer, plan_updates
 from nemo_mshubert.parallel.registration import register
 
@@ -39,7 +40,9 @@ def main(cfg):
     plan_updates(cfg)
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     trainer = make_trainer(cfg.trainer, [SaveWhenPreempted(), DataWait(), RankWatch()])
-    keep_whole_checkpoints(checkpoint_folder(cfg.exp_manager))
+    folder = checkpoint_folder(cfg.exp_manager)
+    hold_folder(folder, trainer)
+    keep_whole_checkpoints(folder)
     exp_manager(trainer, cfg.exp_manager)
     model = MSHuBERTModel(cfg=cfg.model, trainer=trainer)
     model.maybe_init_from_pretrained_checkpoint(cfg)

@@ -1,0 +1,58 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""One run in a folder: a second one would overwrite its checkpoints."""
+
+import errno
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import IO, List
+
+import lightning.pytorch as pl
+from nemo.utils import logging
+
+_held: List[IO] = []  # a lock ends with its open file
+
+
+def hold_folder(folder: Path, trainer: pl.Trainer) -> None:
+    """Lock ``folder`` on rank 0 until the process ends, however it ends.
+
+    The lock is one of the process (POSIX): loader processes that outlive a killed run do not keep it.
+
+    Raises:
+        RuntimeError: another process holds it.
+    """
+    if not trainer.is_global_zero:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    stream = open(folder / "run.lock", "a+", encoding="utf-8")
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            logging.warning(
+                f"{stream.name}: cannot be locked ({error}). Take care that no second run uses this folder."
+            )
+            return
+        stream.seek(0)
+        raise RuntimeError(
+            f"{folder}: another run is under way in it ({stream.read() or 'just started'}). They would overwrite each other's "
+            "checkpoints. Wait for it or end it, or give this run another name=."
+        ) from error
+    stream.truncate(0)
+    stream.write(f"pid {os.getpid()} on {socket.gethostname()}")
+    stream.flush()
+    _held.append(stream)
