@@ -18,6 +18,8 @@ import math
 import os
 import shutil
 import tempfile
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Sequence
 
@@ -123,7 +125,7 @@ def checkpoint_folder(exp_manager_config: DictConfig) -> Path:
 def keep_whole_checkpoints(folder: Path) -> None:
     """Leave what a run can go on from, where it was killed while it wrote a checkpoint: NeMo would stop and ask for that.
 
-    Unfinished checkpoints go. Of several last ones the newest stays; where there is none, the newest other one, which
+    Unfinished checkpoints go, damaged ones are set aside under another name. Of several last ones the newest stays; where there is none, the newest other one, which
     holds as much, becomes it. All ranks may call this at the same time, before the first checkpoint is written.
     """
     for marker in folder.glob(f"*{NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}"):
@@ -131,6 +133,8 @@ def keep_whole_checkpoints(folder: Path) -> None:
         logging.warning(f"{folder / name}.ckpt: the run was killed while it was written; it is removed.")
         (folder / f"{name}.ckpt").unlink(missing_ok=True)
         marker.unlink(missing_ok=True)
+    for path in folder.glob("*.ckpt"):
+        _set_aside_if_damaged(path)
     newest_first = sorted(folder.glob("*.ckpt"), key=_time_written, reverse=True)
     last = [path for path in newest_first if path.stem.endswith("last")]
     for path in last[1:]:
@@ -143,6 +147,18 @@ def keep_whole_checkpoints(folder: Path) -> None:
                 shutil.copyfileobj(stream, copy)
         shutil.copymode(path, copy.name)
         os.replace(copy.name, path.with_name(f"{path.stem}-last.ckpt"))
+
+
+def _set_aside_if_damaged(path: Path) -> None:
+    with suppress(FileNotFoundError):  # another rank was faster
+        with open(path, "rb") as stream:
+            if zipfile.is_zipfile(stream):  # by its end: one that was cut off, as by a full disk or a copy, has none
+                return
+        os.replace(path, path.with_name(f"{path.name}.damaged"))
+        logging.warning(
+            f"{path}: damaged, since the end of the file is missing. It is now {path.name}.damaged, and the run goes on from the "
+            "newest whole checkpoint; copy it again if you have it elsewhere."
+        )
 
 
 def _time_written(path: Path) -> float:

@@ -17,8 +17,10 @@
 import os
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
+from nemo_mshubert.models import training_setup
 from nemo_mshubert.models.training_setup import checkpoint_folder, keep_whole_checkpoints, plan_updates
 
 pytestmark = pytest.mark.unit
@@ -26,17 +28,26 @@ pytestmark = pytest.mark.unit
 
 @pytest.fixture
 def folder(tmp_path):
-    """``folder(name, ...)``: checkpoints with these names, the last one the newest; ``!`` marks an unfinished one."""
+    """``folder(name, ...)``: what is left of checkpoints with these names, the last one the newest, and whose weights it has.
+
+    ``!`` marks an unfinished one, ``?`` one that has lost its last byte.
+    """
 
     def make(*names):
         for age, name in enumerate(reversed(names)):
-            name, unfinished = name.rstrip("!"), name.endswith("!")
-            (tmp_path / f"{name}.ckpt").write_text(name)
-            os.utime(tmp_path / f"{name}.ckpt", (1e9 - age, 1e9 - age))
-            if unfinished:
+            name, kind = name.rstrip("!?"), name[-1]
+            path = tmp_path / f"{name}.ckpt"
+            torch.save({"name": name}, path)
+            if kind == "!":
                 (tmp_path / f"{name}-unfinished").touch()
+            if kind == "?":
+                os.truncate(path, path.stat().st_size - 1)
+            os.utime(path, (1e9 - age, 1e9 - age))
         keep_whole_checkpoints(tmp_path)
-        return {path.name.removesuffix(".ckpt"): path.read_text() for path in tmp_path.iterdir()}
+        left = {path.name.removesuffix(".ckpt"): path for path in tmp_path.iterdir()}
+        return {
+            name: "damaged" if path.suffix == ".damaged" else torch.load(path)["name"] for name, path in left.items()
+        }
 
     return make
 
@@ -61,6 +72,27 @@ def test_best_checkpoint_stands_in_for_the_last(folder):
 
 def test_killed_in_the_first_checkpoint_starts_anew(folder):
     assert folder("m-step=1-last!") == {}
+
+
+def test_a_damaged_last_checkpoint_gives_way_to_the_newest_whole_one(folder, monkeypatch):
+    """A copy that broke off: torch.load would end with a message that names no file. What is damaged is kept."""
+    warnings = []
+    monkeypatch.setattr(training_setup.logging, "warning", warnings.append)
+    assert folder("m-step=3", "m-step=5", "m-step=6-last?") == {
+        "m-step=3": "m-step=3",
+        "m-step=5": "m-step=5",
+        "m-step=5-last": "m-step=5",
+        "m-step=6-last.ckpt.damaged": "damaged",
+    }
+    assert "m-step=6-last.ckpt: damaged" in warnings[0] and "m-step=5.ckpt: the newest whole" in warnings[1]
+
+
+def test_a_damaged_last_checkpoint_and_the_whole_one_before_it(folder):
+    """That would else be removed as the older of two."""
+    assert folder("m-step=5-last", "m-step=6-last?") == {
+        "m-step=5-last": "m-step=5-last",
+        "m-step=6-last.ckpt.damaged": "damaged",
+    }
 
 
 def test_newest_of_two_last_checkpoints(folder):
