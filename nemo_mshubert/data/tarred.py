@@ -24,6 +24,7 @@ import json
 import os
 import random
 import tarfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
@@ -35,6 +36,7 @@ from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, atomic_write, loa
 
 MAX_DURATION_ERROR = 0.1  # seconds between header and manifest: rounding, not another file
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)  # two zero blocks close an archive
+SOURCE = "source.json"  # in a tarred dataset: what it was made of
 Entry = Dict[str, Any]
 
 
@@ -99,7 +101,7 @@ def _claim_folder(output: Path, manifest: PathLike, num_shards: int, seed: int) 
     """Note what the shards are made of, so that shards of different datasets never mix."""
     digest = hashlib.sha256(Path(manifest).read_bytes()).hexdigest()
     source = {"manifest_sha256": digest, "num_shards": num_shards, "seed": seed}
-    note = output / "source.json"
+    note = output / SOURCE
     if note.exists() and json.loads(note.read_text(encoding="utf-8")) != source:
         raise ValueError(
             f"{output} holds a tarred dataset of another manifest, number of shards or seed. Give another --output, "
@@ -164,6 +166,8 @@ def _without_offset(entry: Entry) -> Entry:
 def check_shards(manifests: Union[str, List], tars: Union[str, List]) -> None:
     """Look at every local shard before a long run, which would find a broken one only when its turn comes.
 
+    Shards of a dataset that are left out are a warning.
+
     Args:
         manifests, tars: NeMo's ``manifest_filepath`` and ``tarred_audio_filepaths``.
 
@@ -183,6 +187,20 @@ def check_shards(manifests: Union[str, List], tars: Union[str, List]) -> None:
                 raise ValueError(
                     f"{path}: truncated, the end mark of a tar is missing. Remove it and run scripts/make_tarred.py again."
                 )
+    _warn_of_shards_left_out(tar_paths)
+
+
+def _warn_of_shards_left_out(tar_paths: List[str]) -> None:
+    from nemo.utils import logging  # as in load_audio
+
+    for folder, count in Counter(Path(path).parent for path in set(tar_paths)).items():
+        source = folder / SOURCE
+        made = json.loads(source.read_text(encoding="utf-8")).get("num_shards", count) if source.is_file() else count
+        if count < made:
+            logging.warning(
+                f"{folder}: {count} of its {made} shards are used. To use all, end the patterns of manifests and tars with "
+                f"_OP_0..{made - 1}_CL_."
+            )
 
 
 def is_local(path: str) -> bool:

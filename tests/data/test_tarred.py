@@ -28,6 +28,7 @@ import pytest
 import soundfile
 import torch
 from nemo.collections.common.data.lhotse import get_lhotse_dataloader_from_config
+from nemo.utils import logging
 from omegaconf import OmegaConf
 
 from nemo_mshubert.data import tarred
@@ -316,6 +317,22 @@ def test_whole_shards_pass_however_they_are_named(three_shards):
     check_shards(manifests.replace("_OP_", "{").replace("_CL_", "}"), tars.replace("_OP_", "{").replace("_CL_", "}"))
     check_shards([[manifests, 0.3], [manifests, 0.7]], [[tars], [tars]])
     check_shards(str(three_shards / "tarred_audio_manifest.json"), tars)
+
+
+@pytest.mark.unit
+def test_shards_that_are_left_out_are_a_warning(three_shards, monkeypatch):
+    """A pattern copied from a smaller dataset: the training is of a part of the corpus, and nothing else says so."""
+    warnings = []
+    monkeypatch.setattr(logging, "warning", warnings.append)
+    manifests, tars = shards(three_shards, 3)
+    check_shards([manifests], [[tars], [tars]])
+    assert not warnings
+    check_shards(*shards(three_shards, 2))
+    assert len(warnings) == 1 and f"{three_shards}: 2 of its 3 shards are used" in warnings[0]
+    assert "_OP_0..2_CL_" in warnings[0]
+    (three_shards / "source.json").unlink()  # of another tool: not known
+    check_shards(*shards(three_shards, 2))
+    assert len(warnings) == 1
 
 
 @pytest.mark.unit
