@@ -301,6 +301,17 @@ def _identity(config: DictConfig, num_shards: int, world_size: int) -> Tuple[str
     return order, json.dumps({"ranks": world_size, **options}, sort_keys=True)
 
 
+def stream_options(config: DictConfig, world_size: int) -> Dict[str, Any]:
+    """What the stream of batches of every rank follows from, apart from the data; for a checkpoint."""
+    options = OmegaConf.to_container(config, resolve=True)
+    tarred = options.get("tarred_audio_filepaths") is not None
+    for name in ("manifest_filepath", "tarred_audio_filepaths", "pin_memory", "max_unreadable"):
+        options.pop(name, None)
+    if not tarred:  # plain manifests are sampled in the training process
+        options.pop("num_workers", None)
+    return {"ranks": world_size, "tarred": tarred, **options}
+
+
 def validation_loader(config: DictConfig, dataset: Dataset, rank: int, world_size: int) -> DataLoader:
     """One finite pass over a plain manifest, numbered alike every time; ranks share the utterances."""
     config = _lhotse_options(config)

@@ -27,6 +27,7 @@ import torch
 from lightning.pytorch import Trainer
 from nemo.core.classes import ModelPT
 from nemo.core.classes.common import PretrainedModelInfo
+from nemo.utils import logging
 from omegaconf import DictConfig, open_dict
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -34,7 +35,7 @@ from torch.utils.data import DataLoader
 from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.data.labels import check_labels_of
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
-from nemo_mshubert.data.resumable_loader import training_loader, validation_loader
+from nemo_mshubert.data.resumable_loader import stream_options, training_loader, validation_loader
 from nemo_mshubert.data.tarred import check_shards, local_paths
 from nemo_mshubert.losses.multicluster_mpl import IGNORED_LABEL
 from nemo_mshubert.models.data_position import DataPosition
@@ -356,6 +357,7 @@ class MSHuBERTModel(ModelPT):
         checkpoint["epoch_start"] = self.data_position.epoch_start(own_batches, self.data_ranks.count)
         if self._cfg.train_ds.get("tarred_audio_filepaths") is not None:
             checkpoint["shards"] = self.data_position.shards.state()
+        checkpoint["data_options"] = stream_options(self._cfg.train_ds, self.data_ranks.count)
         checkpoint["task"] = self._task()
 
     def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
@@ -365,12 +367,26 @@ class MSHuBERTModel(ModelPT):
             ValueError: the checkpoint is of other labels, of another place of the label sets, or of another architecture.
         """
         self._check_checkpoint(checkpoint)
+        self._compare_data_options(checkpoint)
         if "batches_of_all_ranks" in checkpoint:
             own_batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
             self.data_position.resume(checkpoint["batches_of_all_ranks"], own_batches)
             self.data_position.seek(checkpoint.get("epoch_start") or {}, self.data_ranks.count)
             if checkpoint.get("shards"):
                 self.data_position.shards.load(checkpoint["shards"])
+
+    def _compare_data_options(self, checkpoint: Dict[str, Any]) -> None:
+        now = stream_options(self._cfg.train_ds, self.data_ranks.count)
+        before = checkpoint.get("data_options", now)
+        changes = [
+            f"{name} was {before.get(name)}, is {now.get(name)}"
+            for name in {**before, **now}
+            if before.get(name) != now.get(name)
+        ]
+        if changes:
+            logging.warning(
+                f"The data goes on, but not exactly as it would have without the interruption: {'; '.join(changes)}."
+            )
 
     def _task(self) -> Dict[str, Any]:
         """What the weights of a checkpoint have learned to predict, and from what."""

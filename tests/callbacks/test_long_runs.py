@@ -31,6 +31,7 @@ from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
 from nemo_mshubert.callbacks.rank_watch import RankWatch, furthest_behind
 from nemo_mshubert.data.pretraining_dataset import collate
+from nemo_mshubert.models import mshubert_model
 from tests.models.fixed_update import train, utterance
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
@@ -147,6 +148,29 @@ def test_a_run_does_not_go_on_with_labels_of_another_maker(config, tmp_path):
     torch.save(checkpoint, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="other.ckpt: label maker 0123456789abcdef, but the config says"):
         train_updates(config, tmp_path / "again", resume=tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({}, []),
+        ({"num_workers": 7}, []),  # of plain manifests
+        ({"batch_duration": 6}, ["batch_duration was 12, is 6."]),
+        ({"seed": 5, "shuffle": False}, ["seed was 1337, is 5; shuffle was True, is False."]),
+    ],
+    ids=str,
+)
+def test_a_resume_says_which_options_of_the_data_have_changed(config, tmp_path, monkeypatch, change, expected):
+    """A smaller batch for a smaller GPU: the epoch does not go on exactly, and the user must not believe it."""
+    from omegaconf import OmegaConf
+
+    warnings = []
+    train_updates(config, tmp_path)
+    monkeypatch.setattr(mshubert_model.logging, "warning", warnings.append)
+    changed = OmegaConf.merge(config, {"train_ds": change})
+    train_updates(changed, tmp_path / "on", resume=tmp_path / "last.ckpt")
+    found = [warning for warning in warnings if "The data goes on" in warning]
+    assert [warning.partition("interruption: ")[2] for warning in found] == expected
 
 
 class Rates(pl.Callback):

@@ -27,7 +27,12 @@ import torch
 from omegaconf import OmegaConf
 
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
-from nemo_mshubert.data.resumable_loader import check_utterances, training_loader, validation_loader
+from nemo_mshubert.data.resumable_loader import (
+    check_utterances,
+    stream_options,
+    training_loader,
+    validation_loader,
+)
 from nemo_mshubert.data.shard_visits import ShardProgress
 from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.models.data_position import DataPosition
@@ -295,6 +300,18 @@ def test_plain_data_goes_on_with_another_number_of_ranks(plain, before, after):
     assert sorted(to_come) == sorted(stream[consumed - repeated : after * (first + count)])
     # A second resume starts from the sum of both.
     assert position.batches_of_all(own_batches + count, after) == consumed + count * after
+
+
+@pytest.mark.unit
+def test_what_the_streams_follow_from(plain, tarred):
+    """What a resume names as changed must be what changes the batches: not paths, since data may move."""
+    for config, follows_from_workers in ((plain, False), (tarred, True)):
+        before = stream_options(config, 2)
+        assert stream_options(OmegaConf.merge(config, {"manifest_filepath": "moved.json"}), 2) == before
+        assert (stream_options(OmegaConf.merge(config, {"num_workers": 1}), 2) != before) == follows_from_workers
+        assert stream_options(OmegaConf.merge(config, {"batch_duration": 1.6}), 2) != before
+        assert stream_options(config, 1) != before
+    assert stream_options(plain, 1) != stream_options(tarred, 1)
 
 
 class CountedPasses:
