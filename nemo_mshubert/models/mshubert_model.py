@@ -289,6 +289,7 @@ class MSHuBERTModel(ModelPT):
             log["learning_rate"] = self._optimizer.param_groups[0]["lr"]
             log.update(self._training_metrics(views, batch["labels"], masks, logits, targets, set_losses))
             log["feature_penalty"] = views.feature_penalty.detach()
+        # of the kept sets, and with the feature penalty, where val_loss is of all sets without it
         self.log("train_loss", loss_sum.detach() / count.clamp(min=1))
         for head in self.label_heads.absent(sets):
             loss_sum = loss_sum + zero_touch(head)
