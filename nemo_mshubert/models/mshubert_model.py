@@ -368,7 +368,8 @@ class MSHuBERTModel(ModelPT):
             ValueError: the checkpoint is of other labels, of another place of the label sets, or of another architecture.
         """
         self._check_checkpoint(checkpoint)
-        self._compare_data_options(checkpoint)
+        if self._trainer and self.trainer.global_step == 0:  # not of the best checkpoint, at the end of training
+            self._compare_data_options(checkpoint)
         if "batches_of_all_ranks" in checkpoint:
             own_batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
             self.data_position.resume(checkpoint["batches_of_all_ranks"], own_batches)
