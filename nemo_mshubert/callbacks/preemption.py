@@ -52,10 +52,7 @@ class SaveWhenPreempted(pl.Callback):
         if checkpoints is None:
             logging.error("SIGTERM: no checkpoint is written, since this run has no checkpoint callback.")
         else:
-            metrics = checkpoints._monitor_candidates(trainer)
-            # in the name, where Lightning would write 0 before the first validation
-            metrics.setdefault(checkpoints.monitor, torch.tensor(torch.nan))
-            checkpoints._save_last_checkpoint(trainer, metrics)
+            checkpoints._save_last_checkpoint(trainer, checkpoints._monitor_candidates(trainer))
             logging.warning(
                 f"Update {trainer.global_step} is in {checkpoints.last_model_path}; the same command goes on from it."
             )

@@ -95,19 +95,6 @@ def test_preempted_run_ends_between_updates_and_resumes_exactly(config, tmp_path
         assert torch.equal(resumed["state_dict"][name], value), name
 
 
-def test_a_checkpoint_before_the_first_validation_claims_no_loss(config, tmp_path):
-    """Its name would say val_loss=0.0000."""
-    original = signal.getsignal(signal.SIGTERM)
-    checkpoints = ModelCheckpoint(tmp_path, monitor="val_loss", save_last=True)
-    checkpoints.CHECKPOINT_NAME_LAST = "run--{val_loss:.4f}-{step}-last"  # as exp_manager has it
-    callbacks = [SaveWhenPreempted(), At(2, terminate), checkpoints]
-    with pytest.raises(SystemExit):
-        batches = [[collate([utterance(0)])] * UPDATES]
-        train(config, batches, UPDATES, callbacks=callbacks, enable_checkpointing=True)
-    signal.signal(signal.SIGTERM, original)
-    assert [path.name for path in tmp_path.iterdir()] == ["run--val_loss=nan-step=3-last.ckpt"]
-
-
 def test_all_ranks_stop_when_one_is_preempted(config, tmp_path):
     """The one that is not rank 0, and no other."""
 

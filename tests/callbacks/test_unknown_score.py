@@ -1,0 +1,39 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a checkpoint is called before anything was validated."""
+
+import pytest
+from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
+from omegaconf import OmegaConf
+
+from nemo_mshubert.callbacks.unknown_score import UnknownScore
+from nemo_mshubert.data.pretraining_dataset import collate
+from tests.models.fixed_update import train, utterance
+
+pytestmark = pytest.mark.unit
+
+
+def test_no_loss_is_claimed_before_there_is_one(tiny_config, tmp_path):
+    """A run that is preempted or ends before its next validation: the name would say val_loss=0.0000, the best there is."""
+    config = tiny_config()
+    config.model.optim = {"name": "sgd", "lr": 0.5}
+    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])
+    checkpoints = NeMoModelCheckpoint(
+        dirpath=tmp_path, monitor="val_loss", filename="{val_loss:.4f}-{step}", save_last=True, every_n_train_steps=100
+    )
+    checkpoints.CHECKPOINT_NAME_LAST = checkpoints.filename + "-last"  # as exp_manager has it
+    batches, interval = [[collate([utterance(0)])] * 2], {"val_check_interval": 3, "check_val_every_n_epoch": None}
+    train(config, batches, 2, callbacks=[UnknownScore(), checkpoints], enable_checkpointing=True, **interval)
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["val_loss=nan-step=2-last.ckpt"]
