@@ -156,10 +156,7 @@ def test_a_resume_says_which_options_of_the_data_have_changed(config, tmp_path, 
     monkeypatch.setattr(mshubert_model.logging, "warning", warnings.append)
     changed = OmegaConf.merge(config, {"train_ds": change})
     model = train_updates(changed, tmp_path / "on", resume=tmp_path / "last.ckpt")
-    changed.train_ds.batch_duration = (
-        24  # as when NeMo restores the best checkpoint at the end: nothing goes on from it
-    )
-    model.on_load_checkpoint(last(tmp_path))
+    model.on_load_checkpoint(last(tmp_path))  # as NeMo restores the best one at the end: nothing goes on from it
     found = [warning for warning in warnings if "The data goes on" in warning]
     assert [warning.partition("interruption: ")[2] for warning in found] == expected
 
