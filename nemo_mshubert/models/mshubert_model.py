@@ -39,6 +39,12 @@ from nemo_mshubert.data.resumable_loader import stream_options, training_loader,
 from nemo_mshubert.data.tarred import check_shards, local_paths
 from nemo_mshubert.losses.multicluster_mpl import IGNORED_LABEL
 from nemo_mshubert.models.data_position import DataPosition
+from nemo_mshubert.models.prediction_metrics import (
+    training_metrics,
+    validation_means,
+    validation_sums,
+    view_cosines,
+)
 from nemo_mshubert.models.seeding import generator_of, seed_of
 from nemo_mshubert.models.step_guard import StepGuard
 from nemo_mshubert.models.whole_file import WholeFile
@@ -287,7 +293,9 @@ class MSHuBERTModel(ModelPT):
         log = {}
         if self._is_logged(update):  # what is logged may make the host wait for the GPU
             log["learning_rate"] = self._optimizer.param_groups[0]["lr"]
-            log.update(self._training_metrics(views, batch["labels"], masks, logits, targets, set_losses))
+            with torch.no_grad():
+                visible = self._predict(views, batch["labels"], sets, masks.visible_U)
+                log.update(training_metrics((logits, targets), visible, set_losses))
             log["feature_penalty"] = views.feature_penalty.detach()
         # of the kept sets, and with the feature penalty, where val_loss is of all sets without it
         self.log("train_loss", loss_sum.detach() / count.clamp(min=1))
@@ -296,6 +304,10 @@ class MSHuBERTModel(ModelPT):
         # Lightning divides by the number of accumulated micro-batches and DDP by that of ranks; what is left of both is
         # the sum over all of them, which `on_before_optimizer_step` divides by the rows counted over all of them.
         return {"loss": loss_sum * self.trainer.accumulate_grad_batches * self.data_ranks.count, "log": log}
+
+    def _is_logged(self, update: int) -> bool:
+        steps = self.trainer.fit_loop.epoch_loop
+        return (update + 1) % self.trainer.log_every_n_steps == 0 and steps._accumulated_batches_reached()
 
     def _unmasked_loss(self, views: Views, labels: Dict[int, Tensor], sets: List[int], masks: Masks):
         """Sum and count of the cross-entropy at the visible frames (HuBERT's L_u; fairseq: pred_nomask_weight)."""
@@ -341,6 +353,8 @@ class MSHuBERTModel(ModelPT):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if gradients := [p.grad for p in parameters if p.grad is not None]:  # else a skipped update
             torch._foreach_mul_(gradients, factor)
+
+    # --- Checkpoints ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
         """Count the batch whose end writes this checkpoint as done.
@@ -413,26 +427,7 @@ class MSHuBERTModel(ModelPT):
             if found != expected:
                 raise ValueError(f"{path}: another architecture: {name} is {found} there, {expected} here. {remedy}")
 
-    # --- Metrics -------------------------------------------------------------------------------------------------
-
-    def _is_logged(self, update: int) -> bool:
-        steps = self.trainer.fit_loop.epoch_loop
-        return (update + 1) % self.trainer.log_every_n_steps == 0 and steps._accumulated_batches_reached()
-
-    @torch.no_grad()
-    def _training_metrics(self, views, labels, masks, logits, targets, set_losses) -> Dict[str, Tensor]:
-        visible_logits, visible_targets = self._predict(views, labels, list(logits), masks.visible_U)
-        metrics, count = {}, (targets[0] != IGNORED_LABEL).sum()
-        for index, clusters in enumerate(logits):
-            name = f"train_{clusters}"
-            metrics[f"{name}/loss"] = set_losses[index].detach() / count.clamp(min=1)
-            metrics[f"{name}/masked_accuracy"] = _num_correct(logits[clusters], targets[index]) / count.clamp(min=1)
-            visible = visible_targets[index]
-            metrics[f"{name}/unmasked_accuracy"] = _num_correct(visible_logits[clusters], visible) / max(
-                len(visible), 1
-            )
-            metrics[f"{name}/label_entropy_bits"] = _entropy_bits(_histogram(targets[index], clusters))
-        return metrics
+    # --- Validation ----------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> Dict[str, Tensor]:
         """Sums per label set over the masked and unmasked frames of the batch; masks are the same at every validation."""
@@ -445,15 +440,9 @@ class MSHuBERTModel(ModelPT):
         _, set_losses, count = self.loss(
             logits=list(logits.values()), labels=targets, feature_penalty=views.feature_penalty
         )
-        visible_logits, visible_targets = self._predict(views, batch["labels"], sets, masks.visible_U)
-        sums = {"masked": count, "unmasked": torch.tensor(len(visible_targets[0]), device=count.device)}
-        for index, clusters in enumerate(sets):
-            sums[f"{clusters}/loss"] = set_losses[index]
-            sums[f"{clusters}/correct"] = _num_correct(logits[clusters], targets[index])
-            sums[f"{clusters}/visible_correct"] = _num_correct(visible_logits[clusters], visible_targets[index])
-            sums[f"{clusters}/histogram"] = _histogram(targets[index], clusters)
-            sums[f"{clusters}/predicted"] = _histogram(logits[clusters].argmax(dim=-1), clusters)
-        sums.update(_view_cosines(views, masks))
+        visible = self._predict(views, batch["labels"], sets, masks.visible_U)
+        sums = validation_sums((logits, targets), visible, set_losses, count)
+        sums.update(view_cosines(views, masks.masked_M, masks.visible_U))
         outputs = self.validation_step_outputs
         (
             outputs[dataloader_idx]
@@ -467,41 +456,5 @@ class MSHuBERTModel(ModelPT):
         sums = {name: sum(output[name].double() for output in outputs) for name in outputs[0]}
         for value in sums.values():
             sum_over_data_ranks(value, self.data_ranks)
-        log = {}
-        masked, unmasked = sums["masked"].clamp(min=1), sums["unmasked"].clamp(min=1)
-        for clusters in self.layer_of_set:
-            log[f"val_{clusters}/loss"] = sums[f"{clusters}/loss"] / masked
-            log[f"val_{clusters}/masked_accuracy"] = sums[f"{clusters}/correct"] / masked
-            log[f"val_{clusters}/unmasked_accuracy"] = sums[f"{clusters}/visible_correct"] / unmasked
-            log[f"val_{clusters}/label_entropy_bits"] = _entropy_bits(sums[f"{clusters}/histogram"])
-            log[f"val_{clusters}/predicted_entropy_bits"] = _entropy_bits(sums[f"{clusters}/predicted"])
-            log[f"val_{clusters}/predicted_codes"] = (sums[f"{clusters}/predicted"] > 0).sum().double()
-        for name in (name for name in sums if "cosine" in name):
-            log[f"val_views/{name}"] = sums[name] / sums[f"{name.split('_')[0]}_frames"].clamp(min=1)
-        loss = sum(log[f"val_{clusters}/loss"] for clusters in self.layer_of_set)
-        return {"val_loss": loss, "log": {"val_loss": loss, **log}}
-
-
-def _view_cosines(views: Views, masks: Masks) -> Dict[str, Tensor]:
-    """Sums over frames of the cosine between the two views after each tapped block, and the frames; without Swap none."""
-    frames = {"masked": masks.masked_M, "unmasked": masks.visible_U}
-    sums = {f"{kind}_frames": torch.tensor(len(index), device=index.device) for kind, index in frames.items()}
-    for layer, x_VBTD in views.tapped.items():
-        if len(x_VBTD) == 2:
-            cosine_R = torch.cosine_similarity(*x_VBTD.float().flatten(1, 2), dim=-1)  # R = B * T
-            sums.update({f"{kind}_cosine_{layer}": cosine_R[index].sum() for kind, index in frames.items()})
-    return sums
-
-
-def _num_correct(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
-    return (logits_NK.argmax(dim=-1) == labels_N).sum()
-
-
-def _histogram(labels_N: Tensor, clusters: int) -> Tensor:
-    return torch.bincount(labels_N[labels_N != IGNORED_LABEL], minlength=clusters)
-
-
-def _entropy_bits(counts_K: Tensor) -> Tensor:
-    """Entropy of the labels in use: log2(K) if all are equally frequent, 0 if one label is all there is."""
-    shares = counts_K.double() / counts_K.sum().clamp(min=1)
-    return -torch.xlogy(shares, shares).sum() / torch.log(torch.tensor(2.0, dtype=torch.float64))
+        log = validation_means(sums, list(self.layer_of_set))
+        return {"val_loss": log["val_loss"], "log": log}
