@@ -72,7 +72,8 @@ setup(
     license=INFO["__license__"],
     keywords=INFO["__keywords__"],
     python_requires=">=3.10",
-    # A static path entry also for editable installs: Hydra finds `hydra_plugins` only there, not in setuptools' finder.
+    # A static path entry also for editable installs: Hydra finds `hydra_plugins` only there, not in setuptools'
+    # finder.
     package_dir={"": "."},
     packages=find_packages(include=["nemo_mshubert*"]) + find_namespace_packages(include=["hydra_plugins.*"]),
     install_requires=[

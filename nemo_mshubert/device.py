@@ -23,8 +23,8 @@ def available_cores() -> int:
 
 
 def choose_device(name: str) -> str:
-    """``name`` as given (``cpu``, ``cuda``, ``cuda:1``, ...); ``auto``: a GPU where there is one, under torchrun that of
-    this rank."""
+    """``name`` as given (``cpu``, ``cuda``, ``cuda:1``, ...); ``auto``: a GPU where there is one, under torchrun that
+    of this rank."""
     if name != "auto":
         return name
     import torch  # which takes a second: scripts import this module before they read their options

@@ -14,8 +14,8 @@
 
 """Let NeMo instantiate ``nemo_mshubert.*`` targets, and know our learning-rate schedule.
 
-NeMo refuses every ``_target_`` outside ``nemo.core.classes.common.ALLOWED_TARGET_PREFIXES``, so a ``.nemo`` file with our
-encoder would not restore in a stock script. NeMo has no call to extend the list; a post-import hook appends to it
+NeMo refuses every ``_target_`` outside ``nemo.core.classes.common.ALLOWED_TARGET_PREFIXES``, so a ``.nemo`` file with
+our encoder would not restore in a stock script. NeMo has no call to extend the list; a post-import hook appends to it
 without importing NeMo (which takes seconds). NeMo's check of the *class* of a target still applies to ours.
 
 This module imports neither torch nor NeMo: it also runs in every Hydra application, through ``hydra_plugins``.

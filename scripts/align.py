@@ -15,10 +15,10 @@
 """Word times of a manifest by CTC forced alignment with a fine-tuned model, for corpora that have none.
 
     python scripts/align.py --model finetuned.nemo --manifest dev.json --output dev_words.jsonl
-    python scripts/align.py --model finetuned.nemo --manifest dev.json --output w.jsonl --reference known_words.jsonl.gz
+    python scripts/align.py --model ctc.nemo --manifest dev.json --output w.jsonl --reference known_words.jsonl.gz
 
-The output is what analyze_cca.py and label.py take as --alignments. With --reference, prints how far the edges of words are
-from known ones. Run again, an interrupted call goes on.
+The output is what analyze_cca.py and label.py take as --alignments. With --reference, prints how far the edges of
+words are from known ones. Run again, an interrupted call goes on.
 """
 
 import argparse

@@ -17,8 +17,8 @@
     python scripts/diagnose.py --model MS-HuBERT=ms.nemo "- Swap"=noswap.nemo --manifest dev_labelled.json \\
         --alignments dev_phones.jsonl.gz --output diagnostics
 
-The manifest is labelled by the models' label maker. Writes diagnostics.json and diagnostics.png; models that are done are
-not measured again. What is logged while training (val_* in TensorBoard) is explained in docs/analysis.md.
+The manifest is labelled by the models' label maker. Writes diagnostics.json and diagnostics.png; models that are done
+are not measured again. What is logged while training (val_* in TensorBoard) is explained in docs/analysis.md.
 """
 
 import argparse

@@ -20,7 +20,8 @@
 
 Prints a table and writes results.json, a manifest with predictions per decoding, and the log-probabilities for
 scripts/tune_decoding.py. Files longer than a minute are run in overlapping chunks. Under torchrun the ranks share the
-utterances: `torchrun --nproc_per_node 8 scripts/evaluate.py ... --workers 4` (processes of the beam search, of each rank).
+utterances: `torchrun --nproc_per_node 8 scripts/evaluate.py ... --workers 4` (processes of the beam search, of each
+rank).
 """
 
 import argparse

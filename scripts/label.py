@@ -14,7 +14,8 @@
 
 """Make the frame labels of a manifest, on one or many machines, or check them.
 
-    python scripts/label.py make --kmeans km.npz --encoder hubert_iter1.nemo --manifest train.json --output train_l.json
+    python scripts/label.py make --kmeans km.npz --encoder hubert_iter1.nemo --manifest train.json \\
+        --output train_l.json
     python scripts/label.py check --manifest train_l.json --kmeans km.npz
 
 A published k-means (a file of joblib, as fairseq's learn_kmeans.py writes) says not what it is of: name encoder and

@@ -17,7 +17,8 @@
     python scripts/plan.py --experiment mshubert_large --hours 60000 --gpus 128 --parallel fsdp2 \\
         --benchmarks pretrain.json loader.json labelling.json
 
-The files are those of scripts/benchmark.py. What they do not hold is "not measured", with the command that measures it.
+The files are those of scripts/benchmark.py. What they do not hold is "not measured", with the command that measures
+it.
 """
 
 import argparse

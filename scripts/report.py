@@ -17,9 +17,9 @@
     python scripts/report.py --run exp/quickstart --output exp/quickstart/report.html
     python scripts/report.py --run exp/compare exp/other --output report.html
 
-A run is a folder of quickstart.sh or compare_pretraining.sh, or any with experiments, or with results of analyze_cca.py,
-superb.py, diagnose.py or benchmark.py (benchmark*.json). What has not run is left out, and named. The HTML file needs no
-network and no other file.
+A run is a folder of quickstart.sh or compare_pretraining.sh, or any with experiments, or with results of
+analyze_cca.py, superb.py, diagnose.py or benchmark.py (benchmark*.json). What has not run is left out, and named. The
+HTML file needs no network and no other file.
 """
 
 import argparse

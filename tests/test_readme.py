@@ -73,7 +73,8 @@ def test_links_lead_somewhere():
 
 @pytest.mark.unit
 def test_the_path_to_table_1_has_no_gap():
-    """docs/librispeech.md: what a command reads, one before it wrote; and the spec of Table 1 reads what they wrote."""
+    """docs/librispeech.md: what a command reads, one before it wrote; and the spec of Table 1 reads what they
+    wrote."""
     text = (ROOT / "docs/librispeech.md").read_text(encoding="utf-8")
     loops = {f"${name}": values.split() for name, values in re.findall(r"for (\w+) in ([\w -]+); do", text)}
     manifests = {f"data/manifests/{name}.json" for name in [*OPENSLR_MD5, *SOURCES]}

@@ -28,7 +28,8 @@ REPOSITORY = Path(__file__).parents[1]
 
 @pytest.fixture
 def slurm(tmp_path):
-    """``slurm(script, *arguments, **variables)`` starts a job; ``python``, ``srun`` and ``scontrol`` note their arguments."""
+    """``slurm(script, *arguments, **variables)`` starts a job; ``python``, ``srun`` and ``scontrol`` note their
+    arguments."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "activate").touch()
     programs = {

@@ -17,8 +17,8 @@
         frames      _ _ t h _ e _ _ _ c c a t _ _     (_: blank; the space is a token too)
         words           |---------|   |-------|       from the first frame of the first letter to the last of the last
 
-CTC emits a letter when it is sure of it, not when it begins: between two words, a gap of up to `MAX_GAP_FRAMES` is shared
-evenly, since speech goes on there; a longer one is silence.
+CTC emits a letter when it is sure of it, not when it begins: between two words, a gap of up to `MAX_GAP_FRAMES` is
+shared evenly, since speech goes on there; a longer one is silence.
 """
 
 import json
@@ -121,7 +121,8 @@ def _word_spans(path: Sequence[int], word_of_token: Sequence[Optional[int]], num
 
 
 def share_gaps(spans: Sequence[Tuple[int, int]], num_frames: int) -> List[Tuple[int, int]]:
-    """Short gaps between words are halved, at the ends and beside silence a word gains half of the longest short gap."""
+    """Short gaps between words are halved, at the ends and beside silence a word gains half of the longest short
+    gap."""
     margin = MAX_GAP_FRAMES // 2
     starts, ends = [spans[0][0] - margin], []
     for (_, end), (start, _) in zip(spans, spans[1:]):
@@ -217,8 +218,8 @@ def compare_times(found: Alignments, reference: Alignments) -> Dict[str, Any]:
     """How far word edges are from known ones, over utterances whose words are the same in both.
 
     Returns:
-        ``{"words", "utterances", "other_words", "starts": {"mean_ms", "within_20_ms", ...}, "ends": {...}}``: the mean of
-        found minus known, and shares; ``other_words`` counts utterances with other words.
+        ``{"words", "utterances", "other_words", "starts": {"mean_ms", "within_20_ms", ...}, "ends": {...}}``: the mean
+        of found minus known, and shares; ``other_words`` counts utterances with other words.
 
     Raises:
         ValueError: no utterance in common.

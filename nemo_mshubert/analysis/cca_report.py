@@ -235,7 +235,8 @@ def group_runs(runs: Sequence[Run]) -> Dict[str, List[Run]]:
 
 
 def summary_rows(runs: Sequence[Run]) -> List[List[str]]:
-    """Header and a row per name: the mean score of its runs, of every layer and of the areas, +- their standard deviation.
+    """Header and a row per name: the mean score of its runs, of every layer and of the areas, +- their standard
+    deviation.
 
     The deviation is that of the runs (seeds), with n - 1; of a single run there is none.
     """

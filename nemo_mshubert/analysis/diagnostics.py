@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a finished pre-training has learned: predictions per label set, agreement of the two views and of clusters by layer.
+"""What a finished pre-training has learned: predictions per label set, agreement of the two views and of clusters by
+layer.
 
 predictions   masked and unmasked accuracy, loss, codes in use and entropies of each label set: the model's own
               validation, on any manifest with labels of its label maker
@@ -194,7 +195,8 @@ def _masked_batches(model, lines, mask_prob: float, mask_length: int) -> Iterato
 def layer_pnmi(
     states: AllHiddenStates, lines, alignments: Alignments, clusters: int, max_frames: int, seed: int = 0
 ) -> List[float]:
-    """PNMI with units of k-means clusters of layers 0 to L: fitted on half of a sample of frames, measured on the other.
+    """PNMI with units of k-means clusters of layers 0 to L: fitted on half of a sample of frames, measured on the
+    other.
 
     Raises:
         ValueError: fewer than two aligned frames per cluster.

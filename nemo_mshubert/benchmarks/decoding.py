@@ -22,9 +22,9 @@ makes it longer):
     pyctcdecode          NeMo's strategy of that name, with its default pruning; not measured where it is not installed,
                          and where LM and model differ in case, which it cannot bridge
 
-CPU time, of one core, tells the same on a machine that is shared. The word error rate shows that equally good answers are
-compared. pyctcdecode searches other hypotheses (words outside the lexicon, sums over alignments), so its rate differs at
-equal weights.
+CPU time, of one core, tells the same on a machine that is shared. The word error rate shows that equally good answers
+are compared. pyctcdecode searches other hypotheses (words outside the lexicon, sums over alignments), so its rate
+differs at equal weights.
 """
 
 import dataclasses
@@ -130,7 +130,8 @@ def _measure(decode: Decode, utterances: Utterances, references: Sequence[str], 
 
 
 def plain_flashlight(labels: List[str], config: LexiconBeamConfig) -> Tuple[LexiconDecoder, Dictionary]:
-    """flashlight's decoder as its documentation builds it, with the settings of ``config``, and the words of its results."""
+    """flashlight's decoder as its documentation builds it, with the settings of ``config``, and the words of its
+    results."""
     spellings, words = read_lexicon(config.lexicon, labels), Dictionary()
     for word in (*spellings, "<unk>"):
         words.add_entry(word)

@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Floating-point operations of a pre-training step, after its mathematics, whatever an implementation repeats or saves."""
+"""Floating-point operations of a pre-training step, after its mathematics, whatever an implementation repeats or
+saves."""
 
 from typing import Any, Mapping, Sequence
 
@@ -62,7 +63,8 @@ def forward_flops(
 
 
 def step_flops(*args: Any, **kwargs: Any) -> float:
-    """FLOPs of forward and backward, three times `forward_flops`: the gradients of inputs and of weights cost one each.
+    """FLOPs of forward and backward, three times `forward_flops`: the gradients of inputs and of weights cost one
+    each.
 
     Activation checkpointing repeats the forward pass and adds nothing here: model FLOPs, not hardware FLOPs.
     """

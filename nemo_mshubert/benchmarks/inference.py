@@ -15,11 +15,12 @@
 """Speed of greedy CTC inference from audio files to text, beside ``transformers.HubertForCTC`` with the same weights.
 
 Both read the same files with the same reader, in the same batches by duration; ours is what scripts/evaluate.py runs
-(NeMo's model, forward pass and greedy decoding), theirs the documented use of transformers: padded batch, forward pass,
-argmax, ``batch_decode`` of the tokenizer.
+(NeMo's model, forward pass and greedy decoding), theirs the documented use of transformers: padded batch, forward
+pass, argmax, ``batch_decode`` of the tokenizer.
 
-Unlike ours, their model of base size gives other numbers for a padded utterance than for it alone, since its first norm
-sees the padding: texts are compared in batches of one utterance. In bf16 the two round differently: some texts differ.
+Unlike ours, their model of base size gives other numbers for a padded utterance than for it alone, since its first
+norm sees the padding: texts are compared in batches of one utterance. In bf16 the two round differently: some texts
+differ.
 """
 
 import tempfile

@@ -20,8 +20,8 @@ Rows, in seconds of audio per second of time:
     NeMo's loader        the stock Lhotse loader with its audio collation, without labels, in this process
     ours, n processes    `training_loader` as training uses it (crops, labels, resumable order); 0: in this process
 
-Of NeMo's and of ours in this process also what shuffling and bucketing hold back weighs, and how fast batches are chosen
-without their audio being decoded, as they are when a resumed run passes over what it has had.
+Of NeMo's and of ours in this process also what shuffling and bucketing hold back weighs, and how fast batches are
+chosen without their audio being decoded, as they are when a resumed run passes over what it has had.
 
 The speed counts audio that comes out. Ours decodes the crop of an utterance alone, NeMo's all that it takes of it, and
 decoding alone whole files.

@@ -105,8 +105,8 @@ class _Timing:
 def peak_gib(build: Callable[[], Call], device: torch.device) -> Optional[float]:
     """Memory in GiB that ``build()`` and two of its calls hold at most beyond what was held before.
 
-    On a GPU what PyTorch has allocated, on a CPU the resident memory of the process. None on a CPU where the system has no
-    peak that can be reset (only Linux has one).
+    On a GPU what PyTorch has allocated, on a CPU the resident memory of the process. None on a CPU where the system
+    has no peak that can be reset (only Linux has one).
     """
     if device.type != "cuda" and not os.access(CLEAR_REFS, os.W_OK):
         return None

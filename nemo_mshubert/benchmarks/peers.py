@@ -36,7 +36,8 @@ class PeerViews(nn.Module):
         raise NotImplementedError
 
     def parts(self) -> Dict[str, Any]:
-        """``projection``, ``mask_embedding``, ``before_blocks`` (``[N, T, D] -> [N, T, D]``), ``blocks``, ``last_norm``."""
+        """``projection``, ``mask_embedding``, ``before_blocks`` (``[N, T, D] -> [N, T, D]``), ``blocks``,
+        ``last_norm``."""
         raise NotImplementedError
 
     def forward_views(

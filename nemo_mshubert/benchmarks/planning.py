@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a pre-training needs before it is begun: memory, days, loader cores, storage, from a config and from measurements.
+"""What a pre-training needs before it is begun: memory, days, loader cores, storage, from a config and from
+measurements.
 
 Counts (parameters, bytes of weights, labels) are computed; speeds and activations come from JSON files of
 scripts/benchmark.py. What no file holds is "not measured", with the command that measures it: nothing is guessed.

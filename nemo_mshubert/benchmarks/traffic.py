@@ -14,14 +14,14 @@
 
 """What a pre-training step in bf16 moves through the memory of a GPU, counted without a GPU.
 
-The step of `pretraining_step` runs on PyTorch's device "meta", where tensors have shapes and no numbers. Every kernel that
-a GPU would be sent is counted with the bytes of the tensors that it reads and writes, once each, and with the FLOPs of
-products. The kernels follow one another, so a step takes at least the sum over them of
+The step of `pretraining_step` runs on PyTorch's device "meta", where tensors have shapes and no numbers. Every kernel
+that a GPU would be sent is counted with the bytes of the tensors that it reads and writes, once each, and with the
+FLOPs of products. The kernels follow one another, so a step takes at least the sum over them of
 
     max(bytes / bandwidth, FLOPs / speed of products)
 
-which is the bound of unfused kernels that reach both: what a change of the kernels can save shows before a GPU is at hand.
-Caches, launches and communication are left out.
+which is the bound of unfused kernels that reach both: what a change of the kernels can save shows before a GPU is at
+hand. Caches, launches and communication are left out.
 
 "meta" knows neither autocast, nor the fused dropout and attention of GPUs; `GpuKernels` puts them in their places.
 """
@@ -132,7 +132,8 @@ def _row(kind: str, kernels: List[Kernel], teraflops: float, terabytes: float) -
 
 
 def kernels_of(build: Callable[[], Any]) -> List[Kernel]:
-    """Kernels of one step, as many as a GPU with fused AdamW has, of the `pretraining_step.Step` that ``build`` makes."""
+    """Kernels of one step, as many as a GPU with fused AdamW has, of the `pretraining_step.Step` that ``build``
+    makes."""
     step, counter = build(), KernelCounter()
     with _autocast_on_meta(), counter, GpuKernels(counter):
         step.backpropagate()
@@ -221,7 +222,8 @@ class GpuKernels(TorchFunctionMode):
 
 
 class _FlashAttention(torch.autograd.Function):
-    """Reads queries, keys and values, and writes as much as the queries; backward, these again, and three gradients."""
+    """Reads queries, keys and values, and writes as much as the queries; backward, these again, and three
+    gradients."""
 
     @staticmethod
     def forward(ctx, q_BHTE, k_BHTE, v_BHTE, counter):

@@ -25,7 +25,8 @@ PROGRESS = {"last_epoch", "_step_count", "_last_lr"}
 class ConfiguredSchedule(pl.Callback):
     """Take how far a schedule has come from the checkpoint, and peak, warm-up and length from the config.
 
-    PyTorch restores all of them: a run that resumes with more updates would train at the end of the old schedule, at rate 0.
+    PyTorch restores all of them: a run that resumes with more updates would train at the end of the old schedule, at
+    rate 0.
     """
 
     def on_load_checkpoint(

@@ -22,8 +22,8 @@ import lightning.pytorch as pl
 class DataWait(pl.Callback):
     """Log ``data_wait_seconds`` per micro-batch and ``data_wait_share`` of the time, as means since the last log.
 
-    Measured on the CPU of rank 0, between the end of a micro-batch and the next one. A GPU may still be computing then,
-    so it is an upper bound of what the GPU waits.
+    Measured on the CPU of rank 0, between the end of a micro-batch and the next one. A GPU may still be computing
+    then, so it is an upper bound of what the GPU waits.
     """
 
     def __init__(self):

@@ -37,7 +37,8 @@ class FinishedRun(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if 0 < trainer.max_steps <= trainer.global_step and self._begun_at in (None, trainer.global_step):
             logging.warning(
-                f"Nothing was trained: the run had all its {trainer.max_steps} updates before. Another experiment needs another "
+                f"Nothing was trained: the run had all its {trainer.max_steps} updates before. Another experiment "
+                "needs another "
                 "name=, and more updates of this one a larger max_updates."
             )
         checkpoints = trainer.checkpoint_callback

@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""SIGTERM, which a scheduler sends before it takes the machine away, ends a run with a checkpoint that resumes exactly.
+"""SIGTERM, which a scheduler sends before it takes the machine away, ends a run with a checkpoint that resumes
+exactly.
 
 Unlike NeMo's ``PreemptionCallback``, on CPUs and without torch.distributed too, and never in the middle of accumulated
 micro-batches, whose gradients no checkpoint holds.
@@ -27,7 +28,8 @@ from nemo.utils import logging
 
 
 class SaveWhenPreempted(pl.Callback):
-    """Behind the update in which any rank was sent SIGTERM, write the last checkpoint and end the process with code 0."""
+    """Behind the update in which any rank was sent SIGTERM, write the last checkpoint and end the process with code
+    0."""
 
     def __init__(self):
         self._asked = False

@@ -14,10 +14,10 @@
 
 """A rank that hangs ends the run, by name.
 
-When one rank hangs, in its file system or its GPU, the others wait for it in a collective, and what they say at last is
-that the collective timed out, not for whom they waited. Here the marks of the ranks say the phase of their work: the rank
-whose mark is the furthest behind is the one that hangs. Where ranks wait within the phase in which one hangs, all of them
-are named; the usual case, data that does not come, is clear.
+When one rank hangs, in its file system or its GPU, the others wait for it in a collective, and what they say at last
+is that the collective timed out, not for whom they waited. Here the marks of the ranks say the phase of their work:
+the rank whose mark is the furthest behind is the one that hangs. Where ranks wait within the phase in which one hangs,
+all of them are named; the usual case, data that does not come, is clear.
 """
 
 import os

@@ -177,10 +177,11 @@ def encoder_fingerprint(module: nn.Module) -> str:
 
 
 def cut_at_frames(num_samples: int, max_samples: int, hop_samples: int) -> List[slice]:
-    """Sample ranges of at most ``max_samples`` whose 400-sample windows, ``hop_samples`` apart, are those of the whole.
+    """Sample ranges of at most ``max_samples`` whose 400-sample windows, ``hop_samples`` apart, are those of the
+    whole.
 
-    Neighbours overlap by ``400 - hop_samples``, so that each window is whole in exactly one range. The last range keeps
-    the samples behind the last window: norms over time see them, as they do in training and in fairseq.
+    Neighbours overlap by ``400 - hop_samples``, so that each window is whole in exactly one range. The last range
+    keeps the samples behind the last window: norms over time see them, as they do in training and in fairseq.
     """
     if num_samples < RECEPTIVE_FIELD_SAMPLES:
         return []

@@ -39,7 +39,8 @@ def check_cluster_counts(cluster_counts: Sequence[int]) -> None:
 def fit_hierarchy(
     frames: np.ndarray, cluster_counts: Sequence[int], backend: str = "auto", seed: int = 0
 ) -> Dict[int, np.ndarray]:
-    """Centres ``{clusters: float32 [clusters, D]}``, the finest set on ``frames [N, D]``, each next on the centres before.
+    """Centres ``{clusters: float32 [clusters, D]}``, the finest set on ``frames [N, D]``, each next on the centres
+    before.
 
     Centres count alike however many frames they have: the paper clusters "the cluster centers".
     """
@@ -52,7 +53,8 @@ def fit_hierarchy(
 
 
 def compose_tables(centres: Dict[int, np.ndarray]) -> Dict[int, np.ndarray]:
-    """Look-up tables ``{clusters: uint16 [K_finest]}`` from the finest label to each set's, in the order of ``centres``.
+    """Look-up tables ``{clusters: uint16 [K_finest]}`` from the finest label to each set's, in the order of
+    ``centres``.
 
     A label of one set becomes the label, in the next, of the centre nearest to its own; the finest set's table is the
     identity.

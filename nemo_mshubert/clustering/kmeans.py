@@ -42,8 +42,8 @@ ASSIGN_FRAMES = 16384  # per distance matrix: 66 MB for 1000 centres
 def sample_frames(batches_of_features: Iterable[Union[np.ndarray, Tensor]], max_frames: int, seed: int) -> np.ndarray:
     """Uniform sample without replacement of a stream of frames, in the memory of the sample.
 
-    Vitter's algorithm R on whole batches: frame ``i`` takes a random place of ``i + 1`` and is kept if that place is in
-    the reservoir. The sample does not depend on how the stream is cut into batches.
+    Vitter's algorithm R on whole batches: frame ``i`` takes a random place of ``i + 1`` and is kept if that place is
+    in the reservoir. The sample does not depend on how the stream is cut into batches.
 
     Args:
         batches_of_features: ``[T, D]`` each, on any device; the frames that are kept leave it.
@@ -90,7 +90,8 @@ def fit_kmeans(frames: np.ndarray, clusters: int, backend: str = "auto", seed: i
         raise ValueError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}.")
     if len(frames) < clusters:
         raise ValueError(
-            f"{clusters} clusters on {len(frames)} frames. Use more audio, raise max_frames, or ask for fewer clusters."
+            f"{clusters} clusters on {len(frames)} frames. Use more audio, raise max_frames, or ask for fewer "
+            "clusters."
         )
     if backend == "cuml":
         _cuml_kmeans()  # also where a small sample does without it: a machine without cuML must not pass for one with it
@@ -127,8 +128,8 @@ def assign(features: Union[np.ndarray, Tensor], centres: np.ndarray) -> np.ndarr
 def _fit_full_batch(points: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     """Plain k-means. fairseq's mini-batches of 10,000 make no sense on fewer points, such as 1000 centres.
 
-    Centres, two to a cluster, have optima whose inertia differs by percents: the best of ten starts. With many frames to
-    a cluster it differs by tenths of a percent, which is not worth ten times the time.
+    Centres, two to a cluster, have optima whose inertia differs by percents: the best of ten starts. With many frames
+    to a cluster it differs by tenths of a percent, which is not worth ten times the time.
     """
     from sklearn.cluster import KMeans
 

@@ -138,7 +138,8 @@ class LabelMaker:
             stated_id = header["id"]
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
-                f"{path}: not a k-means file of scripts/fit_kmeans.py, or truncated ({error}). Give the .npz that it wrote, or copy "
+                f"{path}: not a k-means file of scripts/fit_kmeans.py, or truncated ({error}). Give the .npz that it "
+                "wrote, or copy "
                 "it again."
             ) from error
         if maker.id != stated_id:

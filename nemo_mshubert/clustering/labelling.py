@@ -113,8 +113,8 @@ def label_manifest(
     A ``shard`` writes its lines alone, to ``shard.path(output)``; `merge_shards` joins them.
 
     Lines go to ``.<output>.partial`` beside ``output``, window by window. After an interruption the same call goes on
-    behind the last line that is in the manifest unchanged, with labels of the same maker; so a bad line can be repaired
-    and nothing before it is lost.
+    behind the last line that is in the manifest unchanged, with labels of the same maker; so a bad line can be
+    repaired and nothing before it is lost.
 
     Returns:
         False if that was there already, with the same lines and labels of the same maker, or the whole ``output`` was.

@@ -104,7 +104,8 @@ def load_torch_file(path: Union[str, Path]) -> Any:
 
 @contextmanager
 def named_errors(path: Path, writer: str) -> Iterator[None]:
-    """Turn what goes wrong while a pickle is read into a ``ValueError`` that names the file and who should have written it."""
+    """Turn what goes wrong while a pickle is read into a ``ValueError`` that names the file and who should have
+    written it."""
     try:
         yield
     except Refused as error:

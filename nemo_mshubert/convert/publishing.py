@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A folder to publish: the ``.nemo``, the same weights for transformers, and the model card, in it and in the ``.nemo``.
+"""A folder to publish: the ``.nemo``, the same weights for transformers, and the model card, in it and in the
+``.nemo``.
 
 Uploaded as it is (``hf upload ORGANISATION/NAME FOLDER``), it is what ``ASRModel.from_pretrained`` and
 ``AutoModel.from_pretrained`` expect; beforehand every script takes the folder where it takes a ``.nemo``.

@@ -181,7 +181,8 @@ def _read_transcripts(folder: Path, problems: List[str]) -> Dict[str, Optional[s
 
 
 def _duration_and_rate(path: Path) -> Tuple[float, int]:
-    """Seconds and samples per second by the header, once the last sample has been decoded: a copy that broke off keeps its header.
+    """Seconds and samples per second by the header, once the last sample has been decoded: a copy that broke off keeps
+    its header.
 
     Raises:
         ValueError: empty, unreadable, cut off, or not mono.

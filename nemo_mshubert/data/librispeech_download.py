@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Download of LibriSpeech and of Libri-Light's limited sets: with checksums, resumable, unpacked whole or not at all."""
+"""Download of LibriSpeech and of Libri-Light's limited sets: with checksums, resumable, unpacked whole or not at
+all."""
 
 import http.client
 import logging

@@ -129,7 +129,8 @@ def check_audio_files(manifest: PathLike) -> None:
         path = entry["audio_filepath"]
         if "://" not in path and not (Path(manifest).parent / path).is_file():
             raise FileNotFoundError(
-                f"{where}: {path}: no such audio file. Correct the manifest or remove the line; where the audio is in tars, "
+                f"{where}: {path}: no such audio file. Correct the manifest or remove the line; where the audio is in "
+                "tars, "
                 "give them too (train_tars)."
             )
 
@@ -157,7 +158,8 @@ def no_audio_file(entry: Dict[str, Any]) -> str:
     if entry.get("shard_id") is None:
         return "no such audio file. Correct the manifest or remove the line."
     return (
-        "no such audio file: the line is of a tarred dataset (it has a shard_id), whose audio is in its tars. Give the "
+        "no such audio file: the line is of a tarred dataset (it has a shard_id), whose audio is in its tars. Give "
+        "the "
         "manifest that scripts/make_tarred.py was given."
     )
 

@@ -57,8 +57,8 @@ class PretrainingDataset(torch.utils.data.Dataset):
         seed: with the batch number it determines the crops, so that a resumed run repeats them.
         max_unreadable: unreadable utterances that are skipped and logged, per loader process, before an error.
 
-    Cuts come from NeMo's loader with ``truncate_offset_type: start``: their duration says how much to take, and where to
-    take it is drawn here, on the frame grid.
+    Cuts come from NeMo's loader with ``truncate_offset_type: start``: their duration says how much to take, and where
+    to take it is drawn here, on the frame grid.
     """
 
     def __init__(
@@ -128,7 +128,8 @@ class PretrainingDataset(torch.utils.data.Dataset):
         )
         if self.num_unreadable > self.max_unreadable:
             raise UnreadableAudioError(
-                f"{self.num_unreadable} utterances could not be used, the last one {cut.recording.id}: {problem}. Repair the data, "
+                f"{self.num_unreadable} utterances could not be used, the last one {cut.recording.id}: {problem}. "
+                "Repair the data, "
                 "or raise max_unreadable of the dataset."
             )
         return None

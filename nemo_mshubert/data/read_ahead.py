@@ -31,7 +31,8 @@ MOST_THREADS = 16
 def read_ahead(
     items: Iterable[Item], read: Callable[[Item], Audio], seconds: Callable[[Item], float]
 ) -> Iterator[Audio]:
-    """``read(item)`` of every item, in order, `SECONDS_AHEAD` of audio ahead. An error is raised where its item would come.
+    """``read(item)`` of every item, in order, `SECONDS_AHEAD` of audio ahead. An error is raised where its item would
+    come.
 
     Args:
         read: called on threads.

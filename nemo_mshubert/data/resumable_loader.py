@@ -14,8 +14,8 @@
 
 """NeMo's Lhotse loader as one endless, numbered stream of batches that can start anywhere.
 
-A resumed run asks for the stream from the number of batches it has consumed. Skipped batches are sampled, not loaded (remote
-tars are read for it, not decoded).
+A resumed run asks for the stream from the number of batches it has consumed. Skipped batches are sampled, not loaded
+(remote tars are read for it, not decoded).
 """
 
 import itertools
@@ -60,8 +60,8 @@ def epoch_of(batch: int, epoch_starts: Dict[int, int]) -> Tuple[int, int]:
 class NumberedSampler:
     """For plain manifests: yields ``(batch number, cuts)`` from batch ``first``; lives in the training process.
 
-    ``epoch_starts`` has the number of the first batch of epochs sampled before, and is added to. From the last start before
-    ``first`` the sampler is asked again, so that a resume samples less than one epoch in vain.
+    ``epoch_starts`` has the number of the first batch of epochs sampled before, and is added to. From the last start
+    before ``first`` the sampler is asked again, so that a resume samples less than one epoch in vain.
     """
 
     def __init__(self, sampler, first: int, epoch_starts: Dict[int, int]):
@@ -91,11 +91,12 @@ class FiniteNumberedSampler:
 
 
 class NumberedShards(IterableDataset):
-    """For tarred data: every loader process of every rank samples and reads its own stream of shards, see `shard_visits`.
+    """For tarred data: every loader process of every rank samples and reads its own stream of shards, see
+    `shard_visits`.
 
     Process w of n yields the batches whose number is w modulo n, from the first of the streams on. The loader asks its
-    processes in turn, so on a resume the roles are rotated: the process asked first plays the one that owns batch ``first``.
-    A batch tells in ``lines`` what it holds, for `VisitRecord`.
+    processes in turn, so on a resume the roles are rotated: the process asked first plays the one that owns batch
+    ``first``. A batch tells in ``lines`` what it holds, for `VisitRecord`.
     """
 
     def __init__(self, dataset: Dataset, sampler, visits: Visits, first_of_streams: int, first: int):
@@ -143,7 +144,8 @@ def _lhotse_options(config: DictConfig) -> DictConfig:
 
 
 def usable_lines(config: DictConfig) -> Callable[[Dict[str, Any]], bool]:
-    """Whether NeMo's loader takes a line of a manifest: by its duration, cropped, and by what it says of its own use."""
+    """Whether NeMo's loader takes a line of a manifest: by its duration, cropped, and by what it says of its own
+    use."""
     return partial(
         _is_usable,
         shortest=config.get("min_duration") or 0,
@@ -172,8 +174,9 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
         the number of usable utterances; None where some manifests are remote.
 
     Raises:
-        FileNotFoundError, ValueError: a missing manifest, a broken line (file and line are named), no utterance between
-            ``min_duration`` and ``max_duration`` (Lhotse would search tars for one forever), or more buckets than utterances.
+        FileNotFoundError, ValueError: a missing manifest, a broken line (file and line are named), no utterance
+            between ``min_duration`` and ``max_duration`` (Lhotse would search tars for one forever), or more buckets
+            than utterances.
     """
     is_usable = usable_lines(config)
     manifests = local_paths(config.manifest_filepath)[rank::world_size]
@@ -195,12 +198,14 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
     if count == 0:
         raise ValueError(
             f"{config.manifest_filepath}: no utterance of {config.get('min_duration') or 0} to "
-            f"{config.get('max_duration') or float('inf')} s. Change min_duration and max_duration, or fill the manifest if "
+            f"{config.get('max_duration') or float('inf')} s. Change min_duration and max_duration, or fill the "
+            "manifest if "
             "it is empty."
         )
     if config.get("use_bucketing") and count < config.get("num_buckets", 30):
         raise ValueError(
-            f"{config.manifest_filepath}: {count} utterances are too few for num_buckets {config.num_buckets}. Lower it "
+            f"{config.manifest_filepath}: {count} utterances are too few for num_buckets {config.num_buckets}. Lower "
+            "it "
             "(to 2 at least), or set use_bucketing=false."
         )
     return count
@@ -218,9 +223,9 @@ def training_loader(
     """Endless loader of ``dataset[(number, cuts)]`` over NeMo manifests, plain or tarred, from batch ``first_batch``.
 
     Args:
-        config: NeMo's Lhotse options (``manifest_filepath``, ``tarred_audio_filepaths``, ``batch_duration``, ``seed``...).
-            Whatever would depend on timing or on true randomness is overruled, so that the stream is a function of
-            the config, the rank and the number of loader processes.
+        config: NeMo's Lhotse options (``manifest_filepath``, ``tarred_audio_filepaths``, ``batch_duration``,
+            ``seed``...). Whatever would depend on timing or on true randomness is overruled, so that the stream is a
+            function of the config, the rank and the number of loader processes.
         dataset: takes a number and cuts, see `PretrainingDataset`.
         epoch_starts: of plain manifests, see `NumberedSampler`.
         progress: of tarred data.
@@ -248,10 +253,11 @@ def training_loader(
 
 
 def _limit_buffer(config: DictConfig, num_utterances: Optional[int], world_size: int) -> None:
-    """No stream holds back more than its share of an epoch (or what its buckets need), else its batches would mix many epochs.
+    """No stream holds back more than its share of an epoch (or what its buckets need), else its batches would mix many
+    epochs.
 
-    The lines of shards come shuffled, so Lhotse's shuffling buffer, which it adds to that of the buckets, is not needed. Of
-    remote manifests the number of utterances is not known: the buffers stay as they are.
+    The lines of shards come shuffled, so Lhotse's shuffling buffer, which it adds to that of the buckets, is not
+    needed. Of remote manifests the number of utterances is not known: the buffers stay as they are.
     """
     if num_utterances is None or not config.get("use_bucketing"):
         return

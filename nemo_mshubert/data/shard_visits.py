@@ -17,8 +17,8 @@
     visit v      the shard at place (v mod N) of a permutation of the N shards that is drawn for epoch (v div N)
     stream k     what one loader process of one rank reads: the visits k, k + W, k + 2 W... of those that are left, W streams in all
 
-Shuffling and buckets hold utterances back, so batches do not end where visits do. The record therefore notes single lines, and
-a run that goes on with other ranks or loader processes reads exactly the lines of an epoch that are left.
+Shuffling and buckets hold utterances back, so batches do not end where visits do. The record therefore notes single
+lines, and a run that goes on with other ranks or loader processes reads exactly the lines of an epoch that are left.
 """
 
 import itertools
@@ -119,7 +119,8 @@ class Visits:
         shards: all of them.
         usable: whether a manifest line is to be trained on.
         seed: of the permutations.
-        shuffle: the shards in every epoch, and the lines of a local one; without it a stream still meets all shards in turn.
+        shuffle: the shards in every epoch, and the lines of a local one; without it a stream still meets all shards in
+            turn.
         record: what was read before; the streams start behind it.
         channel_selector: NeMo's option.
     """
@@ -152,7 +153,8 @@ class Visits:
                 yield cut
             if len(empty) > EMPTY_EPOCHS * len(self.shards):
                 raise ValueError(
-                    f"{self.shards[0].manifest} and {len(self.shards) - 1} other shards: no utterance between min_duration and "
+                    f"{self.shards[0].manifest} and {len(self.shards) - 1} other shards: no utterance between "
+                    "min_duration and "
                     "max_duration."
                 )
 
@@ -190,8 +192,9 @@ def lines_of(cuts: Iterable[Cut]) -> List[Line]:
 class ShardProgress:
     """How far a training has come in tarred data, over resumes.
 
-    Each stream is a function of the config and of what had been read when the streams started. A run that resumes with the same
-    streams starts them there again and passes over what it has had; with others they start anew, behind the record.
+    Each stream is a function of the config and of what had been read when the streams started. A run that resumes with
+    the same streams starts them there again and passes over what it has had; with others they start anew, behind the
+    record.
     """
 
     def __init__(self):
@@ -206,7 +209,8 @@ class ShardProgress:
         """What the streams start behind.
 
         Args:
-            order: of the visits and lines. With another one than the checkpoint's the record means nothing: epochs start anew.
+            order: of the visits and lines. With another one than the checkpoint's the record means nothing: epochs
+                start anew.
             streams: their numbers and options. With others than the checkpoint's they start anew, behind the record.
             next_batch: number of their first batch, if they do.
         """

@@ -14,10 +14,10 @@
 
 """Shards of NeMo's tarred datasets, read one at a time.
 
-Of a local shard the lines of the manifest are enough to choose batches; the bytes of an utterance are read from the tar
-when its batch is loaded. Thus what loader processes hold back for shuffling and bucketing weighs little, and a resumed run
-passes over millions of utterances without reading their audio. A tar behind an address or a pipe is read from its start
-to its end, and its audio is held with the lines.
+Of a local shard the lines of the manifest are enough to choose batches; the bytes of an utterance are read from the
+tar when its batch is loaded. Thus what loader processes hold back for shuffling and bucketing weighs little, and a
+resumed run passes over millions of utterances without reading their audio. A tar behind an address or a pipe is read
+from its start to its end, and its audio is held with the lines.
 """
 
 import re
@@ -164,7 +164,8 @@ def _cut(entry: Entry, member: Member) -> Cut:
 
 
 def with_audio(cut: Cut) -> Cut:
-    """A cut of `Shard.cuts` with its recording in memory, at 16 kHz, behind it what NeMo's loader put on top (a codec, say).
+    """A cut of `Shard.cuts` with its recording in memory, at 16 kHz, behind it what NeMo's loader put on top (a codec,
+    say).
 
     A recording that cannot be read keeps its bytes, so that decoding it raises as that of a broken file does.
     """
@@ -185,7 +186,8 @@ def shards_of(manifests: Union[str, Sequence], tars: Union[str, Sequence]) -> Li
     """The shards of all tarred sets, in an order that is always the same.
 
     Args:
-        manifests, tars: NeMo's ``manifest_filepath`` and ``tarred_audio_filepaths``: patterns, or (nested) lists of them.
+        manifests, tars: NeMo's ``manifest_filepath`` and ``tarred_audio_filepaths``: patterns, or (nested) lists of
+            them.
 
     Raises:
         ValueError: sets with weights, or manifests and tars that do not match.
@@ -194,7 +196,8 @@ def shards_of(manifests: Union[str, Sequence], tars: Union[str, Sequence]) -> Li
         return _shards_of_set(manifests, tars if isinstance(tars, str) else list(tars))
     if isinstance(tars, str) or len(manifests) != len(tars):
         raise ValueError(
-            f"manifests {manifests} and tars {tars} do not match: give a list of tars as long as that of the manifests."
+            f"manifests {manifests} and tars {tars} do not match: give a list of tars as long as that of the "
+            "manifests."
         )
     return [shard for pair in zip(manifests, tars) for shard in _shards_of_set(*map(_only, pair))]
 
@@ -204,7 +207,8 @@ def _only(path: Union[str, Sequence]) -> str:
         return path
     if len(path) != 1:
         raise ValueError(
-            f"{list(path)}: every shard is read once in an epoch, so tarred sets take no weights. List a set twice to have "
+            f"{list(path)}: every shard is read once in an epoch, so tarred sets take no weights. List a set twice to "
+            "have "
             "it read twice."
         )
     return path[0]
@@ -223,7 +227,8 @@ def _shards_of_set(manifest: str, tars: Union[str, List[str]]) -> List[Shard]:
         ) from error
     except KeyError as error:
         raise ValueError(
-            f"{manifest}: a line has no {error}, which tells the tar it is in. Name the sharded manifests, or make the tars again "
+            f"{manifest}: a line has no {error}, which tells the tar it is in. Name the sharded manifests, or make "
+            "the tars again "
             "with scripts/make_tarred.py."
         ) from error
     tar_of, lines_of = stock.shard_id_to_tar_path, stock.shard_id_to_manifest

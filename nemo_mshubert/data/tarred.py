@@ -12,10 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""NeMo's tarred datasets: ``audio_{i}.tar``, ``sharded_manifests/manifest_{i}.json`` and ``tarred_audio_manifest.json``.
+"""NeMo's tarred datasets: ``audio_{i}.tar``, ``sharded_manifests/manifest_{i}.json`` and
+``tarred_audio_manifest.json``.
 
-The layout is the one of NeMo's ``convert_to_tarred_audio_dataset.py``; every manifest key, labels included, is carried over
-and ``shard_id`` added, so stock readers take it too. A shard exists whole or not at all, and a re-run makes what is missing.
+The layout is the one of NeMo's ``convert_to_tarred_audio_dataset.py``; every manifest key, labels included, is carried
+over and ``shard_id`` added, so stock readers take it too. A shard exists whole or not at all, and a re-run makes what
+is missing.
 """
 
 import hashlib
@@ -43,8 +45,8 @@ Entry = Dict[str, Any]
 def make_tarred(manifest: PathLike, output: PathLike, num_shards: int, seed: int = 0, num_workers: int = 2) -> Path:
     """Write a tarred dataset and return the path of its ``tarred_audio_manifest.json``.
 
-    Utterances are shuffled over shards by ``seed``. Files are copied byte for byte; a line with an offset becomes a FLAC
-    member that holds its segment alone.
+    Utterances are shuffled over shards by ``seed``. Files are copied byte for byte; a line with an offset becomes a
+    FLAC member that holds its segment alone.
 
     Raises:
         FileNotFoundError, ValueError: a missing or unreadable file; two lines with one audio file and offset; fewer
@@ -185,7 +187,8 @@ def check_shards(manifests: Union[str, List], tars: Union[str, List]) -> None:
             stream.seek(max(os.path.getsize(path) - len(TAR_END), 0))
             if stream.read() != TAR_END:
                 raise ValueError(
-                    f"{path}: truncated, the end mark of a tar is missing. Remove it and run scripts/make_tarred.py again."
+                    f"{path}: truncated, the end mark of a tar is missing. Remove it and run scripts/make_tarred.py "
+                    "again."
                 )
     _warn_of_shards_left_out(tar_paths)
 
@@ -198,7 +201,8 @@ def _warn_of_shards_left_out(tar_paths: List[str]) -> None:
         made = json.loads(source.read_text(encoding="utf-8")).get("num_shards", count) if source.is_file() else count
         if count < made:
             logging.warning(
-                f"{folder}: {count} of its {made} shards are used. To use all, end the patterns of manifests and tars with "
+                f"{folder}: {count} of its {made} shards are used. To use all, end the patterns of manifests and tars "
+                "with "
                 f"_OP_0..{made - 1}_CL_."
             )
 

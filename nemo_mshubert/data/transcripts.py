@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Transcripts to train on or to count errors by: there, and in the model's letters; NeMo drops other letters silently."""
+"""Transcripts to train on or to count errors by: there, and in the model's letters; NeMo drops other letters
+silently."""
 
 from typing import Optional, Sequence
 
@@ -27,8 +28,8 @@ def check_transcripts(manifest: PathLike, letters: Optional[Sequence[str]] = Non
 
     Raises:
         FileNotFoundError: no such manifest.
-        ValueError: no lines, a line without ``text``, or with letters that are not among ``letters``, such as capitals;
-            names file, line and remedy.
+        ValueError: no lines, a line without ``text``, or with letters that are not among ``letters``, such as
+            capitals; names file, line and remedy.
     """
     known, empty = set(letters or ()), True
     for where, entry in iter_manifest(manifest):

@@ -119,7 +119,8 @@ def _chunked_forward(
 def manifest_log_probs(
     model: EncDecCTCModel, entries: Sequence[Dict[str, Any]], batch_seconds: float, progress: str
 ) -> Dict[int, np.ndarray]:
-    """Log-probabilities of all utterances: index into ``entries`` -> ``[T, V + 1]``; utterances without a frame get T = 0.
+    """Log-probabilities of all utterances: index into ``entries`` -> ``[T, V + 1]``; utterances without a frame get T
+    = 0.
 
     Raises:
         FileNotFoundError, ValueError: audio that cannot be read; names the utterance.

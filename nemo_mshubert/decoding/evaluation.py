@@ -65,7 +65,8 @@ def greedy_decoder(model: EncDecCTCModel) -> Decode:
 
 
 def lexicon_decoder(model: EncDecCTCModel, config: LexiconBeamConfig, workers: Optional[int] = None) -> Decode:
-    """Beam search over the words of a lexicon with an n-gram LM; letter models only; one process per core by default."""
+    """Beam search over the words of a lexicon with an n-gram LM; letter models only; one process per core by
+    default."""
     if isinstance(model, EncDecCTCModelBPE):
         raise ValueError(
             "the lexicon beam search spells words in letters, but this model has BPE tokens. Evaluate it greedily: "
@@ -96,8 +97,8 @@ def evaluate_manifest(
     """Run the model once over a manifest, decode with each of ``decoders``, and write what was found to ``output``.
 
     Writes ``<name>.log_probs.safetensors`` (letter models; for scripts/tune_decoding.py), and per decoder
-    ``<name>.<decoder>.json``, the manifest with ``pred_text`` and the word errors of each line. Several ``ranks`` share
-    the utterances, model and decoding alike, and rank 0 writes.
+    ``<name>.<decoder>.json``, the manifest with ``pred_text`` and the word errors of each line. Several ``ranks``
+    share the utterances, model and decoding alike, and rank 0 writes.
 
     Returns:
         per decoder: utterances, WER, CER (shares) and their counts of errors; None on other ranks than 0.
@@ -195,7 +196,8 @@ def results_table(results: Dict[str, Dict[str, Dict[str, Any]]]) -> str:
             words = summary["words"]
             rows.append(
                 f"| {manifest} | {decoder} | {summary['utterances']} | {words['reference_length']} | "
-                f"{100 * summary['wer']:.2f} | {words['substitutions']} | {words['insertions']} | {words['deletions']} | "
+                f"{100 * summary['wer']:.2f} | {words['substitutions']} | {words['insertions']} | "
+                f"{words['deletions']} | "
                 f"{100 * summary['cer']:.2f} |"
             )
     return "\n".join(rows)

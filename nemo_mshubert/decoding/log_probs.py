@@ -54,10 +54,12 @@ def checked_log_probs(log_probs_TV: Any, num_labels: int, utterance: str) -> np.
 
 
 def require_case(reference: str, labels: Sequence[str], where: str) -> None:
-    """Raise ``ValueError`` where ``reference`` is in another case than the model's letters: each word would be an error."""
+    """Raise ``ValueError`` where ``reference`` is in another case than the model's letters: each word would be an
+    error."""
     if reference != fold_case(reference, labels):
         raise ValueError(
-            f"{where}: the reference {reference[:40]!r} is not in the case of the model's letters. Write the manifest's "
+            f"{where}: the reference {reference[:40]!r} is not in the case of the model's letters. Write the "
+            "manifest's "
             "texts as the model does."
         )
 

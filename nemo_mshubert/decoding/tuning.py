@@ -95,7 +95,8 @@ def tune(
 
 
 def _setup(config: LexiconBeamConfig, log_probs: Sequence[PathLike], seed: int) -> Dict:
-    """What trials depend on besides the weights, with the contents of the files; another of these is another search."""
+    """What trials depend on besides the weights, with the contents of the files; another of these is another
+    search."""
     fixed = {key: value for key, value in dataclasses.asdict(config).items() if key not in RANGES}
     files = {name: str(Path(fixed[name]).resolve()) for name in ("lm", "lexicon")}
     first = {f"first {name}": getattr(config, name) for name in RANGES}

@@ -38,7 +38,8 @@ LETTERS = [" ", *string.ascii_lowercase, "'"]  # the space is the word delimiter
 def ctc_config(
     preprocessor: Dict[str, Any], encoder: Dict[str, Any], labels: Optional[list], tokenizer_dir: Optional[str]
 ) -> DictConfig:
-    """Config of a stock CTC model: letters where ``labels`` are given, else the SentencePiece model in ``tokenizer_dir``."""
+    """Config of a stock CTC model: letters where ``labels`` are given, else the SentencePiece model in
+    ``tokenizer_dir``."""
     data = {"manifest_filepath": None, "sample_rate": preprocessor["sample_rate"], "batch_size": 8, "shuffle": False}
     if labels:
         data["labels"] = labels
@@ -108,8 +109,8 @@ def ssl_to_ctc(
 
 
 def pretraining_labels(model: ModelPT) -> Optional[Dict[str, Any]]:
-    """What a model was pre-trained on, for its model card: ``label_maker`` (its id), ``features``, and ``sets`` (numbers
-    of clusters). A CTC model of `ssl_to_ctc` has it in its config. None where it is not known.
+    """What a model was pre-trained on, for its model card: ``label_maker`` (its id), ``features``, and ``sets``
+    (numbers of clusters). A CTC model of `ssl_to_ctc` has it in its config. None where it is not known.
     """
     if hasattr(model, "label_maker"):
         maker = model.label_maker
@@ -119,7 +120,8 @@ def pretraining_labels(model: ModelPT) -> Optional[Dict[str, Any]]:
 
 
 def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCModel:
-    """Restore a CTC ``.nemo`` with the options of ``overrides`` in its config: ``encoder``, ``train_ds``, ``optim``, ...
+    """Restore a CTC ``.nemo`` with the options of ``overrides`` in its config: ``encoder``, ``train_ds``, ``optim``,
+    ...
 
     Args:
         path: the file, a folder with it, or a model of the hub, as `models.loading` takes them.
@@ -128,8 +130,8 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
 
     Raises:
         FileNotFoundError, ValueError: no such file, not a CTC model, one with another encoder, an unknown option of
-            the encoder, or data that cannot be trained on (a missing or truncated shard, a missing audio file, a broken
-            line, no text, letters that the model lacks).
+            the encoder, or data that cannot be trained on (a missing or truncated shard, a missing audio file, a
+            broken line, no text, letters that the model lacks).
     """
     try:
         file = local_path(path)

@@ -53,6 +53,7 @@ class DataPosition:
         return {"epoch": epoch, "first_batch": first_batch, "num_parts": num_parts}
 
     def seek(self, epoch_start: Dict[str, int], num_parts: int) -> None:
-        """Take over that of a checkpoint. With another number of parts epochs start elsewhere: all is sampled again."""
+        """Take over that of a checkpoint. With another number of parts epochs start elsewhere: all is sampled
+        again."""
         if epoch_start and epoch_start["num_parts"] == num_parts:
             self.epoch_starts = {epoch_start["epoch"]: epoch_start["first_batch"]}

@@ -14,8 +14,8 @@
 
 """Models and encoders by name, and into ``.nemo`` files.
 
-A name is a ``.nemo`` file, a folder with one, a checkpoint of another ecosystem (`convert`), or ``organisation/model`` of
-the Hugging Face hub. So every script takes them all in the same place.
+A name is a ``.nemo`` file, a folder with one, a checkpoint of another ecosystem (`convert`), or ``organisation/model``
+of the Hugging Face hub. So every script takes them all in the same place.
 """
 
 import re

@@ -14,8 +14,8 @@
 
 """MSHuBERTModel: pre-training with Swap and the Multicluster masked prediction loss as a NeMo model.
 
-Legend: V = 2 views (0 masked, 1 clean), B utterances, S samples, T frames, M masked frames, N rows (masked frames of the
-views that enter the loss), D width, K clusters of a label set.
+Legend: V = 2 views (0 masked, 1 clean), B utterances, S samples, T frames, M masked frames, N rows (masked frames of
+the views that enter the loss), D width, K clusters of a label set.
 """
 
 import random
@@ -76,12 +76,14 @@ class Masks:
 class MSHuBERTModel(ModelPT):
     """Encoder, label heads and loss, trained on utterances whose frame labels travel in the NeMo manifest.
 
-    The loss of an update is normalised by the masked frames of all ranks and accumulated micro-batches. All draws (initial
-    weights, masks, dropped label sets, dropout, layerdrop) are functions of the seed and the step, so a resumed run repeats them.
+    The loss of an update is normalised by the masked frames of all ranks and accumulated micro-batches. All draws
+    (initial weights, masks, dropped label sets, dropout, layerdrop) are functions of the seed and the step, so a
+    resumed run repeats them.
 
     Config (``conf/pretrain``): ``label_maker`` (file of scripts/fit_kmeans.py, kept in the .nemo), ``label_sets``,
     ``label_layers`` (null: by formula), ``swap``, ``loss_views``, ``drop_label_sets``, ``masking``, ``seed``,
-    ``unmasked_weight``, ``max_nonfinite_steps``, ``preprocessor``, ``encoder``, ``label_heads``, ``loss``, ``train_ds``, ``validation_ds``, ``optim``.
+    ``unmasked_weight``, ``max_nonfinite_steps``, ``preprocessor``, ``encoder``, ``label_heads``, ``loss``,
+    ``train_ds``, ``validation_ds``, ``optim``.
     """
 
     def __init__(self, cfg: DictConfig, trainer: Optional[Trainer] = None):
@@ -104,7 +106,8 @@ class MSHuBERTModel(ModelPT):
             raise ValueError(f"model.loss_views: expected one of {LOSS_VIEWS}, found {cfg.loss_views!r}.")
         if not 0 <= cfg.drop_label_sets < len(self.layer_of_set):
             raise ValueError(
-                f"model.drop_label_sets: {cfg.drop_label_sets} of {len(self.layer_of_set)} sets; at least one must be kept."
+                f"model.drop_label_sets: {cfg.drop_label_sets} of {len(self.layer_of_set)} sets; at least one must be "
+                "kept."
             )
 
         # Here, not before: NeMo's loaders, set up by now, have seeded PyTorch with a number of their own.
@@ -150,7 +153,8 @@ class MSHuBERTModel(ModelPT):
             )
 
     def save_to(self, save_path: str) -> None:
-        """Write a ``.nemo``. Of a model that is split over ranks it holds the whole one, and all ranks must call this."""
+        """Write a ``.nemo``. Of a model that is split over ranks it holds the whole one, and all ranks must call
+        this."""
         if self._is_split:
             self._save_restore_connector = WholeWeights(self.trainer.strategy.lightning_module_state_dict())
             with open_dict(self._cfg):
@@ -210,8 +214,8 @@ class MSHuBERTModel(ModelPT):
         sets: Optional[List[int]] = None,
         generator: Optional[torch.Generator] = None,
     ) -> Views:
-        """Samples ``[B, S]``, counts ``[B]`` and masked frames ``[B, T]`` -> block outputs of both views at the label sets
-        ``sets`` (default: all). Blocks above the highest of them are not run."""
+        """Samples ``[B, S]``, counts ``[B]`` and masked frames ``[B, T]`` -> block outputs of both views at the label
+        sets ``sets`` (default: all). Blocks above the highest of them are not run."""
         signal, length = self.preprocessor(input_signal=audio, length=length)
         layers = [self.layer_of_set[clusters] for clusters in sets or self.layer_of_set]
         return self.encoder.forward_views(signal, length, mask_BT, layers, self._cfg.swap, generator)
@@ -255,7 +259,8 @@ class MSHuBERTModel(ModelPT):
     # --- Training ------------------------------------------------------------------------------------------------
 
     def transfer_batch_to_device(self, batch: Dict[str, Any], device: torch.device, dataloader_idx: int):
-        """Lightning's hook. Lengths stay on the host, which draws masks by them: to read them it would wait for the GPU."""
+        """Lightning's hook. Lengths stay on the host, which draws masks by them: to read them it would wait for the
+        GPU."""
         moved = super().transfer_batch_to_device({**batch, "length": None}, device, dataloader_idx)
         return {**moved, "length": batch["length"]}
 
@@ -263,7 +268,8 @@ class MSHuBERTModel(ModelPT):
         super().on_fit_start()
         if self.trainer.precision == "16-mixed" and self._cfg.optim.get("fused"):
             raise ValueError(
-                "trainer.precision=16-mixed with model.optim.fused=true: a fused optimizer undoes the scale of the loss only "
+                "trainer.precision=16-mixed with model.optim.fused=true: a fused optimizer undoes the scale of the "
+                "loss only "
                 "after gradients were clipped. Set model.optim.fused=false, or trainer.precision=bf16-mixed."
             )
 
@@ -275,7 +281,8 @@ class MSHuBERTModel(ModelPT):
         audio, length = batch["audio"], batch["length"]
         masks = self._draw_masks(length, audio.shape[1], generator).to(audio.device)
         sets = self._kept_sets(update)
-        # Alike on all ranks: none waits for one that skips fewer blocks, and shards of a block are gathered by all or none.
+        # Alike on all ranks: none waits for one that skips fewer blocks, and shards of a block are gathered by all or
+        # none.
         layerdrop = generator_of(self._cfg.seed, "layerdrop", micro_batch)
         views = self.forward(audio, length, masks.mask_BT, sets, layerdrop)
         logits, targets = self._predict(views, batch["labels"], sets, masks.masked_M)
@@ -301,8 +308,8 @@ class MSHuBERTModel(ModelPT):
         self.log("train_loss", loss_sum.detach() / count.clamp(min=1))
         for head in self.label_heads.absent(sets):
             loss_sum = loss_sum + zero_touch(head)
-        # Lightning divides by the number of accumulated micro-batches and DDP by that of ranks; what is left of both is
-        # the sum over all of them, which `on_before_optimizer_step` divides by the rows counted over all of them.
+        # Lightning divides by the number of accumulated micro-batches and DDP by that of ranks; what is left of both
+        # is the sum over all of them, which `on_before_optimizer_step` divides by the rows counted over all of them.
         return {"loss": loss_sum * self.trainer.accumulate_grad_batches * self.data_ranks.count, "log": log}
 
     def _is_logged(self, update: int) -> bool:
@@ -317,7 +324,8 @@ class MSHuBERTModel(ModelPT):
         return visible_sum, count
 
     def _kept_sets(self, update: int) -> List[int]:
-        """Section 2.2.2: sets are dropped at random per update; the same on all ranks and micro-batches of an update."""
+        """Section 2.2.2: sets are dropped at random per update; the same on all ranks and micro-batches of an
+        update."""
         sets = list(self.layer_of_set)
         kept = random.Random(seed_of(self._cfg.seed, "kept sets", update)).sample(
             sets, len(sets) - self._cfg.drop_label_sets
@@ -343,8 +351,8 @@ class MSHuBERTModel(ModelPT):
         gradient_clip_val: Optional[float] = None,
         gradient_clip_algorithm: Optional[str] = None,
     ) -> None:
-        """Lightning's hook: turn gradients of the sum into those of the mean over the masked rows, clipped by their norm
-        over all ranks (as `torch.nn.utils.clip_grad_norm_`), in one pass over them."""
+        """Lightning's hook: turn gradients of the sum into those of the mean over the masked rows, clipped by their
+        norm over all ranks (as `torch.nn.utils.clip_grad_norm_`), in one pass over them."""
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"trainer.gradient_clip_algorithm: expected norm, found {gradient_clip_algorithm}.")
         factor = 1 / self._rows
@@ -359,9 +367,9 @@ class MSHuBERTModel(ModelPT):
     def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
         """Count the batch whose end writes this checkpoint as done.
 
-        Lightning completes a batch only after its callbacks, one of which writes the checkpoint: a resumed run would count
-        that batch twice, repeat it, and take the next accumulated step one micro-batch early. The step that loggers see
-        lags in the same way.
+        Lightning completes a batch only after its callbacks, one of which writes the checkpoint: a resumed run would
+        count that batch twice, repeat it, and take the next accumulated step one micro-batch early. The step that
+        loggers see lags in the same way.
         """
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] = self.trainer.global_step
@@ -379,7 +387,8 @@ class MSHuBERTModel(ModelPT):
         """Find the place in the data, also with another number of ranks than the checkpoint's.
 
         Raises:
-            ValueError: the checkpoint is of other labels, of another place of the label sets, or of another architecture.
+            ValueError: the checkpoint is of other labels, of another place of the label sets, or of another
+                architecture.
         """
         self._check_checkpoint(checkpoint)
         if self._trainer and self.trainer.global_step == 0:  # not of the best checkpoint, at the end of training
@@ -430,7 +439,8 @@ class MSHuBERTModel(ModelPT):
     # --- Validation ----------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> Dict[str, Tensor]:
-        """Sums per label set over the masked and unmasked frames of the batch; masks are the same at every validation."""
+        """Sums per label set over the masked and unmasked frames of the batch; masks are the same at every
+        validation."""
         generator = generator_of(self._cfg.seed, "validation masks", self.data_ranks.rank, batch_idx)
         audio, length = batch["audio"], batch["length"]
         masks = self._draw_masks(length, audio.shape[1], generator).to(audio.device)

@@ -12,10 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What pre-training reports of its predictions, per label set K: at masked frames, at visible ones, and of the two views.
+"""What pre-training reports of its predictions, per label set K: at masked frames, at visible ones, and of the two
+views.
 
-A prediction is a pair: logits ``{K: [N, K]}`` and labels, ``[N]`` per set in the same order. Validation adds up sums over
-batches and ranks before it divides.
+A prediction is a pair: logits ``{K: [N, K]}`` and labels, ``[N]`` per set in the same order. Validation adds up sums
+over batches and ranks before it divides.
 """
 
 from typing import Dict, List, Sequence, Tuple

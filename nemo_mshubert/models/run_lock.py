@@ -49,7 +49,8 @@ def hold_folder(folder: Path, trainer: pl.Trainer) -> None:
             return
         stream.seek(0)
         raise RuntimeError(
-            f"{folder}: another run is under way in it ({stream.read() or 'just started'}). They would overwrite each other's "
+            f"{folder}: another run is under way in it ({stream.read() or 'just started'}). They would overwrite each "
+            "other's "
             "checkpoints. Wait for it or end it, or give this run another name=."
         ) from error
     stream.truncate(0)

@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Seeds that are a function of what they are for, so that every draw of a training run can be repeated after a resume."""
+"""Seeds that are a function of what they are for, so that every draw of a training run can be repeated after a
+resume."""
 
 import hashlib
 from typing import Union

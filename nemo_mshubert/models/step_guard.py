@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Watch over the optimizer steps: a step with a non-finite gradient is skipped and counted, many in a row end the run."""
+"""Watch over the optimizer steps: a step with a non-finite gradient is skipped and counted, many in a row end the
+run."""
 
 import math
 from typing import List, Tuple, Union

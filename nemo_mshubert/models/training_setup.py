@@ -57,8 +57,9 @@ def num_data_parts(trainer_config: DictConfig) -> int:
 
 
 def plan_updates(cfg: DictConfig) -> None:
-    """Set ``trainer.accumulate_grad_batches`` so that an update sees ``seconds_per_update`` of audio, whatever the number
-    of GPUs, and ``trainer.val_check_interval`` (which Lightning counts in micro-batches) from ``validate_every_updates``.
+    """Set ``trainer.accumulate_grad_batches`` so that an update sees ``seconds_per_update`` of audio, whatever the
+    number of GPUs, and ``trainer.val_check_interval`` (which Lightning counts in micro-batches) from
+    ``validate_every_updates``.
 
     The number of micro-batches is rounded to the nearest, and at least one.
     """
@@ -90,7 +91,8 @@ def _check_options(cfg: DictConfig) -> None:
     warmup = OmegaConf.select(cfg, "model.optim.sched.warmup_steps") or 0
     if warmup >= cfg.max_updates:
         logging.warning(
-            f"The learning rate never reaches model.optim.lr: it rises for {warmup} updates, and the run has {cfg.max_updates}. "
+            f"The learning rate never reaches model.optim.lr: it rises for {warmup} updates, and the run has "
+            f"{cfg.max_updates}. "
             "Lower model.optim.sched.warmup_steps, or raise max_updates."
         )
 
@@ -100,8 +102,10 @@ def _check_launch(trainer_config: DictConfig) -> None:
     launched, expected = int(os.environ.get("WORLD_SIZE", 1)), num_ranks(trainer_config)
     if "TORCHELASTIC_RUN_ID" in os.environ and launched != expected:
         raise ValueError(
-            f"torchrun has started {launched} processes, but trainer.devices and trainer.num_nodes make {expected}: set "
-            f"trainer.devices={os.environ.get('LOCAL_WORLD_SIZE', launched)} and trainer.num_nodes to the number of machines."
+            f"torchrun has started {launched} processes, but trainer.devices and trainer.num_nodes make {expected}: "
+            "set "
+            f"trainer.devices={os.environ.get('LOCAL_WORLD_SIZE', launched)} and trainer.num_nodes to the number of "
+            "machines."
         )
 
 
@@ -124,10 +128,12 @@ def checkpoint_folder(exp_manager_config: DictConfig) -> Path:
 
 
 def keep_whole_checkpoints(folder: Path) -> None:
-    """Leave what a run can go on from, where it was killed while it wrote a checkpoint: NeMo would stop and ask for that.
+    """Leave what a run can go on from, where it was killed while it wrote a checkpoint: NeMo would stop and ask for
+    that.
 
-    Unfinished checkpoints go, damaged ones are set aside under another name. Of several last ones the newest stays; where there is none, the newest other one, which
-    holds as much, becomes it. All ranks may call this at the same time, before the first checkpoint is written.
+    Unfinished checkpoints go, damaged ones are set aside under another name. Of several last ones the newest stays;
+    where there is none, the newest other one, which holds as much, becomes it. All ranks may call this at the same
+    time, before the first checkpoint is written.
     """
     for marker in folder.glob(f"*{NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}"):
         name = marker.name.removesuffix(NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX)
@@ -157,7 +163,8 @@ def _set_aside_if_damaged(path: Path) -> None:
                 return
         os.replace(path, path.with_name(f"{path.name}.damaged"))
         logging.warning(
-            f"{path}: damaged, since the end of the file is missing. It is now {path.name}.damaged, and the run goes on from the "
+            f"{path}: damaged, since the end of the file is missing. It is now {path.name}.damaged, and the run goes "
+            "on from the "
             "newest whole checkpoint; copy it again if you have it elsewhere."
         )
 

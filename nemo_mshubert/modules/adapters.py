@@ -14,8 +14,9 @@
 
 """NeMo's adapters in the encoder: small trainable modules behind every block, with the pre-trained weights frozen.
 
-``model.add_adapter``, ``set_enabled_adapters``, ``unfreeze_enabled_adapters`` and the stock script train_asr_adapter.py
-use these. Without adapters the encoder computes what it did, and its state dict has no more entries.
+``model.add_adapter``, ``set_enabled_adapters``, ``unfreeze_enabled_adapters`` and the stock script
+train_asr_adapter.py use these. Without adapters the encoder computes what it did, and its state dict has no more
+entries.
 """
 
 from typing import List, Optional, Set

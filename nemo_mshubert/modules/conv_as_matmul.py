@@ -19,9 +19,10 @@
     frame 2                      f2      f4                       rows of C numbers, 2 C apart
 
 A kernel that is longer than its stride has windows that overlap, and no matrix has those as rows; its taps are taken
-``stride`` at a time, and each group is one product. No window is copied, and what comes out has its channels together, as the
-norm, the GELU and the next convolution want them. On a CPU the layer (convolution, norm, GELU, and back) takes about half
-the time of ``conv1d`` with its re-ordering of channels and frames (docs/performance.md). GPUs have better convolutions.
+``stride`` at a time, and each group is one product. No window is copied, and what comes out has its channels together,
+as the norm, the GELU and the next convolution want them. On a CPU the layer (convolution, norm, GELU, and back) takes
+about half the time of ``conv1d`` with its re-ordering of channels and frames (docs/performance.md). GPUs have better
+convolutions.
 """
 
 from typing import Iterator, Optional, Tuple

@@ -14,8 +14,8 @@
 
 """HuBERT's convolutional front end: raw 16 kHz samples to one 512-wide frame every 20 ms.
 
-Weights and maths equal ``HubertFeatureEncoder`` of transformers and ``ConvFeatureExtractionModel`` of fairseq, except that
-the group norm takes its statistics over the frames of an utterance, never over the padding behind it.
+Weights and maths equal ``HubertFeatureEncoder`` of transformers and ``ConvFeatureExtractionModel`` of fairseq, except
+that the group norm takes its statistics over the frames of an utterance, never over the padding behind it.
 """
 
 from typing import Sequence, Tuple
@@ -44,7 +44,8 @@ class TimeGroupNorm(nn.GroupNorm):
         super().__init__(channels, channels, eps=EPSILON, affine=True)
 
     def forward(self, x_BTC: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
-        """``[B, T, C]`` -> same; with ``padded``, the statistics of row b come from its first ``lengths_B[b]`` frames."""
+        """``[B, T, C]`` -> same; with ``padded``, the statistics of row b come from its first ``lengths_B[b]``
+        frames."""
         if not padded:
             return super().forward(x_BTC.transpose(1, 2)).transpose(1, 2).to(x_BTC.dtype)
         valid_BT1 = valid_positions(lengths_B, x_BTC.shape[1])[..., None]

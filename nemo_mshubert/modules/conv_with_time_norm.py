@@ -14,14 +14,15 @@
 
 """The first convolution of base and its norm over time as one product.
 
-The convolution is linear, so mean and variance of a channel over the frames of an utterance follow from mean and covariance
-of the windows of samples that it sees, 10 numbers and 10 x 10, without its 512 channels ever being read again:
+The convolution is linear, so mean and variance of a channel over the frames of an utterance follow from mean and
+covariance of the windows of samples that it sees, 10 numbers and 10 x 10, without its 512 channels ever being read
+again:
 
     channel   y = w . window               mean(y) = w . mean(window)    var(y) = w . cov(window) . w
     norm      gain * (y - mean(y)) + bias  = (gain * w) . window + shift
 
-That is a convolution with weights of its own per utterance. The reference is ``conv1d`` and `TimeGroupNorm`, which exported
-graphs take.
+That is a convolution with weights of its own per utterance. The reference is ``conv1d`` and `TimeGroupNorm`, which
+exported graphs take.
 """
 
 from typing import Tuple
@@ -59,7 +60,8 @@ def conv_with_time_norm(
     gain_BO = scale_O.double() * torch.rsqrt(variance_BO + eps)
     shift_B1O = bias_O.double() - gain_BO[:, None] * (mean_B1K @ weight.T)
     weight_BKO = (gain_BO[..., None] * weight).transpose(1, 2)
-    # The shift is the weight of a constant sample, which saves a pass over all channels; the other added samples have none.
+    # The shift is the weight of a constant sample, which saves a pass over all channels; the other added samples have
+    # none.
     num_added = ALIGNMENT - weight_OK.shape[1] % ALIGNMENT
     windows_BTK = F.pad(windows_BTK, (0, num_added), value=1.0)
     weight_BKO = F.pad(torch.cat([weight_BKO, shift_B1O], dim=1), (0, 0, 0, num_added - 1))

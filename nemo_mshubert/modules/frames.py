@@ -35,7 +35,8 @@ FRAME_RATE = 50  # Hz
 
 
 def frame_count(num_samples: Length, kernels_and_strides=HUBERT_KERNELS_AND_STRIDES) -> Length:
-    """Number of frames of ``num_samples`` samples, ``floor((n - k) / s) + 1`` per layer; 0 below the receptive field."""
+    """Number of frames of ``num_samples`` samples, ``floor((n - k) / s) + 1`` per layer; 0 below the receptive
+    field."""
     frames = num_samples
     for kernel, stride in kernels_and_strides:
         frames = (frames - kernel) // stride + 1

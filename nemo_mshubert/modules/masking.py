@@ -14,8 +14,8 @@
 
 """Span masks over frames and channels, with the statistics of fairseq's ``compute_mask_indices`` (static span length).
 
-fairseq draws ``int(p * T / length + u)`` starts per row, u ~ U(0, 1), lets spans overlap, and with ``require_same_masks``
-un-masks random frames until all rows have the count of the row with the fewest.
+fairseq draws ``int(p * T / length + u)`` starts per row, u ~ U(0, 1), lets spans overlap, and with
+``require_same_masks`` un-masks random frames until all rows have the count of the row with the fewest.
 """
 
 from typing import List, Optional
@@ -27,7 +27,8 @@ MIN_SPANS = 2  # fairseq: min_masks
 
 
 def _draw_row(num_positions: int, mask_prob: float, span: int, generator: Optional[torch.Generator]) -> Tensor:
-    """Masked positions of one row as a bool vector; between 1 and ``num_positions - 1`` are masked where there are two."""
+    """Masked positions of one row as a bool vector; between 1 and ``num_positions - 1`` are masked where there are
+    two."""
     mask = torch.zeros(num_positions, dtype=torch.bool)
     if num_positions < 2 or mask_prob <= 0:
         return mask  # one frame cannot be both visible and masked: leave it visible

@@ -14,8 +14,9 @@
 
 """The encoder: convolutional front end, projection, positional embedding, transformer, and Swap for pre-training.
 
-The same object pre-trains (``forward_views``), makes label features (``extract_features``) and serves as the encoder of a
-stock NeMo CTC model (``forward``). Legend: V = 2 views (0 masked, 1 clean), B utterances, S samples, T frames, D width.
+The same object pre-trains (``forward_views``), makes label features (``extract_features``) and serves as the encoder
+of a stock NeMo CTC model (``forward``). Legend: V = 2 views (0 masked, 1 clean), B utterances, S samples, T frames, D
+width.
 """
 
 import math
@@ -92,8 +93,9 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         mask_prob, mask_length: frame masks that `forward` draws in training, for fine-tuning (time "SpecAugment" of
             wav2vec 2.0, with the learned mask embedding). Pre-training passes its masks to `forward_views`.
         mask_channel_prob, mask_channel_length: channel masks that `forward` draws in training, set to zero.
-        transformer_backend: ``megatron``: in training, `parallel.tensor_parallel` puts blocks of megatron-core, split over
-            ranks, in the place of ``torch`` ones. Weights begin and end in the plain form, so files need no megatron-core.
+        transformer_backend: ``megatron``: in training, `parallel.tensor_parallel` puts blocks of megatron-core, split
+            over ranks, in the place of ``torch`` ones. Weights begin and end in the plain form, so files need no
+            megatron-core.
     """
 
     def __init__(
@@ -246,7 +248,8 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         return Views(tapped, frames_B, feature_penalty)
 
     def hidden_states(self, audio_signal: Tensor, length: Tensor) -> Tuple[List[Tensor], Tensor]:
-        """Input of the first block and output of every block, ``num_layers + 1`` of ``[B, T, D]``, unmasked; counts ``[B]``.
+        """Input of the first block and output of every block, ``num_layers + 1`` of ``[B, T, D]``, unmasked; counts
+        ``[B]``.
 
         With pre-LN the last one is taken after the final LayerNorm, as in transformers.
         """
@@ -318,8 +321,8 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
     ) -> List[Tensor]:
         """Input of the first block and outputs of blocks 1 to ``last_layer`` (default: all), each ``[N, T, D]``.
 
-        Blocks above it are not run; in training their gradients are zero. With ``source_R``, the N = 2B rows are two views
-        that are exchanged by it (`swap`) after every block.
+        Blocks above it are not run; in training their gradients are zero. With ``source_R``, the N = 2B rows are two
+        views that are exchanged by it (`swap`) after every block.
         """
         valid_NT, key_mask, position_bias = None, None, None
         if padded:

@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""MR-HuBERT (Shi et al. 2023), a U-net of transformers at 50 Hz, at a lower rate, and at 50 Hz again, as a feature extractor.
+"""MR-HuBERT (Shi et al. 2023), a U-net of transformers at 50 Hz, at a lower rate, and at 50 Hz again, as a feature
+extractor.
 
     50 Hz   projection -> encoder ------------------- + -> output          output of the last block
                             |                       |
@@ -88,7 +89,8 @@ class MultiresolutionEncoder(nn.Module):
         return sum(len(stack.layers) for stack in self.stacks)
 
     def extract_features(self, audio: Tensor, length: Tensor, layer: int) -> Tuple[Tensor, Tensor]:
-        """Samples ``[B, S]`` and counts ``[B]`` -> output of block ``layer`` ``[B, T, D]`` at 50 Hz, frame counts ``[B]``.
+        """Samples ``[B, S]`` and counts ``[B]`` -> output of block ``layer`` ``[B, T, D]`` at 50 Hz, frame counts
+        ``[B]``.
 
         Blocks are counted from 1 through encoder, middle and decoder. Frames of a lower rate are repeated. The last
         block's output has the shortcut from the encoder added (fairseq: ``extract_features(last_layer=True)``).
@@ -157,7 +159,8 @@ class Stack(nn.Module):
 
 
 class Resampler(nn.Module):
-    """``up`` / ``down`` of the frame rate: a transposed convolution, a strided one, and shortcuts around each and both.
+    """``up`` / ``down`` of the frame rate: a transposed convolution, a strided one, and shortcuts around each and
+    both.
 
     ``plain`` has only the one that changes something, and no shortcut around both (fairseq: ``ConvDownsampler``,
     ``ConvUpsampler``; else ``ConvAdapter``).

@@ -36,7 +36,8 @@ def swap(x_VBTD: Tensor, source_R: Tensor) -> Tensor:
 
 
 def swap_source(mask_BT: Tensor) -> Tensor:
-    """For every frame of both views, ``[V * B * T]``, the row it takes in an exchange: that of the other view if masked.
+    """For every frame of both views, ``[V * B * T]``, the row it takes in an exchange: that of the other view if
+    masked.
 
     Args:
         mask_BT: True at masked frames, ``[B, T]``; the same frames for both views.

@@ -141,8 +141,9 @@ class TransformerBlock(nn.Module):
 def zero_touch(module: nn.Module) -> Tensor:
     """A zero that depends on every trainable parameter of ``module``.
 
-    Added where a part is skipped in one step: its gradients become zeros instead of missing, on every rank, so DDP needs
-    no search for unused parameters and an optimiser step treats it alike on all ranks. Of a DTensor, this rank's shard.
+    Added where a part is skipped in one step: its gradients become zeros instead of missing, on every rank, so DDP
+    needs no search for unused parameters and an optimiser step treats it alike on all ranks. Of a DTensor, this rank's
+    shard.
     """
     trainable = (parameter for parameter in module.parameters() if parameter.requires_grad)
     return sum((p.to_local() if hasattr(p, "to_local") else p).sum() for p in trainable) * 0.0

@@ -19,12 +19,13 @@ Of p ranks, each holds H / p heads and I / p inner units of every block; all els
     x [B, T, D] --enter--> q, k, v: columns --> attention of H / p heads --> output: rows --leave--> + residual
                 --enter--> first linear: columns --> GELU                --> second linear: rows --leave--> + residual
 
-``enter`` is the identity and sums the gradient over the ranks, ``leave`` sums over the ranks. With sequence parallelism
-norms, residuals and dropout see T / p frames of each utterance: ``enter`` gathers the frames and ``leave`` sums and
-scatters them. Blocks begin and end with all frames, so Swap, label taps and the rest of the encoder are those of one rank.
+``enter`` is the identity and sums the gradient over the ranks, ``leave`` sums over the ranks. With sequence
+parallelism norms, residuals and dropout see T / p frames of each utterance: ``enter`` gathers the frames and ``leave``
+sums and scatters them. Blocks begin and end with all frames, so Swap, label taps and the rest of the encoder are those
+of one rank.
 
-Names and shapes are those of `modules.transformer`, but for the dimension that is split (`split_dimension`): a state dict
-of p ranks becomes a plain one by concatenation.
+Names and shapes are those of `modules.transformer`, but for the dimension that is split (`split_dimension`): a state
+dict of p ranks becomes a plain one by concatenation.
 
 Legend: B utterances (times views), T frames, D width, H heads, I inner width.
 """
@@ -103,7 +104,8 @@ def split_blocks(layers: nn.ModuleList, sequence_parallel: bool = False) -> None
     """
     if not parallel_state.model_parallel_is_initialized():
         raise RuntimeError(
-            "transformer_backend megatron needs its process groups: train with trainer.strategy=megatron_tp2 (or 4, 8)."
+            "transformer_backend megatron needs its process groups: train with trainer.strategy=megatron_tp2 (or 4, "
+            "8)."
         )
     for index, block in enumerate(layers):
         if not isinstance(block, MegatronBlock):
@@ -244,7 +246,8 @@ class Columns(_PlainState, ColumnParallelLinear):
 
 
 class Rows(_PlainState, RowParallelLinear):
-    """This rank's ``[B, T, D / p]`` input features -> ``[B, T, E]``, or ``[T / p, B, E]`` with sequence parallelism."""
+    """This rank's ``[B, T, D / p]`` input features -> ``[B, T, E]``, or ``[T / p, B, E]`` with sequence
+    parallelism."""
 
     def __init__(self, in_features: int, out_features: int, config: ModelParallelConfig):
         super().__init__(

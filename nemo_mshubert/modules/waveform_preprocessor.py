@@ -30,7 +30,8 @@ class WaveformPreprocessor(AudioPreprocessor):
     """Pass samples through as a one-feature "spectrogram" ``[B, 1, S]`` in the dtype of the model. No parameters.
 
     NeMo's streaming pipelines build a fresh preprocessor from the config, without weights, so the convolutional front
-    end lives in the encoder. ``window_stride`` x ``encoder.subsampling_factor`` is 20 ms, which NeMo uses for timestamps.
+    end lives in the encoder. ``window_stride`` x ``encoder.subsampling_factor`` is 20 ms, which NeMo uses for
+    timestamps.
 
     Args:
         sample_rate: Hz.

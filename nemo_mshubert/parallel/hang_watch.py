@@ -29,7 +29,8 @@ EXIT_CODE = 70  # EX_SOFTWARE: of a run that was ended because a rank hung
 def hung_message(timeout_seconds: float, hang: str, goes_on: str) -> str:
     """What the user is told: who hangs (and in what), and how the run ``goes_on``."""
     return (
-        f"No progress for {timeout_seconds:g} s: rank {hang}. The run ends; the same command {goes_on}. Look at the machine "
+        f"No progress for {timeout_seconds:g} s: rank {hang}. The run ends; the same command {goes_on}. Look at the "
+        "machine "
         "of that rank: file system, network, GPU."
     )
 
@@ -40,10 +41,10 @@ class HangWatch:
     Args:
         timeout_seconds: a rank whose mark stays the same for so long has come no further.
         mark: called on a thread; a text that changes as long as there is progress.
-        end: called on a thread of rank 0, since its main thread may be the one that hangs, with the marks of the ranks that
-            have come no further.
-        all_wait: ranks wait for one another, so that one which hangs stops them all; only then is ``end`` called. Otherwise the
-            mark of a rank must change while it waits, and one that does not change is enough.
+        end: called on a thread of rank 0, since its main thread may be the one that hangs, with the marks of the ranks
+            that have come no further.
+        all_wait: ranks wait for one another, so that one which hangs stops them all; only then is ``end`` called.
+            Otherwise the mark of a rank must change while it waits, and one that does not change is enough.
     """
 
     def __init__(

@@ -41,7 +41,8 @@ class LaunchedRanks(NamedTuple):
 
 @contextmanager
 def launched_ranks(hung_seconds: float = HUNG_SECONDS) -> Iterator[LaunchedRanks]:
-    """By torchrun's ``RANK`` and ``WORLD_SIZE``. A rank that fails ends them all, with torchrun, and so does one that hangs."""
+    """By torchrun's ``RANK`` and ``WORLD_SIZE``. A rank that fails ends them all, with torchrun, and so does one that
+    hangs."""
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
         yield LaunchedRanks(0, 1, lambda: None, lambda value: [value])

@@ -61,7 +61,8 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def broadcast_weights(module: nn.Module, device: torch.device) -> None:
-    """Give every rank the weights and buffers of rank 0, before they are split; NCCL sends tensors of ``device`` only."""
+    """Give every rank the weights and buffers of rank 0, before they are split; NCCL sends tensors of ``device``
+    only."""
     for tensor in [*module.parameters(), *module.buffers()]:
         sent = tensor.data.to(device)
         torch.distributed.broadcast(sent, src=0)

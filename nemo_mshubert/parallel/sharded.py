@@ -14,8 +14,8 @@
 
 """FSDP2 as a Lightning strategy: weights, gradients and moments in shards, for models that do not fit one GPU.
 
-A shard is spread over the GPUs of a node, and nodes hold copies (HSDP), so that the gathering of weights stays within a
-node. Checkpoints are single files as of DDP: they resume with any number of ranks.
+A shard is spread over the GPUs of a node, and nodes hold copies (HSDP), so that the gathering of weights stays within
+a node. Checkpoints are single files as of DDP: they resume with any number of ranks.
 """
 
 from typing import Any, Dict, Optional

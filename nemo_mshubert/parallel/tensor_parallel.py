@@ -14,8 +14,8 @@
 
 """Tensor parallelism as a Lightning strategy: DDP over groups of ranks that hold parts of one model.
 
-Ranks ``p i ... p i + p - 1`` form tensor-parallel group i and see the same data; ranks with the same part of the model are
-one DDP group. Checkpoints are plain, as without this strategy: they resume with any number of ranks.
+Ranks ``p i ... p i + p - 1`` form tensor-parallel group i and see the same data; ranks with the same part of the model
+are one DDP group. Checkpoints are plain, as without this strategy: they resume with any number of ranks.
 """
 
 from typing import Any, Dict, List, Mapping, Optional
@@ -89,7 +89,8 @@ class TensorParallelStrategy(DDPStrategy):
         encoder = model.encoder
         if encoder.transformer_backend != "megatron":
             raise ValueError(
-                "tensor parallelism needs model.encoder.transformer_backend=megatron (the config group parallel sets it)."
+                "tensor parallelism needs model.encoder.transformer_backend=megatron (the config group parallel sets "
+                "it)."
             )
         broadcast_weights(model, self.root_device)
         split_blocks(encoder.layers, self.sequence_parallel)

@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""CTC forced alignment: the best of all paths, edges of words by hand, known times, manifests, and what is left out."""
+"""CTC forced alignment: the best of all paths, edges of words by hand, known times, manifests, and what is left
+out."""
 
 import importlib.util
 import itertools

@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""scripts/compare_pretraining.sh with scripts that only note how they were called: what is compared, and what is skipped."""
+"""scripts/compare_pretraining.sh with scripts that only note how they were called: what is compared, and what is
+skipped."""
 
 import hashlib
 import json
@@ -45,7 +46,8 @@ made.touch()
 
 @pytest.fixture
 def compare(tmp_path):
-    """``compare("--seeds", "1 2", ...)``: run the script; gives its exit status, its output and the calls of this run."""
+    """``compare("--seeds", "1 2", ...)``: run the script; gives its exit status, its output and the calls of this
+    run."""
     venv, log = tmp_path / "venv", tmp_path / "calls.jsonl"
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "activate").touch()

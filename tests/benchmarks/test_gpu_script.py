@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""scripts/benchmark_gpu.sh, with a stand-in for Python: rented GPUs are paid by the hour, so nothing is measured twice."""
+"""scripts/benchmark_gpu.sh, with a stand-in for Python: rented GPUs are paid by the hour, so nothing is measured
+twice."""
 
 import os
 import subprocess
@@ -25,7 +26,8 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_gpu.sh"
 
 @pytest.fixture
 def run(tmp_path):
-    """``run(failing="loader")``: the script's process; Python writes its arguments, and fails where they hold a word."""
+    """``run(failing="loader")``: the script's process; Python writes its arguments, and fails where they hold a
+    word."""
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
 

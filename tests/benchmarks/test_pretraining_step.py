@@ -202,6 +202,7 @@ def test_step_trains_encoder_and_heads(config):
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     step()
     step()
-    # The softmax does not see a bias of the keys. Without a gradient AdamW's decay moves weights by 1e-7 of their value.
+    # The softmax does not see a bias of the keys. Without a gradient AdamW's decay moves weights by 1e-7 of their
+    # value.
     moved = {name: (new - before[name]).abs().max() for name, new in parameters.items() if "k_proj.bias" not in name}
     assert len(moved) == len(step.parameters) - 4 and min(moved.values()) > 1e-6

@@ -26,7 +26,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_no_loss_is_claimed_before_there_is_one(tiny_config, tmp_path):
-    """A run that is preempted or ends before its next validation: the name would say val_loss=0.0000, the best there is."""
+    """A run that is preempted or ends before its next validation: the name would say val_loss=0.0000, the best there
+    is."""
     config = tiny_config()
     config.model.optim = {"name": "sgd", "lr": 0.5}
     config = OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])

@@ -33,7 +33,8 @@ def noise(num_samples, seed=0):
 
 
 def reference_mfcc_39(waveform):
-    """The documented definition with other libraries: transformers' Kaldi spectrogram, SciPy's DCT, librosa's delta."""
+    """The documented definition with other libraries: transformers' Kaldi spectrogram, SciPy's DCT, librosa's
+    delta."""
     filters = mel_filter_bank(257, 23, 20, 8000, 16000, norm=None, mel_scale="kaldi", triangularize_in_mel_space=True)
     log_mel = spectrogram(
         waveform.astype(np.float64),

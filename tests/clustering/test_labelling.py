@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""If these fail, hours of labelling are lost to one bad line, or an output is half of one k-means and half of another."""
+"""If these fail, hours of labelling are lost to one bad line, or an output is half of one k-means and half of
+another."""
 
 import importlib.util
 import json
@@ -183,7 +184,8 @@ def test_a_rate_is_added_where_it_is_true(maker, tmp_path, line, expected):
 
 @pytest.mark.parametrize("count", [2, 5, 13])  # 13: more parts than the 12 lines
 def test_shards_join_to_what_one_process_makes(corpus, maker, tmp_path, count):
-    """Eight GPUs must give the manifest of one, computing each line once; a broken job is named before anything is lost."""
+    """Eight GPUs must give the manifest of one, computing each line once; a broken job is named before anything is
+    lost."""
     label_manifest(corpus, tmp_path / "whole.json", maker, WindowFeatures())
     output, computed = tmp_path / "labelled.json", 0
     for index in reversed(range(count)):

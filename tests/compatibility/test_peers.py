@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Peers in the pipeline: one set of commands for every family and every layout, from a checkpoint to labels and a WER."""
+"""Peers in the pipeline: one set of commands for every family and every layout, from a checkpoint to labels and a
+WER."""
 
 import json
 

@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Labels from a published encoder and a published k-means: those of fairseq's scripts; and nothing in the file runs."""
+"""Labels from a published encoder and a published k-means: those of fairseq's scripts; and nothing in the file
+runs."""
 
 import importlib.util
 import os

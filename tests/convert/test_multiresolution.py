@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""MR-HuBERT: equal to a slow model of transformers' blocks and the formulas of fairseq's file, from files in its layout."""
+"""MR-HuBERT: equal to a slow model of transformers' blocks and the formulas of fairseq's file, from files in its
+layout."""
 
 import copy
 

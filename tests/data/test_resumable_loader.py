@@ -87,7 +87,8 @@ def tarred(counting_corpus, tmp_path):
 
 
 def take(config, count, first=0, rank=0, ranks=1, progress=None):
-    """``count`` batches from batch ``first``; of tarred data, unless ``progress`` says else, in streams that start at 0."""
+    """``count`` batches from batch ``first``; of tarred data, unless ``progress`` says else, in streams that start at
+    0."""
     dataset = PretrainingDataset("maker-one", [50], "shortest", seed=rank)
     torch.manual_seed(first)  # the stream must not depend on it
     if progress is None:

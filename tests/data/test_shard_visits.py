@@ -140,7 +140,8 @@ def test_without_shuffling_every_stream_meets_all_shards(tarred):
 
 @pytest.mark.unit
 def test_what_is_held_back_is_a_share_of_an_epoch(tarred):
-    """With 256 streams, buffers for one would mix 18 epochs of LibriSpeech: some utterances nine times, others never."""
+    """With 256 streams, buffers for one would mix 18 epochs of LibriSpeech: some utterances nine times, others
+    never."""
     tarred.update(bucket_buffer_size=10_000, shuffle_buffer_size=10_000)
     lines, _ = train(tarred, 1, 20, (0, None))
     # the two buckets hold 40 back, less than two epochs

@@ -105,7 +105,8 @@ def test_chunks_of_the_encoder_agree_with_the_whole(small_chunks, tiny_ctc, norm
 
 @pytest.fixture
 def longest_input(monkeypatch):
-    """``longest_input(model)``: a list of the samples of each pass of its encoder from now on, the longest row of each."""
+    """``longest_input(model)``: a list of the samples of each pass of its encoder from now on, the longest row of
+    each."""
 
     def watch(model):
         lengths, forward = [], model.encoder.forward

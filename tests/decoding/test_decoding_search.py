@@ -152,7 +152,8 @@ def test_script_tunes_and_writes_what_evaluation_reads(tmp_path, dev_set):
 
 @pytest.mark.integration
 def test_trials_of_another_model_are_not_resumed(tmp_path, dev_set, make_config, emit):
-    """The model was trained on and evaluated anew, into the same file: the old trials would be those of the new one."""
+    """The model was trained on and evaluated anew, into the same file: the old trials would be those of the new
+    one."""
     config = make_config(dev_set["--lm"], dev_set["--lexicon"])
     arguments = ([dev_set["--log_probs"]], tmp_path / "tuned.yaml")
     tune(config, *arguments, num_trials=1, seed=0, workers=1)

@@ -15,8 +15,9 @@
 """Bad input as a user meets it at every step: a clear error with the place and the remedy, or a counted skip.
 
 What one module can show is tested beside it: labels in tests/data/test_labels.py and test_pretraining_dataset.py,
-label sets and blocks in tests/models/test_mshubert_model.py, other architectures in tests/models/test_ctc.py, evaluation
-in tests/decoding/test_acoustic.py and test_evaluation.py. Here: the steps between, and that nothing is half-written.
+label sets and blocks in tests/models/test_mshubert_model.py, other architectures in tests/models/test_ctc.py,
+evaluation in tests/decoding/test_acoustic.py and test_evaluation.py. Here: the steps between, and that nothing is
+half-written.
 """
 
 import json

@@ -27,7 +27,8 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def test_four_runs_that_share_nothing(letters_path, synthetic_corpus, tmp_path, monkeypatch):
-    """Names, checkpoints and hyper-parameters of one run must not leak into the next; paths are those of the caller."""
+    """Names, checkpoints and hyper-parameters of one run must not leak into the next; paths are those of the
+    caller."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ctc.nemo").symlink_to(letters_path)
     arguments = [

@@ -12,8 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Killed with SIGKILL and started again, a run ends with the weights of one that was never interrupted; with another number
-of ranks it goes on in the data where it had come to."""
+"""Killed with SIGKILL and started again, a run ends with the weights of one that was never interrupted; with another
+number of ranks it goes on in the data where it had come to."""
 
 import os
 import random

@@ -70,7 +70,8 @@ def trainer_of(**options) -> pl.Trainer:
 
 
 def train(config, batches_of_rank, updates, devices=1, resume=None, **options) -> MSHuBERTModel:
-    """A seeded model of ``config`` after ``updates`` optimizer steps on a list of batches for each part of the data."""
+    """A seeded model of ``config`` after ``updates`` optimizer steps on a list of batches for each part of the
+    data."""
     trainer = trainer_of(devices=devices, max_steps=updates, **options)
     torch.manual_seed(0)
     model = MSHuBERTModel(config, trainer)

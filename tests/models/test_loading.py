@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Models by name: a file, a folder, a checkpoint of another ecosystem, a model of the hub (from its cache, offline)."""
+"""Models by name: a file, a folder, a checkpoint of another ecosystem, a model of the hub (from its cache,
+offline)."""
 
 import lightning.pytorch as pl
 import pytest
@@ -116,7 +117,8 @@ def test_what_is_nowhere(hub_cache):
 
 
 def test_what_finetuning_takes(hf_folder, letters_path, tmp_path):
-    """init_model= of finetune_ctc.py: a folder with a .nemo reaches the checks of its options; others are sent back."""
+    """init_model= of finetune_ctc.py: a folder with a .nemo reaches the checks of its options; others are sent
+    back."""
     with pytest.raises(ValueError, match="for_transformers: not a .nemo. Make one of it with scripts/ssl_to_ctc.py"):
         restore_for_finetuning(str(hf_folder), OmegaConf.create(), None)
     (hf_folder / "ours.nemo").write_bytes(letters_path.read_bytes())

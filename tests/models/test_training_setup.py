@@ -28,7 +28,8 @@ pytestmark = pytest.mark.unit
 
 @pytest.fixture
 def folder(tmp_path):
-    """``folder(name, ...)``: what is left of checkpoints with these names, the last one the newest, and whose weights it has.
+    """``folder(name, ...)``: what is left of checkpoints with these names, the last one the newest, and whose weights
+    it has.
 
     ``!`` marks an unfinished one, ``?`` one that has lost its last byte.
     """

@@ -322,7 +322,8 @@ def test_every_parameter_has_a_gradient_in_every_update(model_config, pre_norm):
 
 @pytest.mark.unit
 def test_visible_frames_enter_the_loss_as_weighted(make_model):
-    """`unmasked_weight` is HuBERT's loss at visible frames, counted over visible rows only, without a second penalty."""
+    """`unmasked_weight` is HuBERT's loss at visible frames, counted over visible rows only, without a second
+    penalty."""
     model = make_model("model.swap=false", "model.unmasked_weight=0.5")
     batch = collate([utterance(number) for number in range(2)])
     masks = every_second_frame(batch["length"], batch["audio"].shape[1])

@@ -45,7 +45,8 @@ def folded(signal_BS, weight_OK, scale_O, bias_O, counts=None):
 
 
 def test_equals_conv_and_group_norm_forward_and_backward():
-    """A wrong term of the gradient, such as that through the variance, would train another network on CPUs than on GPUs."""
+    """A wrong term of the gradient, such as that through the variance, would train another network on CPUs than on
+    GPUs."""
     tensors = operands()
     ours, theirs = folded(*tensors), one_after_the_other(*tensors)
     torch.testing.assert_close(ours, theirs)

@@ -32,7 +32,8 @@ CLIP = 2.0  # below most norms
 HALVES = [[[0], [1]], [[2], [3]]]  # data parts, micro-batches, utterances: two of each
 WHOLE = [[[0, 1], [2, 3]]]
 QUARTERS = [[[0]], [[1]], [[2]], [[3]]]
-# A large eps: Adam makes steps of full size of a gradient that is nothing but rounding, such as that of the bias of keys.
+# A large eps: Adam makes steps of full size of a gradient that is nothing but rounding, such as that of the bias of
+# keys.
 ADAM = {"lr": 3e-3, "betas": [0.9, 0.98], "eps": 1e-3, "weight_decay": 0.01}
 
 
@@ -148,7 +149,8 @@ def two_ranks(config, tmp_path_factory):
 
 
 def test_tensor_parallel_training_is_that_of_one_process(one_process, two_ranks):
-    """After 20 updates with Swap, layerdrop, dropped sets, accumulation and clipping: the checkpoint is plain, and equal."""
+    """After 20 updates with Swap, layerdrop, dropped sets, accumulation and clipping: the checkpoint is plain, and
+    equal."""
     (expected, metrics), (folder, (first, second)) = one_process, two_ranks
     assert_same_training(folder, expected)
     assert first == pytest.approx(second, rel=1e-6) and first == pytest.approx(metrics, rel=1e-3)
@@ -200,7 +202,8 @@ def test_backend_and_strategy_go_together(config, tmp_path):
 
 
 def test_sharded_training_is_that_of_ddp(ddp, config, tmp_path):
-    """FSDP2 over two ranks is DDP: weights, moments, clipping by the norm of all shards, zero gradients of what is skipped."""
+    """FSDP2 over two ranks is DDP: weights, moments, clipping by the norm of all shards, zero gradients of what is
+    skipped."""
     metrics = run_on_ranks(2, lambda: train_in(tmp_path, config, HALVES, 2, strategy="fsdp2"))
     assert_same_training(tmp_path, ddp[0])
     assert metrics[0][1] == pytest.approx(ddp[1][1], rel=1e-3)
@@ -209,7 +212,8 @@ def test_sharded_training_is_that_of_ddp(ddp, config, tmp_path):
 
 
 def test_copies_of_shards_are_one_model(config, tmp_path):
-    """Two copies in two shards each, as of two nodes with two GPUs (HSDP): gradients are summed over shards and copies."""
+    """Two copies in two shards each, as of two nodes with two GPUs (HSDP): gradients are summed over shards and
+    copies."""
     for name, strategy in (("ddp", "ddp"), ("copies", ShardedStrategy(shard_size=2))):
         run_on_ranks(4, lambda: train_in(tmp_path / name, config, QUARTERS, 4, strategy=strategy))
     assert_same_training(tmp_path / "copies", tmp_path / "ddp")

@@ -54,7 +54,8 @@ def views_and_gradients(encoder, padded):
 
 
 def every_split_of_every_encoder():
-    """On a rank: {(encoder, padded): {split: what `views_and_gradients` finds, gathered}}, "torch" being one of the splits."""
+    """On a rank: {(encoder, padded): {split: what `views_and_gradients` finds, gathered}}, "torch" being one of the
+    splits."""
     from megatron.core import parallel_state
 
     from nemo_mshubert.modules.transformer_megatron import gather_state_dict, split_blocks
@@ -141,7 +142,8 @@ def dropped_channels(sequence_parallel):
 
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 def test_dropout(sequence_parallel):
-    """What is whole must be dropped alike on both ranks, or they train different models; what is split, independently."""
+    """What is whole must be dropped alike on both ranks, or they train different models; what is split,
+    independently."""
     (x0, next0, own0, norm0), (x1, next1, own1, norm1) = run_on_ranks(2, dropped_channels, sequence_parallel)
     assert torch.equal(x0, x1) and next0 == next1
     torch.testing.assert_close(norm0, norm1)

@@ -14,8 +14,8 @@
 
 """Hidden states of a frozen encoder: from a cache on disk while a budget lasts, from the audio beyond it.
 
-LibriSpeech's train-clean-100 is 360 GB of a base model's 13 states in float16, hence the budget. What is cached and what is
-computed on the way are the same numbers: both are rounded to float16.
+LibriSpeech's train-clean-100 is 360 GB of a base model's 13 states in float16, hence the budget. What is cached and
+what is computed on the way are the same numbers: both are rounded to float16.
 
     <folder>/<encoder>/<utterance>.npy      float16 [T, L + 1, D], for good; other encoders have folders of their own
 """
@@ -50,7 +50,8 @@ class FrozenFeatures:
     Args:
         hidden_states: of the frozen encoder.
         folder: of the cache; None to compute all anew every time.
-        gigabytes: that the cache of this encoder may take; beyond, utterances are computed whenever they are asked for.
+        gigabytes: that the cache of this encoder may take; beyond, utterances are computed whenever they are asked
+            for.
     """
 
     def __init__(self, hidden_states: AllHiddenStates, folder: Optional[PathLike] = None, gigabytes: float = 0.0):

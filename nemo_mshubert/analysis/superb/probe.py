@@ -12,9 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The probes of SUPERB: a weighted sum of frozen hidden states, a small network, CTC (s3prl: interfaces.py, downstream/asr, ctc).
+"""The probes of SUPERB: a weighted sum of frozen hidden states, a small network, CTC (s3prl: interfaces.py,
+downstream/asr, ctc).
 
-Legend: B utterances, T frames, L + 1 hidden states, D their width, P width of the projection, V tokens without the blank.
+Legend: B utterances, T frames, L + 1 hidden states, D their width, P width of the projection, V tokens without the
+blank.
 """
 
 from itertools import groupby
@@ -54,7 +56,8 @@ class WeightedSum(nn.Module):
 
 
 class RecurrentLayers(nn.Module):
-    """Bidirectional LSTMs, with dropout behind each of them, the last one included (s3prl: downstream/model.py, RNNs)."""
+    """Bidirectional LSTMs, with dropout behind each of them, the last one included (s3prl: downstream/model.py,
+    RNNs)."""
 
     def __init__(self, width: int, hidden: int, layers: int, dropout: float):
         super().__init__()
@@ -142,7 +145,8 @@ class CtcProbe(pl.LightningModule):
         self.errors = ErrorCounts()
 
     def forward(self, states: Sequence[np.ndarray]) -> Tuple[Tensor, Tensor]:
-        """States ``[T, L + 1, D]`` of each utterance -> log-probabilities ``[B, T, V + 1]`` and frame counts ``[B]``."""
+        """States ``[T, L + 1, D]`` of each utterance -> log-probabilities ``[B, T, V + 1]`` and frame counts
+        ``[B]``."""
         features = [self.weighted_sum(torch.from_numpy(array).to(self.device)) for array in states]
         if self.training and self.augment is not None:
             features = self.augment(features)

@@ -72,8 +72,8 @@ class Pronunciations:
     Args:
         paths: pronunciation files (.gz too), the more trusted first.
         fallback: pronounces words that are in none of them; without one they are errors.
-        stress: keep the stress digits of vowels, as s3prl does; False removes them everywhere, which a mixture of files
-            with and without stress needs.
+        stress: keep the stress digits of vowels, as s3prl does; False removes them everywhere, which a mixture of
+            files with and without stress needs.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or a line that is no pronunciation.
@@ -128,7 +128,8 @@ def _read(path: Path):
             matches = [PHONE.fullmatch(phone) for phone in phones]
             if not phones or not all(match and _is_phone(*match.groups()) for match in matches):
                 raise ValueError(
-                    f"{path}:{number}: expected a word and ARPAbet phones, found {line.strip()[:60]!r}. Repair the line."
+                    f"{path}:{number}: expected a word and ARPAbet phones, found {line.strip()[:60]!r}. Repair the "
+                    "line."
                 )
             yield ALTERNATIVE.sub("", word.lower()), phones
 

@@ -44,7 +44,8 @@ class Cell(NamedTuple):
 
 
 def table_cells(spec: Table1Spec) -> Iterator[Cell]:
-    """Row by row: per split the paper's methods in its order, those of ``spec`` among them by name, then the others."""
+    """Row by row: per split the paper's methods in its order, those of ``spec`` among them by name, then the
+    others."""
     models = {model.name: model for model in spec.models}
     for split in dict.fromkeys([*REPORTED, *spec.splits]):
         reported = REPORTED.get(split, {})
@@ -117,7 +118,8 @@ CSV_COLUMNS = (
 
 
 def csv_table(cells: List[Cell]) -> str:
-    """One line per cell; rates in percent, empty where there is no number; counts are those of the decoding with LM."""
+    """One line per cell; rates in percent, empty where there is no number; counts are those of the decoding with
+    LM."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)

@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Word error rates that the paper's Table 1 prints, in percent: with a 4-gram LM, beam 500 on dev and 1500 on test sets.
+"""Word error rates that the paper's Table 1 prints, in percent: with a 4-gram LM, beam 500 on dev and 1500 on test
+sets.
 
 The rows of other methods are those that the paper cites; it gives none for HuBERT and "- Swap" at 960 hours.
 """

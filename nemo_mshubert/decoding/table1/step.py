@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A step of an experiment: one script, run once, whose folder says by which command and from which files it was made."""
+"""A step of an experiment: one script, run once, whose folder says by which command and from which files it was
+made."""
 
 import json
 import shlex

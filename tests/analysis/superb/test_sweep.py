@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Probes end to end on synthetic speech: they learn a tiny set, beat random encoders, sweep, resume, and are refused."""
+"""Probes end to end on synthetic speech: they learn a tiny set, beat random encoders, sweep, resume, and are
+refused."""
 
 import json
 from pathlib import Path

@@ -54,7 +54,8 @@ def write_spec(tmp_path):
 
 @pytest.fixture
 def scripts_in_this_process(monkeypatch):
-    """Steps run here instead of in a process of their own, which would import NeMo again; returns the names of the run."""
+    """Steps run here instead of in a process of their own, which would import NeMo again; returns the names of the
+    run."""
     ran = []
 
     def run(command):

@@ -76,7 +76,8 @@ class CtrlC:
 
 
 def test_table_of_two_models(spec_path, scripts_in_this_process, monkeypatch, capsys, synthetic_corpus):
-    """Interrupted and run again: every step once, and numbers that are those of the log-probabilities and the tuned YAML."""
+    """Interrupted and run again: every step once, and numbers that are those of the log-probabilities and the tuned
+    YAML."""
     spec = read_spec(spec_path)
     with monkeypatch.context() as context:
         context.setattr(step_module, "subprocess", CtrlC(step_module.subprocess, "evaluate.py", nth=2))
