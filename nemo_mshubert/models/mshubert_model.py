@@ -120,6 +120,7 @@ class MSHuBERTModel(ModelPT):
             table = torch.as_tensor(self.label_maker.tables[clusters].astype("int64"))
             self.register_buffer(f"table_{clusters}", table, persistent=False)  # the label maker's file holds it
         self._is_split = False  # over ranks, by configure_model
+        self._is_setting_up = False
         self.data_position = DataPosition()
         self.step_guard = StepGuard(cfg.max_nonfinite_steps)
         self.register_buffer("masked_rows", torch.zeros((), dtype=torch.float64), persistent=False)  # of this update
@@ -167,7 +168,15 @@ class MSHuBERTModel(ModelPT):
         """Keep the config; the loader is built when training starts or resumes, from the batch it had come to."""
         self._update_dataset_config(dataset_name="train", config=train_data_config)
 
-    def train_dataloader(self) -> DataLoader:
+    def setup(self, stage: Optional[str] = None) -> None:
+        """Lightning's hook. In it NeMo asks, twice, whether there is a training loader; to build one reads all manifests."""
+        self._is_setting_up = True
+        super().setup(stage)
+        self._is_setting_up = False
+
+    def train_dataloader(self) -> Optional[DataLoader]:
+        if self._is_setting_up:
+            return None
         config = self._cfg.train_ds
         if config.get("tarred_audio_filepaths") is not None:
             check_shards(config.manifest_filepath, config.tarred_audio_filepaths)

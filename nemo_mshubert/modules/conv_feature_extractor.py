@@ -69,7 +69,13 @@ class ChannelLayerNorm(nn.LayerNorm):
 
 
 class ConvLayer(nn.Module):
-    """Convolution, norm (where the layer has one), GELU."""
+    """Convolution, norm (where the layer has one), GELU.
+
+    ``ConvLayer.reference = True`` has all of them computed by PyTorch's own, as exported graphs are: to compare, or to
+    look for a fault.
+    """
+
+    reference = False
 
     def __init__(self, in_channels: int, channels: int, kernel: int, stride: int, bias: bool, norm: str):
         super().__init__()
@@ -81,12 +87,12 @@ class ConvLayer(nn.Module):
         self._norm_is_foldable = norm == "group_norm" and in_channels == 1 and not bias
 
     def forward(self, x_BTC: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
-        conv, norm = self.conv, self.layer_norm
-        if self._norm_is_foldable and x_BTC.device.type != "mps" and not is_exporting():  # Apple's GPUs have no fp64
+        conv, norm, by_pytorch = self.conv, self.layer_norm, self.reference or is_exporting()
+        if self._norm_is_foldable and x_BTC.device.type != "mps" and not by_pytorch:  # Apple's GPUs have no fp64
             affine = (norm.weight, norm.bias, norm.eps)
             weight_OK, stride = conv.weight[:, 0], conv.stride[0]
             return F.gelu(conv_with_time_norm(x_BTC[..., 0], weight_OK, *affine, stride, lengths_B, padded))
-        if x_BTC.device.type == "cpu" and not is_exporting():
+        if x_BTC.device.type == "cpu" and not by_pytorch:
             y_BTC = conv_as_matmul(x_BTC, conv.weight, conv.bias, conv.stride[0])
         else:
             y_BTC = conv(x_BTC.transpose(1, 2)).transpose(1, 2)

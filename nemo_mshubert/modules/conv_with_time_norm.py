@@ -34,6 +34,7 @@ from torch.nn import functional as F
 from nemo_mshubert.modules.frames import valid_positions
 
 ALIGNMENT = 8  # numbers in a row: tensor cores take rows of 16 bytes
+PART = 1024  # windows
 
 
 def conv_with_time_norm(
@@ -79,4 +80,7 @@ def _statistics(windows_BTK: Tensor, counts_B: Tensor, padded: bool) -> Tuple[Te
         count_B11 = windows_BTK.shape[1]
         mean_B1K = windows_BTK.mean(1, keepdim=True)
         centred_BTK = windows_BTK - mean_B1K
-    return mean_B1K, centred_BTK.transpose(1, 2) @ centred_BTK / count_B11
+    # Part by part: one product over tens of thousands of windows would keep but a few processors of a GPU busy.
+    parts_BPSK = F.pad(centred_BTK, (0, 0, 0, -centred_BTK.shape[1] % PART)).unflatten(1, (-1, PART))
+    covariance_BKK = (parts_BPSK.transpose(2, 3) @ parts_BPSK).sum(1) / count_B11
+    return mean_B1K, covariance_BKK

@@ -24,7 +24,7 @@ from fixed_update import collate, every_second_frame, trainer_of, utterance
 from nemo.core.classes import ModelPT
 
 from nemo_mshubert.clustering.label_maker import LabelMaker
-from nemo_mshubert.models import MSHuBERTModel
+from nemo_mshubert.models import MSHuBERTModel, mshubert_model
 from nemo_mshubert.models.seeding import generator_of
 from nemo_mshubert.modules.swap import swap, swap_source
 
@@ -307,6 +307,16 @@ def test_a_handful_of_utterances_is_learned_by_heart(model_config, labelled, tmp
     (metrics,) = trainer_of(limit_val_batches=1.0).validate(model, verbose=False)
     accuracies = {clusters: metrics[f"val_{clusters}/masked_accuracy"] for clusters in SETS}
     assert min(accuracies.values()) > 0.9, accuracies
+
+
+@pytest.mark.integration
+def test_the_training_loader_is_built_once(model_config, monkeypatch):
+    """Building it reads all manifests, which of a large corpus takes minutes. NeMo asks for it three times."""
+    build, built = mshubert_model.training_loader, []
+    monkeypatch.setattr(mshubert_model, "training_loader", lambda *arguments: built.append(1) or build(*arguments))
+    trainer = trainer_of(max_steps=1)
+    trainer.fit(MSHuBERTModel(model_config(), trainer))
+    assert trainer.global_step == 1 and len(built) == 1
 
 
 def test_unlabelled_validation_data_is_refused_before_the_first_update(model_config, labelled, tmp_path):
