@@ -15,7 +15,7 @@
 """SUPERB's speech or phone recognition with a frozen encoder, a learning-rate sweep included; run again, it resumes.
 
     python scripts/superb.py --config-name asr name=MS-HuBERT model=ms.nemo train_manifests=[train-clean-100.json] \\
-        dev_manifests=[dev-clean.json] test_manifests=[test-clean.json] output=exp/superb/ms_asr
+        dev_manifests=[dev-clean.json] test_manifests=[test-clean.json] output=exp/superb/ms_asr \\
         cache.folder=/ssd/cache
     python scripts/superb.py --config-name pr pronunciations=[librispeech-lexicon.txt] g2p=espeak ...
 

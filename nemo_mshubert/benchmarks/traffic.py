@@ -29,7 +29,7 @@ hand. Caches, launches and communication are left out.
 from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Sequence
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence
 from unittest import mock
 
 import torch
@@ -62,8 +62,8 @@ KINDS = {
     "conversions between fp32 and bf16": ("_to_copy",),
     "dropout": ("native_dropout", "native_dropout_backward"),
     "Swap, masks and masked rows": ("index_select", "index_add", "where", "flip"),
+    "clipping and AdamW": ("clipping", "adamw"),
 }
-KINDS["clipping and AdamW"] = ("clipping", "adamw")
 KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
 REST = "residuals, biases, the rest"
 # Kernels that take and give no memory of their own, and those with which only a counted gradient is stored.
@@ -92,6 +92,7 @@ def benchmark(
         config = load_config(configs, size)
         found = variants(encoder_options(config), list(config.model.label_sets), on_gpu=False)
         for seconds in batch_seconds:
+            torch.manual_seed(0)  # of the masks: the same count every time
             batch = Batch(seconds, utterance_seconds, config, META)
             for name in ROWS:
                 kernels = kernels_of(lambda: found[name].build(config, batch))
@@ -99,11 +100,12 @@ def benchmark(
                 yield from ({**common, **row} for row in _rows(kernels, batch.seconds, teraflops, terabytes))
 
 
-class Kernel:
+class Kernel(NamedTuple):
     """One kernel: its kind, what it reads and writes in bytes, and FLOPs, a multiply-add being two."""
 
-    def __init__(self, kind: str, num_bytes: float, flops: float):
-        self.kind, self.num_bytes, self.flops = kind, num_bytes, flops
+    kind: str
+    num_bytes: float
+    flops: float
 
     def seconds(self, teraflops: float, terabytes: float) -> float:
         return max(self.num_bytes / terabytes, self.flops / teraflops) / 1e12
@@ -138,10 +140,10 @@ def kernels_of(build: Callable[[], Any]) -> List[Kernel]:
     with _autocast_on_meta(), counter, GpuKernels(counter):
         step.backpropagate()
     num_weights = sum(parameter.numel() for parameter in step.parameters)
-    counter.add("clipping", 4.0 * num_weights * (1 + 2))  # their norm; then read and written
-    counter.add(
-        "adamw", 4.0 * num_weights * (4 + 3)
-    )  # fused: weight, gradient, two moments; all but the gradient written
+    # Gradients are read for their norm, then read and written; weights, gradients and two moments are read, and all but
+    # the gradients written.
+    counter.add("clipping", 4.0 * num_weights * (1 + 2))
+    counter.add("adamw", 4.0 * num_weights * (4 + 3))
     return counter.kernels
 
 

@@ -38,8 +38,7 @@ class FinishedRun(pl.Callback):
         if 0 < trainer.max_steps <= trainer.global_step and self._begun_at in (None, trainer.global_step):
             logging.warning(
                 f"Nothing was trained: the run had all its {trainer.max_steps} updates before. Another experiment "
-                "needs another "
-                "name=, and more updates of this one a larger max_updates."
+                "needs another name=, and more updates of this one a larger max_updates."
             )
         checkpoints = trainer.checkpoint_callback
         if not isinstance(checkpoints, NeMoModelCheckpoint) or not checkpoints.save_nemo_on_train_end:

@@ -139,8 +139,7 @@ class LabelMaker:
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
                 f"{path}: not a k-means file of scripts/fit_kmeans.py, or truncated ({error}). Give the .npz that it "
-                "wrote, or copy "
-                "it again."
+                "wrote, or copy it again."
             ) from error
         if maker.id != stated_id:
             raise ValueError(f"{path}: says id {stated_id} but holds {maker.id}: edited or damaged. Copy it again.")

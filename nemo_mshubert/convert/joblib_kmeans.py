@@ -84,8 +84,7 @@ def _load(path: Path) -> Any:
         if stream.peek(1)[:1] != PICKLE:
             raise ValueError(
                 f"{path}: neither a k-means file of scripts/fit_kmeans.py nor an uncompressed one of joblib. If "
-                "joblib "
-                "compressed it, load and dump it with compress=0 where you trust it."
+                "joblib compressed it, load and dump it with compress=0 where you trust it."
             )
         with named_errors(path, "joblib"):
             return _RestrictedUnpickler(str(path), stream, ensure_native_byte_order=True).load()

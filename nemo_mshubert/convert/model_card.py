@@ -136,8 +136,8 @@ def _use(model: ModelPT, name: str, has_transformers_files: bool) -> str:
     module = "nemo.collections.asr.models" if _is_ctc(model) else "nemo.core.classes"
     text = (
         "With `nemo_mshubert` installed (`pip install .` in its source tree, which brings NVIDIA NeMo; version "
-        f"{__version__} "
-        "wrote this card). Nothing of it has to be imported. `ORGANISATION` is whose repository this is:\n\n"
+        f"{__version__} wrote this card). Nothing of it has to be imported. `ORGANISATION` is whose repository this "
+        "is:\n\n"
         f"```python\nfrom {module} import {base}\n\n"
         f'model = {base}.from_pretrained("ORGANISATION/{name}")  # or {base}.restore_from("{name}.nemo")\n{call}\n```'
     )

@@ -129,9 +129,7 @@ def check_audio_files(manifest: PathLike) -> None:
         path = entry["audio_filepath"]
         if "://" not in path and not (Path(manifest).parent / path).is_file():
             raise FileNotFoundError(
-                f"{where}: {path}: no such audio file. Correct the manifest or remove the line; where the audio is in "
-                "tars, "
-                "give them too (train_tars)."
+                f"{where}: {path}: {no_audio_file(entry)} Where the audio is in tars, give them too (train_tars)."
             )
 
 
@@ -159,8 +157,7 @@ def no_audio_file(entry: Dict[str, Any]) -> str:
         return "no such audio file. Correct the manifest or remove the line."
     return (
         "no such audio file: the line is of a tarred dataset (it has a shard_id), whose audio is in its tars. Give "
-        "the "
-        "manifest that scripts/make_tarred.py was given."
+        "the manifest that scripts/make_tarred.py was given."
     )
 
 

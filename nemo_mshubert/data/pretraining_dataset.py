@@ -129,8 +129,7 @@ class PretrainingDataset(torch.utils.data.Dataset):
         if self.num_unreadable > self.max_unreadable:
             raise UnreadableAudioError(
                 f"{self.num_unreadable} utterances could not be used, the last one {cut.recording.id}: {problem}. "
-                "Repair the data, "
-                "or raise max_unreadable of the dataset."
+                "Repair the data, or raise max_unreadable of the dataset."
             )
         return None
 

@@ -199,14 +199,12 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
         raise ValueError(
             f"{config.manifest_filepath}: no utterance of {config.get('min_duration') or 0} to "
             f"{config.get('max_duration') or float('inf')} s. Change min_duration and max_duration, or fill the "
-            "manifest if "
-            "it is empty."
+            "manifest if it is empty."
         )
     if config.get("use_bucketing") and count < config.get("num_buckets", 30):
         raise ValueError(
             f"{config.manifest_filepath}: {count} utterances are too few for num_buckets {config.num_buckets}. Lower "
-            "it "
-            "(to 2 at least), or set use_bucketing=false."
+            "it (to 2 at least), or set use_bucketing=false."
         )
     return count
 
@@ -293,13 +291,8 @@ def _tarred_loader(
 
 
 def _identity(config: DictConfig, num_shards: int, world_size: int) -> Tuple[str, str]:
-    """What the order of the visits and their lines follows from, and what the streams do; see `ShardProgress.begin`.
-
-    Paths are left out: data may move.
-    """
-    options = OmegaConf.to_container(config)
-    for name in ("manifest_filepath", "tarred_audio_filepaths", "pin_memory"):
-        options.pop(name, None)
+    """What the order of the visits and their lines follows from, and what the streams do; see `ShardProgress.begin`."""
+    options = _options_of_streams(config)
     filters = {
         name: options.get(name) for name in ("seed", "min_duration", "max_duration", "truncate_duration", "keep")
     }
@@ -309,13 +302,20 @@ def _identity(config: DictConfig, num_shards: int, world_size: int) -> Tuple[str
 
 def stream_options(config: DictConfig, world_size: int) -> Dict[str, Any]:
     """What the stream of batches of every rank follows from, apart from the data; for a checkpoint."""
-    options = OmegaConf.to_container(config, resolve=True)
-    tarred = options.get("tarred_audio_filepaths") is not None
-    for name in ("manifest_filepath", "tarred_audio_filepaths", "pin_memory", "max_unreadable"):
-        options.pop(name, None)
+    options = _options_of_streams(config)
+    options.pop("max_unreadable", None)
+    tarred = config.get("tarred_audio_filepaths") is not None
     if not tarred:  # plain manifests are sampled in the training process
         options.pop("num_workers", None)
     return {"ranks": world_size, "tarred": tarred, **options}
+
+
+def _options_of_streams(config: DictConfig) -> Dict[str, Any]:
+    """Without paths, since data may move, and without what changes no batch."""
+    options = OmegaConf.to_container(config, resolve=True)
+    for name in ("manifest_filepath", "tarred_audio_filepaths", "pin_memory"):
+        options.pop(name, None)
+    return options
 
 
 def validation_loader(config: DictConfig, dataset: Dataset, rank: int, world_size: int) -> DataLoader:

@@ -154,8 +154,7 @@ class Visits:
             if len(empty) > EMPTY_EPOCHS * len(self.shards):
                 raise ValueError(
                     f"{self.shards[0].manifest} and {len(self.shards) - 1} other shards: no utterance between "
-                    "min_duration and "
-                    "max_duration."
+                    "min_duration and max_duration."
                 )
 
     def _cuts(self, visit: int) -> Iterator[Cut]:

@@ -208,8 +208,7 @@ def _only(path: Union[str, Sequence]) -> str:
     if len(path) != 1:
         raise ValueError(
             f"{list(path)}: every shard is read once in an epoch, so tarred sets take no weights. List a set twice to "
-            "have "
-            "it read twice."
+            "have it read twice."
         )
     return path[0]
 
@@ -228,8 +227,7 @@ def _shards_of_set(manifest: str, tars: Union[str, List[str]]) -> List[Shard]:
     except KeyError as error:
         raise ValueError(
             f"{manifest}: a line has no {error}, which tells the tar it is in. Name the sharded manifests, or make "
-            "the tars again "
-            "with scripts/make_tarred.py."
+            "the tars again with scripts/make_tarred.py."
         ) from error
     tar_of, lines_of = stock.shard_id_to_tar_path, stock.shard_id_to_manifest
     if len(paths) > 1:

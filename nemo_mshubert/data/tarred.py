@@ -202,8 +202,7 @@ def _warn_of_shards_left_out(tar_paths: List[str]) -> None:
         if count < made:
             logging.warning(
                 f"{folder}: {count} of its {made} shards are used. To use all, end the patterns of manifests and tars "
-                "with "
-                f"_OP_0..{made - 1}_CL_."
+                f"with _OP_0..{made - 1}_CL_."
             )
 
 

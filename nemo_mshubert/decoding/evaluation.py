@@ -197,7 +197,6 @@ def results_table(results: Dict[str, Dict[str, Dict[str, Any]]]) -> str:
             rows.append(
                 f"| {manifest} | {decoder} | {summary['utterances']} | {words['reference_length']} | "
                 f"{100 * summary['wer']:.2f} | {words['substitutions']} | {words['insertions']} | "
-                f"{words['deletions']} | "
-                f"{100 * summary['cer']:.2f} |"
+                f"{words['deletions']} | {100 * summary['cer']:.2f} |"
             )
     return "\n".join(rows)

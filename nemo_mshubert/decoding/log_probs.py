@@ -59,8 +59,7 @@ def require_case(reference: str, labels: Sequence[str], where: str) -> None:
     if reference != fold_case(reference, labels):
         raise ValueError(
             f"{where}: the reference {reference[:40]!r} is not in the case of the model's letters. Write the "
-            "manifest's "
-            "texts as the model does."
+            "manifest's texts as the model does."
         )
 
 

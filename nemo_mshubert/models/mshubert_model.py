@@ -129,9 +129,11 @@ class MSHuBERTModel(ModelPT):
     def label_maker(self) -> LabelMaker:
         """Centres and tables of the labels; first asked for while ``ModelPT.__init__`` sets up the data."""
         path = self._cfg.label_maker
-        if not path.startswith("nemo:"):
-            LabelMaker.load(path)  # says what is wrong with a file; NeMo says that it is no artifact
-        return LabelMaker.load(self.register_artifact("label_maker", path))
+        if path.startswith("nemo:"):
+            return LabelMaker.load(self.register_artifact("label_maker", path))
+        maker = LabelMaker.load(path)  # first: it says what is wrong with a file, NeMo that it is no artifact
+        self.register_artifact("label_maker", path)
+        return maker
 
     # --- Ranks ---------------------------------------------------------------------------------------------------
 
@@ -278,8 +280,7 @@ class MSHuBERTModel(ModelPT):
         if self.trainer.precision == "16-mixed" and self._cfg.optim.get("fused"):
             raise ValueError(
                 "trainer.precision=16-mixed with model.optim.fused=true: a fused optimizer undoes the scale of the "
-                "loss only "
-                "after gradients were clipped. Set model.optim.fused=false, or trainer.precision=bf16-mixed."
+                "loss only after gradients were clipped. Set model.optim.fused=false, or trainer.precision=bf16-mixed."
             )
 
     def training_step(self, batch: Dict[str, Any], batch_idx: int) -> Dict[str, Any]:

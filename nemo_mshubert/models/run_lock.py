@@ -50,8 +50,7 @@ def hold_folder(folder: Path, trainer: pl.Trainer) -> None:
         stream.seek(0)
         raise RuntimeError(
             f"{folder}: another run is under way in it ({stream.read() or 'just started'}). They would overwrite each "
-            "other's "
-            "checkpoints. Wait for it or end it, or give this run another name=."
+            "other's checkpoints. Wait for it or end it, or give this run another name=."
         ) from error
     stream.truncate(0)
     stream.write(f"pid {os.getpid()} on {socket.gethostname()}")

@@ -92,8 +92,7 @@ def _check_options(cfg: DictConfig) -> None:
     if warmup >= cfg.max_updates:
         logging.warning(
             f"The learning rate never reaches model.optim.lr: it rises for {warmup} updates, and the run has "
-            f"{cfg.max_updates}. "
-            "Lower model.optim.sched.warmup_steps, or raise max_updates."
+            f"{cfg.max_updates}. Lower model.optim.sched.warmup_steps, or raise max_updates."
         )
 
 
@@ -103,9 +102,8 @@ def _check_launch(trainer_config: DictConfig) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ and launched != expected:
         raise ValueError(
             f"torchrun has started {launched} processes, but trainer.devices and trainer.num_nodes make {expected}: "
-            "set "
-            f"trainer.devices={os.environ.get('LOCAL_WORLD_SIZE', launched)} and trainer.num_nodes to the number of "
-            "machines."
+            f"set trainer.devices={os.environ.get('LOCAL_WORLD_SIZE', launched)} and trainer.num_nodes to the number "
+            "of machines."
         )
 
 
@@ -164,8 +162,7 @@ def _set_aside_if_damaged(path: Path) -> None:
         os.replace(path, path.with_name(f"{path.name}.damaged"))
         logging.warning(
             f"{path}: damaged, since the end of the file is missing. It is now {path.name}.damaged, and the run goes "
-            "on from the "
-            "newest whole checkpoint; copy it again if you have it elsewhere."
+            "on from the newest whole checkpoint; copy it again if you have it elsewhere."
         )
 
 

@@ -30,8 +30,7 @@ def hung_message(timeout_seconds: float, hang: str, goes_on: str) -> str:
     """What the user is told: who hangs (and in what), and how the run ``goes_on``."""
     return (
         f"No progress for {timeout_seconds:g} s: rank {hang}. The run ends; the same command {goes_on}. Look at the "
-        "machine "
-        "of that rank: file system, network, GPU."
+        "machine of that rank: file system, network, GPU."
     )
 
 
