@@ -164,6 +164,12 @@ class HiddenFeatures(FeatureMaker):
         audio = nn.utils.rnn.pad_sequence([torch.from_numpy(piece) for piece in pieces], batch_first=True)
         length = torch.tensor([len(piece) for piece in pieces])
         features, _ = self.encoder.extract_features(audio.to(self.device), length, self.layer)  # [B, T, D]
+        expected = frame_count(audio.shape[1])
+        if features.shape[1] != expected:  # of the shape, not of the counts, for which the host would wait for a GPU
+            raise ValueError(
+                f"The encoder makes {features.shape[1]} frames of {audio.shape[1]} samples, HuBERT's front end "
+                f"{expected}: its labels would not fit the frames of training. Take one with HuBERT's convolutions."
+            )
         return [row[:count] for row, count in zip(features.float(), frame_count(length).tolist())]
 
 

@@ -61,9 +61,8 @@ def sample_frames(batches_of_features: Iterable[Union[np.ndarray, Tensor]], max_
         index = np.arange(seen, seen + len(batch))
         place = np.where(index < max_frames, index, (rng.random(len(batch)) * (index + 1)).astype(np.int64))
         kept = place < max_frames
-        sample[place[kept]] = (
-            torch.as_tensor(batch)[kept].cpu().numpy()
-        )  # a place drawn twice keeps the later frame, as one at a time would
+        # A place drawn twice keeps the later frame, as one at a time would.
+        sample[place[kept]] = torch.as_tensor(batch)[kept].cpu().numpy()
         seen += len(batch)
     if not seen:
         raise ValueError("no frames to sample: the manifests are empty.")
@@ -94,7 +93,7 @@ def fit_kmeans(frames: np.ndarray, clusters: int, backend: str = "auto", seed: i
             "clusters."
         )
     if backend == "cuml":
-        _cuml_kmeans()  # also where a small sample does without it: a machine without cuML must not pass for one with it
+        _cuml_kmeans()  # where a small sample does without it, too: this machine must not pass for one with cuML
     if len(frames) <= MINIBATCH["batch_size"]:
         return _fit_full_batch(frames, clusters, seed)
     if backend == "cuml" or (backend == "auto" and torch.cuda.is_available() and _has_cuml()):

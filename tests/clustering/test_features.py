@@ -166,6 +166,15 @@ def test_fingerprint_sees_every_weight_and_nothing_else():
 
 
 @pytest.mark.unit
+def test_an_encoder_of_another_frame_rate_is_refused(encoder, monkeypatch):
+    """Its labels would be counted, or cut off, as if they were 20 ms apart."""
+    features = HiddenFeatures(encoder, layer=1)
+    monkeypatch.setattr(encoder, "extract_features", lambda audio, length, _: (audio.unfold(1, 400, 160), length))
+    with pytest.raises(ValueError, match="29 frames of 5000 samples, HuBERT's front end 15"):
+        features([noise(5000)])
+
+
+@pytest.mark.unit
 def test_audio_is_scaled_for_encoders_that_were_trained_on_scaled_audio():
     """Otherwise the labels of a large model come from audio it has never seen the like of."""
 
