@@ -171,7 +171,8 @@ class MSHuBERTModel(ModelPT):
         self._update_dataset_config(dataset_name="train", config=train_data_config)
 
     def setup(self, stage: Optional[str] = None) -> None:
-        """Lightning's hook. In it NeMo asks, twice, whether there is a training loader; to build one reads all manifests."""
+        """Lightning's hook. NeMo asks in it, twice, whether there is a training loader; to build one reads all
+        manifests."""
         self._is_setting_up = True
         super().setup(stage)
         self._is_setting_up = False
@@ -319,7 +320,7 @@ class MSHuBERTModel(ModelPT):
         for head in self.label_heads.absent(sets):
             loss_sum = loss_sum + zero_touch(head)
         # Lightning divides by the number of accumulated micro-batches and DDP by that of ranks; what is left of both
-        # is the sum over all of them, which `on_before_optimizer_step` divides by the rows counted over all of them.
+        # is the sum over all of them, which `configure_gradient_clipping` divides by the rows counted over all of them.
         return {"loss": loss_sum * self.trainer.accumulate_grad_batches * self.data_ranks.count, "log": log}
 
     def _is_logged(self, update: int) -> bool:
