@@ -28,15 +28,20 @@ REPOSITORY = Path(__file__).parents[1]
 
 @pytest.fixture
 def slurm(tmp_path):
-    """``slurm(script, *arguments, **variables)`` starts a job; ``python``, ``srun`` and ``scontrol`` note their
-    arguments."""
+    """``slurm(script, *arguments, **variables)`` starts a job; SLURM's commands and ``python`` note their arguments.
+
+    As SLURM 22.05 was seen to do, ``srun`` kills its tasks when it is sent SIGTERM, and ``scancel --signal`` reaches the
+    tasks.
+    """
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "activate").touch()
     programs = {
         "python": 'echo "python $*" >> calls',
         "scontrol": 'echo "scontrol $*" >> calls',
-        "srun": 'echo "srun $*" >> calls; trap "echo checkpoint >> calls; exit 0" TERM\n'
-        'case "$*" in *fail*) exit 3;; *short*) exit 0;; esac\nwhile true; do sleep 0.05; done',
+        "scancel": 'echo "scancel $*" >> calls; touch signalled',
+        "srun": 'echo "srun $*" >> calls; trap "echo killed >> calls; exit 137" TERM\n'
+        'case "$*" in *fail*) exit 3;; *short*) exit 0;; esac\n'
+        "until [ -e signalled ]; do sleep 0.05; done; echo checkpoint >> calls",
     }
     for name, body in programs.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
@@ -66,7 +71,7 @@ def test_preempted_job_writes_a_checkpoint_and_is_queued_again(slurm):
     assert job.wait(timeout=20) == 0
     pretrain = "scripts/pretrain.py --config-name mshubert_base trainer.num_nodes=4 trainer.devices=8"
     srun = f"srun --kill-on-bad-exit=1 --cpus-per-task=12 python {pretrain}"
-    assert slurm.calls() == [srun, "checkpoint", "scontrol requeue 77"]
+    assert slurm.calls() == [srun, "scancel --signal=TERM 77", "checkpoint", "scontrol requeue 77"]
 
 
 @pytest.mark.parametrize("kind, code", [("short", 0), ("fail", 3)])

@@ -43,7 +43,8 @@ srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" python scripts/
     trainer.num_nodes="$SLURM_NNODES" trainer.devices="$SLURM_NTASKS_PER_NODE" &
 step=$!
 stopped=0
-trap 'stopped=1; kill -TERM "$step"' TERM     # srun passes it on to the tasks, which write a checkpoint
+# not "kill $step": srun does not pass SIGTERM on, it kills the tasks
+trap 'stopped=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM     # to the tasks alone, which write a checkpoint
 code=0
 wait "$step" || code=$?
 if [ "$stopped" = 1 ]; then                   # what ended the first wait was the signal
