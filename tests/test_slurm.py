@@ -30,17 +30,18 @@ REPOSITORY = Path(__file__).parents[1]
 def slurm(tmp_path):
     """``slurm(script, *arguments, **variables)`` starts a job; SLURM's commands and ``python`` note their arguments.
 
-    As SLURM 22.05 was seen to do, ``srun`` kills its tasks when it is sent SIGTERM, and ``scancel --signal`` reaches the
-    tasks.
+    As SLURM 22.05 was seen to do, ``srun`` kills its tasks when it is sent SIGTERM, ``scancel --signal`` reaches the
+    tasks, and preemption with a grace time signals them without the job's script.
     """
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "activate").touch()
     programs = {
         "python": 'echo "python $*" >> calls',
-        "scontrol": 'echo "scontrol $*" >> calls',
+        "scontrol": 'case "$1" in show) [ -e preempted ] && echo "PreemptTime=2026-11-27T06:36:37" || '
+        'echo "PreemptTime=None";; *) echo "scontrol $*" >> calls;; esac',
         "scancel": 'echo "scancel $*" >> calls; touch signalled',
         "srun": 'echo "srun $*" >> calls; trap "echo killed >> calls; exit 137" TERM\n'
-        'case "$*" in *fail*) exit 3;; *short*) exit 0;; esac\n'
+        'case "$*" in *fail*) exit 3;; *short*) exit 0;; *preempted*) touch preempted; exit 0;; esac\n'
         "until [ -e signalled ]; do sleep 0.05; done; echo checkpoint >> calls",
     }
     for name, body in programs.items():
@@ -60,7 +61,7 @@ def slurm(tmp_path):
 NODES = dict(SLURM_NNODES="4", SLURM_NTASKS_PER_NODE="8", SLURM_CPUS_PER_TASK="12", SLURM_JOB_ID="77")
 
 
-def test_preempted_job_writes_a_checkpoint_and_is_queued_again(slurm):
+def test_job_out_of_time_writes_a_checkpoint_and_is_queued_again(slurm):
     job = slurm("pretrain.sh", "--config-name", "mshubert_base", **NODES)
     deadline = time.monotonic() + 20
     while not slurm.calls():
@@ -72,6 +73,11 @@ def test_preempted_job_writes_a_checkpoint_and_is_queued_again(slurm):
     pretrain = "scripts/pretrain.py --config-name mshubert_base trainer.num_nodes=4 trainer.devices=8"
     srun = f"srun --kill-on-bad-exit=1 --cpus-per-task=12 python {pretrain}"
     assert slurm.calls() == [srun, "scancel --signal=TERM 77", "checkpoint", "scontrol requeue 77"]
+
+
+def test_job_whose_tasks_alone_were_signalled_is_queued_again(slurm):
+    assert slurm("pretrain.sh", "preempted", **NODES).wait(timeout=20) == 0
+    assert slurm.calls()[1:] == ["scontrol requeue 77"]
 
 
 @pytest.mark.parametrize("kind, code", [("short", 0), ("fail", 3)])

@@ -19,7 +19,7 @@ import math
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Tuple, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, Dict, Iterable, Iterator, List, Tuple, Union
 
 import numpy as np
 
@@ -66,11 +66,17 @@ def iter_lines(path: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such manifest. Make one with scripts/prepare_librispeech.py.")
-    with open(path, "rb") as stream:  # bytes: a text stream decodes blocks of lines, and cannot say which is broken
-        for number, line in enumerate(stream, start=1):
-            if not line.isspace():
-                where = f"{path}:{number}"
-                yield where, _parse_line(line, where)
+    with open(path, "rb") as stream:
+        yield from parse_lines(stream, str(path))
+
+
+def parse_lines(stream: BinaryIO, name: str) -> Iterator[Tuple[str, Dict[str, Any]]]:
+    """`iter_lines` of a manifest that is open: of bytes, since a text stream decodes blocks of lines, and cannot say
+    which is broken."""
+    for number, line in enumerate(stream, start=1):
+        if not line.isspace():
+            where = f"{name}:{number}"
+            yield where, _parse_line(line, where)
 
 
 def _parse_line(line: bytes, where: str) -> Dict[str, Any]:

@@ -23,18 +23,18 @@ from its start to its end, and its audio is held with the lines.
 import re
 import tarfile
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from lhotse import AudioSource, MonoCut, Recording
 from lhotse.cut import Cut, MultiCut
-from lhotse.lazy import LazyJsonlIterator
 from lhotse.serialization import open_best
 from lhotse.utils import fastcopy
 from nemo.collections.common.data.lhotse.nemo_adapters import LazyNeMoTarredIterator, expand_sharded_filepaths
 
-from nemo_mshubert.data.manifest import SAMPLE_RATE, iter_lines
+from nemo_mshubert.data.manifest import SAMPLE_RATE, iter_lines, parse_lines
 from nemo_mshubert.data.tarred import is_local
 
 Entry = Dict[str, Any]
@@ -58,12 +58,13 @@ class Shard:
     lines: Optional[List[Entry]] = None
 
     def entries(self) -> List[Entry]:
-        """All lines. Raises what `iter_lines` raises."""
+        """All lines. Raises what `iter_lines` raises, and ``OSError`` of an address or a command that fails."""
         if self.lines is not None:
             return self.lines
         if is_local(self.manifest):
             return [entry for _, entry in iter_lines(self.manifest)]
-        return list(LazyJsonlIterator(self.manifest))
+        with _open_remote(self.manifest) as stream:
+            return [entry for _, entry in parse_lines(stream, self.manifest)]
 
     def cuts(
         self, chosen: List[Tuple[int, Entry]], channel_selector: Union[int, str, None]
@@ -87,13 +88,10 @@ class Shard:
             raise self._no_member(next(iter(lines_of)))
 
     def _stream(self) -> Iterator[Tuple[str, bytes]]:
-        try:
-            with open_best(self.tar, "rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
-                for member in tar:
-                    if member.isreg():
-                        yield member.name, tar.extractfile(member).read()
-        except tarfile.TarError as error:
-            raise ValueError(f"{self.tar}: cannot be read to its end ({error}). The same command goes on.") from error
+        with _open_remote(self.tar) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+            for member in tar:
+                if member.isreg():
+                    yield member.name, tar.extractfile(member).read()
 
     @cached_property
     def members(self) -> Dict[str, Tuple[int, int]]:
@@ -129,6 +127,38 @@ class Shard:
             f"{self.tar}: no member {name}, which {self.manifest} names: truncated, or of another packing. Run "
             "scripts/make_tarred.py again into a new folder."
         )
+
+
+@contextmanager
+def _open_remote(path: str) -> Iterator[BinaryIO]:
+    """A stream of bytes from an address or a command.
+
+    Raises:
+        OSError: it cannot be opened, or not be read to its end, whatever its library raises for that.
+    """
+    try:
+        stream = open_best(path, "rb")
+    except Exception as error:
+        cause = error.__context__ or error  # Lhotse advises to install a library, whatever was wrong
+        raise OSError(
+            f"{path}: cannot be opened ({_named(cause)}). Addresses need their library (for s3://: pip install "
+            "'smart_open[s3]') and its credentials."
+        ) from error
+    try:
+        with stream:
+            yield stream
+            while stream.read(2**20):  # what tarfile leaves behind: a command that is cut off there would seem to fail
+                pass
+        if getattr(stream, "status", 0):  # of a command; Lhotse's close does not look at it
+            raise OSError(f"the command ended with {stream.status}")
+    except ValueError:  # of a broken line, which is named
+        raise
+    except Exception as error:
+        raise OSError(f"{path}: cannot be read to its end ({_named(error)}). The same command goes on.") from error
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 @dataclass

@@ -50,6 +50,10 @@ wait "$step" || code=$?
 if [ "$stopped" = 1 ]; then                   # what ended the first wait was the signal
     code=0
     wait "$step" || code=$?
-    [ "$code" = 0 ] && scontrol requeue "$SLURM_JOB_ID"
+fi
+# preemption with a grace time signals the tasks, not this script
+preempted() { scontrol show job "$SLURM_JOB_ID" | grep -q "PreemptTime=[0-9]"; }
+if [ "$code" = 0 ] && { [ "$stopped" = 1 ] || preempted; }; then
+    scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
