@@ -33,6 +33,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_mshubert.callbacks.configured_schedule import ConfiguredSchedule
 from nemo_mshubert.callbacks.finished_run import FinishedRun
+from nemo_mshubert.callbacks.last_validation import LastValidation
 from nemo_mshubert.callbacks.unknown_score import UnknownScore
 from nemo_mshubert.callbacks.updates_bar import UpdatesProgressBar
 from nemo_mshubert.parallel.registration import tensor_parallel_size
@@ -112,7 +113,8 @@ def make_trainer(trainer_config: DictConfig, callbacks: Sequence[pl.Callback]) -
     where it wants a bar and names none of its own.
     """
     options = resolve_trainer_cfg(trainer_config)
-    callbacks = [*(options.get("callbacks") or []), *callbacks, ConfiguredSchedule(), UnknownScore(), FinishedRun()]
+    callbacks = [*(options.get("callbacks") or []), *callbacks]
+    callbacks += [ConfiguredSchedule(), UnknownScore(), LastValidation(), FinishedRun()]
     if options.get("enable_progress_bar", True) and not any(isinstance(one, ProgressBar) for one in callbacks):
         callbacks.append(UpdatesProgressBar())
     return pl.Trainer(**{**options, "callbacks": callbacks})
