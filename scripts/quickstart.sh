@@ -67,7 +67,8 @@ fi
 find_split train; train=${found[0]}
 find_split dev; dev=${found[0]}
 find_split test; tests=("${found[@]}")
-metrics() { [ -z "$alignments" ] || printf '%s\n' --alignments "$alignments"; }
+metrics=()
+[ -z "$alignments" ] || metrics=(--alignments "$alignments")
 
 # --- Iteration 1: HuBERT on MFCC clusters -----------------------------------------------------------------------------
 labels=$exp/labels/iter1
@@ -75,7 +76,7 @@ stage "k-means of MFCCs" "$labels/km.npz" python scripts/fit_kmeans.py --manifes
     --clusters 100 --output "$labels/km.npz"
 for split in train dev; do
     stage "label $split, iteration 1" "$labels/$split.metrics.json" python scripts/label.py make --kmeans "$labels/km.npz" \
-        --manifest "${!split}" --output "$labels/$split.json" $(metrics) \
+        --manifest "${!split}" --output "$labels/$split.json" "${metrics[@]}" \
         --metrics_output "$labels/$split.metrics.json"
 done
 iter1=$exp/hubert_iter1_tiny/checkpoints/hubert_iter1_tiny.nemo
@@ -89,7 +90,7 @@ stage "k-means of layer 6" "$labels/km.npz" python scripts/fit_kmeans.py --manif
     --encoder "$iter1" --layer 6 --clusters 1000 500 250 125 50 25 --max_frames 10000 --output "$labels/km.npz"
 for split in train dev; do
     stage "label $split, iteration 2" "$labels/$split.metrics.json" python scripts/label.py make --kmeans "$labels/km.npz" \
-        --encoder "$iter1" --manifest "${!split}" --output "$labels/$split.json" $(metrics) \
+        --encoder "$iter1" --manifest "${!split}" --output "$labels/$split.json" "${metrics[@]}" \
         --metrics_output "$labels/$split.metrics.json"
 done
 stage "tarred manifests" "$exp/tarred/tarred_audio_manifest.json" python scripts/make_tarred.py \
