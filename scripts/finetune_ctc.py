@@ -26,6 +26,7 @@ from nemo.utils import logging
 from nemo.utils.exp_manager import exp_manager
 from omegaconf import OmegaConf
 
+from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.encoder_freeze import EncoderFreeze
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
@@ -41,7 +42,7 @@ def main(cfg):
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     pl.seed_everything(cfg.model.train_ds.seed, verbose=False)
     guards = [NonfiniteGuard(cfg.max_nonfinite_steps), RankWatch(), SaveWhenPreempted()]
-    callbacks = [EncoderFreeze(cfg.freeze_encoder_updates), *guards]
+    callbacks = [EncoderFreeze(cfg.freeze_encoder_updates), DataWait(), *guards]
     trainer = make_trainer(cfg.trainer, callbacks)
     folder = checkpoint_folder(cfg.exp_manager)
     hold_folder(folder, trainer)

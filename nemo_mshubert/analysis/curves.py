@@ -36,7 +36,7 @@ Curve = Dict[int, float]  # value by step, in order of steps, as TensorBoard num
 Scalars = Dict[str, Curve]
 
 OWN_TAGS = re.compile(r"(train|val)_(loss|wer|(\d+|views)/.+)|learning_rate|grad_norm|nonfinite_steps|feature_penalty")
-STEP_SECONDS = "train_step_timing in s"  # of NeMo's exp_manager: a micro-batch
+STEP_SECONDS = "micro_batch_seconds"  # of callbacks.data_wait
 SET_TAG = re.compile(r"(?:train|val)_(\d+)/")
 SEED = re.compile(r"[_-]?seed[_-]?\d+")
 EVENT_FILES = "events.out.tfevents.*"

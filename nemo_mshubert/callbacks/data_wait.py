@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""How long training waits for data."""
+"""How long a micro-batch takes, and how long it waits for data."""
 
 import time
 
@@ -20,7 +20,8 @@ import lightning.pytorch as pl
 
 
 class DataWait(pl.Callback):
-    """Log ``data_wait_seconds`` per micro-batch and ``data_wait_share`` of the time, as means since the last log.
+    """Log ``micro_batch_seconds``, and of these ``data_wait_seconds`` and ``data_wait_share``, as means since the last
+    log. NeMo's timers, which conf/ switches off, log in every micro-batch, while a GPU waits for the host.
 
     Measured on the CPU of rank 0, between the end of a micro-batch and the next one. A GPU may still be computing
     then, so it is an upper bound of what the GPU waits.
@@ -29,7 +30,7 @@ class DataWait(pl.Callback):
     def __init__(self):
         self._waited = 0.0
         self._batches = 0
-        self._since = self._ended = None
+        self._since = self._ended = self._validating_since = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = self._ended = time.monotonic()
@@ -40,8 +41,10 @@ class DataWait(pl.Callback):
         self._batches += 1
         if self._batches < trainer.log_every_n_steps:
             return
+        passed = max(now - self._since, 1e-9)
+        pl_module.log("micro_batch_seconds", passed / self._batches)
         pl_module.log("data_wait_seconds", self._waited / self._batches)
-        pl_module.log("data_wait_share", self._waited / max(now - self._since, 1e-9))
+        pl_module.log("data_wait_share", self._waited / passed)
         self._since, self._waited, self._batches = now, 0.0, 0
 
     def on_train_batch_end(
@@ -49,6 +52,12 @@ class DataWait(pl.Callback):
     ) -> None:
         self._ended = time.monotonic()
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validating_since = time.monotonic()
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A validation between two micro-batches is no waiting."""
-        self._ended = time.monotonic()
+        """A validation between two micro-batches is no waiting, and no part of either."""
+        now = time.monotonic()
+        if self._since is not None:  # not a validation before training
+            self._since += now - self._validating_since
+            self._ended = now

@@ -351,10 +351,11 @@ class MSHuBERTModel(ModelPT):
         self._rows, norm_of_sum = torch.stack([self.masked_rows.clamp(min=1), norm.double()]).tolist()
         self.masked_rows.zero_()
         self._grad_norm = norm_of_sum / self._rows
-        self.log("grad_norm", self._grad_norm)
         if not self.step_guard.accept(self._grad_norm, self.trainer.global_step):
             optimizer.zero_grad(set_to_none=True)  # without gradients the optimizer leaves weights and moments alone
-        self.log("nonfinite_steps", float(self.step_guard.num_skipped))
+        if self._is_logged(self.trainer.global_step):
+            self.log("grad_norm", self._grad_norm)
+            self.log("nonfinite_steps", float(self.step_guard.num_skipped))
 
     def configure_gradient_clipping(
         self,

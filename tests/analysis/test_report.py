@@ -201,7 +201,7 @@ def test_settings_in_which_experiments_differ(run):
 
 @pytest.mark.unit
 def test_speed_is_the_median_over_all_sessions(run):
-    write_events(run / "mshubert" / "version_2", {"train_step_timing in s": {41: 0.5, 42: 9.0, 43: 0.7}})
+    write_events(run / "mshubert" / "version_2", {"micro_batch_seconds": {41: 0.5, 42: 9.0, 43: 0.7}})
     assert "| mshubert | 41 | 0.700 |" in markdown_report(read_run(run))
 
 

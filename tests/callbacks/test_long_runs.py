@@ -18,6 +18,7 @@ import os
 import resource
 import signal
 import time
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -260,12 +261,28 @@ def test_time_waited_for_data_is_logged(config, tmp_path, monkeypatch):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             time.sleep(0.05)
             metrics = trainer.callback_metrics
-            found.append((float(metrics["data_wait_seconds"]), float(metrics["data_wait_share"])))
+            names = ("data_wait_seconds", "data_wait_share", "micro_batch_seconds")
+            found.append([float(metrics[name]) for name in names])
 
     monkeypatch.setattr("tests.models.fixed_update.DataLoader", lambda *_, **__: slow)
     train(config, [None], 6, callbacks=[DataWait(), Read()], log_every_n_steps=1)
-    seconds, shares = zip(*found[1:-1])  # Lightning looks one batch ahead: the last has been there already
+    seconds, shares, whole = zip(*found[1:-1])  # Lightning looks one batch ahead: the last has been there already
     assert min(seconds) >= 0.15 and all(0.1 < share < 1 for share in shares)
+    assert all(waited < micro_batch < 10 * waited for micro_batch, waited in zip(whole, seconds))
+
+
+def test_validations_are_no_part_of_a_micro_batch():
+    """Else the speed of a run depends on how often it is validated."""
+    timing, logged = DataWait(), {}
+    trainer, module = SimpleNamespace(log_every_n_steps=2), SimpleNamespace(log=logged.__setitem__)
+    timing.on_train_start(trainer, module)
+    for _ in range(2):
+        timing.on_train_batch_start(trainer, module, None, 0)
+        timing.on_train_batch_end(trainer, module, None, None, 0)
+        timing.on_validation_start(trainer, module)
+        time.sleep(0.3)
+        timing.on_validation_end(trainer, module)
+    assert 0 < logged["micro_batch_seconds"] < 0.1 and logged["data_wait_seconds"] < 0.1
 
 
 def test_rank_watch_lives_with_two_validation_sets():
