@@ -34,6 +34,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "pretrain"
 MODULES = {  # subcommand: module of nemo_mshubert.benchmarks, which has COLUMNS and benchmark(...)
     "pretrain": "pretraining_step",
     "traffic": "traffic",
+    "host": "host",
     "loader": "loader",
     "labelling": "labelling",
     "inference": "inference",
@@ -66,6 +67,11 @@ def parse_args() -> argparse.Namespace:
     )
     traffic.add_argument("--terabytes", type=float, default=4.8, help="of memory per second; an H200 has 4.8")
     traffic.set_defaults(configs=CONFIGS)
+
+    host = commands.add_parser("host", parents=[common], help="the host's part of the step, without the arithmetic")
+    host.add_argument("--sizes", nargs="+", choices=sizes, default=["base"])
+    host.add_argument("--repeats", type=int, default=50)
+    host.set_defaults(configs=CONFIGS)
 
     loader = commands.add_parser("loader", parents=[common], help="the training loader, from tarred FLAC")
     loader.add_argument("--manifest", required=True, help="labelled, of FLAC files; packed into shards for the run")

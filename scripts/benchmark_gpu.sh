@@ -50,6 +50,7 @@ benchmark() {  # NAME SUBCOMMAND ARGUMENTS...
 
 measure tests python -m pytest tests/gpu -q
 benchmark pretrain_base pretrain --sizes base --batch_seconds 87.5 350 700
+benchmark host host --sizes base large --threads 1
 benchmark inference_fp32 inference --manifest "$manifest" --precision fp32 ${model:+--model "$model"}
 benchmark inference_bf16 inference --manifest "$manifest" --precision bf16 ${model:+--model "$model"}
 benchmark loader loader --manifest "$manifest" --workers 0 1 2 4 8 --seconds 10

@@ -52,11 +52,12 @@ def test_a_row_that_fails_costs_no_other_and_is_measured_again(run, tmp_path):
     assert process.returncode == 1
     assert f"failed: {tmp_path}/out/loader.log\nno memory left" in process.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert len(calls) == 8 and calls[1] == "-m pytest tests/gpu -q"
+    assert len(calls) == 9 and calls[1] == "-m pytest tests/gpu -q"
     assert {path.stem for path in (tmp_path / "out").glob("[!.]*.md")} == {
         "tests",
         "pretrain_base",
         "pretrain_large",
+        "host",
         "inference_fp32",
         "inference_bf16",
         "labelling",
