@@ -35,11 +35,32 @@ class SaveWhenPreempted(pl.Callback):
         self._asked = False
         self._original_handler = None
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # SLURM signals the loader processes, too, and what they have started. They inherit this mask, so that they live
+        # until the checkpoint is written: without them the update fails.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._original_handler = signal.signal(signal.SIGTERM, self._note)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        signal.signal(signal.SIGTERM, self._original_handler)
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop_listening()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        self._take_pending()
+        if self._original_handler is not None:
+            signal.signal(signal.SIGTERM, self._original_handler)
+            self._original_handler = None
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    def _take_pending(self) -> None:
+        """A signal that no other thread of this process has let through waits for this one."""
+        if signal.SIGTERM in signal.sigpending():
+            signal.sigwait({signal.SIGTERM})
+            self._note(signal.SIGTERM, None)
 
     def _note(self, signum, frame) -> None:
         logging.warning("SIGTERM: a checkpoint is written behind this update, then the run ends.")
@@ -48,7 +69,10 @@ class SaveWhenPreempted(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx
     ) -> None:
-        if trainer.fit_loop._should_accumulate() or not self._any_rank_was_asked(pl_module.device):
+        if trainer.fit_loop._should_accumulate():
+            return
+        self._take_pending()
+        if not self._any_rank_was_asked(pl_module.device):
             return
         checkpoints = trainer.checkpoint_callback
         if checkpoints is None:

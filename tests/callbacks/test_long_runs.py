@@ -14,10 +14,12 @@
 
 """What befalls runs of weeks: preemption, a full disk, a rank that hangs, a slow loader."""
 
+import multiprocessing
 import os
 import resource
 import signal
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -25,6 +27,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
+from torch.utils.data import DataLoader
 
 from nemo_mshubert.callbacks import rank_watch
 from nemo_mshubert.callbacks.configured_schedule import ConfiguredSchedule
@@ -86,14 +89,36 @@ def test_preempted_run_ends_between_updates_and_resumes_exactly(config, tmp_path
     train_updates(config, tmp_path / "whole")
     with pytest.raises(SystemExit) as end:
         train_updates(config, tmp_path / "cut", SaveWhenPreempted(), At(micro_batch, terminate))
-    signal.signal(signal.SIGTERM, original)
     assert end.value.code == 0
+    assert signal.getsignal(signal.SIGTERM) == original
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     assert last(tmp_path / "cut")["global_step"] == 3
     train_updates(config, tmp_path / "cut", SaveWhenPreempted(), resume=tmp_path / "cut" / "last.ckpt")
     whole, resumed = last(tmp_path / "whole"), last(tmp_path / "cut")
     assert whole["global_step"] == resumed["global_step"] == UPDATES
     for name, value in whole["state_dict"].items():
         assert torch.equal(resumed["state_dict"][name], value), name
+
+
+def test_loader_processes_outlive_the_signal(config, tmp_path, monkeypatch):
+    """SLURM signals all processes of a task; PyTorch ends a run that has lost a loader process, without a
+    checkpoint."""
+
+    def terminate_all(trainer):
+        workers = multiprocessing.active_children()
+        assert len(workers) == 2
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGTERM)
+        terminate(trainer)
+        time.sleep(1)  # in which PyTorch would find them dead
+
+    monkeypatch.setattr("tests.models.fixed_update.DataLoader", partial(DataLoader, num_workers=2))
+    with pytest.raises(SystemExit) as end:
+        train_updates(config, tmp_path, SaveWhenPreempted(), At(4, terminate_all))
+    assert end.value.code == 0 and last(tmp_path)["global_step"] == 3
+    for worker in multiprocessing.active_children():
+        worker.join(timeout=20)
+    assert not multiprocessing.active_children()
 
 
 def test_all_ranks_stop_when_one_is_preempted(config, tmp_path):
