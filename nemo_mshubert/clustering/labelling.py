@@ -151,6 +151,7 @@ def label_manifest(
             progress.update(len(window))
     write_manifest(output, (entry for _, entry in iter_manifest(partial)))
     partial.unlink()
+    logger.info("%s: %d utterances labelled.", output, len(lines))
     return True
 
 
