@@ -27,10 +27,9 @@ import torch
 from omegaconf import DictConfig
 
 from nemo_mshubert.benchmarks.measurement import Column, Row, median_seconds
-from nemo_mshubert.benchmarks.pretraining_step import Batch, encoder_options, load_config, variants
+from nemo_mshubert.benchmarks.pretraining_step import STEPS, Batch, encoder_options, load_config, variants
 
 CPU = torch.device("cpu")
-ROWS = ("ours", "ours, no Swap", "transformers")  # of `pretraining_step.variants`
 COLUMNS = [
     Column("size", "size"),
     Column("row", "step"),
@@ -50,7 +49,7 @@ def benchmark(configs: Path, sizes: Sequence[str], repeats: int, device: torch.d
         config = narrow(load_config(configs, size))
         batch = Batch(0.25, 0.25, config, CPU)
         found = variants(encoder_options(config), list(config.model.label_sets), on_gpu=False)
-        steps = {name: found[name].build(config, batch) for name in ROWS}
+        steps = {name: found[name].build(config, batch) for name in STEPS}
         seconds = median_seconds(steps, repeats, CPU)
         for name, value in seconds.items():
             yield {

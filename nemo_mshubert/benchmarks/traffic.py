@@ -40,10 +40,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from nemo_mshubert.benchmarks.measurement import Column, Row
-from nemo_mshubert.benchmarks.pretraining_step import Batch, encoder_options, load_config, variants
+from nemo_mshubert.benchmarks.pretraining_step import STEPS, Batch, encoder_options, load_config, variants
 
 META = torch.device("meta")
-ROWS = ("ours", "ours, no Swap", "transformers")  # of `pretraining_step.variants`
 COLUMNS = [
     Column("size", "size"),
     Column("batch_seconds", "batch, s", ".1f"),
@@ -94,7 +93,7 @@ def benchmark(
         for seconds in batch_seconds:
             torch.manual_seed(0)  # of the masks: the same count every time
             batch = Batch(seconds, utterance_seconds, config, META)
-            for name in ROWS:
+            for name in STEPS:
                 kernels = kernels_of(lambda: found[name].build(config, batch))
                 common = {"size": size, "batch_seconds": batch.seconds, "row": name}
                 yield from ({**common, **row} for row in _rows(kernels, batch.seconds, teraflops, terabytes))

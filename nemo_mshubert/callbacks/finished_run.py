@@ -22,6 +22,11 @@ from nemo.utils import logging
 from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
 
 
+def has_all_updates(trainer: pl.Trainer) -> bool:
+    """Never, where training is not counted in updates."""
+    return 0 < trainer.max_steps <= trainer.global_step
+
+
 class FinishedRun(pl.Callback):
     """Say of a run that has had all its updates that nothing is trained, and write its ``.nemo`` where it lacks it.
 
@@ -35,7 +40,7 @@ class FinishedRun(pl.Callback):
         self._begun_at = trainer.global_step
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if 0 < trainer.max_steps <= trainer.global_step and self._begun_at in (None, trainer.global_step):
+        if has_all_updates(trainer) and self._begun_at in (None, trainer.global_step):
             logging.warning(
                 f"Nothing was trained: the run had all its {trainer.max_steps} updates before. Another experiment "
                 "needs another name=, and more updates of this one a larger max_updates."
@@ -45,6 +50,6 @@ class FinishedRun(pl.Callback):
             return
         path = checkpoints._format_nemo_checkpoint_name()
         is_there = trainer.strategy.broadcast(os.path.exists(path))
-        if not is_there and 0 < trainer.max_steps <= trainer.global_step:
+        if not is_there and has_all_updates(trainer):
             logging.info(f"All {trainer.global_step} updates are done, but {path} is missing: writing it.")
             checkpoints.on_train_end(trainer, pl_module)

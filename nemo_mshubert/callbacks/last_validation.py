@@ -16,6 +16,8 @@
 
 import lightning.pytorch as pl
 
+from nemo_mshubert.callbacks.finished_run import has_all_updates
+
 
 class LastValidation(pl.Callback):
     """Validate behind the last update, which Lightning does only where the length of the run is a multiple of
@@ -24,5 +26,5 @@ class LastValidation(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx
     ) -> None:
-        if 0 < trainer.max_steps <= trainer.global_step:
+        if has_all_updates(trainer):
             trainer.should_stop = True  # Lightning validates before it stops early

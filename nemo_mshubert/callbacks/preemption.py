@@ -50,19 +50,21 @@ class SaveWhenPreempted(pl.Callback):
         self._stop_listening()
 
     def _stop_listening(self) -> None:
-        self._take_pending()
+        self._takes_pending()  # the run ends anyway
         if self._original_handler is not None:
             signal.signal(signal.SIGTERM, self._original_handler)
             self._original_handler = None
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
-    def _take_pending(self) -> None:
-        """A signal that no other thread of this process has let through waits for this one."""
-        if signal.SIGTERM in signal.sigpending():
-            signal.sigwait({signal.SIGTERM})
-            self._note(signal.SIGTERM, None)
+    @staticmethod
+    def _takes_pending() -> bool:
+        """Whether a signal waits, which no other thread of this process has let through; then it no longer does."""
+        if signal.SIGTERM not in signal.sigpending():
+            return False
+        signal.sigwait({signal.SIGTERM})
+        return True
 
-    def _note(self, signum, frame) -> None:
+    def _note(self, *_) -> None:
         logging.warning("SIGTERM: a checkpoint is written behind this update, then the run ends.")
         self._asked = True
 
@@ -71,7 +73,8 @@ class SaveWhenPreempted(pl.Callback):
     ) -> None:
         if trainer.fit_loop._should_accumulate():
             return
-        self._take_pending()
+        if self._takes_pending():
+            self._note()
         if not self._any_rank_was_asked(pl_module.device):
             return
         checkpoints = trainer.checkpoint_callback

@@ -20,6 +20,7 @@ resumed run passes over millions of utterances without reading their audio. A ta
 from its start to its end, and its audio is held with the lines.
 """
 
+import io
 import re
 import tarfile
 from collections import defaultdict
@@ -64,7 +65,8 @@ class Shard:
         if is_local(self.manifest):
             return [entry for _, entry in iter_lines(self.manifest)]
         with _open_remote(self.manifest) as stream:
-            return [entry for _, entry in parse_lines(stream, self.manifest)]
+            lines = io.BytesIO(stream.read())
+        return [entry for _, entry in parse_lines(lines, self.manifest)]
 
     def cuts(
         self, chosen: List[Tuple[int, Entry]], channel_selector: Union[int, str, None]
@@ -151,8 +153,6 @@ def _open_remote(path: str) -> Iterator[BinaryIO]:
                 pass
         if getattr(stream, "status", 0):  # of a command; Lhotse's close does not look at it
             raise OSError(f"the command ended with {stream.status}")
-    except ValueError:  # of a broken line, which is named
-        raise
     except Exception as error:
         raise OSError(f"{path}: cannot be read to its end ({_named(error)}). The same command goes on.") from error
 

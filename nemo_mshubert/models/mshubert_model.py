@@ -309,7 +309,7 @@ class MSHuBERTModel(ModelPT):
             self.data_position.shards.record.note(batch["lines"])
 
         log = {}
-        if self._is_logged(update):  # what is logged may make the host wait for the GPU
+        if self._is_logged():  # what is logged may make the host wait for the GPU
             log["learning_rate"] = self._optimizer.param_groups[0]["lr"]
             with torch.no_grad():
                 visible = self._predict(views, batch["labels"], sets, masks.visible_U)
@@ -323,9 +323,12 @@ class MSHuBERTModel(ModelPT):
         # is the sum over all of them, which `configure_gradient_clipping` divides by the rows counted over all of them.
         return {"loss": loss_sum * self.trainer.accumulate_grad_batches * self.data_ranks.count, "log": log}
 
-    def _is_logged(self, update: int) -> bool:
+    def _is_logged(self) -> bool:
+        """Whether this micro-batch ends an update after which Lightning logs."""
         steps = self.trainer.fit_loop.epoch_loop
-        return (update + 1) % self.trainer.log_every_n_steps == 0 and steps._accumulated_batches_reached()
+        return (
+            self.trainer.global_step + 1
+        ) % self.trainer.log_every_n_steps == 0 and steps._accumulated_batches_reached()
 
     def _unmasked_loss(self, views: Views, labels: Dict[int, Tensor], sets: List[int], masks: Masks):
         """Sum and count of the cross-entropy at the visible frames (HuBERT's L_u; fairseq: pred_nomask_weight)."""
@@ -353,7 +356,7 @@ class MSHuBERTModel(ModelPT):
         self._grad_norm = norm_of_sum / self._rows
         if not self.step_guard.accept(self._grad_norm, self.trainer.global_step):
             optimizer.zero_grad(set_to_none=True)  # without gradients the optimizer leaves weights and moments alone
-        if self._is_logged(self.trainer.global_step):
+        if self._is_logged():
             self.log("grad_norm", self._grad_norm)
             self.log("nonfinite_steps", float(self.step_guard.num_skipped))
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_mshubert.benchmarks.host import CPU, ROWS, benchmark, narrow
-from nemo_mshubert.benchmarks.pretraining_step import Batch, encoder_options, load_config, variants
+from nemo_mshubert.benchmarks.host import CPU, benchmark, narrow
+from nemo_mshubert.benchmarks.pretraining_step import STEPS, Batch, encoder_options, load_config, variants
 from nemo_mshubert.benchmarks.traffic import META, kernels_of
 
 pytestmark = pytest.mark.unit
@@ -29,11 +29,11 @@ CONFIGS = Path(__file__).parents[2] / "conf" / "pretrain"
 
 def test_rows():
     rows = list(benchmark(CONFIGS, ["tiny"], repeats=2, device=CPU))
-    assert [row["row"] for row in rows] == list(ROWS)
+    assert [row["row"] for row in rows] == list(STEPS)
     assert all(row["milliseconds"] > 0 for row in rows) and rows[0]["time_over_ours"] == 1
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", STEPS)
 @pytest.mark.parametrize("size", ["tiny", "base"])
 def test_narrow_layers_send_the_same_kernels(row, size):
     """With other kernels, or with arithmetic worth its time, the figure says nothing about the step on a GPU."""

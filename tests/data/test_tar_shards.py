@@ -187,13 +187,10 @@ def test_a_remote_shard_that_vanishes_or_breaks_off_is_named(tars, remote):
     with pytest.raises(OSError, match=f"{remote}: cannot be read to its end"):
         epoch_of(*patterns(tars, "pipe:cat "))
     address = f"https://127.0.0.1:1/{remote}"  # nobody listens there
-    manifest, tar = (
-        (address, f"{tars}/audio_0.tar")
-        if "json" in remote
-        else (f"{tars}/sharded_manifests/manifest_0.json", address)
-    )
+    whole = [f"{tars}/sharded_manifests/manifest_0.json", f"{tars}/audio_0.tar"]
+    whole[remote.endswith("tar")] = address
     with pytest.raises(OSError, match=f"{address}: cannot be opened .*smart_open"):
-        epoch_of(manifest, tar)
+        epoch_of(*whole)
 
 
 @pytest.mark.unit
