@@ -14,11 +14,13 @@
 
 """Run a function on several gloo ranks, forked from the test: they inherit its imports and fixtures at no cost."""
 
+import faulthandler
 import io
 import multiprocessing
 import os
 import queue
 import socket
+import sys
 import traceback
 from typing import Any, Callable, List
 
@@ -75,6 +77,7 @@ def _rank(reports, rank: int, num_ranks: int, port: int, function: Callable[...,
         MASTER_PORT=str(port),
         TORCHELASTIC_RUN_ID="test",
     )
+    faulthandler.enable(sys.__stderr__)  # a crash in native code has no other traceback
     torch.set_num_threads(1)
     torch.manual_seed(0)
     try:
