@@ -32,18 +32,14 @@ import numpy as np
 import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
-from nemo.utils import logging
 
 from nemo_mshubert.data.labels import FrameLabels, check_maker, check_sets
+from nemo_mshubert.data.unreadable import MAX_UNREADABLE, UnreadableCount, reason
 from nemo_mshubert.losses.multicluster_mpl import IGNORED_LABEL
 from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
 
 CROPS = ("shortest", "pad")
 Example = Tuple[str, np.ndarray, Dict[int, np.ndarray]]  # utterance id, samples [S], labels of each stored set [T]
-
-
-class UnreadableAudioError(RuntimeError):
-    """More utterances than allowed could not be read."""
 
 
 class PretrainingDataset(torch.utils.data.Dataset):
@@ -67,7 +63,7 @@ class PretrainingDataset(torch.utils.data.Dataset):
         label_sets: Sequence[int],
         crop: str = "shortest",
         seed: int = 0,
-        max_unreadable: int = 100,
+        max_unreadable: int = MAX_UNREADABLE,
     ):
         if crop not in CROPS:
             raise ValueError(f"crop: expected one of {CROPS}, found {crop!r}.")
@@ -75,8 +71,7 @@ class PretrainingDataset(torch.utils.data.Dataset):
         self.label_sets = list(label_sets)
         self.crop = crop
         self.seed = seed
-        self.max_unreadable = max_unreadable
-        self.num_unreadable = 0
+        self.unreadable = UnreadableCount(max_unreadable)
 
     def __getitem__(self, numbered_cuts: Tuple[int, CutSet]) -> Dict[str, Any]:
         number, cuts = numbered_cuts
@@ -119,18 +114,10 @@ class PretrainingDataset(torch.utils.data.Dataset):
             )
             problem = self._problem_of(audio, num_samples)
         except Exception as error:  # whatever the codec raises on a broken or missing file
-            problem = f"{type(error).__name__}: {error}"
+            problem = reason(error)
         if problem is None:
             return audio[0]
-        self.num_unreadable += 1
-        logging.warning(
-            f"Skipped utterance {cut.recording.id} ({self.num_unreadable} so far in this process): {problem}"
-        )
-        if self.num_unreadable > self.max_unreadable:
-            raise UnreadableAudioError(
-                f"{self.num_unreadable} utterances could not be used, the last one {cut.recording.id}: {problem}. "
-                "Repair the data, or raise max_unreadable of the dataset."
-            )
+        self.unreadable.add(cut.recording.id, problem)
         return None
 
     @staticmethod

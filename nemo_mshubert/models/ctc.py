@@ -23,11 +23,13 @@ from lightning.pytorch import Trainer
 from nemo.collections.asr.models import ASRModel, EncDecCTCModel, EncDecCTCModelBPE
 from nemo.core.classes import ModelPT
 from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader
 
 from nemo_mshubert.data.manifest import check_audio_files
 from nemo_mshubert.data.resumable_loader import check_utterances
 from nemo_mshubert.data.tarred import check_shards, local_paths
 from nemo_mshubert.data.transcripts import check_transcripts
+from nemo_mshubert.data.unreadable import MAX_UNREADABLE, CountedAudio
 from nemo_mshubert.models.loading import is_foreign, local_path, restore_model
 from nemo_mshubert.models.whole_file import WholeFile
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
@@ -161,10 +163,21 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
     _check_data(train_ds)
     _check_data(validation_ds)
     train_ds.concurrent_bucketing = False  # where its thread meets an unreadable file, training would wait for ever
+    max_unreadable = train_ds.pop("max_unreadable", MAX_UNREADABLE)
     model.setup_training_data(train_ds)  # NeMo leaves these to the caller when a model is restored
     model.setup_multiple_validation_data(validation_ds)
+    _count_unreadable(model._train_dl, max_unreadable)
+    for loader in model._validation_dl if isinstance(model._validation_dl, list) else [model._validation_dl]:
+        _count_unreadable(loader, 0)  # a WER without them would be that of another set
     model.setup_optimization(optim)
     return model
+
+
+def _count_unreadable(loader: DataLoader, limit: int) -> None:
+    """NeMo's datasets for Lhotse pass over what cannot be decoded; its others end with an error."""
+    dataset = getattr(loader.dataset, "dataset", loader.dataset)  # of tars it is wrapped
+    if hasattr(dataset, "load_audio"):
+        dataset.load_audio = CountedAudio(limit)
 
 
 def _check_data(config: DictConfig) -> None:

@@ -37,6 +37,7 @@ from nemo_mshubert.data.labels import check_labels_of
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.resumable_loader import stream_options, training_loader, validation_loader
 from nemo_mshubert.data.tarred import check_shards, local_paths
+from nemo_mshubert.data.unreadable import MAX_UNREADABLE
 from nemo_mshubert.losses.multicluster_mpl import IGNORED_LABEL
 from nemo_mshubert.models.data_position import DataPosition
 from nemo_mshubert.models.prediction_metrics import (
@@ -210,7 +211,8 @@ class MSHuBERTModel(ModelPT):
 
     def _dataset(self, config: DictConfig, seed: int) -> PretrainingDataset:
         maker = self.label_maker
-        return PretrainingDataset(maker.id, maker.stored_sets, config.crop, seed, config.get("max_unreadable", 100))
+        limit = config.get("max_unreadable", MAX_UNREADABLE)
+        return PretrainingDataset(maker.id, maker.stored_sets, config.crop, seed, limit)
 
     @classmethod
     def list_available_models(cls) -> List[PretrainedModelInfo]:

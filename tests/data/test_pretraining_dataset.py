@@ -25,9 +25,10 @@ from lhotse import CutSet
 from nemo.collections.common.data.lhotse import get_lhotse_dataloader_from_config
 from omegaconf import OmegaConf
 
-from nemo_mshubert.data import pretraining_dataset
+from nemo_mshubert.data import unreadable
 from nemo_mshubert.data.manifest import read_manifest, write_manifest
-from nemo_mshubert.data.pretraining_dataset import PretrainingDataset, UnreadableAudioError, collate
+from nemo_mshubert.data.pretraining_dataset import PretrainingDataset, collate
+from nemo_mshubert.data.unreadable import UnreadableAudioError
 from nemo_mshubert.modules.frames import frame_count
 
 MAKER = "maker-one"
@@ -77,7 +78,7 @@ def check_row(batch, row, clusters=50):
 @pytest.fixture
 def warnings(monkeypatch):
     messages = []
-    monkeypatch.setattr(pretraining_dataset.logging, "warning", messages.append)
+    monkeypatch.setattr(unreadable.logging, "warning", messages.append)
     return messages
 
 
@@ -217,7 +218,7 @@ def test_unreadable_audio_is_skipped_named_and_counted(counting_corpus, tmp_path
     batch = dataset[0, cuts]
     assert len(batch["utterances"]) == 2 and "u1" not in "".join(batch["utterances"])
     assert [check_row(batch, row)[1] for row in (0, 1)] == [24, 24]
-    assert dataset.num_unreadable == 1
+    assert dataset.unreadable.count == 1
     assert len(warnings) == 1 and "u1" in warnings[0] and "1 so far" in warnings[0]
 
 

@@ -222,7 +222,7 @@ def test_a_broken_member_is_skipped_and_counted(tars):
     config = options(manifest_filepath=manifests, tarred_audio_filepaths=tar_paths)
     dataset = PretrainingDataset("maker-one", [50], max_unreadable=10)
     batches = list(itertools.islice(training_loader(config, dataset, 0, 1), 12))
-    assert dataset.num_unreadable > 0
+    assert dataset.unreadable.count > 0
     assert member.name not in {name for batch in batches for name in batch["utterances"]}
     assert all(torch.isfinite(batch["audio"]).all() for batch in batches)
 

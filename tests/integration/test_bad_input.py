@@ -37,6 +37,7 @@ from nemo_mshubert.data.manifest import read_manifest, write_manifest
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.resumable_loader import training_loader
 from nemo_mshubert.data.tarred import make_tarred
+from nemo_mshubert.data.unreadable import UnreadableAudioError
 from nemo_mshubert.models.ctc import restore_for_finetuning
 from nemo_mshubert.modules.frames import frame_count
 
@@ -144,7 +145,7 @@ def test_other_sample_rates_pass_the_whole_chain(labelled, tmp_path, rate, tarre
         assert len(batch["utterances"]) == 2
         assert (labels_BT >= 0).sum(dim=1).tolist() == [frame_count(length) for length in batch["length"].tolist()]
         assert all(abs(length - 16000) < 400 for length in batch["length"].tolist())
-    assert dataset.num_unreadable == 0
+    assert dataset.unreadable.count == 0
 
 
 # --- Packing ---------------------------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ def test_bad_samples_in_a_tar_are_skipped_and_counted(counting_corpus, tmp_path,
     batches = iter(training_loader(OmegaConf.create(config), dataset, 0, 1))
     names = [name for _ in range(4) for name in next(batches)["utterances"]]
     assert len(set(names)) == 3 and not any("u2" in name for name in names)
-    assert dataset.num_unreadable == 16 - len(names) >= 3
+    assert dataset.unreadable.count == 16 - len(names) >= 3
 
 
 # --- Fine-tuning -----------------------------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ def test_bad_samples_in_a_tar_are_skipped_and_counted(counting_corpus, tmp_path,
 def fine_tune(letters_path, synthetic_corpus):
     """``fine_tune(manifest, ...)``: four updates with the loader's options of conf/finetune; model and guard."""
 
-    def train(manifest, max_nonfinite_steps=20, **train_ds):
+    def train(manifest, max_nonfinite_steps=20, validation=synthetic_corpus.dev, **train_ds):
         data = dict(use_lhotse=True, sample_rate=16000, batch_size=None, num_workers=0, pin_memory=False)
         buckets = dict(use_bucketing=True, num_buckets=2, num_cuts_for_bins_estimate=10, bucket_buffer_size=10)
         train_ds = {
@@ -204,13 +205,15 @@ def fine_tune(letters_path, synthetic_corpus):
             **dict(shuffle_buffer_size=10, min_duration=0.1, max_duration=30.0),
             **train_ds,
         }
-        validation_ds = {**data, "manifest_filepath": str(synthetic_corpus.dev), "batch_size": 4, "shuffle": False}
+        validation_ds = {**data, "manifest_filepath": str(validation), "batch_size": 4, "shuffle": False}
         config = {"encoder": {"dropout": 0.1}, "train_ds": train_ds, "validation_ds": validation_ds}
         guard = NonfiniteGuard(max_nonfinite_steps)
         trainer = pl.Trainer(
             max_steps=4,
             limit_train_batches=1000000000,  # as in conf/finetune
-            limit_val_batches=0,
+            val_check_interval=4,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
             accelerator="cpu",
             callbacks=[guard],
             logger=False,
@@ -231,6 +234,18 @@ def test_finetuning_on_unreadable_audio_ends_with_its_name(corpus, fine_tune):
     """NeMo's background thread dies of it and leaves the training waiting for ever: a weekend of 8 GPUs."""
     with pytest.raises(Exception, match=f"u{BAD}.wav"):
         fine_tune(corpus("garbage"))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_finetuning_counts_what_cannot_be_decoded(corpus, fine_tune, synthetic_corpus, num_workers):
+    """NeMo passes over it at every pass; half of a corpus that a copy broke would be gone without a word at the end."""
+    manifest = corpus("garbage")
+    write_manifest(manifest, [{**entry, "sampling_rate": 16000} for entry in read_manifest(manifest)])
+    fine_tune(manifest, num_workers=num_workers)  # a few are skipped
+    with pytest.raises(UnreadableAudioError, match=f"(?s)1 utterances could not be used.*u{BAD}.*Repair the data"):
+        fine_tune(manifest, num_workers=num_workers, max_unreadable=0)
+    with pytest.raises(UnreadableAudioError, match=f"u{BAD}"):  # of what is validated none may be left out
+        fine_tune(synthetic_corpus.train, validation=manifest)
 
 
 @pytest.mark.parametrize("tarred", [False, True])

@@ -1,0 +1,89 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Utterances that training cannot read: they are skipped, named and counted, and too many of them end the run."""
+
+from typing import Tuple
+
+import torch
+from lhotse import CutSet
+from lhotse.dataset.collation import collate_vectors
+from nemo.utils import logging
+
+MAX_UNREADABLE = 100
+
+
+class UnreadableAudioError(RuntimeError):
+    """More utterances than allowed could not be read."""
+
+
+def reason(error: Exception) -> str:
+    """Kind and text of an error, without the objects that Lhotse prints behind it."""
+    return f"{type(error).__name__}: {error}".split("\n[extra info]")[0]
+
+
+class UnreadableCount:
+    """Counts the utterances that one loader process could not read.
+
+    Args:
+        limit: utterances that are skipped and logged before an error.
+    """
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.count = 0
+
+    def add(self, utterance: str, problem: str) -> None:
+        """Log one more.
+
+        Raises:
+            UnreadableAudioError: it is one too many.
+        """
+        self.count += 1
+        logging.warning(f"Skipped utterance {utterance} ({self.count} so far in this process): {problem}")
+        if self.count > self.limit:
+            raise UnreadableAudioError(
+                f"{self.count} utterances could not be used, the last one {utterance}: {problem}. "
+                "Repair the data, or raise max_unreadable of the dataset."
+            )
+
+
+class CountedAudio:
+    """Takes the place of ``load_audio`` in NeMo's datasets, which pass over what cannot be decoded without a count.
+
+    Args:
+        limit: as of `UnreadableCount`.
+    """
+
+    def __init__(self, limit: int):
+        self.unreadable = UnreadableCount(limit)
+
+    def __call__(self, cuts: CutSet) -> Tuple[torch.Tensor, torch.Tensor, CutSet]:
+        """Audio ``[B, S]``, channels mixed down, zero beyond an utterance; samples ``[B]``; the cuts that were read.
+
+        Raises:
+            UnreadableAudioError: too many were not, or none of the batch was.
+        """
+        waves, readable = [], []
+        for cut in cuts:
+            try:
+                waves.append(torch.from_numpy(cut.load_audio()).mean(dim=0))  # [C, S] -> [S]
+                readable.append(cut)
+            except Exception as error:  # whatever the codec raises on a broken or missing file
+                self.unreadable.add(cut.id, reason(error))
+        if not waves:
+            names = ", ".join(cut.id for cut in cuts)
+            raise UnreadableAudioError(f"No utterance of a batch could be read (see the log): {names}. Repair the data.")
+        lengths = torch.tensor([len(wave) for wave in waves], dtype=torch.int32)
+        return collate_vectors(waves, padding_value=0.0), lengths, CutSet.from_cuts(readable)
