@@ -73,6 +73,18 @@ def test_mfcc_is_the_kaldi_definition_at_every_second_window(num_samples):
         assert np.abs(ours[:-1] - theirs[1::2]).max() > 1  # a shift by one window would be seen
 
 
+@pytest.mark.parametrize("num_samples", [400, 719, 33333])
+def test_mfcc_is_torchaudios(num_samples):
+    """What fairseq calls, where torchaudio is installed: labels of either fit the other's k-means."""
+    torchaudio = pytest.importorskip("torchaudio", exc_type=(ImportError, OSError))
+    waveform = torch.from_numpy(noise(num_samples))[None]
+    theirs = torchaudio.compliance.kaldi.mfcc(waveform=waveform, sample_frequency=16000, use_energy=False).T
+    first = torchaudio.functional.compute_deltas(theirs)
+    theirs = torch.cat([theirs, first, torchaudio.functional.compute_deltas(first)]).T[::2]
+    (ours,) = MfccFeatures()([waveform[0].numpy()])
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)  # values up to 40
+
+
 def test_mfcc_frame_covers_the_samples_of_its_hubert_frame():
     """The cepstra (not the deltas) of frame t are those of its 400 samples alone."""
     waveform = noise(4000)
