@@ -37,7 +37,8 @@ while [ $# -gt 0 ]; do
             path=$(existing "$1" "$2")
             printf -v "${1#--}" %s "$path" ;;
         --test) path=$(existing "$1" "$2"); tests+=("$path") ;;
-        --top | --instances | --updates | --seeds | --exp) printf -v "${1#--}" %s "$2" ;;
+        --exp) exp=$(realpath -m -- "$2") ;;
+        --top | --instances | --updates | --seeds) printf -v "${1#--}" %s "$2" ;;
         *) usage "$1" ;;
     esac
     shift 2

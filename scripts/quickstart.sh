@@ -32,7 +32,7 @@ while [ $# -gt 0 ]; do
         --data) data=$(existing "$1" "$2") ;;
         --manifests) manifests=$(existing "$1" "$2") ;;
         --alignments) alignments=$(existing "$1" "$2") ;;
-        --exp) exp=$2 ;;
+        --exp) exp=$(realpath -m -- "$2") ;;
         --updates) updates=$2 ;;
         --finetune_updates) finetune_updates=$2 ;;
         *) usage "$1" ;;
@@ -74,11 +74,13 @@ metrics=()
 labels=$exp/labels/iter1
 stage "k-means of MFCCs" "$labels/km.npz" python scripts/fit_kmeans.py --manifest "$train" --features mfcc \
     --clusters 100 --output "$labels/km.npz"
-for split in train dev; do
-    stage "label $split, iteration 1" "$labels/$split.metrics.json" python scripts/label.py make --kmeans "$labels/km.npz" \
-        --manifest "${!split}" --output "$labels/$split.json" "${metrics[@]}" \
-        --metrics_output "$labels/$split.metrics.json"
-done
+label() { # WHEN SPLIT OPTION...
+    "$1" "label $2, $(basename "$labels")" "$labels/$2.metrics.json" python scripts/label.py make --kmeans "$labels/km.npz" \
+        --manifest "${!2}" --output "$labels/$2.json" --metrics_output "$labels/$2.metrics.json" "${metrics[@]}" "${@:3}"
+}
+label beside dev # most of it is to load PyTorch, which takes one core
+label stage train
+wait_beside
 iter1=$exp/hubert_iter1_tiny/checkpoints/hubert_iter1_tiny.nemo
 stage "pre-train HuBERT, iteration 1" "$iter1" python scripts/pretrain.py --config-name hubert_iter1_tiny \
     label_maker="$labels/km.npz" train_manifest="$labels/train.json" validation_manifest="$labels/dev.json" \
@@ -88,11 +90,9 @@ stage "pre-train HuBERT, iteration 1" "$iter1" python scripts/pretrain.py --conf
 labels=$exp/labels/iter2
 stage "k-means of layer 6" "$labels/km.npz" python scripts/fit_kmeans.py --manifest "$train" --features hidden \
     --encoder "$iter1" --layer 6 --clusters 1000 500 250 125 50 25 --max_frames 10000 --output "$labels/km.npz"
-for split in train dev; do
-    stage "label $split, iteration 2" "$labels/$split.metrics.json" python scripts/label.py make --kmeans "$labels/km.npz" \
-        --encoder "$iter1" --manifest "${!split}" --output "$labels/$split.json" "${metrics[@]}" \
-        --metrics_output "$labels/$split.metrics.json"
-done
+label beside dev --encoder "$iter1"
+label stage train --encoder "$iter1"
+wait_beside
 stage "tarred manifests" "$exp/tarred/tarred_audio_manifest.json" python scripts/make_tarred.py \
     --manifest "$labels/train.json" --output "$exp/tarred" --num_shards 4
 
@@ -121,19 +121,30 @@ else
 fi
 
 # --- CTC fine-tuning, from the pre-trained encoder and from random weights --------------------------------------------
+beside "CTC model, from scratch" "$exp/ctc/scratch.nemo" python scripts/ssl_to_ctc.py --ssl "$mshubert" --from_scratch \
+    --output "$exp/ctc/scratch.nemo"
 stage "CTC model, pre-trained" "$exp/ctc/pretrained.nemo" python scripts/ssl_to_ctc.py --ssl "$mshubert" \
     --output "$exp/ctc/pretrained.nemo"
-stage "CTC model, from scratch" "$exp/ctc/scratch.nemo" python scripts/ssl_to_ctc.py --ssl "$mshubert" --from_scratch \
-    --output "$exp/ctc/scratch.nemo"
-for start in pretrained scratch; do
-    freeze=() # random weights are nothing to preserve: they learn from the first update
-    [ "$start" = pretrained ] || freeze=(freeze_encoder_updates=0 model.encoder.feature_grad_mult=1.0)
-    tuned=$exp/finetune_$start/checkpoints/finetune_$start.nemo
-    stage "fine-tune, $start" "$tuned" python scripts/finetune_ctc.py --config-name tiny name="finetune_$start" \
-        init_model="$exp/ctc/$start.nemo" train_manifest="$train" validation_manifest="$dev" \
-        exp_manager.exp_dir="$exp" max_updates="$finetune_updates" validate_every_updates=200 "${freeze[@]}"
-    stage "evaluate, $start" "$exp/results/$start/results.json" python scripts/evaluate.py --model "$tuned" \
-        --manifest "${tests[@]}" --output "$exp/results/$start" "${decode[@]}"
-done
+wait_beside
+finetune() { # WHEN START OPTION...
+    "$1" "fine-tune, $2" "$exp/finetune_$2/checkpoints/finetune_$2.nemo" python scripts/finetune_ctc.py --config-name tiny \
+        name="finetune_$2" init_model="$exp/ctc/$2.nemo" train_manifest="$train" validation_manifest="$dev" \
+        exp_manager.exp_dir="$exp" max_updates="$finetune_updates" validate_every_updates=200 "${@:3}"
+}
+evaluate() { # WHEN START
+    "$1" "evaluate, $2" "$exp/results/$2/results.json" python scripts/evaluate.py --manifest "${tests[@]}" \
+        --model "$exp/finetune_$2/checkpoints/finetune_$2.nemo" --output "$exp/results/$2" "${decode[@]}"
+}
+# Both at once, on half of the cores each: layers as small as these gain little from more.
+threads=$(($(nproc) / 2))
+OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
+export OMP_NUM_THREADS
+# Random weights are nothing to preserve: they learn from the first update.
+finetune beside scratch freeze_encoder_updates=0 model.encoder.feature_grad_mult=1.0
+finetune stage pretrained
+wait_beside
+evaluate beside scratch
+evaluate stage pretrained
+wait_beside
 
 python scripts/report.py --run "$exp" --output "$exp/report.html"

@@ -29,19 +29,51 @@ existing() {
     realpath -e -- "$2" 2>/dev/null || { echo "${0##*/}: $1 $2: no such file or folder." >&2; exit 2; }
 }
 
-# stage NAME OUTPUT COMMAND...: run the command unless OUTPUT is there; note its seconds for the report, in the folder $exp.
+# stage NAME OUTPUT COMMAND...: run the command unless OUTPUT is there.
 stage() {
-    local name=$1 output=$2 start seconds
-    shift 2
-    if [ -e "$output" ]; then
-        printf '\n== %s: done, %s is there\n' "$name" "$output"
-        return
+    if announce "$@"; then run_stage "$@"; fi
+}
+
+# beside NAME OUTPUT COMMAND...: the same in the background, with its output in its log alone, beside the stages that
+# follow, until `wait_beside`. When the script ends, however it does, so do they.
+beside=()
+beside() {
+    announce "$@" || return 0
+    set -m # a group of processes of its own, which is ended as a whole
+    run_stage "$@" >/dev/null &
+    set +m
+    beside+=("$!")
+}
+wait_beside() {
+    local group
+    for group in "${beside[@]}"; do
+        wait "$group" || exit 1
+    done
+    beside=()
+}
+end_beside() {
+    local group
+    for group in "${beside[@]}"; do kill -- "-$group" 2>/dev/null || true; done
+}
+trap end_beside EXIT
+
+announce() {
+    if [ -e "$2" ]; then
+        printf '\n== %s: done, %s is there\n' "$1" "$2"
+        return 1
     fi
-    printf '\n== %s\n   %s\n' "$name" "$*"
+    printf '\n== %s\n   %s\n' "$1" "${*:3}"
+}
+
+# Notes for the report, in the folder $exp, when the stage started and how long it took.
+run_stage() {
+    local name=$1 output=$2 start
+    shift 2
     mkdir -p "$exp/logs"
     start=$(date +%s)
-    "$@" 2>&1 | tee "$exp/logs/${name// /_}.log"
-    seconds=$(($(date +%s) - start))
+    # tee outlives the signal of end_beside: a training says on its way out that it writes a checkpoint
+    "$@" 2>&1 | (trap "" TERM && tee "$exp/logs/${name// /_}.log") ||
+        { echo "$name failed; see $exp/logs" >&2; exit 1; }
     [ -e "$output" ] || { echo "$name ended without $output; see $exp/logs" >&2; exit 1; }
-    printf '%s\t%s\t%s\n' "$name" "$seconds" "$*" >>"$exp/stages.tsv"
+    printf '%s\t%s\t%s\t%s\n' "$name" "$start" "$(($(date +%s) - start))" "$*" >>"$exp/stages.tsv"
 }

@@ -20,6 +20,7 @@ import re
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,56 @@ def test_quickstart_looks_at_its_folders_before_it_installs(shell, tmp_path):
     (tmp_path / "train.json").touch()
     status, text, made = shell("quickstart.sh", "--manifests", ".")
     assert status == 1 and "no dev*.json" in text and len(made) == 1
+
+
+@pytest.fixture
+def stages(tmp_path):
+    """``stages("stage a ...")``: a script with the functions of stages.sh; the process, its output and the folder."""
+
+    def start(script):
+        head = f"set -euo pipefail\nexp={tmp_path}/exp\nsource {SCRIPTS}/stages.sh\n"
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(["bash", "-c", head + script], cwd=tmp_path, **pipes)
+
+    return start
+
+
+def test_stages_beside_each_other(stages, tmp_path):
+    """Each waits for what the other makes, so they run at the same time; only one of them may fill the terminal."""
+    script = """
+        beside first a bash -c "echo quiet; until [ -e b ]; do sleep 0.05; done; touch a"
+        stage second b bash -c "echo loud; touch b"
+        wait_beside
+        [ -e a ]
+        beside first a false
+        wait_beside
+    """
+    process = stages(script)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0 and "loud" in output and "\nquiet" not in output
+    assert "== first\n" in output and "first: done, a is there" in output
+    assert (tmp_path / "exp" / "logs" / "first.log").read_text() == "quiet\n"
+    notes = [line.split("\t") for line in (tmp_path / "exp" / "stages.tsv").read_text().splitlines()]
+    assert sorted(note[0] for note in notes) == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    "command, message", [("bash -c 'touch a; exit 3'", "first failed; see"), ("true", "first ended without a; see")]
+)
+def test_a_stage_that_fails_in_the_background_ends_the_script(stages, command, message):
+    """Where its output is not seen, its name must be; a fine-tuning that died would have been evaluated."""
+    process = stages(f"beside first a {command}\nwait_beside\necho evaluated")
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 1 and message in output and "evaluated" not in output
+
+
+def test_what_runs_in_the_background_ends_with_the_script(stages, tmp_path):
+    """A training that went on after Ctrl-C would be in the way of the next call."""
+    training = 'trap "touch ended; exit" TERM; touch started; while :; do sleep 0.05; done'
+    process = stages(f"beside first a bash -c '{training}'\nuntil [ -e started ]; do sleep 0.05; done\nexit 4")
+    process.communicate(timeout=20)
+    assert process.returncode == 4
+    waited = time.monotonic() + 20
+    while not (tmp_path / "ended").is_file():
+        assert time.monotonic() < waited, "it still runs"
+        time.sleep(0.05)

@@ -117,7 +117,10 @@ def _label_table(run: Run) -> Table:
 
 def _stage_table(run: Run) -> Table:
     rows = [[stage.name, f"{stage.seconds:.0f}", clock(stage.seconds)] for stage in run.stages]
-    total = sum(stage.seconds for stage in run.stages)
+    total, end = 0.0, 0.0
+    for stage in sorted(run.stages, key=lambda stage: stage.start):  # some run at the same time
+        total += max(0.0, stage.start + stage.seconds - max(end, stage.start))
+        end = max(end, stage.start + stage.seconds)
     return Table("Time", ["stage", "seconds", "h:mm:ss"], [*rows, ["total", f"{total:.0f}", clock(total)]], (0,))
 
 

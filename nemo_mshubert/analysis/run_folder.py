@@ -29,9 +29,10 @@ MODELS = {"pretrained": "pre-trained", "scratch": "from scratch"}  # folders of 
 
 
 class Stage(NamedTuple):
-    """A line of stages.tsv."""
+    """A line of stages.tsv; ``start`` in seconds since 1970."""
 
     name: str
+    start: float
     seconds: float
     command: str
 
@@ -134,11 +135,11 @@ def read_stages(path: Path) -> List[Stage]:
         if not line.strip():
             continue
         try:
-            name, seconds, command = line.split("\t", 2)
-            stages[name] = Stage(name, float(seconds), command)
+            name, start, seconds, command = line.split("\t", 3)
+            stages[name] = Stage(name, float(start), float(seconds), command)
         except ValueError as error:
             raise ValueError(
-                f"{path}:{number}: expected name, seconds and command line between tabs, found {line[:80]!r}. "
+                f"{path}:{number}: expected name, start, seconds and command line between tabs, found {line[:80]!r}. "
                 "Repair or remove this line."
             ) from error
     return list(stages.values())

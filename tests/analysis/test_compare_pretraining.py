@@ -110,7 +110,7 @@ def test_a_second_call_makes_the_report_only(compare, tmp_path):
     assert status == 0 and [Path(call[0]).name for call in calls] == ["pretrain.py", "report.py"]
     assert "mshubert_tiny_noswap" in calls[0] and "pre-train HuBERT, seed 1: done" in output
     stages = [line.split("\t") for line in (exp / "stages.tsv").read_text().splitlines()]
-    assert [len(stage) for stage in stages] == [3] * len(stages) and stages[-1][0] == "pre-train - Swap, seed 1"
+    assert [len(stage) for stage in stages] == [4] * len(stages) and stages[-1][0] == "pre-train - Swap, seed 1"
 
 
 @pytest.mark.parametrize(

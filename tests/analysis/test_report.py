@@ -89,7 +89,7 @@ def run(tmp_path):
         write_events(run / name / "version_0", {"val_wer": {9: 2.95, 19: wer}, "learning_rate": {9: 1e-3}})
     write_results(run, "scratch", 0.8888, 0.4444)
     write_results(run, "pretrained", 0.33333, 0.1111)
-    lines = ["labels\t1\told", f"pretrain\t3723.6\t{COMMAND}", "labels\t12.4\tnew --sets 100"]
+    lines = ["labels\t0\t1\told", f"pretrain\t50\t3723.6\t{COMMAND}", "labels\t40\t12.4\tnew --sets 100"]
     (run / "stages.tsv").write_text("\n".join(lines) + "\n")
     return run
 
@@ -148,7 +148,7 @@ EXPECTED_ROWS = [
     ["iter10", "train", "100", "–", "–", "–", "6.49", "3", "–", "39 MFCC features"],
     ["labels", "12", "0:00:12"],
     ["pretrain", "3724", "1:02:04"],
-    ["total", "3736", "1:02:16"],
+    ["total", "3734", "1:02:14"],  # of two stages that ran beside each other for 2.4 s
 ]
 
 
@@ -210,7 +210,7 @@ def test_several_runs_side_by_side(run, tmp_path):
     other = tmp_path / "other"
     write_results(other, "pretrained", 0.25, 0.125)
     write_events(other / "mshubert" / "version_0", {"val_100/loss": {3: 1.0}})
-    (other / "stages.tsv").write_text("labels\t5\tcommand\n")
+    (other / "stages.tsv").write_text("labels\t9000\t5\tcommand\n")
     together = read_runs([run, other])
     markdown = markdown_report(together)
     assert "| test_clean | greedy | 220 | 33.33 | 88.88 | 25.00 | 11.11 | 44.44 | 12.50 |" in markdown
@@ -416,8 +416,8 @@ def test_no_run_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("stages.tsv", "labels\t1\tcommand\npretrain 12\n", "stages.tsv:2: expected name, seconds and command"),
-        ("stages.tsv", "labels\tsoon\tcommand\n", "stages.tsv:1: expected"),
+        ("stages.tsv", "labels\t0\t1\tcommand\npretrain 12\n", "stages.tsv:2: expected name, start, seconds and command"),
+        ("stages.tsv", "labels\tsoon\t1\tcommand\n", "stages.tsv:1: expected"),
         ("results/scratch/results.json", '{"results": {"dev', "scratch/results.json: not the expected JSON"),
         ("results/scratch/results.json", '{"results": [1]}', "scratch/results.json: not the expected JSON"),
         ("results/scratch/results.json", "{}", "scratch/results.json: lacks 'results'. Repeat scripts/evaluate.py"),
