@@ -84,6 +84,8 @@ class CountedAudio:
                 self.unreadable.add(cut.id, reason(error))
         if not waves:
             names = ", ".join(cut.id for cut in cuts)
-            raise UnreadableAudioError(f"No utterance of a batch could be read (see the log): {names}. Repair the data.")
+            raise UnreadableAudioError(
+                f"No utterance of a batch could be read (see the log): {names}. Repair the data."
+            )
         lengths = torch.tensor([len(wave) for wave in waves], dtype=torch.int32)
         return collate_vectors(waves, padding_value=0.0), lengths, CutSet.from_cuts(readable)

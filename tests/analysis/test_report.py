@@ -416,7 +416,11 @@ def test_no_run_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("stages.tsv", "labels\t0\t1\tcommand\npretrain 12\n", "stages.tsv:2: expected name, start, seconds and command"),
+        (
+            "stages.tsv",
+            "labels\t0\t1\tcommand\npretrain 12\n",
+            "stages.tsv:2: expected name, start, seconds and command",
+        ),
         ("stages.tsv", "labels\tsoon\t1\tcommand\n", "stages.tsv:1: expected"),
         ("results/scratch/results.json", '{"results": {"dev', "scratch/results.json: not the expected JSON"),
         ("results/scratch/results.json", '{"results": [1]}', "scratch/results.json: not the expected JSON"),
