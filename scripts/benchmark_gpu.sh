@@ -38,8 +38,9 @@ measure() {  # NAME COMMAND...: prints the end of what it wrote
         tail -n 12 "$output/$name.md"
     else
         failed=1
-        echo "failed: $output/$name.log" >&2
+        echo "failed: $output/$name.log and $output/.$name.md" >&2
         tail -n 3 "$output/$name.log" >&2
+        tail -n 12 "$output/.$name.md" >&2  # pytest says there what failed
     fi
 }
 

@@ -44,7 +44,7 @@ from typing import Tuple
 
 from nemo_mshubert.clustering.features import FeatureMaker, HiddenFeatures, MfccFeatures
 from nemo_mshubert.clustering.label_maker import LabelMaker, is_pickle
-from nemo_mshubert.clustering.labelling import Shard, label_manifest, measure_manifest, merge_shards
+from nemo_mshubert.clustering.labelling import Shard, check_aligned, label_manifest, measure_manifest, merge_shards
 from nemo_mshubert.clustering.metrics import load_alignments
 from nemo_mshubert.data.labels import check_labelled_manifest
 from nemo_mshubert.data.manifest import atomic_write
@@ -84,7 +84,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     check.add_argument("--kmeans", help=f"what all labels must be of: {OWN_KMEANS}")
     args = parser.parse_args(argv)
     if args.command != "check" and args.alignments and not Path(args.alignments).is_file():
-        parser.error(f"{args.alignments}: no such alignments")  # now, not when all is labelled
+        parser.error(f"{args.alignments}: no such alignments")
     if args.command == "make" and is_pickle(args.kmeans) and not (args.encoder and args.layer):
         parser.error(f"{args.kmeans} is of joblib and says not what it is of: give --encoder and --layer")
     return args
@@ -113,6 +113,8 @@ def read_published(args: argparse.Namespace) -> Tuple[LabelMaker, FeatureMaker]:
 
 
 def make_labels(args: argparse.Namespace) -> None:
+    if args.alignments:
+        check_aligned(args.manifest, load_alignments(args.alignments))  # now, not when all is labelled
     with launched_ranks() as ranks:
         if is_pickle(args.kmeans):
             maker, features = read_published(args)

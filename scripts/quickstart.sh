@@ -19,9 +19,10 @@
 #     bash scripts/quickstart.sh --data DIR            # a folder in LibriSpeech's layout, with a dev-* and a test-* subset
 #     bash scripts/quickstart.sh --manifests DIR       # a folder with NeMo manifests train*.json, dev*.json and test*.json
 #
-# Every stage is one of the public scripts, printed as it is run. Run it again: finished stages are skipped, an
-# interrupted one goes on.  --exp DIR: where everything goes (exp/quickstart).  --alignments FILE: words or phones in
-# time, for the quality of the labels.  --updates N and --finetune_updates N: of either pre-training and fine-tuning.
+# Every stage is one of the public scripts, printed as it is run; some run at the same time. Run it again: finished
+# stages are skipped, an interrupted one goes on.  --exp DIR: where everything goes (exp/quickstart).  --alignments FILE:
+# words or phones in time (JSONL, .gz) of train and dev, for the quality of the labels.  --updates N and
+# --finetune_updates N: of either pre-training and fine-tuning.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 
@@ -62,7 +63,7 @@ fi
 if [ -z "$manifests" ]; then
     manifests=$exp/manifests
     stage "prepare" "$manifests/prepared" bash -c \
-        "python scripts/prepare_librispeech.py --data '$data' --output '$manifests' && touch '$manifests/prepared'"
+        'python scripts/prepare_librispeech.py --data "$0" --output "$1" && touch "$1/prepared"' "$data" "$manifests"
 fi
 find_split train; train=${found[0]}
 find_split dev; dev=${found[0]}
@@ -131,9 +132,9 @@ finetune() { # WHEN START OPTION...
         name="finetune_$2" init_model="$exp/ctc/$2.nemo" train_manifest="$train" validation_manifest="$dev" \
         exp_manager.exp_dir="$exp" max_updates="$finetune_updates" validate_every_updates=200 "${@:3}"
 }
-evaluate() { # WHEN START
-    "$1" "evaluate, $2" "$exp/results/$2/results.json" python scripts/evaluate.py --manifest "${tests[@]}" \
-        --model "$exp/finetune_$2/checkpoints/finetune_$2.nemo" --output "$exp/results/$2" "${decode[@]}"
+evaluate() { # START
+    stage "evaluate, $1" "$exp/results/$1/results.json" python scripts/evaluate.py --manifest "${tests[@]}" \
+        --model "$exp/finetune_$1/checkpoints/finetune_$1.nemo" --output "$exp/results/$1" "${decode[@]}"
 }
 # Both at once, on half of the cores each: layers as small as these gain little from more.
 threads=$(($(nproc) / 2))
@@ -142,9 +143,8 @@ export OMP_NUM_THREADS
 # Random weights are nothing to preserve: they learn from the first update.
 finetune beside scratch freeze_encoder_updates=0 model.encoder.feature_grad_mult=1.0
 finetune stage pretrained
+evaluate pretrained
 wait_beside
-evaluate beside scratch
-evaluate stage pretrained
-wait_beside
+evaluate scratch
 
 python scripts/report.py --run "$exp" --output "$exp/report.html"

@@ -62,7 +62,14 @@ announce() {
         printf '\n== %s: done, %s is there\n' "$1" "$2"
         return 1
     fi
-    printf '\n== %s\n   %s\n' "$1" "${*:3}"
+    printf '\n== %s\n   %s\n' "$1" "$(quoted "${@:3}")"
+}
+
+# A command line as one may type it.
+quoted() {
+    local line
+    printf -v line '%q ' "$@"
+    echo "${line% }"
 }
 
 # Notes for the report, in the folder $exp, when the stage started and how long it took.
@@ -75,5 +82,5 @@ run_stage() {
     "$@" 2>&1 | (trap "" TERM && tee "$exp/logs/${name// /_}.log") ||
         { echo "$name failed; see $exp/logs" >&2; exit 1; }
     [ -e "$output" ] || { echo "$name ended without $output; see $exp/logs" >&2; exit 1; }
-    printf '%s\t%s\t%s\t%s\n' "$name" "$start" "$(($(date +%s) - start))" "$*" >>"$exp/stages.tsv"
+    printf '%s\t%s\t%s\t%s\n' "$name" "$start" "$(($(date +%s) - start))" "$(quoted "$@")" >>"$exp/stages.tsv"
 }

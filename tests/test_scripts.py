@@ -18,6 +18,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 import time
@@ -111,6 +112,16 @@ def stages(tmp_path):
         return subprocess.Popen(["bash", "-c", head + script], cwd=tmp_path, **pipes)
 
     return start
+
+
+def test_commands_of_stages_can_be_typed(stages, tmp_path):
+    """They are what the report shows as the way by hand; without quotes they ended in other commands."""
+    process = stages("""stage 'a b' made bash -c 'touch "$0"' made 'two  words' plain=1 "it's" ''""")
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, output
+    *_, command = (tmp_path / "exp" / "stages.tsv").read_text().rstrip("\n").split("\t")
+    expected = ["bash", "-c", 'touch "$0"', "made", "two  words", "plain=1", "it's", ""]
+    assert shlex.split(command) == expected and f"== a b\n   {command}\n" in output and " plain=1 " in command
 
 
 def test_stages_beside_each_other(stages, tmp_path):

@@ -21,6 +21,8 @@ CTC emits a letter when it is sure of it, not when it begins: between two words,
 shared evenly, since speech goes on there; a longer one is silence.
 """
 
+import glob
+import hashlib
 import json
 import logging
 import os
@@ -32,7 +34,10 @@ import torch
 from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
 from nemo.collections.asr.parts.utils.aligner_utils import viterbi_decoding
 
+from nemo_mshubert.analysis.word_segments import SILENCES
+from nemo_mshubert.clustering.features import encoder_fingerprint
 from nemo_mshubert.clustering.metrics import Alignments
+from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike, atomic_write, iter_manifest, utterance_id
 from nemo_mshubert.decoding.acoustic import FRAMES_PER_SECOND, manifest_log_probs
 from nemo_mshubert.decoding.lexicon import fold_case
@@ -141,8 +146,8 @@ def align_manifest(
 ) -> Dict[str, int]:
     """Write ``{"utt_id", "score", "words": [{"word", "start", "end"}]}`` per line, as `load_alignments` reads it.
 
-    Utterances that cannot be aligned are left out, logged and counted. Lines go to ``.<output>.partial`` first; an
-    interrupted call goes on from there.
+    Utterances that cannot be aligned are left out, logged and counted. Lines go to ``.<output>.<id>.partial`` first,
+    and an interrupted call with the same model and manifest goes on from there.
 
     Returns:
         numbers of utterances ``aligned`` and ``left_out``.
@@ -153,7 +158,8 @@ def align_manifest(
     """
     output = Path(output)
     lines = _checked(manifest)
-    partial = output.with_name(f".{output.name}.partial")
+    identity = hashlib.sha256((encoder_fingerprint(model) + file_digest(manifest)).encode()).hexdigest()[:8]
+    partial = output.with_name(f".{output.name}.{identity}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     done = _whole_lines(partial)
     todo = [entry for entry in lines if utterance_id(entry) not in done]
@@ -169,7 +175,8 @@ def align_manifest(
         raise ValueError(f"{manifest}: none of {len(lines)} utterances can be aligned; see the log for the reasons.")
     with atomic_write(output) as stream:
         stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in aligned)
-    partial.unlink()
+    for finished in output.parent.glob(f".{glob.escape(output.name)}.*.partial"):  # those of other models, too
+        finished.unlink()
     return {"aligned": len(aligned), "left_out": len(lines) - len(aligned)}
 
 
@@ -226,12 +233,13 @@ def compare_times(found: Alignments, reference: Alignments) -> Dict[str, Any]:
     """
     offsets: List[np.ndarray] = []
     other = 0
-    for utt_id, (start, end, unit) in found.intervals.items():
+    for utt_id in found.intervals:
         if utt_id not in reference.intervals:
             continue
-        known_start, known_end, known_unit = reference.intervals[utt_id]
-        if list(_names(found, unit)) == list(_names(reference, known_unit)):
-            offsets.append(1000 * np.stack([start - known_start, end - known_end]))  # [2, words] in ms
+        words, times = _spoken(found, utt_id)
+        known_words, known_times = _spoken(reference, utt_id)
+        if words == known_words:
+            offsets.append(1000 * (times - known_times))  # [2, words] in ms
         else:
             other += 1
     if not offsets:
@@ -246,5 +254,10 @@ def compare_times(found: Alignments, reference: Alignments) -> Dict[str, Any]:
     return result
 
 
-def _names(alignments: Alignments, units: np.ndarray) -> Iterator[str]:
-    return (alignments.names[unit].lower() for unit in units)
+def _spoken(alignments: Alignments, utt_id: str) -> Tuple[List[str], np.ndarray]:
+    """Words of an utterance in lower case, and their starts and ends ``[2, words]``; without pauses, which TextGrids
+    have as intervals."""
+    start, end, unit = alignments.intervals[utt_id]
+    names = [alignments.names[number].lower() for number in unit]
+    spoken = [place for place, name in enumerate(names) if name not in SILENCES]
+    return [names[place] for place in spoken], np.stack([start, end])[:, spoken]

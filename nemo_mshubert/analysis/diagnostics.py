@@ -48,7 +48,7 @@ from nemo_mshubert.modules.masking import span_mask
 logger = logging.getLogger(__name__)
 
 Diagnosis = Dict[str, Any]
-METHOD_VERSION = 1  # raise it when the same call no longer gives the same numbers
+METHOD_VERSION = 2  # raise it when the same call no longer gives the same numbers
 KINDS = ("masked", "unmasked")
 MASK_SEED = 0
 
@@ -77,7 +77,7 @@ def diagnose_models(
     for name, path in models:
         logger.info("%s: %s", name, path)
         model = load_pretrained(path).to(device)
-        settings = (METHOD_VERSION, _file_hash(manifest), clusters, max_frames, alignments is not None)
+        settings = (METHOD_VERSION, _file_hash(manifest), clusters, max_frames, alignments and alignments.digest())
         key = f"{encoder_fingerprint(model)}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
         stored = output / "models" / f"{key}.json"
         if not stored.is_file():
@@ -110,7 +110,9 @@ def diagnose(
     max_frames: int = 20_000,
 ) -> Diagnosis:
     """All measurements of one model; see `diagnose_models`."""
+    device = model.device
     diagnosis: Diagnosis = {"swap": bool(model.cfg.swap), "sets": validate(model, manifest)}
+    model.to(device)  # Lightning leaves it on the CPU
     lines = list(iter_manifest(manifest))
     masking = model.cfg.masking
     diagnosis["views"] = view_cosines(
@@ -130,7 +132,11 @@ def validate(model: pl.LightningModule, manifest: PathLike) -> Dict[str, Dict[st
     """The model's validation on ``manifest``: ``{clusters: {"masked_accuracy": ..., ...}}``."""
     model.setup_validation_data({**model.cfg.validation_ds, "manifest_filepath": str(manifest), "num_workers": 0})
     trainer = pl.Trainer(
-        accelerator=model.device.type, devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
+        accelerator=model.device.type,
+        devices=1 if model.device.index is None else [model.device.index],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
     )
     (metrics,) = trainer.validate(model, verbose=False)
     sets: Dict[str, Dict[str, float]] = {}

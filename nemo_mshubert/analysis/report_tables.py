@@ -146,6 +146,6 @@ def missing_parts(run: Run) -> List[str]:
     }
     for model, name in MODELS.items():
         sentence = f"Evaluation {name} (scripts/evaluate.py) has not run: no results/{model}/results.json."
-        parts[sentence] = model in run.scores
+        parts[sentence] = any(key == model or key.endswith(f": {name}") for key in run.scores)  # of several runs
     parts["No stage of quickstart.sh has finished: no stages.tsv, so no times and no command lines."] = run.stages
     return [sentence for sentence, part in parts.items() if not part]

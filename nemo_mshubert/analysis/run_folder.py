@@ -113,10 +113,20 @@ def read_run(folder: PathLike) -> Run:
 
 
 def read_runs(folders: Sequence[PathLike]) -> Run:
-    """One run as it is; of several, all parts side by side, named after their runs. Raises as `read_run`."""
+    """One run as it is; of several, all parts side by side, named after their runs: the last part of their paths, or
+    the whole where two end alike.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_run`, or a folder that is given twice.
+    """
     runs = [read_run(folder) for folder in folders]
     if len(runs) == 1:
         return runs[0]
+    if len({run.name for run in runs}) < len(runs):
+        for run, folder in zip(runs, folders):
+            run.name = str(Path(folder).resolve())
+    if len({run.name for run in runs}) < len(runs):
+        raise ValueError(f"--run: {', '.join(map(str, folders))}: name each run folder once.")
     together = Run(name=", ".join(run.name for run in runs))
     for run in runs:
         together.stages += [stage._replace(name=f"{run.name}: {stage.name}") for stage in run.stages]

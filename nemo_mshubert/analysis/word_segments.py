@@ -45,7 +45,8 @@ from nemo_mshubert.modules.frames import FRAME_RATE, HOP_SAMPLES, frame_count
 logger = logging.getLogger(__name__)
 
 KINDS = ("word", "phone")
-NOT_A_UNIT = {"", "sp", "spn", "sil", "<eps>", "<sil>", "<unk>", "[unk]"}  # silence, noise, unknown
+SILENCES = {"", "sp", "sil", "<eps>", "<sil>"}
+NOT_A_UNIT = SILENCES | {"spn", "<unk>", "[unk]"}  # noise, unknown
 ARPABET_STRESS = re.compile(r"(?<=^[A-Z]{2})[012]$")  # of "AH0"
 SLACK_SECONDS = 1 / FRAME_RATE  # by which an alignment, on a grid of its own, may end behind the audio
 UTTERANCES_AT_ONCE = 4  # all layers of 4 x 35 s in fp32 are 280 MB for a base model

@@ -15,8 +15,8 @@
 """Speed of greedy CTC inference from audio files to text, beside ``transformers.HubertForCTC`` with the same weights.
 
 Both read the same files with the same reader, in the same batches by duration; ours is what scripts/evaluate.py runs
-(NeMo's model, forward pass and greedy decoding), theirs the documented use of transformers: padded batch, forward
-pass, argmax, ``batch_decode`` of the tokenizer.
+(NeMo's model, forward pass and greedy decoding), theirs the documented use of transformers: feature extractor
+(which pads the batch), forward pass, argmax, ``batch_decode`` of the tokenizer.
 
 Unlike ours, their model of base size gives other numbers for a padded utterance than for it alone, since its first
 norm sees the padding: texts are compared in batches of one utterance. In bf16 the two round differently: some texts
@@ -30,15 +30,14 @@ from typing import Any, Callable, Dict, List, Optional
 import torch
 from nemo.collections.asr.models import EncDecCTCModel
 from omegaconf import OmegaConf
-from torch.nn.utils.rnn import pad_sequence
-from transformers import HubertForCTC, Wav2Vec2CTCTokenizer
+from transformers import HubertForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
 
 from nemo_mshubert.benchmarks.labelling import first_seconds
 from nemo_mshubert.benchmarks.measurement import Column, Row, median_seconds
 from nemo_mshubert.benchmarks.pretraining_step import encoder_options, load_config
 from nemo_mshubert.convert.huggingface import write_huggingface
 from nemo_mshubert.convert.nemo import read_nemo
-from nemo_mshubert.data.manifest import PathLike, load_audio, read_manifest
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, load_audio, read_manifest
 from nemo_mshubert.decoding.acoustic import batches_by_duration, manifest_log_probs
 from nemo_mshubert.decoding.evaluation import greedy_decoder
 from nemo_mshubert.models.ctc import LETTERS, ctc_config
@@ -134,18 +133,20 @@ def ours(path: Path, entries: List[Dict[str, Any]], device: torch.device, dtype:
 def theirs(folder: Path, entries: List[Dict[str, Any]], device: torch.device, dtype: torch.dtype) -> Transcribe:
     model = HubertForCTC.from_pretrained(folder).to(device, dtype).eval()
     tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(folder)
+    extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
     durations = [entry["duration"] for entry in entries]
 
     @torch.inference_mode()
     def transcribe(batch_seconds: float) -> List[str]:
         texts = [""] * len(entries)
         for batch in batches_by_duration(durations, batch_seconds):
-            waves = [torch.from_numpy(load_audio(entries[index])) for index in batch]
-            length = torch.tensor([len(wave) for wave in waves])
-            audio = pad_sequence(waves, batch_first=True).to(device)
-            mask = (torch.arange(audio.shape[1]) < length[:, None]).long().to(device)
-            labels = model(audio.to(dtype), attention_mask=mask).logits.argmax(dim=-1).cpu()
-            frames = model._get_feat_extract_output_lengths(length).tolist()
+            waves = [load_audio(entries[index]) for index in batch]
+            inputs = extractor(
+                waves, sampling_rate=SAMPLE_RATE, padding=True, return_attention_mask=True, return_tensors="pt"
+            )
+            audio, mask = inputs.input_values.to(device, dtype), inputs.attention_mask.to(device)
+            labels = model(audio, attention_mask=mask).logits.argmax(dim=-1).cpu()
+            frames = model._get_feat_extract_output_lengths(inputs.attention_mask.sum(dim=1)).tolist()
             decoded = tokenizer.batch_decode([row[:count] for row, count in zip(labels, frames)])
             for index, text in zip(batch, decoded):
                 texts[index] = text

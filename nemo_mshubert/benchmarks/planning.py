@@ -160,7 +160,7 @@ def plan(config: DictConfig, size: str, hours: float, cluster: Cluster, reports:
         reports: of `read_reports`.
     """
     sizes = count_parameters(config)
-    step = _measured_step(reports, size, config.model.train_ds.batch_duration)
+    step = _measured_step(reports, size, config)
     return [
         *_memory(config, sizes, cluster, step),
         *_time(config, hours, cluster, step),
@@ -170,10 +170,11 @@ def plan(config: DictConfig, size: str, hours: float, cluster: Cluster, reports:
     ]
 
 
-def _measured_step(reports: Reports, size: str, batch_seconds: float) -> Mapping[str, Any]:
-    """The row "ours" of the size whose batch is the nearest; empty where there is none."""
-    rows = [row for row in reports.get("pretrain", []) if row["row"] == "ours" and row["size"] == size]
-    rows = [row for row in rows if row.get("seconds")]
+def _measured_step(reports: Reports, size: str, config: DictConfig) -> Mapping[str, Any]:
+    """The row of our step of the size, with or without Swap, whose batch is the nearest; or what is needed."""
+    wanted = ("ours" if config.model.swap else "ours, no Swap", size)
+    rows = [row for row in reports.get("pretrain", []) if (row["row"], row["size"]) == wanted and row.get("seconds")]
+    batch_seconds = config.model.train_ds.batch_duration
     return min(rows, key=lambda row: abs(row["batch_seconds"] - batch_seconds)) if rows else {"needed": size}
 
 

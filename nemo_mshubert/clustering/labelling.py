@@ -214,6 +214,8 @@ def measure_manifest(manifest: PathLike, maker: LabelMaker, alignments: Optional
     Raises:
         ValueError: labels are malformed or of another maker, or no utterance is aligned.
     """
+    if alignments:
+        check_aligned(manifest, alignments)
     metrics = LabelMetrics(maker.sets, len(alignments.names) if alignments else 0)
     utterances = aligned = 0
     for where, entry in iter_manifest(manifest):
@@ -225,13 +227,18 @@ def measure_manifest(manifest: PathLike, maker: LabelMaker, alignments: Optional
         utterances, aligned = utterances + 1, aligned + (units is not None)
     report = {"manifest": str(manifest), "maker": maker.id, "features": maker.features.name, "utterances": utterances}
     if alignments:
-        if not aligned:
-            raise ValueError(
-                f"{manifest}: none of {utterances} utterances is aligned. Ids of the alignments look like "
-                f'{next(iter(alignments.intervals))!r}; give the manifest such ids as "utt_id".'
-            )
         report.update(unit=alignments.kind, aligned_utterances=aligned)
     return {**report, "sets": metrics.result()}
+
+
+def check_aligned(manifest: PathLike, alignments: Alignments) -> None:
+    """Raise ``ValueError`` if the alignments are of none of the utterances."""
+    entries = [entry for _, entry in iter_manifest(manifest)]
+    if not any(utterance_id(entry) in alignments.intervals for entry in entries):
+        raise ValueError(
+            f"{manifest}: none of {len(entries)} utterances is aligned. Ids of the alignments look like "
+            f'{next(iter(alignments.intervals), None)!r}; give the manifest such ids as "utt_id".'
+        )
 
 
 def count_lines(manifest: PathLike) -> int:

@@ -25,6 +25,7 @@ an alignment may be incomplete there: give silence a unit of its own to have it 
 """
 
 import gzip
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,15 @@ class Alignments:
         centre = (HOP_SAMPLES * np.arange(num_frames) + RECEPTIVE_FIELD_SAMPLES // 2) / SAMPLE_RATE
         index = np.searchsorted(start, centre, side="right") - 1
         return np.where((index >= 0) & (centre < end[index]), unit[index], -1)
+
+    def digest(self) -> str:
+        """Hexadecimal digits that tell apart alignments of other units, utterances or times."""
+        digest = hashlib.sha256(repr((self.kind, self.names)).encode())
+        for utt_id, columns in sorted(self.intervals.items()):
+            digest.update(utt_id.encode())
+            for column in columns:
+                digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
 
 
 def load_alignments(path: PathLike) -> Alignments:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from nemo_mshubert.analysis import alignment
 from nemo_mshubert.analysis.alignment import (
@@ -139,11 +140,36 @@ def test_an_interrupted_call_goes_on(model, synthetic_corpus, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         align_manifest(model, synthetic_corpus.train, parts)
     assert not parts.exists()
-    with open(tmp_path / ".parts.jsonl.partial", "a") as stream:
+    (partial,) = tmp_path.glob(".parts.jsonl.*.partial")
+    with open(partial, "a") as stream:
         stream.write('{"utt_id": "cut off in the mid')
     align_manifest(model, synthetic_corpus.train, parts)
     assert parts.read_text() == whole.read_text()
     assert sum(calls[2:]) == len(read_manifest(synthetic_corpus.train)) - 2
+
+
+def test_a_call_with_another_model_starts_anew(model, letters_path, synthetic_corpus, tmp_path, monkeypatch):
+    """Times of the model that was a mistake would stay among those of the right one."""
+    write_manifest(tmp_path / "one.json", read_manifest(synthetic_corpus.dev)[:1])
+    words = tmp_path / "w.jsonl"
+
+    def fail(*args):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(alignment, "atomic_write", fail)
+        with pytest.raises(OSError, match="disk is full"):
+            align_manifest(model, tmp_path / "one.json", words)
+    computed = []
+    compute = alignment.manifest_log_probs
+    monkeypatch.setattr(
+        alignment, "manifest_log_probs", lambda *args, **kwargs: computed.append(1) or compute(*args, **kwargs)
+    )
+    other = load_ctc_model(str(letters_path), "cpu")
+    with torch.no_grad():
+        other.decoder.decoder_layers[0].bias += torch.linspace(0, 1, BLANK + 1)
+    align_manifest(other, tmp_path / "one.json", words)
+    assert computed == [1] and not list(tmp_path.glob(".w.jsonl*"))
 
 
 def test_utterances_without_alignment_are_left_out_and_counted(model, synthetic_corpus, tmp_path, caplog):
@@ -166,7 +192,7 @@ def test_utterances_without_alignment_are_left_out_and_counted(model, synthetic_
 
 
 def times(**utterances):
-    names = ["a", "b", "c"]
+    names = ["a", "b", "c", "", "sp", "<eps>"]
     rows = {
         utt_id: (
             np.array([r[1] for r in rows]),
@@ -186,6 +212,10 @@ def test_offsets_by_hand():
     assert result["starts"]["mean_ms"] == pytest.approx(20) and result["ends"]["mean_ms"] == pytest.approx(-75)
     assert (result["starts"]["within_20_ms"], result["starts"]["within_50_ms"]) == (0.5, 1.0)
     assert (result["ends"]["within_20_ms"], result["ends"]["within_100_ms"]) == (0.5, 0.5)
+    paused = times(u=[("", 0.0, 0.09), ("a", 0.09, 0.30), ("<eps>", 0.30, 0.40), ("b", 0.40, 0.85), ("sp", 0.85, 1.0)])
+    found = times(u=[("a", 0.10, 0.30), ("b", 0.43, 0.70)])
+    again = compare_times(found, paused)  # TextGrids have intervals for pauses
+    assert (again["starts"], again["ends"]) == (result["starts"], result["ends"]) and again["other_words"] == 0
     with pytest.raises(ValueError, match=r"no utterance with the same words in both \(1 with other words\)"):
         compare_times(times(v=[("a", 0.0, 1.0)]), known)
 

@@ -14,6 +14,7 @@
 
 """Diagnostics of a finished pre-training: cosines by a slow loop, PNMI of known clusters, and the command."""
 
+import gzip
 import importlib.util
 import json
 from pathlib import Path
@@ -162,8 +163,16 @@ def test_script(script, ssl_path, labelled, synthetic_corpus, tmp_path, capsys, 
     assert len(found["pnmi"]) == 5 and all(0 < value < 1 for value in found["pnmi"])
     assert "| tiny | 40 |" in printed and "PNMI of 10 clusters:" in printed
     assert (tmp_path / "diagnostics.png").read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setattr(diagnostics, "diagnose", None)  # may not be called: the model is done
-    script.main([*arguments.split(), "--output", str(tmp_path)])
+    with monkeypatch.context() as patch:
+        patch.setattr(diagnostics, "diagnose", None)  # may not be called: the model is done
+        script.main([*arguments.split(), "--output", str(tmp_path)])
+    # Repaired alignments, under the same name: the PNMI of the old ones would have been shown.
+    repaired = [json.loads(line) for line in gzip.open(phones, "rt")]
+    for phone in (phone for line in repaired for phone in line["phones"]):
+        phone["start"], phone["end"] = phone["start"] + 0.05, phone["end"] + 0.05
+    (tmp_path / "repaired.jsonl").write_text("".join(json.dumps(line) + "\n" for line in repaired))
+    script.main([*arguments.replace(str(phones), f"{tmp_path}/repaired.jsonl").split(), "--output", str(tmp_path)])
+    assert json.loads((tmp_path / "diagnostics.json").read_text())["models"][0]["pnmi"] != found["pnmi"]
 
 
 def test_refusals(letters_path, ssl_path, labelled, tmp_path):

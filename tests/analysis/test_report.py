@@ -217,7 +217,19 @@ def test_several_runs_side_by_side(run, tmp_path):
     assert "WER %, quickstart: pre-trained" in markdown and "WER %, other: pre-trained" in markdown
     assert [experiment.name for experiment in together.pretrainings] == ["quickstart/mshubert", "other/mshubert"]
     assert "| other: labels | 5 | 0:00:05 |" in markdown and read_runs([run]) == read_run(run)
+    assert "has not run" not in markdown
     Page(html_report(together))
+
+
+@pytest.mark.unit
+def test_runs_of_one_name_are_told_apart(run, tmp_path):
+    """The numbers of the second took the place of those of the first."""
+    other = tmp_path / "other" / run.name
+    write_results(other, "pretrained", 0.25, 0.125)
+    markdown = markdown_report(read_runs([run, other]))
+    assert f"WER %, {run}: pre-trained" in markdown and f"WER %, {other}: pre-trained" in markdown
+    with pytest.raises(ValueError, match="name each run folder once"):
+        read_runs([run, run / ".." / run.name])
 
 
 # --- Findings of analyses --------------------------------------------------------------------------------------------

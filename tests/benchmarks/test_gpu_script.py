@@ -34,7 +34,8 @@ def run(tmp_path):
     def call(failing="nothing"):
         python.write_text(
             f'#!/usr/bin/env bash\necho "$@" >> {tmp_path}/calls\n'
-            f'[[ " $* " != *" {failing} "* ]] || {{ echo "no memory left" >&2; exit 3; }}\necho "| table |"\n'
+            f'[[ " $* " != *" {failing} "* ]] || {{ echo "no memory left" >&2; echo "3 failed"; exit 3; }}\n'
+            'echo "| table |"\n'
         )
         python.chmod(0o755)
         environment = {**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}"}
@@ -50,7 +51,8 @@ def run(tmp_path):
 def test_a_row_that_fails_costs_no_other_and_is_measured_again(run, tmp_path):
     process = run(failing="loader")
     assert process.returncode == 1
-    assert f"failed: {tmp_path}/out/loader.log\nno memory left" in process.stderr
+    expected = f"failed: {tmp_path}/out/loader.log and {tmp_path}/out/.loader.md\nno memory left\n3 failed\n"
+    assert expected in process.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len(calls) == 9 and calls[1] == "-m pytest tests/gpu -q"
     assert {path.stem for path in (tmp_path / "out").glob("[!.]*.md")} == {

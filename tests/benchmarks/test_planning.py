@@ -62,6 +62,13 @@ def reports(tmp_path):
             "seconds": 1.0,
             "audio_seconds_per_second": 1.0,
         },
+        {
+            "row": "ours, no Swap",
+            "size": "base",
+            "batch_seconds": 87.5,
+            "seconds": 0.0125,
+            "audio_seconds_per_second": 7000.0,
+        },
     ]
     steps[0]["peak_gib"] = 96_050_000 * 12 / 2**30 + 17.5  # weights, moments and activations
     loader = [
@@ -96,6 +103,16 @@ def test_plan_of_the_paper(reports):
     assert lines["labels"] == pytest.approx(960 * 3600 * 50 * 8 / 3 / 1e12)
     assert lines["checkpoints"] == pytest.approx(3 * 96.05e6 * 12 / 1e12, rel=1e-3)
     assert lines["labels of the corpus"] == pytest.approx(0.96)
+
+
+def test_hubert_is_planned_by_the_step_without_swap(reports):
+    """Two views cost 1.6 to 1.8 times one: its days would be too many."""
+    cluster = Cluster(32, 8, "auto")
+    lines = {line.quantity: line.value for line in plan(load("hubert_iter2_base"), "base", 960, cluster, reports)}
+    assert lines["updates per day"] == pytest.approx(86400 * 7000 * 32 / 2800)
+    del reports["pretrain"][-1]
+    lines = {line.quantity: line.value for line in plan(load("hubert_iter2_base"), "base", 960, cluster, reports)}
+    assert lines["updates per day"] is None
 
 
 def test_memory_of_a_cpu_says_nothing_about_a_gpu(tmp_path):

@@ -463,6 +463,10 @@ def test_scripts_name_what_is_missing(corpus, tmp_path, capsys):
         with pytest.raises(SystemExit):
             script("label")(options.split())
         assert "gone.jsonl: no such alignments" in capsys.readouterr().err
+    (tmp_path / "other.jsonl").write_text('{"utt_id": "x", "phones": [{"phone": "a", "start": 0, "end": 1}]}\n')
+    options = f"make --kmeans gone.npz --manifest {corpus} --output out.json --alignments {tmp_path}/other.jsonl"
+    with pytest.raises(ValueError, match="none of 12 utterances is aligned. Ids of the alignments look like 'x'"):
+        script("label")(options.split())
     with pytest.raises(FileExistsError, match="train.json"):  # nor a folder that cannot be, when all is fitted
         script("fit_kmeans")(f"--manifest gone.json --features mfcc --output {corpus}/km.npz".split())
     frames = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)

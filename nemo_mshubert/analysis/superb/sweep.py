@@ -188,11 +188,22 @@ def run_superb(config: DictConfig, features: Optional[FrozenFeatures] = None) ->
         the content of ``results.json``.
 
     Raises:
-        FileNotFoundError, ValueError: no such model or manifest, unusable lines, words without pronunciation, an
-            ``output`` of another probe, or no learning rate that converges.
+        FileNotFoundError, ValueError: no such model or manifest, two of one name, unusable lines, words without
+            pronunciation, ``updates`` that are not evaluated, an ``output`` of another probe, or no learning rate that
+            converges.
     """
     if config.task not in TASKS:
         raise ValueError(f"task: expected one of {', '.join(TASKS)}, found {config.task!r}.")
+    if config.updates % config.eval_every:
+        raise ValueError(
+            f"updates {config.updates} is no multiple of eval_every {config.eval_every}: what was trained behind the "
+            "last evaluation would never be scored. Change one of them."
+        )
+    names = ["train", "dev", *(Path(manifest).stem for manifest in config.test_manifests)]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"test_manifests: results are told apart by file name, and of {names} two are equal. Rename a manifest."
+        )
     lines = {"train": read_lines(config.train_manifests), "dev": read_lines(config.dev_manifests)}
     lines.update({str(Path(manifest).stem): read_lines([manifest]) for manifest in config.test_manifests})
     units = make_units(config, lines)

@@ -197,7 +197,12 @@ def test_bad_input(config, features, tmp_path):
         run_superb(config("asr", "task=sid"), features)
     with pytest.raises(ValueError, match="needs LibriSpeech's lexicon or CMUdict"):
         run_superb(config("pr", "pronunciations=null"), features)
+    with pytest.raises(ValueError, match="updates 6 is no multiple of eval_every 4"):
+        run_superb(config("asr", "updates=6", "eval_every=4"), features)
     cfg = config("asr")
+    for name in ("dev.json", "few.json"):  # the best on dev would be that on the test set; two sets would be one
+        with pytest.raises(ValueError, match="told apart by file name.*Rename a manifest"):
+            run_superb(OmegaConf.merge(cfg, {"test_manifests": [*cfg.test_manifests, f"elsewhere/{name}"]}), features)
     entries = read_manifest(cfg.train_manifests[0])
     for change, message in (
         ({"text": "number 9"}, r"bad.json:1: .*'9' is not in list of .*Normalise the transcript"),
