@@ -189,7 +189,7 @@ def _masked_batches(model, lines, mask_prob: float, mask_length: int) -> Iterato
             waves = [torch.from_numpy(u.samples) for u in window[first : first + UTTERANCES_AT_ONCE]]
             length = torch.tensor([len(wave) for wave in waves])
             frames = [frame_count(samples) for samples in length.tolist()]
-            mask_BT = span_mask(frames, mask_prob, mask_length, max(frames), generator=generator)
+            mask_BT = span_mask(frames, mask_prob, mask_length, same_count=False, generator=generator)
             audio = nn.utils.rnn.pad_sequence(waves, batch_first=True).to(model.device)
             signal, length = model.preprocessor(input_signal=audio, length=length.to(model.device))
             yield signal, length, mask_BT.to(model.device)

@@ -237,9 +237,11 @@ class MSHuBERTModel(ModelPT):
     def _draw_masks(self, length: Tensor, num_samples: int, generator: torch.Generator) -> Masks:
         frames = [frame_count(samples) for samples in length.tolist()]
         num_frames = frame_count(num_samples)
-        mask_BT = span_mask(
-            frames, self._cfg.masking.mask_prob, self._cfg.masking.mask_length, num_frames, generator=generator
-        )
+        masking = self._cfg.masking
+        # Equal counts are those of fairseq's batches, all of one length. A batch that is padded, as in the validation,
+        # would be masked no more than its shortest row.
+        same_count = len(set(frames)) == 1
+        mask_BT = span_mask(frames, masking.mask_prob, masking.mask_length, num_frames, same_count, generator)
         valid_BT = torch.arange(num_frames) < torch.tensor(frames)[:, None]
         return Masks(
             mask_BT, mask_BT.flatten().nonzero().flatten(), (valid_BT & ~mask_BT).flatten().nonzero().flatten()
@@ -304,7 +306,10 @@ class MSHuBERTModel(ModelPT):
         )
         if self._cfg.unmasked_weight > 0:
             visible_sum, visible_count = self._unmasked_loss(views, batch["labels"], sets, masks)
-            loss_sum, count = loss_sum + self._cfg.unmasked_weight * visible_sum, count + visible_count
+            # fairseq scales the penalty by the number of all frames in the loss
+            penalty = self.loss.penalty_weight * views.feature_penalty.float() * visible_count
+            loss_sum = loss_sum + self._cfg.unmasked_weight * visible_sum + penalty
+            count = count + visible_count
         self.masked_rows += count
         self.step_guard.note(batch["utterances"], loss_sum)
         if "lines" in batch:

@@ -14,8 +14,9 @@
 
 """Span masks over frames and channels, with the statistics of fairseq's ``compute_mask_indices`` (static span length).
 
-fairseq draws ``int(p * T / length + u)`` starts per row, u ~ U(0, 1), lets spans overlap, and with
-``require_same_masks`` un-masks random frames until all rows have the count of the row with the fewest.
+fairseq draws ``int(p * T / length + u)`` starts, u ~ U(0, 1): of frames for every row and at least two, of channels once
+for the batch and without a minimum. Spans may overlap, and with ``require_same_masks`` random positions are un-masked
+until all rows have the count of the row with the fewest.
 """
 
 from typing import List, Optional
@@ -23,25 +24,31 @@ from typing import List, Optional
 import torch
 from torch import Tensor
 
-MIN_SPANS = 2  # fairseq: min_masks
+MIN_SPANS = 2  # of frames; fairseq: min_masks
 
 
-def _draw_row(num_positions: int, mask_prob: float, span: int, generator: Optional[torch.Generator]) -> Tensor:
-    """Masked positions of one row as a bool vector; between 1 and ``num_positions - 1`` are masked where there are
-    two."""
+def _num_spans(num_positions: int, mask_prob: float, span: int, generator: Optional[torch.Generator]) -> int:
+    return int(mask_prob * num_positions / span + torch.rand((), generator=generator).item())
+
+
+def _draw_row(num_positions: int, num_spans: int, span: int, generator: Optional[torch.Generator]) -> Tensor:
+    """Masked positions of one row as a bool vector, never all of them."""
     mask = torch.zeros(num_positions, dtype=torch.bool)
-    if num_positions < 2 or mask_prob <= 0:
-        return mask  # one frame cannot be both visible and masked: leave it visible
-    span = min(span, num_positions - 1)
-    uniform = torch.rand((), generator=generator).item()
-    num_spans = max(MIN_SPANS, int(mask_prob * num_positions / span + uniform))
     last_start = num_positions - span
-    num_spans = min(num_spans, last_start + 1)
     starts = torch.randperm(last_start + 1, generator=generator)[:num_spans]
     mask[(starts[:, None] + torch.arange(span)).flatten()] = True
     if mask.all():  # only on very short rows: show one frame, else the row says nothing about its content
         mask[torch.randint(num_positions, (), generator=generator)] = False
     return mask
+
+
+def _equalise(rows: List[Tensor], generator: Optional[torch.Generator]) -> None:
+    """Un-mask random positions until every row has the fewest; rows of less than two positions are left out."""
+    fewest = min((int(row.sum()) for row in rows if len(row) > 1), default=0)
+    for row in rows:
+        masked = row.nonzero().flatten()
+        surplus = torch.randperm(len(masked), generator=generator)[: max(len(masked) - fewest, 0)]
+        row[masked[surplus]] = False
 
 
 def span_mask(
@@ -52,30 +59,53 @@ def span_mask(
     same_count: bool = True,
     generator: Optional[torch.Generator] = None,
 ) -> Tensor:
-    """Draw span masks for a batch.
+    """Draw masks over the frames of a batch.
 
     Args:
-        lengths: valid positions of each row.
-        mask_prob: expected share of positions that start-count times span would cover without overlaps. With spans of
+        lengths: valid frames of each row.
+        mask_prob: expected share of frames that start-count times span would cover without overlaps. With spans of
             10 frames, 0.80 masks 56.6 % and 0.65 masks 49 % of an utterance of 15 s.
-        span: positions per span.
+        span: frames per span.
         num_positions: width of the result; the largest length by default.
-        same_count: un-mask random frames until every row has the fewest (fairseq's ``require_same_masks``). Rows of
-            less than two positions are left out of this: they are never masked.
+        same_count: un-mask random frames until every row has the fewest (fairseq's ``require_same_masks``).
         generator: CPU random generator; torch's global one by default.
 
     Returns:
-        bool ``[B, num_positions]`` on the CPU, never True beyond a row's length; a row of two or more positions is
-        neither fully masked nor fully visible.
+        bool ``[B, num_positions]`` on the CPU, never True beyond a row's length. Rows of two or more frames are neither
+        fully masked nor fully visible, shorter ones are not masked.
     """
-    rows = [_draw_row(length, mask_prob, span, generator) for length in lengths]
+    rows = []
+    for length in lengths:
+        if length < 2 or mask_prob <= 0:  # one frame cannot be both visible and masked: leave it visible
+            rows.append(torch.zeros(length, dtype=torch.bool))
+            continue
+        width = min(span, length - 1)
+        num_spans = max(MIN_SPANS, _num_spans(length, mask_prob, width, generator))
+        rows.append(_draw_row(length, num_spans, width, generator))
     if same_count:
-        fewest = min((int(row.sum()) for row in rows if row.any()), default=0)
-        for row in rows:
-            masked = row.nonzero().flatten()
-            surplus = torch.randperm(len(masked), generator=generator)[: max(len(masked) - fewest, 0)]
-            row[masked[surplus]] = False
+        _equalise(rows, generator)
     mask_BT = torch.zeros(len(rows), max(lengths) if num_positions is None else num_positions, dtype=torch.bool)
     for index, row in enumerate(rows):
         mask_BT[index, : len(row)] = row
     return mask_BT
+
+
+def channel_mask(
+    num_rows: int, width: int, mask_prob: float, span: int, generator: Optional[torch.Generator] = None
+) -> Tensor:
+    """Draw masks over the channels of a batch, for fine-tuning.
+
+    Args:
+        num_rows: B.
+        width: channels, D, at least two.
+        mask_prob, span: as of `span_mask`; where less than one span is expected, some batches have none.
+        generator: CPU random generator; torch's global one by default.
+
+    Returns:
+        bool ``[B, D]`` on the CPU; all rows have the same number.
+    """
+    span = min(span, width - 1)
+    num_spans = _num_spans(width, mask_prob, span, generator)
+    rows = [_draw_row(width, num_spans, span, generator) for _ in range(num_rows)]
+    _equalise(rows, generator)
+    return torch.stack(rows)

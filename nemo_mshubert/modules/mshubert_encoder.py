@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from nemo_mshubert.modules.adapters import AdaptableBlock, EncoderAdapters
 from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor, is_exporting
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES, valid_positions
-from nemo_mshubert.modules.masking import span_mask
+from nemo_mshubert.modules.masking import channel_mask, span_mask
 from nemo_mshubert.modules.relative_position import GatedSelfAttention, RelativePositionBias
 from nemo_mshubert.modules.stacked_pos_conv import StackedConvPositionalEmbedding
 from nemo_mshubert.modules.swap import swap, swap_source
@@ -306,7 +306,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         elif self.mask_embedding.requires_grad:
             x_BTD = x_BTD + (self.mask_embedding.sum() * 0.0).to(x_BTD.dtype)  # see zero_touch
         if self.mask_channel_prob > 0:
-            mask_BD = span_mask([width] * num_rows, self.mask_channel_prob, self.mask_channel_length)
+            mask_BD = channel_mask(num_rows, width, self.mask_channel_prob, self.mask_channel_length)
             x_BTD = x_BTD.masked_fill(mask_BD.to(x_BTD.device)[:, None, :], 0.0)
         return x_BTD
 

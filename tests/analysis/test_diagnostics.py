@@ -103,7 +103,7 @@ def test_exchanged_views_of_the_last_block_are_those_of_pre_training(model, labe
     """The exchange makes no difference to a cosine of the same block, but to all that follow."""
     views = view_cosines(model, list(iter_manifest(labelled.dev))[:2], 0.65, 10, with_exchange=True)
     assert views["exchanged"]["masked"][:2] == pytest.approx(views["apart"]["masked"][:2], abs=1e-6)
-    assert abs(views["exchanged"]["masked"][3] - views["apart"]["masked"][3]) > 1e-4
+    assert abs(views["exchanged"]["masked"][3] - views["apart"]["masked"][3]) > 1e-5
     assert view_cosines(model, list(iter_manifest(labelled.dev))[:2], 0.65, 10, with_exchange=True) == views
 
 

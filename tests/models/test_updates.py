@@ -322,8 +322,7 @@ def test_every_parameter_has_a_gradient_in_every_update(model_config, pre_norm):
 
 @pytest.mark.unit
 def test_visible_frames_enter_the_loss_as_weighted(make_model):
-    """`unmasked_weight` is HuBERT's loss at visible frames, counted over visible rows only, without a second
-    penalty."""
+    """`unmasked_weight` is HuBERT's loss at visible frames, counted over visible rows only."""
     model = make_model("model.swap=false", "model.unmasked_weight=0.5")
     batch = collate([utterance(number) for number in range(2)])
     masks = every_second_frame(batch["length"], batch["audio"].shape[1])
@@ -339,3 +338,13 @@ def test_visible_frames_enter_the_loss_as_weighted(make_model):
             rows += 1
     assert count == rows // 3
     assert visible_sum.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("unmasked_weight", [0.0, 0.01])
+def test_the_feature_penalty_is_that_of_all_frames_in_the_loss(model_config, unmasked_weight):
+    """fairseq multiplies it by their number before it divides by it; else a loss at visible frames would halve it."""
+    settings = ["model.swap=false", f"model.unmasked_weight={unmasked_weight}", "model.loss.penalty_weight=1e6"]
+    trained = train_split(model_config(*settings), [[[0, 1]]], updates=1)
+    logged = trained.trainer.callback_metrics
+    assert float(logged["train_loss"]) == pytest.approx(1e6 * float(logged["feature_penalty"]), rel=1e-3)

@@ -19,7 +19,7 @@ import pytest
 import torch
 from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 
-from nemo_mshubert.modules.masking import span_mask
+from nemo_mshubert.modules.masking import channel_mask, span_mask
 
 FRAMES = 750  # 15 s
 ROWS = 400
@@ -75,6 +75,24 @@ def test_spans_are_distributed_as_in_transformers(mask_prob):
     assert np.quantile(our_runs, 0.9) == pytest.approx(np.quantile(their_runs, 0.9), rel=0.1)
     other = span_mask([FRAMES] * ROWS, mask_prob, 7, same_count=False, generator=generator()).numpy()
     assert run_lengths(other).mean() != pytest.approx(their_runs.mean(), rel=0.04)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("mask_prob, channels", [(0.1, 768), (0.25, 768), (0.5, 768), (0.1, 192)])
+def test_channels_are_masked_as_in_transformers(mask_prob, channels):
+    """Fine-tuning on 960 h masks a tenth of the channels, mostly in one span; the two spans that frames have at least
+    would be a sixth. Narrow models mask none at all in most batches."""
+    np.random.seed(0)
+    ours, theirs = [], []
+    for seed in range(300):
+        mask_BD = channel_mask(8, channels, mask_prob, 64, generator(seed))
+        assert mask_BD.shape == (8, channels) and len(set(mask_BD.sum(dim=1).tolist())) == 1
+        ours.append(mask_BD[0].sum().item())
+        rows = _compute_mask_indices((8, channels), mask_prob, 64, min_masks=0)  # one number of spans, as in fairseq
+        theirs.append(rows.sum(axis=1).min())
+    assert np.mean(ours) == pytest.approx(np.mean(theirs), rel=0.1, abs=3)
+    assert np.mean(np.equal(ours, 0)) == pytest.approx(np.mean(np.equal(theirs, 0)), abs=0.08)
+    assert np.mean(np.less_equal(ours, 64)) == pytest.approx(np.mean(np.less_equal(theirs, 64)), abs=0.08)
 
 
 @pytest.mark.unit
