@@ -16,6 +16,7 @@
 
 import importlib.util
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -371,6 +372,39 @@ def test_epochs_are_refused(group, name):
     """Lightning compares them with the interval of validation, which is None, and ends in a TypeError."""
     with pytest.raises(ValueError, match="trainer.max_epochs=1: training is counted in updates. Set max_updates"):
         plan_updates(load(group, name, "trainer.max_epochs=1"))
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        (
+            "+trainer.accumulate_grad_batches=4",
+            "trainer.accumulate_grad_batches=4: it follows from seconds_per_update",
+        ),
+        ("+trainer.val_check_interval=100", "trainer.val_check_interval=100: it follows from validate_every_updates"),
+        ("model.train_ds.batch_duration=null", "model.train_ds.batch_duration: give seconds of audio"),
+    ],
+)
+def test_what_follows_from_other_options_is_refused(option, message):
+    """It was overwritten without a word, or ended in a TypeError."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        plan_updates(load("pretrain", "mshubert_base", option))
+
+
+def test_the_processor_is_one_device(monkeypatch):
+    """trainer.accelerator=cpu on a machine with GPUs, where devices=-1 means all of them; and Apple's GPUs, which have
+    no float64."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    config = load("pretrain", "mshubert_base", "trainer.accelerator=cpu")
+    plan_updates(config)
+    assert config.trainer.devices == 1 and config.trainer.accumulate_grad_batches == 32
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    config = load("pretrain", "mshubert_base")
+    plan_updates(config)
+    assert (config.trainer.accelerator, config.trainer.devices) == ("cpu", 1)
 
 
 @pytest.mark.parametrize("updates, expected", [(32000, 1), (32001, 0)])

@@ -24,3 +24,10 @@ class UnknownScore(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.checkpoint_callback is not None:
             trainer.callback_metrics.setdefault(trainer.checkpoint_callback.monitor, torch.tensor(torch.nan))
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on a monitor that nobody logs is Lightning's error again."""
+        if trainer.checkpoint_callback is not None:
+            score = trainer.callback_metrics.get(trainer.checkpoint_callback.monitor)
+            if score is not None and torch.isnan(score):
+                del trainer.callback_metrics[trainer.checkpoint_callback.monitor]

@@ -106,7 +106,7 @@ def is_foreign(path: Path) -> bool:
 
 
 def _in_folder(folder: Path) -> Path:
-    files = sorted(folder.glob("*.nemo"))
+    files = sorted(path for path in folder.glob("*.nemo") if not path.name.startswith("."))  # those are half-written
     if len(files) > 1:
         raise ValueError(f"{folder}: several .nemo files ({', '.join(file.name for file in files)}). Name one.")
     if not files and not (folder / "config.json").is_file():

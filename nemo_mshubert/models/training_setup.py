@@ -33,9 +33,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_mshubert.callbacks.configured_schedule import ConfiguredSchedule
 from nemo_mshubert.callbacks.finished_run import FinishedRun
-from nemo_mshubert.callbacks.last_validation import LastValidation
 from nemo_mshubert.callbacks.unknown_score import UnknownScore
 from nemo_mshubert.callbacks.updates_bar import UpdatesProgressBar
+from nemo_mshubert.callbacks.validation_schedule import ValidationSchedule
 from nemo_mshubert.parallel.registration import tensor_parallel_size
 
 
@@ -60,20 +60,24 @@ def num_data_parts(trainer_config: DictConfig) -> int:
 def plan_updates(cfg: DictConfig) -> None:
     """Set ``trainer.accumulate_grad_batches`` so that an update sees ``seconds_per_update`` of audio, whatever the
     number of GPUs, and ``trainer.val_check_interval`` (which Lightning counts in micro-batches) from
-    ``validate_every_updates``.
+    ``validate_every_updates``. Without a validation, checkpoints are written as often as it would have been.
 
     The number of micro-batches is rounded to the nearest, and at least one.
+
+    Raises:
+        ValueError: options that are missing, or that contradict the counting in updates.
     """
     _check_options(cfg)
     _check_launch(cfg.trainer)
+    _choose_device(cfg.trainer)
     per_micro_batch = cfg.model.train_ds.batch_duration * num_data_parts(cfg.trainer)
     accumulate = max(1, round(cfg.seconds_per_update / per_micro_batch))
     interval = min(cfg.validate_every_updates, cfg.max_updates) * accumulate
     with open_dict(cfg.trainer):
         cfg.trainer.accumulate_grad_batches = accumulate
         cfg.trainer.val_check_interval = interval
-        if cfg.trainer.devices in (-1, "auto") and not torch.cuda.is_available():
-            cfg.trainer.devices = 1
+    if cfg.validation_manifest is None:
+        _save_without_validation(cfg)
     asked, planned = cfg.seconds_per_update, accumulate * per_micro_batch
     logging.info(f"{accumulate} micro-batches per update: up to {planned:g} s of audio, asked for {asked:g} s.")
     if not math.isclose(asked, planned, rel_tol=0.1):
@@ -89,6 +93,14 @@ def _check_options(cfg: DictConfig) -> None:
         raise ValueError(
             f"trainer.max_epochs={cfg.trainer.max_epochs}: training is counted in updates. Set max_updates instead."
         )
+    for option, ours in (
+        ("accumulate_grad_batches", "seconds_per_update"),
+        ("val_check_interval", "validate_every_updates"),
+    ):
+        if cfg.trainer.get(option) is not None:
+            raise ValueError(f"trainer.{option}={cfg.trainer[option]}: it follows from {ours}. Set that instead.")
+    if not cfg.model.train_ds.get("batch_duration"):
+        raise ValueError("model.train_ds.batch_duration: give seconds of audio, from which accumulation follows.")
     warmup = OmegaConf.select(cfg, "model.optim.sched.warmup_steps") or 0
     if warmup >= cfg.max_updates:
         logging.warning(
@@ -108,13 +120,36 @@ def _check_launch(trainer_config: DictConfig) -> None:
         )
 
 
+def _choose_device(trainer_config: DictConfig) -> None:
+    """One process where no NVIDIA GPU is used; Apple's have no float64, which sums over the data are in."""
+    if torch.cuda.is_available() and trainer_config.accelerator != "cpu":
+        return
+    with open_dict(trainer_config):
+        if trainer_config.devices in (-1, "auto"):
+            trainer_config.devices = 1
+        if trainer_config.accelerator == "auto" and torch.backends.mps.is_available():
+            logging.warning("Training runs on the CPU: Apple's GPUs lack float64.")
+            trainer_config.accelerator = "cpu"
+
+
+def _save_without_validation(cfg: DictConfig) -> None:
+    """Lightning writes checkpoints behind validations: without one, a run that is killed would start anew."""
+    with open_dict(cfg.exp_manager):
+        cfg.exp_manager.checkpoint_callback_params.update(
+            every_n_train_steps=min(cfg.validate_every_updates, cfg.max_updates),
+            every_n_epochs=None,
+            save_top_k=0,
+            save_best_model=False,  # the .nemo holds the last weights
+        )
+
+
 def make_trainer(trainer_config: DictConfig, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
     """The trainer of the config, with ``callbacks`` behind those that the config names, and a progress bar of updates
     where it wants a bar and names none of its own.
     """
     options = resolve_trainer_cfg(trainer_config)
     callbacks = [*(options.get("callbacks") or []), *callbacks]
-    callbacks += [ConfiguredSchedule(), UnknownScore(), LastValidation(), FinishedRun()]
+    callbacks += [ConfiguredSchedule(), UnknownScore(), ValidationSchedule(), FinishedRun()]
     if options.get("enable_progress_bar", True) and not any(isinstance(one, ProgressBar) for one in callbacks):
         callbacks.append(UpdatesProgressBar())
     return pl.Trainer(**{**options, "callbacks": callbacks})
@@ -132,7 +167,8 @@ def keep_whole_checkpoints(folder: Path) -> None:
     that.
 
     Unfinished checkpoints go, damaged ones are set aside under another name. Of several last ones the newest stays;
-    where there is none, the newest other one, which holds as much, becomes it. All ranks may call this at the same
+    where there is none, the newest other one, which holds as much, becomes it. One whose score is not a number, which
+    NeMo cannot read back from its name, is set aside. All ranks may call this at the same
     time, before the first checkpoint is written.
     """
     for marker in folder.glob(f"*{NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}"):
@@ -154,6 +190,10 @@ def keep_whole_checkpoints(folder: Path) -> None:
                 shutil.copyfileobj(stream, copy)
         shutil.copymode(path, copy.name)
         os.replace(copy.name, path.with_name(f"{path.stem}-last.ckpt"))
+    for path in folder.glob("*=nan-*.ckpt"):
+        if not path.stem.endswith("last"):
+            with suppress(FileNotFoundError):  # another rank was faster
+                os.replace(path, path.with_name(f"{path.name}.nan"))
 
 
 def _set_aside_if_damaged(path: Path) -> None:

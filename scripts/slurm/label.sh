@@ -20,7 +20,7 @@
 #     sbatch --dependency afterok:"$jobs" --array 0 scripts/slurm/label.sh merge --shards 64 --kmeans km6.npz \
 #         --manifest train.json --output train_labelled.json
 #
-# A job that is started again goes on behind its last line.
+# A job that is started again goes on behind its last line. Of tasks that failed: SHARDS=64 sbatch --array 5,17 ...
 #SBATCH --job-name=label
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -37,6 +37,6 @@ source "${VENV:-.venv}/bin/activate"
 command="$1"
 shift
 if [ "$command" = make ]; then
-    set -- --shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" "$@"
+    set -- --shard "$SLURM_ARRAY_TASK_ID/${SHARDS:-$SLURM_ARRAY_TASK_COUNT}" "$@"
 fi
 python scripts/label.py "$command" "$@"

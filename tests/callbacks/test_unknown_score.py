@@ -15,6 +15,7 @@
 """What a checkpoint is called before anything was validated."""
 
 import pytest
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
 from omegaconf import OmegaConf
 
@@ -25,16 +26,36 @@ from tests.models.fixed_update import train, utterance
 pytestmark = pytest.mark.unit
 
 
-def test_no_loss_is_claimed_before_there_is_one(tiny_config, tmp_path):
-    """A run that is preempted or ends before its next validation: the name would say val_loss=0.0000, the best there
-    is."""
+@pytest.fixture
+def run(tiny_config, tmp_path):
+    """``run(interval, monitor)``: two updates with checkpoints named after a metric."""
     config = tiny_config()
     config.model.optim = {"name": "sgd", "lr": 0.5}
     config = OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])
-    checkpoints = NeMoModelCheckpoint(
-        dirpath=tmp_path, monitor="val_loss", filename="{val_loss:.4f}-{step}", save_last=True, every_n_train_steps=100
-    )
-    checkpoints.CHECKPOINT_NAME_LAST = checkpoints.filename + "-last"  # as exp_manager has it
-    batches, interval = [[collate([utterance(0)])] * 2], {"val_check_interval": 3, "check_val_every_n_epoch": None}
-    train(config, batches, 2, callbacks=[UnknownScore(), checkpoints], enable_checkpointing=True, **interval)
+
+    def start(interval, monitor, every_n_train_steps=None, **options):
+        checkpoints = NeMoModelCheckpoint(
+            dirpath=tmp_path,
+            monitor=monitor,
+            filename=f"{{{monitor}:.4f}}-{{step}}",
+            save_last=True,
+            every_n_train_steps=every_n_train_steps,
+        )
+        checkpoints.CHECKPOINT_NAME_LAST = checkpoints.filename + "-last"  # as exp_manager has it
+        options.update(val_check_interval=interval, check_val_every_n_epoch=None, enable_checkpointing=True)
+        train(config, [[collate([utterance(0)])] * 2], 2, callbacks=[UnknownScore(), checkpoints], **options)
+
+    return start
+
+
+def test_no_loss_is_claimed_before_there_is_one(run, tmp_path):
+    """A run that is preempted or ends before its next validation: the name would say val_loss=0.0000, the best there
+    is."""
+    run(3, "val_loss", every_n_train_steps=100)
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["val_loss=nan-step=2-last.ckpt"]
+
+
+def test_a_monitor_that_nobody_logs_is_an_error(run):
+    """A mistyped one would keep the weights of the first validation as the best, whatever came later."""
+    with pytest.raises(MisconfigurationException, match="could not find the monitored key.*val_los'"):
+        run(1, "val_los", limit_val_batches=1)

@@ -82,6 +82,30 @@ def weights_at_the_end(folder):
     return torch.load(path, map_location="cpu", weights_only=False)
 
 
+def kill_after_a_checkpoint(process, folder):
+    deadline = time.monotonic() + 200
+    while not list(folder.glob("*/checkpoints/*last.ckpt")) or list(folder.glob("*/checkpoints/*unfinished*")):
+        assert process.poll() is None, (folder / "log.txt").read_text()[-3000:]
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.01)
+    delay = random.uniform(0, 0.5)
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, f"the run had ended {delay:.2f} s after its first checkpoint"
+    return delay
+
+
+@pytest.mark.integration
+def test_a_run_without_validation_goes_on_after_a_kill(command, tmp_path):
+    """Lightning writes checkpoints when it validates, so there was none before the last update."""
+    without = lambda folder: [*command(folder), "validation_manifest=null"]  # noqa: E731
+    kill_after_a_checkpoint(start(without, tmp_path), tmp_path)
+    finish(start(without, tmp_path), tmp_path)
+    assert re.search("Restored all states .*last.ckpt", (tmp_path / "log.txt").read_text())
+    assert weights_at_the_end(tmp_path)["global_step"] == UPDATES
+    assert [path.name for path in tmp_path.glob("*/checkpoints/*.nemo")] == ["mshubert_tiny.nemo"]
+
+
 @pytest.mark.integration
 def test_killed_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path):
     """Weeks of training are many jobs: sampler, crops, masks, dropped sets, dropout, layerdrop, moments and schedule.
@@ -89,17 +113,7 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path):
     The moment of the kill is random, after the first checkpoint: in an update, a validation or while writing.
     """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(command, killed)
-    deadline = time.monotonic() + 200
-    while not list(killed.glob("*/checkpoints/*last.ckpt")) or list(killed.glob("*/checkpoints/*unfinished*")):
-        assert process.poll() is None, (killed / "log.txt").read_text()[-3000:]
-        assert time.monotonic() < deadline, "no checkpoint"
-        time.sleep(0.01)
-    delay = random.uniform(0, 0.5)
-    time.sleep(delay)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, f"the run had ended {delay:.2f} s after its first checkpoint"
-
+    delay = kill_after_a_checkpoint(start(command, killed), killed)
     runs = [(start(command, folder), folder) for folder in (killed, whole)]
     for process, folder in runs:
         finish(process, folder)

@@ -59,6 +59,7 @@ def hf_folder(ssl_path, tmp_path):
 def test_a_folder_with_a_nemo(letters_path, hf_folder, tmp_path):
     """A published folder: the .nemo counts, whatever lies beside it."""
     (hf_folder / "ours.nemo").write_bytes(letters_path.read_bytes())
+    (hf_folder / ".ours.77.tmp.nemo").write_bytes(b"a writer was killed")
     model = restore_model(hf_folder)
     assert type(model) is EncDecCTCModel
     assert_same_weights(model.state_dict(), restore_model(letters_path).state_dict())

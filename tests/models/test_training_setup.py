@@ -71,6 +71,12 @@ def test_best_checkpoint_stands_in_for_the_last(folder):
     }
 
 
+def test_a_score_that_is_no_number_does_not_stop_a_resume(folder):
+    """NeMo reads scores from the names of checkpoints, and of "nan" it ended in "could not convert string to float"."""
+    left = folder("m--val_loss=nan-step=3", "m--val_loss=2.5-step=4", "m--val_loss=nan-step=5-last")
+    assert set(left) == {"m--val_loss=nan-step=3.ckpt.nan", "m--val_loss=2.5-step=4", "m--val_loss=nan-step=5-last"}
+
+
 def test_killed_in_the_first_checkpoint_starts_anew(folder):
     assert folder("m-step=1-last!") == {}
 
