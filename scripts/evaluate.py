@@ -18,17 +18,17 @@
     python scripts/evaluate.py --model finetuned.nemo --manifest test.json --output results --decode tuned.yaml \\
         --beam_size 1500
 
-Prints a table and writes results.json, a manifest with predictions per decoding, and the log-probabilities for
-scripts/tune_decoding.py. Files longer than a minute are run in overlapping chunks. Under torchrun the ranks share the
-utterances: `torchrun --nproc_per_node 8 scripts/evaluate.py ... --workers 4` (processes of the beam search, of each
-rank).
+Prints a table and writes results.json (where those of other manifests of this model stay), a manifest with predictions
+per decoding, and the log-probabilities for scripts/tune_decoding.py. Files longer than a minute are run in overlapping
+chunks. Under torchrun the ranks share the utterances:
+`torchrun --nproc_per_node 8 scripts/evaluate.py ... --workers 4` (processes of the beam search, of each rank).
 """
 
 import argparse
 from pathlib import Path
 
-from nemo_mshubert.data.transcripts import check_transcripts
 from nemo_mshubert.decoding.config import read_config
+from nemo_mshubert.decoding.references import check_manifest
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,7 +45,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch_seconds", type=float, default=120, help="padded audio per batch")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if any")
-    parser.add_argument("--workers", type=int, help="processes of the beam search; by default one per core")
+    parser.add_argument(
+        "--workers", type=int, help="processes of the beam search; by default one per core, shared out among the ranks"
+    )
     args = parser.parse_args()
     if len({Path(manifest).stem for manifest in args.manifest}) < len(args.manifest):
         parser.error("two manifests have one file name, by which their results are told apart; rename one.")
@@ -59,20 +61,14 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     for manifest in args.manifest:  # first: a mistake in the last should not cost the passes over the others
-        check_transcripts(manifest)
+        check_manifest(manifest)
     beam_config = None
     if args.decode:
         beam_config = read_config(args.decode, lm=args.lm, lexicon=args.lexicon, beam_size=args.beam_size)
     Path(args.output).mkdir(parents=True, exist_ok=True)  # first, too
     # after these checks, so that they and --help need not wait for these imports
-    from nemo_mshubert.decoding.evaluation import (
-        evaluate_manifest,
-        greedy_decoder,
-        lexicon_decoder,
-        load_ctc_model,
-        results_table,
-        write_results,
-    )
+    from nemo_mshubert.decoding.evaluation import evaluate_manifests, greedy_decoder, lexicon_decoder, load_ctc_model
+    from nemo_mshubert.decoding.results import results_table
     from nemo_mshubert.parallel.launched import launched_ranks
 
     with launched_ranks() as ranks:
@@ -80,12 +76,10 @@ def main() -> None:
         decoders = {"greedy": greedy_decoder(model)}
         if beam_config:
             decoders["lexicon_beam"] = lexicon_decoder(model, beam_config, args.workers)
-        results = {
-            Path(manifest).stem: evaluate_manifest(model, manifest, args.output, decoders, args.batch_seconds, ranks)
-            for manifest in args.manifest
-        }
-        if ranks.rank == 0:
-            write_results(Path(args.output) / "results.json", {"model": args.model, "results": results})
+        results = evaluate_manifests(
+            model, args.model, args.manifest, args.output, decoders, args.batch_seconds, ranks
+        )
+        if results:
             print(results_table(results))
 
 

@@ -17,10 +17,14 @@
     python scripts/finetune_ctc.py --config-name 10h init_model=ctc.nemo train_manifest=10h.json \\
         validation_manifest=dev-other.json
 
-Splits: conf/finetune/*.yaml. The best weights by greedy WER end up in ``exp/<name>/checkpoints/<name>.nemo``.
+Splits: conf/finetune/*.yaml. The best weights by greedy WER end up in ``exp/<name>/checkpoints/<name>.nemo``; the file
+``finished`` beside it says that the run has made all its updates, and was not ended before by a time limit.
 """
 
+from pathlib import Path
+
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import LambdaCallback
 from nemo.core.config import hydra_runner
 from nemo.utils import logging
 from nemo.utils.exp_manager import exp_manager
@@ -28,6 +32,7 @@ from omegaconf import OmegaConf
 
 from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.encoder_freeze import EncoderFreeze
+from nemo_mshubert.callbacks.finished_run import has_all_updates
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
 from nemo_mshubert.callbacks.rank_watch import RankWatch
@@ -36,17 +41,30 @@ from nemo_mshubert.models.run_lock import hold_folder
 from nemo_mshubert.models.training_setup import checkpoint_folder, keep_whole_checkpoints, make_trainer, plan_updates
 
 
+def mark_when_finished(folder: Path) -> pl.Callback:
+    """Leave the file ``finished`` when all updates are made."""
+
+    def mark(trainer, _):
+        if trainer.is_global_zero and has_all_updates(trainer):
+            (folder / "finished").touch()
+
+    # At the end of training NeMo restores the best checkpoint, and with it its number of updates: this looks before.
+    # Training does not begin, and so does not end, where all updates are in the checkpoint.
+    return LambdaCallback(on_train_end=mark, on_fit_end=mark)
+
+
 @hydra_runner(config_path="../conf/finetune", config_name="10h")
 def main(cfg):
     plan_updates(cfg)
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     pl.seed_everything(cfg.model.train_ds.seed, verbose=False)
     guards = [NonfiniteGuard(cfg.max_nonfinite_steps), RankWatch(), SaveWhenPreempted()]
-    callbacks = [EncoderFreeze(cfg.freeze_encoder_updates), DataWait(), *guards]
-    trainer = make_trainer(cfg.trainer, callbacks)
     folder = checkpoint_folder(cfg.exp_manager)
+    callbacks = [EncoderFreeze(cfg.freeze_encoder_updates), DataWait(), *guards, mark_when_finished(folder)]
+    trainer = make_trainer(cfg.trainer, callbacks)
     hold_folder(folder, trainer)
     keep_whole_checkpoints(folder)
+    (folder / "finished").unlink(missing_ok=True)  # this run may have more updates to make than the one before
     exp_manager(trainer, cfg.exp_manager)
     trainer.fit(restore_for_finetuning(cfg.init_model, cfg.model, trainer))
 

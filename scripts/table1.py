@@ -42,7 +42,7 @@ def main() -> None:
     from nemo_mshubert.decoding.table1.run import run_table1
     from nemo_mshubert.decoding.table1.spec import read_spec
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the step ends too, and goes on another time
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the step ends first, and goes on another time
     try:
         spec = read_spec(args.spec)
         run_table1(spec, REPOSITORY, args.models, args.splits)

@@ -29,7 +29,14 @@ import argparse
 from pathlib import Path
 
 from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS, WORD_DELIMITER, write_lexicon
-from nemo_mshubert.decoding.ngram import arpa_words, binarize, lexicon_words, normalized_sentences, train_arpa
+from nemo_mshubert.decoding.ngram import (
+    arpa_words,
+    binarize,
+    lexicon_words,
+    listed_words,
+    normalized_sentences,
+    train_arpa,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,6 +66,8 @@ def main() -> None:
     args = parse_args()
     labels = [WORD_DELIMITER, *args.letters]
     arpa = args.arpa or f"{args.output}.arpa"
+    if args.words:
+        listed_words(args.words)  # what is wrong with it is found before the LM has been trained
     if args.text:
         train_arpa(normalized_sentences(args.text, labels), arpa, args.order, args.prune, args.kenlm)
     words = lexicon_words(args.words, arpa) if args.words else arpa_words(arpa)

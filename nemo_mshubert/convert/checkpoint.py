@@ -34,7 +34,8 @@ class CtcHead:
     """An output layer for CTC.
 
     ``tokens`` names each row; None where the source does not. ``blank`` is the row of the blank. ``specials`` are rows
-    that no transcript uses.
+    that no transcript uses. ``keeps_case``: whether letters stay as they are. Those of other ecosystems become small,
+    since models of LibriSpeech have capitals there, and small letters in NeMo.
     """
 
     weight: Tensor  # [V, D]
@@ -42,6 +43,7 @@ class CtcHead:
     tokens: Optional[List[str]]
     blank: int = 0
     specials: Sequence[str] = SPECIALS
+    keeps_case: bool = False
 
     def letters(self) -> Optional["LetterHead"]:
         """Rows in NeMo's order: labels, then the blank; without special rows. None if the tokens are not letters."""
@@ -54,7 +56,7 @@ class CtcHead:
         }
         if not rows or any(len(label) != 1 for label in rows):
             return None
-        if len({label.lower() for label in rows}) == len(rows):
+        if not self.keeps_case and len({label.lower() for label in rows}) == len(rows):
             rows = {label.lower(): row for label, row in rows.items()}
         labels = sorted(rows, key=_nemo_order)
         order = [rows[label] for label in labels] + [self.blank]

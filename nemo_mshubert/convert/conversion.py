@@ -118,9 +118,9 @@ def _from_content(content: Any, path: Path) -> Checkpoint:
     names = content.get("state_dict", content) if isinstance(content, dict) else {}
     if any("encoder.transformer." in name for name in names):
         return from_torchaudio(content, str(path))
-    if "pytorch-lightning_version" in content:
+    if isinstance(content, dict) and "pytorch-lightning_version" in content:
         raise ValueError(
             f"{path}: a training's state, to resume from. Give the .nemo in its folder, which the training writes "
-            "when a validation is its best; where there is none yet, run the same training command again: it goes on."
+            "at its end; where there is none yet, run the same training command again: it goes on."
         )
     return from_fairseq(content, str(path))

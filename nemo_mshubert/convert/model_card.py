@@ -24,11 +24,9 @@ from nemo.collections.asr.models import EncDecCTCModel
 from nemo.core.classes import ModelPT
 from omegaconf import OmegaConf
 
-from nemo_mshubert.decoding.evaluation import results_table
+from nemo_mshubert.decoding.results import Results, results_table
 from nemo_mshubert.models.ctc import pretraining_labels
 from nemo_mshubert.package_info import __version__
-
-Results = Dict[str, Dict[str, Dict[str, Any]]]  # manifest -> decoding -> summary, as scripts/evaluate.py writes it
 
 PAPER = """@inproceedings{yadav2024mshubert,
   title = {{MS-HuBERT}: Mitigating Pre-training and Inference Mismatch in Masked Language Modelling methods for learning

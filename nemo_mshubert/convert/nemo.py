@@ -139,4 +139,4 @@ def _ctc_head(model: EncDecCTCModel) -> CtcHead:
     layer = model.decoder.decoder_layers[0]
     tokens = [WORD_DELIMITER if label == " " else label for label in model.decoder.vocabulary]
     weight, bias = layer.weight.detach().float()[..., 0], layer.bias.detach().float()
-    return CtcHead(weight, bias, [*tokens, "<blank>"], blank=len(tokens), specials=())
+    return CtcHead(weight, bias, [*tokens, "<blank>"], blank=len(tokens), specials=(), keeps_case=True)

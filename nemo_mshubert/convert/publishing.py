@@ -29,7 +29,7 @@ from typing import List, Union
 from nemo_mshubert.convert.conversion import read_checkpoint
 from nemo_mshubert.convert.huggingface import hugging_face_family, write_huggingface
 from nemo_mshubert.convert.model_card import Facts, model_card
-from nemo_mshubert.models.loading import local_path, restore_model, save_model
+from nemo_mshubert.models.loading import is_foreign, local_path, restore_model, save_model
 
 CARD = "README.md"
 
@@ -44,12 +44,20 @@ def publish(model_name: Union[str, Path], folder: Union[str, Path], facts: Facts
 
     Raises:
         FileExistsError: the folder holds something.
-        FileNotFoundError, ValueError: as `restore_model`.
+        FileNotFoundError, ValueError: as `restore_model`; an encoder of another ecosystem without an output layer over
+            letters.
     """
     folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder}: exists and is not empty. Choose another folder.")
-    model, checkpoint = restore_model(model_name), read_checkpoint(local_path(model_name))
+    path = local_path(model_name)
+    checkpoint = read_checkpoint(path)
+    if is_foreign(path) and not (checkpoint.ctc and checkpoint.ctc.letters()):
+        raise ValueError(
+            f"{model_name}: has no output layer over letters, and the .nemo of a recogniser with a random one is "
+            "nothing to publish. Fine-tune it (scripts/ssl_to_ctc.py, scripts/finetune_ctc.py) and publish the result."
+        )
+    model = restore_model(path)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         fits_transformers = _has_class(checkpoint.encoder)

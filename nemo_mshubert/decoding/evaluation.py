@@ -14,7 +14,7 @@
 
 """Word and character error rates of a CTC model on manifests, with predictions and cached log-probabilities."""
 
-import json
+import os
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
@@ -22,11 +22,14 @@ import numpy as np
 import torch
 from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
 
-from nemo_mshubert.data.manifest import PathLike, atomic_write, read_manifest, utterance_id, write_manifest
+from nemo_mshubert.clustering.features import encoder_fingerprint
+from nemo_mshubert.data.manifest import PathLike, read_manifest, utterance_id, write_manifest
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.config import LexiconBeamConfig
 from nemo_mshubert.decoding.error_rates import ErrorCounts, character_errors, word_errors
-from nemo_mshubert.decoding.log_probs import require_case, write_log_probs
+from nemo_mshubert.decoding.log_probs import checked_log_probs, write_log_probs
+from nemo_mshubert.decoding.references import check_case, check_manifest
+from nemo_mshubert.decoding.results import Results, earlier_results, write_results
 from nemo_mshubert.device import available_cores, choose_device
 from nemo_mshubert.models.loading import restore_model
 from nemo_mshubert.parallel.launched import LaunchedRanks
@@ -44,6 +47,11 @@ def load_ctc_model(path: str, device: str = "auto", precision: str = "fp32") -> 
     return model.to(
         device=choose_device(device), dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     ).eval()
+
+
+def letters_of(model: EncDecCTCModel) -> Optional[List[str]]:
+    """The labels of a letter model; None of one with BPE tokens."""
+    return None if isinstance(model, EncDecCTCModelBPE) else list(model.decoder.vocabulary)
 
 
 def greedy_decoder(model: EncDecCTCModel) -> Decode:
@@ -65,9 +73,9 @@ def greedy_decoder(model: EncDecCTCModel) -> Decode:
 
 
 def lexicon_decoder(model: EncDecCTCModel, config: LexiconBeamConfig, workers: Optional[int] = None) -> Decode:
-    """Beam search over the words of a lexicon with an n-gram LM; letter models only; one process per core by
-    default."""
-    if isinstance(model, EncDecCTCModelBPE):
+    """Beam search over the words of a lexicon with an n-gram LM; letter models only; by default one process per core
+    of this rank."""
+    if letters_of(model) is None:
         raise ValueError(
             "the lexicon beam search spells words in letters, but this model has BPE tokens. Evaluate it greedily: "
             "leave out --decode; or fine-tune a letter model, which ssl_to_ctc.py makes without --tokenizer_dir."
@@ -79,11 +87,53 @@ def lexicon_decoder(model: EncDecCTCModel, config: LexiconBeamConfig, workers: O
     decoder = LexiconBeamSearchDecoder(list(model.decoder.vocabulary), config)
 
     def decode(utterances: List[str], log_probs: List[np.ndarray]) -> List[str]:
-        with ParallelDecoder(decoder, workers or available_cores()) as pool:
+        with ParallelDecoder(decoder, workers or cores_per_rank()) as pool:
             results = pool.decode(zip(utterances, log_probs), progress=f"beam {config.beam_size}")
         return [hypotheses[0].text for hypotheses in results]
 
     return decode
+
+
+def cores_per_rank() -> int:
+    """Cores for this process, where torchrun has started others beside it that may use the same."""
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def evaluate_manifests(
+    model: EncDecCTCModel,
+    name: str,
+    manifests: Sequence[PathLike],
+    output: PathLike,
+    decoders: Dict[str, Decode],
+    batch_seconds: float = 120,
+    ranks: Optional[LaunchedRanks] = None,
+) -> Optional[Results]:
+    """`evaluate_manifest` of each, and ``results.json`` after each, beside what it holds of this model already.
+
+    Args:
+        name: of the model, for ``results.json``.
+
+    Raises:
+        FileNotFoundError, ValueError: what `evaluate_manifest` finds before the model runs, of all manifests first; or
+            ``output`` holds results of another model.
+    """
+    for manifest in manifests:
+        _check(model, manifest)
+    path, weights = Path(output) / "results.json", encoder_fingerprint(model)
+    results, new = earlier_results(path, weights), {}
+    for manifest in manifests:
+        found = evaluate_manifest(model, manifest, output, decoders, batch_seconds, ranks)
+        if found is not None:
+            new[Path(manifest).stem] = found
+            write_results(path, name, weights, {**results, **new})
+    return new or None
+
+
+def _check(model: EncDecCTCModel, manifest: PathLike) -> None:
+    check_manifest(manifest)
+    letters = letters_of(model)
+    if letters:
+        check_case(manifest, letters)
 
 
 def evaluate_manifest(
@@ -104,20 +154,19 @@ def evaluate_manifest(
         per decoder: utterances, WER, CER (shares) and their counts of errors; None on other ranks than 0.
 
     Raises:
-        FileNotFoundError, ValueError: no manifest, an utterance without ``text`` or with one in another case than the
-            model's letters, no words in any (before the model runs), unreadable audio, or NaN.
+        FileNotFoundError, ValueError: before the model runs what `check_manifest` finds, and texts in another case
+            than the model's letters; then unreadable audio, or NaN.
     """
     output, name = Path(output), Path(manifest).stem
-    entries = read_manifest(manifest)
-    _check_texts(entries, manifest)
-    letters = None if isinstance(model, EncDecCTCModelBPE) else list(model.decoder.vocabulary)
-    for entry in entries if letters else ():
-        require_case(entry["text"], letters, utterance_id(entry))
+    _check(model, manifest)
+    entries, letters = read_manifest(manifest), letters_of(model)
     ids = [utterance_id(entry) for entry in entries]
     rank, count = (ranks.rank, ranks.count) if ranks else (0, 1)
+    own_ids = ids[rank::count]
     by_index = manifest_log_probs(model, entries[rank::count], batch_seconds, progress=name)
-    own = [by_index[index] for index in range(len(by_index))]
-    own_texts = {decoder_name: decode(ids[rank::count], own) for decoder_name, decode in decoders.items()}
+    labels = len(model.decoder.vocabulary)
+    own = [checked_log_probs(by_index[index], labels, utterance) for index, utterance in enumerate(own_ids)]
+    own_texts = {decoder_name: decode(own_ids, own) for decoder_name, decode in decoders.items()}
     parts = ranks.gather((own, own_texts)) if ranks else [(own, own_texts)]
     if parts is None:
         return None
@@ -139,20 +188,6 @@ def _interleave(parts: Sequence[Sequence[Any]]) -> List[Any]:
     for index, part in enumerate(parts):
         whole[index :: len(parts)] = part
     return whole
-
-
-def _check_texts(entries: Sequence[Dict[str, Any]], manifest: PathLike) -> None:
-    for entry in entries:
-        if not isinstance(entry.get("text"), str) or entry.get("duration") is None:
-            raise ValueError(
-                f'{manifest}: {utterance_id(entry)} lacks "text" or "duration"; both are needed for a WER. Add them '
-                "or remove the line."
-            )
-    if not any(entry["text"].split() for entry in entries):
-        raise ValueError(
-            f'{manifest}: the "text" of all lines is empty, so there is no WER. Add the transcripts, or leave out '
-            "this manifest."
-        )
 
 
 def error_summary(entries: Sequence[Dict[str, Any]], texts: Sequence[str]) -> Dict[str, Any]:
@@ -179,24 +214,3 @@ def _write_predictions(path: Path, entries: Sequence[Dict[str, Any]], texts: Seq
         }
         lines.append({**entry, "pred_text": text, "word_errors": counts})
     write_manifest(path, lines)
-
-
-def write_results(path: PathLike, results: Dict[str, Any]) -> None:
-    """Write nested results as JSON."""
-    with atomic_write(path) as stream:
-        json.dump(results, stream, indent=2)
-
-
-def results_table(results: Dict[str, Dict[str, Dict[str, Any]]]) -> str:
-    """Markdown table of ``{manifest: {decoder: summary}}``."""
-    header = "| manifest | decoding | utterances | words | WER % | sub | ins | del | CER % |"
-    rows = [header, "|---|---|---|---|---|---|---|---|---|"]
-    for manifest, by_decoder in results.items():
-        for decoder, summary in by_decoder.items():
-            words = summary["words"]
-            rows.append(
-                f"| {manifest} | {decoder} | {summary['utterances']} | {words['reference_length']} | "
-                f"{100 * summary['wer']:.2f} | {words['substitutions']} | {words['insertions']} | "
-                f"{words['deletions']} | {100 * summary['cer']:.2f} |"
-            )
-    return "\n".join(rows)

@@ -29,6 +29,8 @@ from safetensors.numpy import save
 from nemo_mshubert.data.manifest import PathLike, atomic_write
 from nemo_mshubert.decoding.lexicon import fold_case
 
+DTYPES = {"F16": np.float16, "F32": np.float32}  # those of `write_log_probs`, as safetensors names them
+
 
 def checked_log_probs(log_probs_TV: Any, num_labels: int, utterance: str) -> np.ndarray:
     """One utterance's log-probabilities (numpy or torch, any float type) as a float32 array ``[T, num_labels + 1]``.
@@ -124,8 +126,10 @@ class LogProbs:
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Log-probabilities ``[T, V]`` of one utterance, in the file's float type."""
-        start = self._ends[index - 1] if index > 0 else 0
-        return self._frames[start : self._ends[index]]
+        start, end = self._ends[index - 1] if index > 0 else 0, self._ends[index]
+        if start == end:  # safetensors refuses an empty slice behind the last frame
+            return np.empty((0, self._frames.get_shape()[1]), DTYPES[self._frames.get_dtype()])
+        return self._frames[start:end]
 
     def __iter__(self) -> Iterator[Tuple[str, np.ndarray]]:
         """``(utterance id, log_probs_TV)`` in order."""

@@ -50,9 +50,17 @@ def find_kenlm_tool(name: str, folder: Optional[PathLike] = None) -> str:
     return found
 
 
-def open_text(path: PathLike) -> IO[str]:
-    """Open UTF-8 text, plain or ``.gz``."""
-    return gzip.open(path, "rt", encoding="utf-8") if str(path).endswith(".gz") else open(path, encoding="utf-8")
+def text_lines(path: PathLike) -> Iterator[str]:
+    """Lines of UTF-8 text, plain or ``.gz``; raises ``ValueError`` with file and line where it is not UTF-8."""
+    with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}:{number}: not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1}). "
+                    "Convert the file, for instance from Latin-1: iconv -f latin1 -t utf-8 OLD > NEW."
+                ) from error
 
 
 def normalize_text(text: str, labels: Sequence[str]) -> str:
@@ -71,11 +79,16 @@ def normalized_sentences(paths: Sequence[PathLike], labels: Sequence[str]) -> It
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no words, or a text in another alphabet, seen in the first lines; a manifest line without text.
+        ValueError: no words, or a text in another alphabet, seen in the first lines; what is not UTF-8; a manifest
+            line without text.
     """
     for path in paths:
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such text. Give plain text, .gz, or a NeMo manifest (.json, .jsonl).")
+    for path in paths:  # once to the end: what is wrong in the last should not be found when lmplz has read the others
+        _checked_sentences(path, labels)
+        for _ in _lines(path):
+            pass
     return chain.from_iterable(_checked_sentences(path, labels) for path in paths)
 
 
@@ -88,8 +101,7 @@ def _checked_sentences(path: PathLike, labels: Sequence[str]) -> Iterator[str]:
 
 def _lines(path: PathLike) -> Iterator[str]:
     if Path(path).suffix not in (".json", ".jsonl"):
-        with open_text(path) as stream:
-            yield from stream
+        yield from text_lines(path)
         return
     for where, entry in iter_manifest(path):
         if not isinstance(entry.get("text"), str):
@@ -169,31 +181,38 @@ def arpa_words(path: PathLike) -> Iterator[str]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such ARPA. Train one, or get 4-gram.arpa.gz from openslr.org/11.")
     inside = False
-    with open_text(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if inside and line.startswith("\\"):
-                return  # the bigrams: the rest of the file, most of it, is not read
-            if line.strip() == "\\1-grams:":
-                inside = True
-            elif inside and line.strip():
-                fields = line.split()
-                if len(fields) not in (2, 3):
-                    raise ValueError(f"{path}:{number}: expected log10 probability, word, back-off; found {line!r}.")
-                if fields[1] not in MARKERS:
-                    yield fields[1]
+    for number, line in enumerate(text_lines(path), start=1):
+        if inside and line.startswith("\\"):
+            return  # the bigrams: the rest of the file, most of it, is not read
+        if line.strip() == "\\1-grams:":
+            inside = True
+        elif inside and line.strip():
+            fields = line.split()
+            if len(fields) not in (2, 3):
+                raise ValueError(f"{path}:{number}: expected log10 probability, word, back-off; found {line!r}.")
+            if fields[1] not in MARKERS:
+                yield fields[1]
     if not inside:
         raise ValueError(f"{path}: no \\1-grams: section, so this is no ARPA. Binary LMs do not list their words.")
 
 
+def listed_words(words_file: PathLike) -> List[str]:
+    """The first field of each line of a word list (plain or ``.gz``), each word once.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or it is not UTF-8.
+    """
+    return list(dict.fromkeys(line.split()[0] for line in text_lines(words_file) if line.strip()))
+
+
 def lexicon_words(words_file: PathLike, arpa: PathLike) -> List[str]:
-    """Words of a list (the first field of each line, plain or ``.gz``) that the ARPA knows.
+    """The `listed_words` that the ARPA knows.
 
     Raises:
         ValueError: it knows none, so one of the two is in another case or language.
     """
-    with open_text(words_file) as stream:
-        wanted = dict.fromkeys(line.split()[0] for line in stream if line.strip())
-    known = wanted.keys() & set(arpa_words(arpa))
+    wanted = listed_words(words_file)
+    known = set(wanted) & set(arpa_words(arpa))
     if not known:
         first = next(iter(wanted), None)
         raise ValueError(

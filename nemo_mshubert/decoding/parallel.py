@@ -20,11 +20,12 @@ process that holds CUDA or threads is unsafe. A script that decodes in parallel 
 """
 
 import multiprocessing
+import os
 import signal
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 from tqdm import tqdm
@@ -36,6 +37,7 @@ from nemo_mshubert.decoding.log_probs import checked_log_probs
 _worker_decoder: Optional[LexiconBeamSearchDecoder] = None  # one in each worker process
 
 Task = Tuple[np.ndarray, str, int, LexiconBeamConfig]
+LOOK_SECONDS = 0.2  # between two looks whether a result has come
 
 
 def _start_worker(decoder: LexiconBeamSearchDecoder) -> None:
@@ -43,6 +45,13 @@ def _start_worker(decoder: LexiconBeamSearchDecoder) -> None:
     _worker_decoder = decoder
     # Ctrl-C reaches every process of the terminal, and the pool may wait for ever for a worker that died of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Where the parent is killed, nobody else ends its workers: they would wait for tasks for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _interrupt_once(*_) -> None:
@@ -69,6 +78,19 @@ def _decode_in_worker(task: Task) -> List[LexiconHypothesis]:
 def _decode_task(decoder: LexiconBeamSearchDecoder, task: Task) -> List[LexiconHypothesis]:
     log_probs_TV, utterance, n_best, config = task
     return decoder.with_config(config).decode(log_probs_TV, utterance, n_best)
+
+
+def results_of(futures: Sequence[Future]) -> Iterator[List[LexiconHypothesis]]:
+    """Results in order. Waiting is many short waits: a rank whose main thread takes no processor time at all counts as
+    one that hangs (`parallel.launched`)."""
+    try:
+        for future in futures:
+            while not future.done():
+                wait([future], timeout=LOOK_SECONDS)
+            yield future.result()
+    finally:  # after an error, the rest need not be decoded
+        for future in futures:
+            future.cancel()
 
 
 class ParallelDecoder:
@@ -115,7 +137,7 @@ class ParallelDecoder:
             results = (_decode_task(self.decoder, task) for task in tasks)
         else:
             with _on_ctrl_c(signal.SIG_IGN):  # workers start here, and inherit it until `_start_worker`
-                results = self._pool.map(_decode_in_worker, tasks)
+                results = results_of([self._pool.submit(_decode_in_worker, task) for task in tasks])
         return list(tqdm(results, total=len(tasks), desc=progress, unit="utt", disable=progress is None))
 
     def decode_batch(

@@ -227,6 +227,9 @@ def test_other_families(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="holds a list, expected a dictionary of weights. Use the file"):
         read_checkpoint(tmp_path / "list.pt")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
+    with pytest.raises(ValueError, match="tensor.pt: holds a Tensor, expected a dictionary of weights. Use the file"):
+        read_checkpoint(tmp_path / "tensor.pt")
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="give its folder"):
         read_checkpoint(tmp_path / "model.safetensors")

@@ -14,6 +14,7 @@
 
 """Converted models in the pipeline: the `.nemo` is taken by the same commands as our own."""
 
+import json
 import runpy
 
 import pytest
@@ -62,6 +63,21 @@ def test_letters_of_a_ctc_model_in_nemos_order(peer, save_peer, tmp_path, audio)
     torch.testing.assert_close(ours, expected[..., rows], rtol=1e-4, atol=1e-4)
     again = read_checkpoint(tmp_path / "ctc.nemo").ctc.letters()
     assert again.labels == LETTERS and torch.equal(again.weight, checkpoint.ctc.letters().weight)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("letters", ["ABCÄ'", "abcA"])
+def test_letters_of_a_nemo_stay_as_they_are(ssl_path, tmp_path, letters):
+    """A model that writes capitals would write small letters elsewhere, which count as errors in its references."""
+    save_model(ssl_to_ctc(str(ssl_path), letters=letters), tmp_path / "capitals.nemo")
+    head = read_checkpoint(tmp_path / "capitals.nemo").ctc.letters()
+    assert sorted(head.labels) == sorted(" " + letters)
+    model = restore_model(tmp_path / "capitals.nemo")
+    rows = [list(model.decoder.vocabulary).index(label) for label in head.labels]
+    assert torch.equal(head.weight[:-1], model.decoder.decoder_layers[0].weight[rows, :, 0])
+    write_checkpoint(read_checkpoint(tmp_path / "capitals.nemo"), tmp_path / "theirs")
+    vocabulary = json.loads((tmp_path / "theirs" / "vocab.json").read_text(encoding="utf-8"))
+    assert set(vocabulary) == {"<pad>", "|", *letters}
 
 
 @pytest.mark.unit

@@ -29,7 +29,7 @@ from nemo_mshubert.convert.publishing import publish
 from nemo_mshubert.models.loading import restore_model, save_model
 from nemo_mshubert.package_info import __version__
 from tests.conftest import REPOSITORY, TINY_CLUSTERS
-from tests.convert.conftest import assert_same_weights
+from tests.convert.conftest import ENGLISH, assert_same_weights
 
 pytestmark = pytest.mark.unit
 SUMMARY = {
@@ -102,6 +102,18 @@ def test_an_encoder_that_transformers_lacks(tiny_ctc, tmp_path):
     """The .nemo and the card alone."""
     save_model(tiny_ctc(pos_conv_depth=2), tmp_path / "odd.nemo")  # stacked positions behind a group norm
     assert publish(tmp_path / "odd.nemo", tmp_path / "odd", FACTS) == ["README.md", "odd.nemo"]
+
+
+def test_an_encoder_without_an_output_layer_is_no_recogniser(peer, save_peer, tmp_path):
+    """The card of a speech recogniser whose random output layer nobody has trained."""
+    folder = save_peer(peer("hubert-base"), "hubert-base")
+    with pytest.raises(ValueError, match="peer: has no output layer over letters.*Fine-tune it"):
+        publish(folder, tmp_path / "hubert", FACTS)
+    assert not (tmp_path / "hubert").exists()
+    theirs = save_peer(peer("hubert-base", "ForCTC", vocab_size=32, pad_token_id=0), "hubert-base", ENGLISH, "ctc")
+    publish(theirs, tmp_path / "ctc-model", FACTS)
+    card = (tmp_path / "ctc-model" / "README.md").read_text()
+    assert "A CTC speech recogniser over 28 letters" in card
 
 
 def test_whole_or_not_at_all(letters_path, tmp_path, monkeypatch):

@@ -25,18 +25,20 @@ import soundfile
 import torch
 from nemo.collections.asr.models import ASRModel, EncDecCTCModelBPE
 
+from nemo_mshubert.clustering.features import encoder_fingerprint
 from nemo_mshubert.data.manifest import write_manifest
 from nemo_mshubert.decoding.acoustic import model_log_probs
 from nemo_mshubert.decoding.evaluation import (
+    cores_per_rank,
     error_summary,
     evaluate_manifest,
+    evaluate_manifests,
     greedy_decoder,
     lexicon_decoder,
     load_ctc_model,
-    results_table,
-    write_results,
 )
 from nemo_mshubert.decoding.log_probs import LogProbs
+from nemo_mshubert.decoding.results import results_table
 from nemo_mshubert.parallel.launched import launched_ranks
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
@@ -76,6 +78,11 @@ def manifest(tmp_path, waves):
 
 def read(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_whole(manifest):
+    """Lines whose audio is named from any folder."""
+    return [{**entry, "audio_filepath": str(manifest.parent / entry["audio_filepath"])} for entry in read(manifest)]
 
 
 def test_numbers_and_files_of_a_letter_model(letters_path, manifest, waves, tmp_path):
@@ -179,14 +186,71 @@ def test_bf16_is_close_to_fp32(letters_path, manifest, waves):
         assert found.dtype == np.float32 and (found.argmax(1) == reference.argmax(1)).mean() > 0.9
 
 
-def test_table_and_json_hold_the_counts(tmp_path):
+def test_the_table_holds_the_counts():
     """In the table of a paper: percent, with the counts behind them."""
     summary = error_summary([{"text": "the cat sat"}, {"text": "a dog"}], ["the bat sat", "a big dog"])
-    results = {"test-clean": {"greedy": summary}}
-    row = results_table(results).splitlines()[-1]
+    row = results_table({"test-clean": {"greedy": summary}}).splitlines()[-1]
     assert row == "| test-clean | greedy | 2 | 5 | 40.00 | 1 | 1 | 0 | 31.25 |"  # 2 of 5 words, 5 of 16 characters
-    write_results(tmp_path / "results.json", results)
-    assert json.loads((tmp_path / "results.json").read_text()) == results
+
+
+def test_results_of_one_model_add_up(letters_path, manifest, tmp_path):
+    """dev-other first, test-other another day: the second call must not take away the numbers of the first."""
+    model, output = load_ctc_model(letters_path, "cpu"), tmp_path / "out"
+    decoders = {"greedy": greedy_decoder(model)}
+    evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
+    write_manifest(tmp_path / "dev.json", [{**read_whole(manifest)[1], "text": "a dog"}])
+    table = results_table(evaluate_manifests(model, "b.nemo", [tmp_path / "dev.json"], output, decoders))
+    assert "| dev |" in table and "| test |" not in table  # what this call has found
+    results = json.loads((output / "results.json").read_text())["results"]
+    assert list(results) == ["test", "dev"]
+    for name, reference_words in (("test", 9), ("dev", 2)):
+        assert results[name]["greedy"]["words"]["reference_length"] == reference_words
+    write_manifest(tmp_path / "dev.json", [{**read_whole(manifest)[1], "text": "one big dog"}])
+    evaluate_manifests(model, "b.nemo", [tmp_path / "dev.json"], output, decoders)
+    results = json.loads((output / "results.json").read_text())["results"]
+    assert results["dev"]["greedy"]["words"]["reference_length"] == 3  # the newest
+
+
+def test_results_of_another_model_are_not_replaced(letters_path, manifest, tmp_path, monkeypatch):
+    """A table of two models, or the numbers of the first gone."""
+    model, output = load_ctc_model(letters_path, "cpu"), tmp_path / "out"
+    decoders = {"greedy": greedy_decoder(model)}
+    evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
+    before = (output / "results.json").read_text()
+    again = load_ctc_model(letters_path, "cpu")
+    assert encoder_fingerprint(again) == encoder_fingerprint(model)
+    with torch.no_grad():
+        again.encoder.layers[0].attention.q_proj.weight[0, 0] += 1e-3
+    monkeypatch.setattr(again, "forward", None)
+    with pytest.raises(ValueError, match="results.json: holds results of a.nemo, .*Choose another --output"):
+        evaluate_manifests(again, "a.nemo", [manifest], output, decoders)  # trained anew under its old name
+    assert (output / "results.json").read_text() == before
+    (output / "results.json").write_text("[]")
+    with pytest.raises(ValueError, match="results.json: not a results.json of scripts/evaluate.py"):
+        evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
+
+
+def test_results_are_there_after_each_manifest(letters_path, manifest, tmp_path):
+    """Hours of a beam of 1500 on the first set, and then a file of the second that cannot be decoded."""
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    write_manifest(
+        tmp_path / "dev.json", [{"audio_filepath": str(tmp_path / "broken.wav"), "duration": 1.0, "text": "a"}]
+    )
+    model = load_ctc_model(letters_path, "cpu")
+    with pytest.raises(ValueError, match="broken.wav: cannot be read as audio"):
+        evaluate_manifests(
+            model, "a", [manifest, tmp_path / "dev.json"], tmp_path / "out", {"greedy": greedy_decoder(model)}
+        )
+    assert list(json.loads((tmp_path / "out" / "results.json").read_text())["results"]) == ["test"]
+
+
+def test_ranks_share_the_cores_of_their_machine(monkeypatch):
+    """Eight ranks with a process per core each are eight times as many as there are cores."""
+    monkeypatch.setattr("nemo_mshubert.decoding.evaluation.available_cores", lambda: 12)
+    assert cores_per_rank() == 12
+    for ranks, cores in ((4, 3), (8, 1), (16, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        assert cores_per_rank() == cores
 
 
 # --- Bad input -------------------------------------------------------------------------------------------------------
@@ -199,7 +263,7 @@ def test_a_line_without_text_is_named(letters_path, manifest, tmp_path, field):
     del entries[1][field]
     manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     model = load_ctc_model(str(letters_path), device="cpu")
-    with pytest.raises(ValueError, match='test.json: u1 lacks "text" or "duration".*Add them or remove the line'):
+    with pytest.raises(ValueError, match=f'test.json:2: no "{field}".* Add .* or remove the line'):
         evaluate_manifest(model, manifest, tmp_path / "out", {"greedy": greedy_decoder(model)})
     assert not (tmp_path / "out").exists()
 
@@ -219,7 +283,7 @@ def test_missing_files_are_named(letters_path, ssl_path, manifest, tmp_path):
     model = load_ctc_model(str(letters_path), device="cpu")
     decoders = {"greedy": greedy_decoder(model)}
     (manifest.parent / "u3.wav").unlink()
-    with pytest.raises(FileNotFoundError, match="u3: .*u3.wav: no such audio file"):
+    with pytest.raises(FileNotFoundError, match="test.json:4: .*u3.wav: no such audio file"):
         evaluate_manifest(model, manifest, tmp_path / "out", decoders)
     with pytest.raises(FileNotFoundError, match="gone.json: no such manifest"):
         evaluate_manifest(model, tmp_path / "gone.json", tmp_path / "out", decoders)
@@ -240,9 +304,44 @@ def test_texts_in_another_case_are_refused_for_letters(letters_path, manifest, t
     model = load_ctc_model(str(letters_path), device="cpu")
     monkeypatch.setattr(model, "forward", None)  # refused before an hour of it
     with pytest.raises(
-        ValueError, match="u0: the reference 'THE SEA IS FAR' is not in the case of the model's letters"
+        ValueError, match="test.json:1: the reference 'THE SEA IS FAR' is not in the case of the model's letters"
     ):
         evaluate_manifest(model, manifest, tmp_path / "out", {"greedy": greedy_decoder(model)})
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"text": "A CAT SAT"}, "last.json:2: the reference 'A CAT SAT' is not in the case"),
+        ({"duration": None}, 'last.json:2: no "duration"'),
+        ({"audio_filepath": "gone.wav"}, "last.json:2: .*gone.wav: no such audio file"),
+        ({"text": ""}, 'last.json: the "text" of all lines is empty'),
+    ],
+)
+def test_mistakes_in_the_last_manifest_are_found_first(
+    letters_path, manifest, tmp_path, monkeypatch, changes, message
+):
+    """Found when its turn comes, they cost the passes over the sets before it."""
+    good, bad = read_whole(manifest)[:2]
+    write_manifest(
+        tmp_path / "last.json", [{**good, **({"text": ""} if "text" in changes else {})}, {**bad, **changes}]
+    )
+    model = load_ctc_model(letters_path, "cpu")
+    monkeypatch.setattr(model, "forward", None)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        evaluate_manifests(model, "a", [manifest, tmp_path / "last.json"], tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["letters_path", "bpe_path"])
+def test_a_model_that_diverged_has_no_error_rate(name, request, manifest, tmp_path):
+    """Greedy decoding of NaN gives some text, and that a WER."""
+    model = load_ctc_model(request.getfixturevalue(name), "cpu")
+    with torch.no_grad():
+        model.decoder.decoder_layers[0].bias[0] = float("nan")
+    with pytest.raises(ValueError, match="u0: log-probabilities are NaN or infinite at frame 0"):
+        evaluate_manifest(model, manifest, tmp_path / "out", {"greedy": greedy_decoder(model)})
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture

@@ -42,6 +42,19 @@ def test_round_trip(tmp_path, emit, dtype, tolerance):
     assert [greedy_text(log_probs, AB) for _, log_probs in cache] == ["ab a", "", "b"]
 
 
+@pytest.mark.parametrize("texts", [["ab", ""], ["", "ab", "", ""], [""]])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_utterances_without_a_frame_anywhere(tmp_path, emit, texts, dtype):
+    """A clip shorter than a frame at the end of a dev set, and tuning could not read what evaluation wrote."""
+    path = tmp_path / "dev.safetensors"
+    write_log_probs(path, AB, [(f"u{number}", text, emit(text, AB)) for number, text in enumerate(texts)], dtype)
+    found = [log_probs for _, log_probs in LogProbs(path)]
+    assert [array.shape for array in found] == [(len(text), 4) for text in texts]
+    assert [greedy_text(array, AB) for array in found] == texts and {array.dtype for array in found} == {
+        np.dtype(dtype)
+    }
+
+
 def test_empty_set_is_refused(tmp_path):
     with pytest.raises(ValueError, match="dev.safetensors: no utterances"):
         write_log_probs(tmp_path / "dev.safetensors", AB, [])

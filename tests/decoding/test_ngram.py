@@ -92,6 +92,33 @@ def test_text_without_words_or_in_another_alphabet_is_refused_before_training(tm
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz"])
+def test_text_that_is_not_utf8_is_named_before_training(tmp_path, suffix):
+    """A bare UnicodeDecodeError names no file; and the last of many texts should not cost the hour before it."""
+    (tmp_path / "good.txt").write_text("one\n" * 5)
+    latin = "the sea\n".encode() * 2000 + "a caf\u00e9\n".encode("latin1")
+    bad = tmp_path / f"latin{suffix}"
+    bad.write_bytes(gzip.compress(latin) if suffix.endswith("gz") else latin)
+    with pytest.raises(ValueError, match=f"latin{suffix}:2001: not UTF-8 .byte 0xe9 at column 6.*iconv -f latin1"):
+        normalized_sentences([tmp_path / "good.txt", bad], ENGLISH_LABELS)
+    (tmp_path / "russian.txt").write_text("\u043c\u0438\u0440\n")
+    with pytest.raises(ValueError, match="russian.txt: 1 of 1 words hold letters that the model lacks"):
+        normalized_sentences([tmp_path / "good.txt", tmp_path / "russian.txt"], ENGLISH_LABELS)
+
+
+@pytest.mark.unit
+def test_a_word_list_that_is_not_utf8_is_named_before_training(tmp_path, monkeypatch):
+    """It is needed when the LM is there; found then, it costs the training."""
+    (tmp_path / "text.txt").write_text("the sea\n")
+    (tmp_path / "words.txt").write_bytes("the\ncaf\u00e9\n".encode("latin1"))
+    arguments = ["--text", tmp_path / "text.txt", "--words", tmp_path / "words.txt", "--output", tmp_path / "lm"]
+    monkeypatch.setattr(sys, "argv", ["train_ngram.py", *map(str, arguments)])
+    with pytest.raises(ValueError, match="words.txt:2: not UTF-8 .byte 0xe9 at column 4"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert not (tmp_path / "lm.arpa").exists()
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize("order, prune, message", [(1, [], "order 1"), (7, [], "order 7"), (2, [0, 0, 1], "pruning")])
 def test_orders_and_prunings_that_kenlm_does_not_take(tmp_path, order, prune, message):
     with pytest.raises(ValueError, match=message):

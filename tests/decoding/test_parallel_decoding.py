@@ -69,9 +69,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.integration
-def test_ctrl_c_ends_all_processes(tmp_path, decoder):
-    """A worker that dies of Ctrl-C, or one left behind by the second, leaves the program hanging for good."""
+@pytest.fixture
+def decoding(tmp_path, decoder):
+    """A script whose two workers are decoding, in a group of processes of its own."""
     (tmp_path / "script.py").write_text(SCRIPT_TO_INTERRUPT)
     narrow = decoder.with_config(dataclasses.replace(decoder.config, beam_size=20))
     (tmp_path / "decoder.pkl").write_bytes(pickle.dumps(narrow))
@@ -83,10 +83,25 @@ def test_ctrl_c_ends_all_processes(tmp_path, decoder):
             read = os.read(process.stderr.fileno(), 4096)
             assert read, shown
             shown += read
-        for _ in range(2):  # as impatient users do
-            os.killpg(process.pid, signal.SIGINT)
-            time.sleep(0.05)
-        assert b"KeyboardInterrupt" in process.communicate(timeout=30)[1]
+        yield process
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.integration
+def test_ctrl_c_ends_all_processes(decoding):
+    """A worker that dies of Ctrl-C, or one left behind by the second, leaves the program hanging for good."""
+    for _ in range(2):  # as impatient users do
+        os.killpg(decoding.pid, signal.SIGINT)
+        time.sleep(0.05)
+    assert b"KeyboardInterrupt" in decoding.communicate(timeout=30)[1]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(decoding, number):
+    """Killed by the scheduler or for its memory, it cannot end them; each would keep its memory for ever."""
+    decoding.send_signal(number)
+    decoding.communicate(timeout=30)  # to the end of the pipe, which every worker holds open
+    assert decoding.returncode == -number

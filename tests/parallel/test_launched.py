@@ -15,6 +15,7 @@
 """A rank that hangs in a script under torchrun ends it, by name; slow ranks and those that wait do not."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -54,6 +55,16 @@ def be_slow(rank):
         be_busy(3)
 
 
+def wait_for_workers(rank):
+    """Rank 1 waits for its beam search longer than a rank may hang; threads stand for the processes of its pool."""
+    if rank == 1:
+        pytest.importorskip("flashlight.lib.text", reason="the beam search needs flashlight-text")
+        from nemo_mshubert.decoding.parallel import results_of
+
+        with ThreadPoolExecutor(1) as pool:
+            list(results_of([pool.submit(time.sleep, 3)]))
+
+
 def test_a_rank_that_hangs_is_named(tmp_path):
     """The others would wait for a week, and then say that a barrier timed out."""
     assert run_on_ranks(3, ended_ranks, tmp_path, 1.0, hang)[0] == "[1]"
@@ -64,9 +75,16 @@ def test_slow_ranks_do_not_hang(tmp_path):
     assert run_on_ranks(2, ended_ranks, tmp_path, 1.0, be_slow) == [None, None]
 
 
+def test_a_rank_that_decodes_in_workers_does_not_hang(tmp_path):
+    """Its main thread only waits; a test set decoded with a beam of 1500 would be ended after 25 minutes."""
+    assert run_on_ranks(2, ended_ranks, tmp_path, 1.0, wait_for_workers) == [None, None]
+
+
 def test_the_message_names_ranks_and_remedy(monkeypatch, capfd):
     codes = []
     monkeypatch.setattr(launched.os, "_exit", codes.append)
     launched._end({3: "working 1.0", 5: "working 2.0"}, 1500)
     assert codes == [70]
-    assert "No progress for 1500 s: rank 3, 5 hangs." in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "No progress for 1500 s: rank 3, 5 hangs." in said
+    assert "the same command starts it again, and label.py goes on where it was" in said  # evaluate.py does not

@@ -20,17 +20,21 @@
     <output>/<model>/<split>/decoding/tuned.yaml                   tune_decoding.py, which resumes by itself
     <output>/<model>/<split>/sets/<set>/results.json               evaluate.py, a cell: greedy and with LM
 
-A step depends on the files that the spec names and on the record of the step before (`step.STEP_FILE`), so on all
-that went before.
+A step depends on the files that the spec names, on those of ``conf/`` that its script reads, and on the record of the
+step before (`step.STEP_FILE`), so on all that went before.
 """
 
 import re
 from pathlib import Path
 from typing import List, Optional, Sequence
 
+from omegaconf import OmegaConf
+
 from nemo_mshubert.decoding.table1.report import write_tables
 from nemo_mshubert.decoding.table1.spec import ModelSpec, Table1Spec, check_inputs
 from nemo_mshubert.decoding.table1.step import STEP_FILE, Step, run_step
+
+FINETUNED = "finished"  # beside the checkpoints, of scripts/finetune_ctc.py: it has made all its updates
 
 
 def hydra_value(value: str) -> str:
@@ -40,14 +44,23 @@ def hydra_value(value: str) -> str:
     return "'" + value.replace("'", "\\'") + "'"
 
 
-class Cells:
-    """One model on one split: its files, and its steps in order."""
+def recipe_files(path: Path) -> List[Path]:
+    """A YAML and those beside it that it goes on from, by its list of defaults."""
+    defaults = OmegaConf.load(path).get("defaults", [])
+    names = [name for name in defaults if isinstance(name, str) and name != "_self_"]  # others are of groups
+    return [path, *(file for name in names for file in recipe_files(path.with_name(f"{name}.yaml")))]
 
-    def __init__(self, spec: Table1Spec, model: ModelSpec, split: str):
-        self.spec, self.model, self.split = spec, model, split
+
+class Cells:
+    """One model on one split: its files, and its steps in order; ``conf`` is the folder of the recipes."""
+
+    def __init__(self, spec: Table1Spec, model: ModelSpec, split: str, conf: Path):
+        self.spec, self.model, self.split, self.conf = spec, model, split, conf
         self.folder = spec.split_folder(model, split)
         self.start = self.folder.parent / "ctc" / "ctc.nemo"
-        self.tuned_model = self.folder / "finetune" / "checkpoints" / "finetune.nemo"
+        # The record is here, too: what lies in the folder above, NeMo moves away when training starts.
+        self.checkpoints = self.folder / "finetune" / "checkpoints"
+        self.tuned_model = self.checkpoints / "finetune.nemo"
         self.dev = [Path(spec.dev_sets[name]) for name in spec.tune_on]
         self.decoding = self.folder / "decoding" / "tuned.yaml"
         self.title = f"{model.name}, {split}"
@@ -78,13 +91,14 @@ class Cells:
         manifests = [] if recipe.train_tars else [recipe.train_manifest]  # that of tars is a pattern
         inputs = (self.start.parent / STEP_FILE, *map(Path, [*manifests, validation]))
         arguments = ("--config-name", recipe.config, *overrides)
-        name = f"{self.title}: fine-tune"
-        return Step(name, self.folder / "finetune", "finetune_ctc.py", arguments, inputs, self.folder)
+        name, proof = f"{self.title}: fine-tune", self.checkpoints / FINETUNED
+        recipes = tuple(recipe_files(self.conf / "finetune" / f"{recipe.config}.yaml"))
+        return Step(name, self.checkpoints, "finetune_ctc.py", arguments, inputs, self.folder, recipes, proof)
 
     def _log_probs(self) -> Step:
         folder = self.folder / "dev"
         arguments = ("--model", str(self.tuned_model), "--manifest", *map(str, self.dev), "--output", str(folder))
-        inputs = (self.folder / "finetune" / STEP_FILE, *self.dev)
+        inputs = (self.checkpoints / STEP_FILE, *self.dev)
         name = f"{self.title}: log-probabilities of the dev sets"
         return Step(name, folder, "evaluate.py", arguments, inputs, self.folder)
 
@@ -94,8 +108,8 @@ class Cells:
         arguments = ("--log_probs", *caches, "--lm", spec.lm, "--lexicon", spec.lexicon)
         arguments += ("--trials", str(spec.trials), "--output", str(self.decoding))
         inputs = (self.folder / "dev" / STEP_FILE, Path(spec.lm), Path(spec.lexicon))
-        name = f"{self.title}: tune decoding"
-        return Step(name, self.decoding.parent, "tune_decoding.py", arguments, inputs, self.folder)
+        name, recipes = f"{self.title}: tune decoding", (self.conf / "decode" / "lexicon_beam.yaml",)
+        return Step(name, self.decoding.parent, "tune_decoding.py", arguments, inputs, self.folder, recipes)
 
     def _evaluate(self, set_name: str, manifest: str) -> Step:
         folder = self.spec.set_folder(self.model, self.split, set_name)
@@ -136,12 +150,13 @@ def run_table1(
 
     Raises:
         FileNotFoundError, ValueError, ImportError: see `check_inputs`, before anything is run, and `run_step`.
-        RuntimeError: a script failed. Run again to go on from there.
+        RuntimeError: a script failed or was ended. Run again to go on from there.
     """
     chosen_models, chosen_splits = chosen(spec, models, splits)
-    check_inputs(spec, chosen_models, chosen_splits, repository / "conf")
+    conf = repository / "conf"
+    check_inputs(spec, chosen_models, chosen_splits, conf)
     for split in chosen_splits:
         for model in chosen_models:
-            for step in Cells(spec, model, split).steps():
+            for step in Cells(spec, model, split, conf).steps():
                 run_step(step, repository / "scripts")
                 write_tables(spec)

@@ -21,7 +21,7 @@ import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple
 
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import atomic_write
@@ -30,7 +30,7 @@ STEP_FILE = "step.json"
 
 
 class Step(NamedTuple):
-    """A command, the folder it writes to, and the files it depends on."""
+    """A command, the folder of its record, and the files it depends on."""
 
     name: str
     folder: Path
@@ -38,12 +38,19 @@ class Step(NamedTuple):
     arguments: Tuple[str, ...]
     inputs: Tuple[Path, ...]
     invalid_with: Path  # the folder to remove, should command or input have changed
+    recipes: Tuple[Path, ...] = ()  # inputs below conf/, known by their place there: the checkout may move
+    proof: Optional[Path] = None  # what the script leaves at its end, where its status is 0 before that, too
 
     @property
     def record(self) -> Dict[str, Any]:
         """What makes it this step and no other."""
-        inputs = {str(path): _digest(path.resolve(), path.stat().st_mtime_ns) for path in self.inputs}
-        return {"command": [self.script, *self.arguments], "inputs": inputs}
+        inputs = {**{str(path): path for path in self.inputs}, **{_below_conf(path): path for path in self.recipes}}
+        digests = {name: _digest(path.resolve(), path.stat().st_mtime_ns) for name, path in inputs.items()}
+        return {"command": [self.script, *self.arguments], "inputs": digests}
+
+
+def _below_conf(path: Path) -> str:
+    return Path("conf", path.parent.name, path.name).as_posix()
 
 
 @lru_cache(maxsize=None)
@@ -73,7 +80,7 @@ def run_step(step: Step, scripts: Path) -> None:
 
     Raises:
         ValueError: it was begun with another command or other inputs; says which, and what to remove.
-        RuntimeError: the script failed; it says why on the terminal.
+        RuntimeError: the script failed, as it says on the terminal, or was ended before it had done all.
     """
     record, before = step.record, _read_record(step.folder)
     if before:
@@ -84,10 +91,37 @@ def run_step(step: Step, scripts: Path) -> None:
     _write_record(step.folder, record, finished=False)  # a script that resumes must not resume another experiment
     command = [sys.executable, str(scripts / step.script), *step.arguments]
     print(f"\n== {step.name}\n   {shlex.join(['python', *command[1:]])}", flush=True)
-    status = subprocess.run(command).returncode
+    status = run_to_its_end(command)
     if status != 0:
         raise RuntimeError(f"{step.name}: {step.script} failed with status {status}. Its messages are above.")
+    if step.proof and not step.proof.is_file():
+        raise RuntimeError(
+            f"{step.name}: {step.script} was ended before it had done all, as by the scheduler (there is no "
+            f"{step.proof}). Run the same command again: it goes on from its last checkpoint."
+        )
     _write_record(step.folder, record, finished=True)
+
+
+def run_to_its_end(command: Sequence[str]) -> int:
+    """The status of a command that is awaited, also when this process is asked to end: it may have a checkpoint to
+    write, or processes of its own to end.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: what was asked, when the command has ended.
+    """
+    process, asked = subprocess.Popen(command), None
+    while True:
+        try:
+            status = process.wait()
+            break
+        except KeyboardInterrupt as interrupt:  # Ctrl-C, which the terminal has sent to the command, too
+            asked = interrupt
+        except SystemExit as ending:  # SIGTERM, by the handler of scripts/table1.py
+            asked = ending
+            process.terminate()
+    if asked is not None:
+        raise asked
+    return status
 
 
 def _require_same(theirs: Dict[str, Any], ours: Dict[str, Any], step: Step) -> None:

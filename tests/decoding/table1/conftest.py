@@ -15,9 +15,7 @@
 """A Table 1 of two minuscule models, and what it takes to run a step of it in this process."""
 
 import runpy
-import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -62,8 +60,11 @@ def scripts_in_this_process(monkeypatch):
         ran.append(command[1].rpartition("/")[2])
         with monkeypatch.context() as context:
             context.setattr(sys, "argv", command[1:])
-            runpy.run_path(command[1], run_name="__main__")
-        return subprocess.CompletedProcess(command, 0)
+            try:
+                runpy.run_path(command[1], run_name="__main__")
+            except SystemExit as end:
+                return end.code
+        return 0
 
-    monkeypatch.setattr("nemo_mshubert.decoding.table1.step.subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr("nemo_mshubert.decoding.table1.step.run_to_its_end", run)
     return ran

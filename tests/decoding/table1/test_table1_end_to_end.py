@@ -16,13 +16,17 @@
 
 import csv
 import json
+import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from nemo.collections.asr.models import ASRModel
 
+from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
 from nemo_mshubert.data.manifest import read_manifest
 from nemo_mshubert.decoding.config import read_config
 from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS, write_lexicon
@@ -30,8 +34,9 @@ from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
 from nemo_mshubert.decoding.log_probs import LogProbs
 from nemo_mshubert.decoding.table1 import step as step_module
 from nemo_mshubert.decoding.table1.report import write_tables
-from nemo_mshubert.decoding.table1.run import run_table1
+from nemo_mshubert.decoding.table1.run import Cells, run_table1
 from nemo_mshubert.decoding.table1.spec import read_spec
+from nemo_mshubert.decoding.table1.step import is_finished, run_step
 
 pytest.importorskip("ax", reason="tuning needs Ax")
 pytestmark = pytest.mark.integration
@@ -68,11 +73,51 @@ class CtrlC:
     def __init__(self, runner, script, nth):
         self.runner, self.script, self.left = runner, script, nth
 
-    def run(self, command):
+    def __call__(self, command):
         self.left -= command[1].endswith(self.script)
         if self.left == 0:
             raise KeyboardInterrupt
-        return self.runner.run(command)
+        return self.runner(command)
+
+
+@pytest.fixture(params=["SIGTERM", "time limit"])
+def ended_early(request, monkeypatch):
+    """The first fine-tuning is ended behind its second update: by the scheduler, or by max_time_per_run."""
+    left = [request.param]
+
+    def end(callback, trainer, *_):
+        if trainer.global_step == 1 and left:
+            if left.pop() == "SIGTERM":
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                trainer.should_stop = True
+
+    monkeypatch.setattr(SaveWhenPreempted, "on_train_batch_start", end)
+    return request.param
+
+
+def test_a_fine_tuning_that_was_ended_early_goes_on(spec_path, scripts_in_this_process, ended_early):
+    """Its status is 0, and after a time limit it has a ``.nemo``: half trained, and the table would hold it."""
+    spec = read_spec(spec_path)
+    spec.overrides.append("exp_manager.checkpoint_callback_params.mode=max")  # the best is not the last
+    model = spec.models[0]
+    folder = Path(spec.output) / "MS_HuBERT" / "1h" / "finetune" / "checkpoints"
+    with pytest.raises(RuntimeError, match="finetune_ctc.py was ended before it had done all"):
+        run_table1(spec, REPOSITORY, [model.name])
+    assert not is_finished(folder) and (folder / "finetune.nemo").is_file() == (ended_early == "time limit")
+    assert scripts_in_this_process == ["ssl_to_ctc.py", "finetune_ctc.py"]
+    other = read_spec(spec_path)
+    other.overrides.append("model.optim.lr=1")
+    with pytest.raises(ValueError, match="checkpoints: made by"):  # NeMo has not moved the record away
+        run_table1(other, REPOSITORY, [model.name])
+    run_step(Cells(spec, model, "1h", REPOSITORY / "conf").steps()[1], REPOSITORY / "scripts")
+    assert is_finished(folder) and scripts_in_this_process[2:] == ["finetune_ctc.py"]
+    (last,) = folder.glob("*last.ckpt")
+    assert torch.load(last, map_location="cpu", weights_only=False)["global_step"] == 4
+    for name in ("finished", "step.json"):  # as of a run that was killed between its last update and these
+        (folder / name).unlink()
+    run_step(Cells(spec, model, "1h", REPOSITORY / "conf").steps()[1], REPOSITORY / "scripts")
+    assert is_finished(folder)
 
 
 def test_table_of_two_models(spec_path, scripts_in_this_process, monkeypatch, capsys, synthetic_corpus):
@@ -80,7 +125,8 @@ def test_table_of_two_models(spec_path, scripts_in_this_process, monkeypatch, ca
     YAML."""
     spec = read_spec(spec_path)
     with monkeypatch.context() as context:
-        context.setattr(step_module, "subprocess", CtrlC(step_module.subprocess, "evaluate.py", nth=2))
+        interrupted = CtrlC(step_module.run_to_its_end, "evaluate.py", nth=2)
+        context.setattr(step_module, "run_to_its_end", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_table1(spec, REPOSITORY)
     output = Path(spec.output)

@@ -15,19 +15,24 @@
 """Steps of Table 1: run once, in order, never mixed with those of another experiment."""
 
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from nemo_mshubert.decoding.table1.run import Cells, chosen, hydra_value
+from nemo_mshubert.decoding.table1.run import Cells, chosen, hydra_value, recipe_files
 from nemo_mshubert.decoding.table1.spec import read_spec
 from nemo_mshubert.decoding.table1.step import Step, is_finished, run_step
 
 pytestmark = pytest.mark.unit
 SCRIPTS = Path("scripts")
+CONF = Path(__file__).parents[3] / "conf"
 
 
 @pytest.fixture
@@ -52,9 +57,9 @@ def run_with(monkeypatch):
 
         def run(command):
             commands.append(command[1:])
-            return subprocess.CompletedProcess(command, status)
+            return status
 
-        monkeypatch.setattr("nemo_mshubert.decoding.table1.step.subprocess", SimpleNamespace(run=run))
+        monkeypatch.setattr("nemo_mshubert.decoding.table1.step.run_to_its_end", run)
         return commands
 
     return prepare
@@ -62,7 +67,7 @@ def run_with(monkeypatch):
 
 def test_commands_hold_what_the_spec_says(spec, tmp_path):
     """Each step reads what the one before wrote; dev sets with the dev beam, test sets with theirs."""
-    make, finetune, dev, tune, dev_other, test_clean = Cells(spec, spec.models[1], "1h").steps()
+    make, finetune, dev, tune, dev_other, test_clean = Cells(spec, spec.models[1], "1h", CONF).steps()
     folder = tmp_path / "out" / "from_scratch"
     nemo = str(folder / "1h" / "finetune" / "checkpoints" / "finetune.nemo")
     assert make.arguments[-3:] == ("--output", str(folder / "ctc" / "ctc.nemo"), "--from_scratch")
@@ -78,9 +83,38 @@ def test_commands_hold_what_the_spec_says(spec, tmp_path):
     for step, manifest, beam in ((dev_other, "dev.json", "5"), (test_clean, "test.json", "7")):
         assert step.arguments[:4] == ("--model", nemo, "--manifest", str(tmp_path / manifest))
         assert step.arguments[-4:] == ("--decode", str(folder / "1h" / "decoding" / "tuned.yaml"), "--beam_size", beam)
-    tarred = Cells(spec, spec.models[0], "960h").steps()[1]
+    tarred = Cells(spec, spec.models[0], "960h", CONF).steps()[1]
     assert "train_tars=a__OP_0..3_CL_.tar" in tarred.arguments and "--from_scratch" not in tarred.arguments
     assert Path("m__OP_0..3_CL_.json") not in tarred.inputs  # a pattern, no file
+
+
+@pytest.mark.parametrize("file", ["finetune/1h.yaml", "finetune/_common.yaml", "decode/lexicon_beam.yaml"])
+def test_an_edited_recipe_is_refused(spec, run_with, tmp_path, file):
+    """Half of a table with the old learning rate or beam; a checkout elsewhere with the same recipes is the same."""
+
+    def steps(conf):
+        model, split = spec.models[0], "1h"
+        _, finetune, _, tune, *_ = Cells(spec, model, split, conf).steps()
+        return [step._replace(inputs=(), proof=None) for step in (finetune, tune)]
+
+    confs = [tmp_path / "here" / "conf", tmp_path / "elsewhere" / "conf"]
+    for conf in confs:
+        for name in ("finetune/1h.yaml", "finetune/_common.yaml", "decode/lexicon_beam.yaml"):
+            (conf / name).parent.mkdir(parents=True, exist_ok=True)
+            (conf / name).write_bytes((CONF / name).read_bytes())
+    commands = run_with()
+    for conf in confs:
+        for step in steps(conf):
+            run_step(step, SCRIPTS)
+    assert len(commands) == 2
+    (confs[0] / file).write_text((confs[0] / file).read_text() + "trials: 3\n")
+    with pytest.raises(ValueError, match=f"made when conf/{file} held something else. Remove .*1h to make it anew"):
+        for step in steps(confs[0]):
+            run_step(step, SCRIPTS)
+
+
+def test_a_recipe_is_all_files_that_it_is_made_of():
+    assert [path.stem for path in recipe_files(CONF / "finetune" / "search_1h.yaml")] == ["search_1h", "1h", "_common"]
 
 
 def test_models_and_splits_are_chosen_by_name(spec):
@@ -138,3 +172,83 @@ def test_another_command_or_input_is_refused(step, run_with, tmp_path):
     with pytest.raises(ValueError, match="tune: made when .*input held something else. Remove .*1h"):
         run_step(step, SCRIPTS)
     assert len(commands) == 1
+
+
+def test_a_status_of_zero_is_not_the_end_of_a_training(step, run_with, tmp_path):
+    """A preempted fine-tuning ends with 0; noted as finished, it would never be run to its end."""
+    training = step._replace(proof=tmp_path / "finished")
+    run_with()
+    with pytest.raises(RuntimeError, match="tune.py was ended before .*finished.*Run the same command again"):
+        run_step(training, SCRIPTS)
+    assert not is_finished(training.folder)
+    (tmp_path / "finished").touch()
+    run_step(training, SCRIPTS)
+    assert is_finished(training.folder)
+
+
+# --- Ctrl-C and SIGTERM ----------------------------------------------------------------------------------------------
+
+TABLE = """
+import signal, sys
+from pathlib import Path
+from nemo_mshubert.decoding.table1.step import Step, run_step
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as scripts/table1.py
+folder = Path(sys.argv[1])
+run_step(Step("slow", folder / "slow", "slow.py", (str(folder),), (), folder), folder)
+"""
+SLOW = """
+import signal, sys, time
+from pathlib import Path
+
+def save(*_):
+    (folder / "asked").touch()
+    time.sleep(1.5)
+    (folder / "saved").touch()
+    sys.exit(0)
+
+folder = Path(sys.argv[1])
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, save)
+(folder / "began").touch()
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A process that runs a slow step, which takes its time to save its work when it is told to end."""
+    (tmp_path / "table.py").write_text(TABLE)
+    (tmp_path / "slow.py").write_text(SLOW)
+    process = subprocess.Popen([sys.executable, tmp_path / "table.py", tmp_path], start_new_session=True)
+    try:
+        wait_for(tmp_path / "began")
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.02)
+
+
+@pytest.mark.integration
+def test_a_step_may_save_its_work_after_ctrl_c(table, tmp_path):
+    """Killed a quarter of a second later, a step leaves its workers behind, and what it has not written is lost."""
+    os.killpg(table.pid, signal.SIGINT)  # as a terminal does: the step gets it, too
+    assert table.wait(timeout=30) == -signal.SIGINT
+    assert (tmp_path / "saved").exists() and not is_finished(tmp_path / "slow")
+
+
+@pytest.mark.integration
+def test_a_step_is_told_of_sigterm_and_may_save_its_work(table, tmp_path):
+    """A fine-tuning writes its checkpoint on SIGTERM; schedulers signal the first process alone, or twice."""
+    for _ in range(2):
+        table.send_signal(signal.SIGTERM)
+        wait_for(tmp_path / "asked")
+    assert table.wait(timeout=30) == 143
+    assert (tmp_path / "saved").exists() and not is_finished(tmp_path / "slow")
