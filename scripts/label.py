@@ -85,6 +85,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.command != "check" and args.alignments and not Path(args.alignments).is_file():
         parser.error(f"{args.alignments}: no such alignments")
+    if args.command == "make" and args.shard and (args.alignments or args.metrics_output):
+        parser.error("--alignments and --metrics_output of shards are for merge, which has all of the labels")
     if args.command == "make" and is_pickle(args.kmeans) and not (args.encoder and args.layer):
         parser.error(f"{args.kmeans} is of joblib and says not what it is of: give --encoder and --layer")
     return args
@@ -116,6 +118,8 @@ def make_labels(args: argparse.Namespace) -> None:
     if args.alignments:
         check_aligned(args.manifest, load_alignments(args.alignments))  # now, not when all is labelled
     with launched_ranks() as ranks:
+        if args.shard and ranks.count > 1:
+            raise ValueError("--shard under torchrun: its ranks are the shards. Leave out one of the two.")
         if is_pickle(args.kmeans):
             maker, features = read_published(args)
         else:

@@ -133,7 +133,9 @@ finetune() { # WHEN START OPTION...
         exp_manager.exp_dir="$exp" max_updates="$finetune_updates" validate_every_updates=200 "${@:3}"
 }
 evaluate() { # START
-    stage "evaluate, $1" "$exp/results/$1/results.json" python scripts/evaluate.py --manifest "${tests[@]}" \
+    local last
+    last=$(basename "${tests[-1]}" .json) # results.json is there after the first of them
+    stage "evaluate, $1" "$exp/results/$1/$last.greedy.json" python scripts/evaluate.py --manifest "${tests[@]}" \
         --model "$exp/finetune_$1/checkpoints/finetune_$1.nemo" --output "$exp/results/$1" "${decode[@]}"
 }
 # Both at once, on half of the cores each: layers as small as these gain little from more.

@@ -18,12 +18,13 @@ Audio streams in windows of ten minutes, read ahead by threads; nothing is kept 
 """
 
 import argparse
+import fcntl
 import itertools
 import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import IO, Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -49,6 +50,7 @@ from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
 logger = logging.getLogger(__name__)
 
 WINDOW_SECONDS = 600  # of audio; within it, feature makers batch utterances of similar length
+RATE_FIELDS = ("sampling_rate", "sample_rate")  # either will do for NeMo
 MAX_ROUNDING = 0.01  # seconds between a file and the "duration" of its line: two decimals, and less than a frame
 
 
@@ -134,25 +136,40 @@ def label_manifest(
     output = path
     partial = output.with_name(f".{output.name}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.touch()
-    done, size = _labelled_prefix(manifest, partial, maker.id, lines)
-    os.truncate(partial, size)
-    if done:
-        logger.info("%s: going on behind line %d of %d.", output, done, len(lines))
-    with (
-        open(partial, "a", encoding="utf-8") as stream,
-        tqdm(total=len(lines), initial=done, desc="labelling", unit=" utterances", disable=None) as progress,
-    ):
+    with open(partial, "a", encoding="utf-8") as stream:
+        _lock(stream)
+        done, size = _labelled_prefix(manifest, partial, maker.id, lines)
+        os.truncate(partial, size)
+        if done:
+            logger.info("%s: going on behind line %d of %d.", output, done, len(lines))
+        progress = tqdm(total=len(lines), initial=done, desc="labelling", unit=" utterances", disable=None)
         for window in audio_windows(_lines_of(manifest, lines[done:])):
             labels = window_labels(window_features(window, features), maker)
             entries = [label_entry(utterance, sets, maker.id) for utterance, sets in zip(window, labels)]
             stream.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
             stream.flush()
             progress.update(len(window))
-    write_manifest(output, (entry for _, entry in iter_manifest(partial)))
-    partial.unlink()
+        progress.close()
+        write_manifest(output, (entry for _, entry in iter_manifest(partial)))
+        partial.unlink()
     logger.info("%s: %d utterances labelled.", output, len(lines))
     return True
+
+
+def _lock(stream: IO[str]) -> None:
+    """Until the file is closed; a warning where the file system has no locks.
+
+    Raises:
+        RuntimeError: another process labels the same lines into it.
+    """
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RuntimeError(
+            f"{stream.name}: another process is labelling these lines. Wait for it, or give this one another --shard."
+        ) from error
+    except OSError as error:
+        logger.warning("%s: cannot be locked (%s). Take care that no second process labels it.", stream.name, error)
 
 
 def merge_shards(manifest: PathLike, output: PathLike, maker: LabelMaker, count: int) -> bool:
@@ -289,25 +306,26 @@ def label_entry(utterance: Utterance, sets: Dict[int, np.ndarray], maker_id: str
     labels = FrameLabels(maker_id, len(utterance.samples), sets, offset=entry.get("offset"))
     labels.check(f"{utterance.where}: {utterance_id(entry)}")
     path = _absolute(entry["audio_filepath"])
-    return {**entry, "audio_filepath": path, **_rate_field(utterance), "labels": labels.to_manifest()}
+    return {
+        **{key: value for key, value in entry.items() if key not in RATE_FIELDS},
+        "audio_filepath": path,
+        **_rate_field(utterance),
+        "labels": labels.to_manifest(),
+    }
 
 
 def _rate_field(utterance: Utterance) -> Dict[str, int]:
-    """``sampling_rate`` of the file for a line without it: NeMo then takes the length of the audio from ``duration``.
+    """``sampling_rate`` of the file, whatever its line says: NeMo then takes the length of the audio from ``duration``.
 
     Otherwise it opens every file before training, and ends the run at one that is gone. But it takes ``duration`` for
     that of the whole file, so the field is left out where it is that of a segment, or another than the file's.
     """
     entry, duration = utterance.entry, utterance.entry.get("duration")
-    if utterance.file_rate is None or _has_rate(entry) or entry.get("offset") is not None or duration is None:
+    if utterance.file_rate is None or entry.get("offset") is not None or duration is None:
         return {}
     if abs(duration - len(utterance.samples) / SAMPLE_RATE) > MAX_ROUNDING:
         return {}
     return {"sampling_rate": utterance.file_rate}
-
-
-def _has_rate(entry: Dict[str, Any]) -> bool:
-    return entry.get("sampling_rate") is not None or entry.get("sample_rate") is not None  # either will do for NeMo
 
 
 def _load(where: str, entry: Dict[str, Any]) -> Utterance:
@@ -345,20 +363,22 @@ def _labelled_prefix(manifest: PathLike, labelled: Path, maker_id: str, lines: r
 
 def _is_labelled(line: bytes, labelled: Path, entry: Dict[str, Any], maker_id: str) -> bool:
     """Is ``line`` of the manifest ``labelled`` the ``entry`` with labels of the maker?"""
-    added = ("labels",) if _has_rate(entry) else ("labels", "sampling_rate")
     try:
         found = json.loads(line)
         labels_maker = found["labels"]["maker"]
-        same = _without(added, found, labelled) == _without(added, entry)
+        same = _unlabelled(found, labelled) == _unlabelled(entry)
     except (ValueError, KeyError, TypeError):  # cut off in the middle of a write, or not labelled
         return False
     return line.endswith(b"\n") and labels_maker == maker_id and same
 
 
-def _without(added: Sequence[str], entry: Dict[str, Any], manifest: Path = Path()) -> Dict[str, Any]:
-    """The entry without what labelling added, its audio path absolute; in ``manifest`` it may be relative."""
+def _unlabelled(entry: Dict[str, Any], manifest: Path = Path()) -> Dict[str, Any]:
+    """The entry without what labelling writes, its audio path absolute; in ``manifest`` it may be relative."""
     path = _absolute(manifest.parent / entry["audio_filepath"])
-    return {**{key: value for key, value in entry.items() if key not in added}, "audio_filepath": path}
+    return {
+        **{key: value for key, value in entry.items() if key not in ("labels", *RATE_FIELDS)},
+        "audio_filepath": path,
+    }
 
 
 def _absolute(path: PathLike) -> str:

@@ -85,7 +85,8 @@ def _fetch_rest(url: str, path: Path) -> None:
     with response:
         if response.status != 206:
             done = 0
-        size = int(response.headers["Content-Length"]) + done
+        length = response.headers["Content-Length"]
+        size = int(length) + done if length else None  # a proxy may not say: the checksum decides
         with (
             open(path, "ab" if done else "wb") as stream,
             tqdm(total=size, initial=done, unit="B", unit_scale=True, desc=path.name) as bar,
@@ -93,7 +94,7 @@ def _fetch_rest(url: str, path: Path) -> None:
             while chunk := response.read(CHUNK_BYTES):
                 stream.write(chunk)
                 bar.update(len(chunk))
-    if path.stat().st_size != size:
+    if size is not None and path.stat().st_size != size:
         raise ConnectionError(f"{url}: broke off after {path.stat().st_size} of {size} bytes")
 
 
@@ -131,17 +132,24 @@ def extract(path: Path, destination: Path) -> None:
         tarfile.FilterError: a member would land outside the destination, or is a device or an outward link.
     """
     logger.info("unpacking %s", path)
-    with tempfile.TemporaryDirectory(dir=destination, prefix=".unpacking-") as temporary:
-        with tarfile.open(path) as tar:
+    with tarfile.open(path) as tar:
+        top = destination / Path(tar.next().name).parts[0]
+        # in LibriSpeech itself, which may be a link to another disk: what is unpacked is renamed
+        place = top if top.name == "LibriSpeech" and top.is_dir() else destination
+        with tempfile.TemporaryDirectory(dir=place, prefix=".unpacking-") as temporary:
             tar.extractall(temporary, filter="data")
-        for top in sorted(Path(temporary).iterdir()):
-            # LibriSpeech's archives share the folder LibriSpeech; Libri-Light's has one of its own
-            members = top.iterdir() if top.name == "LibriSpeech" else [top]
-            for member in sorted(members):
-                target = destination / member.relative_to(temporary)
-                target.parent.mkdir(exist_ok=True)
-                if not target.exists():
-                    member.rename(target)
+            _move_what_is_missing(Path(temporary), destination)
+
+
+def _move_what_is_missing(unpacked: Path, destination: Path) -> None:
+    for top in sorted(unpacked.iterdir()):
+        # LibriSpeech's archives share the folder LibriSpeech; Libri-Light's has one of its own
+        members = top.iterdir() if top.name == "LibriSpeech" else [top]
+        for member in sorted(members):
+            target = destination / member.relative_to(unpacked)
+            target.parent.mkdir(exist_ok=True)
+            if not target.exists():
+                member.rename(target)
 
 
 def download_corpora(data: PathLike, subsets: Optional[Sequence[str]] = None) -> None:

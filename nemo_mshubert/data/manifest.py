@@ -94,6 +94,13 @@ def _parse_line(line: bytes, where: str) -> Dict[str, Any]:
             f'{where}: expected a JSON object with "audio_filepath", the path of one file, found '
             f"{line.decode().strip()[:80]!r}. Correct the line or remove it."
         )
+    try:
+        entry["audio_filepath"].encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: the name of the file, {entry['audio_filepath']!r}, is not UTF-8. Rename the file and correct the "
+            "line."
+        ) from error
     offset, duration = entry.get("offset"), entry.get("duration")
     if offset is not None and not (type(offset) in (int, float) and 0 <= offset < math.inf):
         raise ValueError(_no_time("offset", offset, "0 or more", where))

@@ -175,8 +175,8 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
 
     Raises:
         FileNotFoundError, ValueError: a missing manifest, a broken line (file and line are named), no utterance
-            between ``min_duration`` and ``max_duration`` (Lhotse would search tars for one forever), or more buckets
-            than utterances.
+            between ``min_duration`` and ``max_duration`` (Lhotse would search tars for one forever), more buckets
+            than utterances, or a segment of a file of which NeMo would read another.
     """
     is_usable = usable_lines(config)
     manifests = local_paths(config.manifest_filepath)[rank::world_size]
@@ -184,6 +184,11 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
     count = 0
     for where, entry in itertools.chain.from_iterable(map(iter_manifest, manifests)):
         _duration(entry, where)
+        if not has_tars and entry.get("offset") and (entry.get("sampling_rate") or entry.get("sample_rate")):
+            raise ValueError(
+                f"{where}: offset beside sampling_rate, with which NeMo takes the duration of the segment for that of "
+                "the whole file. Remove sampling_rate from lines with an offset (scripts/label.py does)."
+            )
         if not has_tars and entry.get("shard_id") is not None and not Path(entry["audio_filepath"]).is_file():
             raise ValueError(
                 f"{where}: of a tarred dataset (it has a shard_id). Give the tars too, for training as train_tars."
@@ -294,7 +299,8 @@ def _identity(config: DictConfig, num_shards: int, world_size: int) -> Tuple[str
     """What the order of the visits and their lines follows from, and what the streams do; see `ShardProgress.begin`."""
     options = _options_of_streams(config)
     filters = {
-        name: options.get(name) for name in ("seed", "min_duration", "max_duration", "truncate_duration", "keep")
+        name: options.get(name)
+        for name in ("seed", "shuffle", "min_duration", "max_duration", "truncate_duration", "keep")
     }
     order = json.dumps({"shards": num_shards, **filters})
     return order, json.dumps({"ranks": world_size, **options}, sort_keys=True)

@@ -82,9 +82,14 @@ class Shard:
             return
         lines_of = defaultdict(list)
         for number, entry in chosen:
-            lines_of[_member_of(entry["audio_filepath"])].append((number, entry))
+            lines_of[entry["audio_filepath"]].append((number, entry))
+        segments = defaultdict(list)  # by the member that holds them
+        for name in lines_of:
+            segments[_member_of(name)].append(name)
         for name, data in self._stream():
-            for number, entry in lines_of.pop(name, ()):
+            # a file may itself be called like a segment of another
+            lines = [line for own in {name, *segments[name]} for line in lines_of.pop(own, ())]
+            for number, entry in lines:
                 yield number, _cut(entry, Member(self, name, _channel(entry, channel_selector), data))
         if lines_of:
             raise self._no_member(next(iter(lines_of)))

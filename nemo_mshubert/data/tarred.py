@@ -89,14 +89,19 @@ def _member_name(entry: Entry, root: Path) -> str:
 
 
 def _check_unique(entries: List[Tuple[str, Entry]], manifest: PathLike) -> None:
-    seen = set()
+    paths: Dict[str, str] = {}
     for name, entry in entries:
-        if name in seen:
+        path = entry["audio_filepath"]
+        if paths.get(name) == path:
             raise ValueError(
-                f"{manifest}: {entry['audio_filepath']} occurs twice (with the same offset). A tar holds one member "
-                "per utterance; remove the double line."
+                f"{manifest}: {path} occurs twice (with the same offset). A tar holds one member per utterance; remove "
+                "the double line."
             )
-        seen.add(name)
+        if name in paths:
+            raise ValueError(
+                f"{manifest}: {paths[name]} and {path} would both be {name} in a tar. Rename one of them."
+            )
+        paths[name] = path
 
 
 def _claim_folder(output: Path, manifest: PathLike, num_shards: int, seed: int) -> None:

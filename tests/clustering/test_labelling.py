@@ -157,9 +157,11 @@ def test_the_loader_needs_no_header_of_labelled_audio(maker, tmp_path, rate):
     [
         ({}, {"sampling_rate": 16000}),
         ({"sampling_rate": None}, {"sampling_rate": 16000}),
-        ({"sampling_rate": 8000}, {"sampling_rate": 8000}),  # what the user says stays
-        ({"sample_rate": 16000}, {"sample_rate": 16000}),  # NeMo's other spelling
+        ({"sampling_rate": 8000}, {"sampling_rate": 16000}),  # the file knows better
+        ({"sample_rate": 16000}, {"sampling_rate": 16000}),  # NeMo's other spelling
         ({"offset": 0.1, "duration": 0.5}, {}),  # NeMo would take 0.5 s for the whole file, and 0.1 s from that
+        ({"offset": 0.1, "duration": 0.5, "sampling_rate": 16000}, {}),
+        ({"duration": 0.9, "sampling_rate": 16000}, {}),
         ({"offset": 0.0}, {}),
         ({"duration": 0.9}, {}),  # not that of the file: its header is right
         ({"duration": None}, {}),
@@ -178,8 +180,34 @@ def test_a_rate_is_added_where_it_is_true(maker, tmp_path, line, expected):
         entry.pop("sampling_rate", None)  # as an earlier version wrote it
         write_manifest(output, [entry])
         assert label_manifest(manifest, output, maker, WindowFeatures(fail_at_call=1)) is False
-    write_manifest(manifest, [{**read_manifest(manifest)[0], "sampling_rate": 11025}])
+    write_manifest(manifest, [{**read_manifest(manifest)[0], "text": "a"}])
     assert label_manifest(manifest, output, maker, WindowFeatures()) is True  # another line now
+
+
+def test_two_processes_do_not_label_the_same_lines(corpus, maker, tmp_path):
+    """The command twice, or torchrun with --shard: lines of both were mixed in one file, which counted as finished."""
+    output = tmp_path / "labelled.json"
+
+    class Meeting(WindowFeatures):
+        def __call__(self, waveforms):
+            if not self.errors:
+                with pytest.raises(RuntimeError, match="another process is labelling these lines") as error:
+                    label_manifest(corpus, output, maker, WindowFeatures())
+                self.errors.append(error)
+            return super().__call__(waveforms)
+
+    features = Meeting()
+    features.errors = []
+    assert label_manifest(corpus, output, maker, features) is True and features.errors
+    assert len(read_manifest(output)) == 12
+    assert label_manifest(corpus, output, maker, WindowFeatures(fail_at_call=1)) is False
+
+
+def test_shards_leave_metrics_to_merge(corpus, capsys):
+    """They were asked for and not written."""
+    with pytest.raises(SystemExit):
+        script("label")(f"make --shard 0/2 --kmeans k.npz --manifest {corpus} --output o --metrics_output m".split())
+    assert "--metrics_output of shards are for merge" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("count", [2, 5, 13])  # 13: more parts than the 12 lines

@@ -32,7 +32,7 @@ from nemo_mshubert.data.librispeech_download import ARCHIVES, Archive, download,
 class Server:
     """Serves one body over HTTP; notes the ranges asked for, and breaks off after ``limit`` bytes of an answer."""
 
-    def __init__(self, body: bytes, ranges=True, limit=None):
+    def __init__(self, body: bytes, ranges=True, limit=None, says_length=True):
         self.asked, server = [], self
 
         class Handler(BaseHTTPRequestHandler):
@@ -43,7 +43,8 @@ class Server:
                 if start and start >= len(body):
                     return self.send_error(416)
                 self.send_response(206 if start else 200)
-                self.send_header("Content-Length", str(len(body) - start))
+                if says_length:
+                    self.send_header("Content-Length", str(len(body) - start))
                 self.end_headers()
                 self.wfile.write(body[start:][:limit])
 
@@ -102,6 +103,34 @@ def test_broken_connections_are_taken_up_again(tmp_path):
         with pytest.raises(ConnectionError, match="broke off after 50000 of 100000 bytes. Run again"):
             download(archive_of(BODY, server.url), tmp_path / "b")
     assert (tmp_path / "b.part").read_bytes() == BODY[:50_000]
+
+
+@pytest.mark.unit
+def test_a_server_need_not_say_how_long_a_file_is(tmp_path):
+    """Behind some proxies: the checksum tells whether it is whole."""
+    with Server(BODY, says_length=False) as server:
+        download(archive_of(BODY, server.url), tmp_path / "dev-clean.tar.gz")
+    assert (tmp_path / "dev-clean.tar.gz").read_bytes() == BODY
+
+
+@pytest.mark.unit
+def test_libri_speech_may_lie_on_another_disk(corpus, tmp_path):
+    """Where the folder is a link: a rename from one disk to another is an error, with all unpacked in vain."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "LibriSpeech").symlink_to(tmp_path / "disk")
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        tar.add(corpus, "LibriSpeech")
+    renamed, rename = [], Path.rename
+
+    def spy(path, target):
+        renamed.append((path.resolve(), Path(target).resolve()))
+        return rename(path, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", spy)
+        extract(tmp_path / "a.tar.gz", tmp_path / "here")
+    assert renamed and all(path.is_relative_to(tmp_path / "disk") for pair in renamed for path in pair)
 
 
 @pytest.mark.unit

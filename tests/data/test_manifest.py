@@ -17,6 +17,7 @@
 import gzip
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -69,6 +70,13 @@ def test_a_line_that_is_not_utf8_is_named(write):
     """A transcript in Latin-1; the lines before it are decoded, those behind it are not touched."""
     path = write(GOOD, json.dumps(GOOD, ensure_ascii=False).encode("latin-1"), GOOD)
     with pytest.raises(ValueError, match=f"{path}:2: not UTF-8 .byte 0xf6 at column .*iconv -f latin1 -t utf-8"):
+        read_manifest(path)
+
+
+def test_a_file_name_that_is_not_utf8_is_named(write):
+    """Python reads such names of old disks as half characters, which nothing can write."""
+    path = write(GOOD, json.dumps({**GOOD, "audio_filepath": os.fsdecode(b"caf\xe9.wav")}).encode())
+    with pytest.raises(ValueError, match=f"{path}:2: the name of the file.*is not UTF-8. Rename"):
         read_manifest(path)
 
 

@@ -109,11 +109,13 @@ def test_other_options_skip_and_repeat_no_line(tarred, change):
 
 
 @pytest.mark.unit
-def test_other_filters_start_epochs_anew(tarred, caplog):
-    """Lines are counted among the usable ones: what a checkpoint says of them then means others."""
-    tarred.min_duration = 0.7
+@pytest.mark.parametrize("option, before, after", [("min_duration", 0.7, 0.1), ("shuffle", False, True)])
+def test_other_filters_and_orders_start_epochs_anew(tarred, caplog, option, before, after):
+    """Lines are counted among the usable ones, and shards in their order: what a checkpoint says of them then means
+    others."""
+    tarred[option] = before
     _, states = train(tarred, 1, 12, (0, None))
-    tarred.min_duration = 0.1
+    tarred[option] = after
     names = [name for _, name in train(tarred, 1, 40, states)[0]]
     assert len(set(names)) == len(LENGTHS)
     assert "data has changed" in caplog.text

@@ -18,6 +18,7 @@ import io
 import itertools
 import json
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ import torch
 from omegaconf import OmegaConf
 
 from nemo_mshubert.data.labels import FrameLabels
+from nemo_mshubert.data.manifest import read_manifest, write_manifest
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.resumable_loader import training_loader
 from nemo_mshubert.data.shard_visits import LINE, VisitRecord, Visits
@@ -118,6 +120,29 @@ def test_segments_of_one_member_are_told_apart(tmp_path, prefix):
         (start,) = [n for n in (8000, 24000) if np.allclose(audio[n : n + len(samples)], samples, atol=1e-4)]
         starts.add(start)
     assert starts == {8000, 24000}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("prefix", ["", "pipe:cat "])
+def test_a_file_may_be_called_like_a_segment(counting_corpus, tmp_path, prefix):
+    """Sessions of subjects, as subject-sub1.wav: read through a pipe they were looked for under another name."""
+    manifest = counting_corpus([16000, 17000])
+    entries = read_manifest(manifest)
+    for number, entry in enumerate(entries):
+        path = Path(entry["audio_filepath"])
+        entry["audio_filepath"] = str(path.rename(path.with_name(f"patient-sub{number}.wav")))
+    write_manifest(manifest, entries)
+    make_tarred(manifest, tmp_path / "named", 1)
+    config = options(
+        manifest_filepath=f"{tmp_path}/named/sharded_manifests/manifest_0.json",
+        tarred_audio_filepaths=f"{prefix}{tmp_path}/named/audio_0.tar",
+        use_bucketing=False,
+        batch_size=1,
+        batch_duration=None,
+    )
+    loader = training_loader(config, PretrainingDataset("maker-one", [50]), 0, 1)
+    names = {batch["utterances"][0] for batch in itertools.islice(loader, 6)}
+    assert names == {"audio_patient-sub0.wav", "audio_patient-sub1.wav"}
 
 
 @pytest.mark.unit

@@ -270,6 +270,19 @@ def test_files_of_one_name_in_different_folders_are_kept_apart(counting_corpus, 
 
 
 @pytest.mark.unit
+def test_files_whose_names_meet_in_a_tar_are_both_named(counting_corpus, tmp_path):
+    """They were called a double line, whose removal would have lost one of them."""
+    manifest = counting_corpus([8000, 9000])
+    entries = read_manifest(manifest)
+    for entry, name in zip(entries, ("u.1.wav", "u_1.wav")):
+        path = Path(entry["audio_filepath"])
+        entry["audio_filepath"] = str(path.rename(path.with_name(name)))
+    write_manifest(manifest, entries)
+    with pytest.raises(ValueError, match=r"u\.1\.wav and .*u_1\.wav would both be audio_u_1\.wav in a tar. Rename"):
+        make_tarred(manifest, tmp_path / "tars", 1)
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize("num_shards", [0, 3])
 def test_impossible_numbers_of_shards_are_refused(counting_corpus, tmp_path, num_shards):
     """An empty shard would stall a loader process."""

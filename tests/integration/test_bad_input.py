@@ -288,6 +288,16 @@ def test_finetuning_on_bad_manifests_is_refused(corpus, fine_tune, tmp_path):
         fine_tune(manifest)
 
 
+def test_segments_that_NeMo_would_take_from_elsewhere_are_refused(corpus, fine_tune):
+    """With sampling_rate it takes the duration of the segment for that of the file: other audio, or none for ever."""
+    manifest = corpus()
+    entries = read_manifest(manifest)
+    entries[BAD].update(offset=0.4, duration=0.5, sampling_rate=16000)
+    write_manifest(manifest, entries)
+    with pytest.raises(ValueError, match=f"train.json:{BAD + 1}: offset beside sampling_rate.*Remove sampling_rate"):
+        fine_tune(manifest)
+
+
 def test_finetuning_on_a_truncated_tar_is_refused(corpus, fine_tune, tmp_path):
     """Stock readers warn, and train on what is left."""
     make_tarred(corpus(), tmp_path / "tars", 2)

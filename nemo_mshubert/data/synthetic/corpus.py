@@ -31,6 +31,9 @@ import json
 import logging
 import multiprocessing
 import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
@@ -95,11 +98,26 @@ def _synthesize_speakers(root: Path, voices: List[Voice], seconds: Dict[str, flo
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload(["__main__", __name__])
-    jobs = [(voice, root, seconds[voice.subset], seed) for voice in voices]
-    with context.Pool(min(os.cpu_count() or 1, len(voices)), maxtasksperchild=1) as pool:
-        results = [pool.apply_async(synthesize_speaker, job) for job in jobs]
-        for result in tqdm(results, desc="speaking", unit="speaker"):
-            result.get()  # raises what was raised in the process
+    # A thread per core starts them: unlike a pool of processes, it notices one that dies.
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, len(voices))) as threads:
+        speak = partial(_in_a_process, context, root=root, seed=seed)
+        running = [threads.submit(speak, voice, seconds=seconds[voice.subset]) for voice in voices]
+        try:
+            for future in tqdm(running, desc="speaking", unit="speaker"):
+                future.result()
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
+def _in_a_process(context: BaseContext, voice: Voice, root: Path, seconds: float, seed: int) -> None:
+    process = context.Process(target=synthesize_speaker, args=(voice, root, seconds, seed))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(
+            f"speaker {voice.speaker} ({voice.name}): the process of espeak-ng ended with {process.exitcode} (its "
+            "messages are above). Run the same command again; finished speakers are kept."
+        )
 
 
 def synthesize_corpus(

@@ -17,6 +17,7 @@
 import gzip
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ import pytest
 import soundfile
 
 from nemo_mshubert.data.librispeech import prepare_librispeech
+from nemo_mshubert.data.synthetic import corpus
 from nemo_mshubert.data.synthetic.corpus import SUBSETS, synthesize_corpus
 
 pytest.importorskip("espeakng_loader", reason="synthetic speech needs espeakng-loader")
@@ -166,6 +168,14 @@ def test_second_run_repairs_what_is_missing_and_touches_nothing_else(tmp_path):
     assert digests(tmp_path) == before
     untouched = [path for path in audio if path not in (audio[1], audio[-1])]
     assert all(path.stat().st_mtime_ns == written[path] for path in untouched)
+
+
+@pytest.mark.unit
+def test_a_speaker_whose_process_dies_is_named(tmp_path, monkeypatch):
+    """A pool of processes waits for it for ever."""
+    monkeypatch.setattr(corpus, "synthesize_speaker", os._exit)  # of a Voice: ends with an error
+    with pytest.raises(RuntimeError, match="speaker .*: the process of espeak-ng ended with .*Run the same command"):
+        synthesize_corpus(tmp_path, train_minutes=0.1, dev_minutes=0.1, test_minutes=0.1)
 
 
 @pytest.mark.unit
