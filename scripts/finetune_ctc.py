@@ -36,6 +36,7 @@ from nemo_mshubert.callbacks.finished_run import has_all_updates
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
 from nemo_mshubert.callbacks.rank_watch import RankWatch
+from nemo_mshubert.callbacks.sentence_average import SentenceAverage
 from nemo_mshubert.models.ctc import restore_for_finetuning
 from nemo_mshubert.models.run_lock import hold_folder
 from nemo_mshubert.models.training_setup import checkpoint_folder, keep_whole_checkpoints, make_trainer, plan_updates
@@ -57,8 +58,8 @@ def mark_when_finished(folder: Path) -> pl.Callback:
 def main(cfg):
     plan_updates(cfg)
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
-    pl.seed_everything(cfg.model.train_ds.seed, verbose=False)
-    guards = [NonfiniteGuard(cfg.max_nonfinite_steps), RankWatch(), SaveWhenPreempted()]
+    # the average first: it is of the gradients that the guard looks at
+    guards = [SentenceAverage(), NonfiniteGuard(cfg.max_nonfinite_steps), RankWatch(), SaveWhenPreempted()]
     folder = checkpoint_folder(cfg.exp_manager)
     callbacks = [EncoderFreeze(cfg.freeze_encoder_updates), DataWait(), *guards, mark_when_finished(folder)]
     trainer = make_trainer(cfg.trainer, callbacks)
@@ -66,7 +67,9 @@ def main(cfg):
     keep_whole_checkpoints(folder)
     (folder / "finished").unlink(missing_ok=True)  # this run may have more updates to make than the one before
     exp_manager(trainer, cfg.exp_manager)
-    trainer.fit(restore_for_finetuning(cfg.init_model, cfg.model, trainer))
+    model = restore_for_finetuning(cfg.init_model, cfg.model, trainer)
+    pl.seed_everything(cfg.model.train_ds.seed, verbose=False)  # NeMo's loaders, built by now, have seeded with 0
+    trainer.fit(model)
 
 
 if __name__ == "__main__":

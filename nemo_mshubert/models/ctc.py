@@ -162,6 +162,8 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
         train_ds.labels = validation_ds.labels = config.labels
     _check_data(train_ds)
     _check_data(validation_ds)
+    if train_ds.get("tarred_audio_filepaths") is None:
+        train_ds.shard_seed = train_ds.get("seed", 0)  # alike on all ranks, which share one order
     train_ds.concurrent_bucketing = False  # where its thread meets an unreadable file, training would wait for ever
     max_unreadable = train_ds.pop("max_unreadable", MAX_UNREADABLE)
     model.setup_training_data(train_ds)  # NeMo leaves these to the caller when a model is restored

@@ -32,6 +32,7 @@ from omegaconf import DictConfig, open_dict
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from nemo_mshubert.callbacks.preemption import count_batch_as_done
 from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.data.labels import check_labels_of
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
@@ -111,12 +112,12 @@ class MSHuBERTModel(ModelPT):
                 "kept."
             )
 
-        # Here, not before: NeMo's loaders, set up by now, have seeded PyTorch with a number of their own.
-        torch.manual_seed(seed_of(cfg.seed, "initial weights"))
-        self.preprocessor = self.from_config_dict(cfg.preprocessor)
-        self.encoder = self.from_config_dict(cfg.encoder)
-        self.label_heads = self.from_config_dict(cfg.label_heads)
-        self.loss = self.from_config_dict(cfg.loss)
+        with torch.random.fork_rng(devices=[]):  # who restores a model goes on with random numbers of his own
+            torch.manual_seed(seed_of(cfg.seed, "initial weights"))
+            self.preprocessor = self.from_config_dict(cfg.preprocessor)
+            self.encoder = self.from_config_dict(cfg.encoder)
+            self.label_heads = self.from_config_dict(cfg.label_heads)
+            self.loss = self.from_config_dict(cfg.loss)
         for clusters in self.layer_of_set:
             table = torch.as_tensor(self.label_maker.tables[clusters].astype("int64"))
             self.register_buffer(f"table_{clusters}", table, persistent=False)  # the label maker's file holds it
@@ -282,6 +283,11 @@ class MSHuBERTModel(ModelPT):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        if self.trainer.precision == "16-mixed" and self._is_split:
+            raise ValueError(
+                "trainer.precision=16-mixed with a model that is split over ranks: each would scale its loss by the "
+                "overflows of its own part. Set trainer.precision=bf16-mixed."
+            )
         if self.trainer.precision == "16-mixed" and self._cfg.optim.get("fused"):
             raise ValueError(
                 "trainer.precision=16-mixed with model.optim.fused=true: a fused optimizer undoes the scale of the "
@@ -387,17 +393,9 @@ class MSHuBERTModel(ModelPT):
     # --- Checkpoints ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
-        """Count the batch whose end writes this checkpoint as done.
-
-        Lightning completes a batch only after its callbacks, one of which writes the checkpoint: a resumed run would
-        count that batch twice, repeat it, and take the next accumulated step one micro-batch early. The step that
-        loggers see lags in the same way.
-        """
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] = self.trainer.global_step
-        for tracker in (progress["total"], progress["current"]):
-            tracker["completed"] = tracker["processed"]
-        own_batches = progress["total"]["processed"]
+        """Note the place in the data, and what the run is."""
+        count_batch_as_done(checkpoint, self.trainer)
+        own_batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
         checkpoint["batches_of_all_ranks"] = self.data_position.batches_of_all(own_batches, self.data_ranks.count)
         checkpoint["epoch_start"] = self.data_position.epoch_start(own_batches, self.data_ranks.count)
         if self._cfg.train_ds.get("tarred_audio_filepaths") is not None:

@@ -23,7 +23,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from nemo_mshubert.modules.transformer import SelfAttention
+from nemo_mshubert.modules.transformer import INIT_STD, SelfAttention, init_linear
 
 GATE_TERMS = 4  # of the projection, summed for each of the two gates
 
@@ -39,6 +39,7 @@ class RelativePositionBias(nn.Module):
         super().__init__()
         self.num_buckets, self.max_distance = num_buckets, max_distance
         self.embedding = nn.Embedding(num_buckets, num_heads)
+        nn.init.normal_(self.embedding.weight, std=INIT_STD)  # of N(0, 1) positions would drown the content
 
     def forward(self, num_frames: int) -> Tensor:
         """Bias ``[H, T, T]`` of queries (rows) towards keys (columns)."""
@@ -60,7 +61,7 @@ class GatedSelfAttention(SelfAttention):
 
     def __init__(self, d_model: int, num_heads: int, dropout: float):
         super().__init__(d_model, num_heads, dropout)
-        self.gate_linear = nn.Linear(d_model // num_heads, 2 * GATE_TERMS)
+        self.gate_linear = init_linear(nn.Linear(d_model // num_heads, 2 * GATE_TERMS))
         self.gate_constant = nn.Parameter(torch.ones(1, num_heads, 1, 1))
 
     def attention_mask(self, x_BTD: Tensor, key_mask: Optional[Tensor], position_bias: Optional[Tensor]) -> Tensor:

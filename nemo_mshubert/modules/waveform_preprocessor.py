@@ -23,7 +23,7 @@ from nemo.core.neural_types import AudioSignal, LengthsType, NeuralType, Spectro
 
 from nemo_mshubert.modules.frames import valid_positions
 
-EPSILON = 1e-7  # of the variance: fairseq and transformers normalise raw audio with about this floor
+EPSILON = 1e-7  # of the variance, as in transformers; fairseq has 1e-5
 
 
 class WaveformPreprocessor(AudioPreprocessor):

@@ -19,6 +19,7 @@ import os
 import resource
 import signal
 import time
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 
@@ -36,7 +37,7 @@ from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
 from nemo_mshubert.callbacks.rank_watch import RankWatch, furthest_behind
 from nemo_mshubert.data.pretraining_dataset import collate
 from nemo_mshubert.models import mshubert_model
-from tests.models.fixed_update import train, utterance
+from tests.models.fixed_update import train, trainer_of, utterance
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
 pytestmark = pytest.mark.unit
@@ -80,6 +81,34 @@ def terminate(trainer):
 
 
 # --- Preemption ------------------------------------------------------------------------------------------------------
+
+
+class PerUpdate(pl.Callback):
+    """Counts the micro-batches of each update."""
+
+    def __init__(self):
+        self.counts = [0]
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.counts[-1] += 1
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.counts.append(0)
+
+
+def test_updates_of_fine_tuning_are_whole_behind_a_preemption(tmp_path):
+    """Of models of NeMo, too: the first update of a resumed run was one micro-batch, its gradient an eighth."""
+    found = []
+    for resume in (None, tmp_path / "last.ckpt"):
+        counter = PerUpdate()
+        callbacks = [SaveWhenPreempted(), counter, ModelCheckpoint(tmp_path, save_last=True)]
+        callbacks += [] if resume else [At(5, terminate)]
+        trainer = trainer_of(max_steps=4, accumulate_grad_batches=4, callbacks=callbacks, enable_checkpointing=True)
+        with suppress(SystemExit):
+            trainer.fit(BoringModel(), ckpt_path=resume)
+        found.append([count for count in counter.counts if count])
+        assert trainer.global_step == (4 if resume else 2)
+    assert found == [[4, 4], [4, 4]]
 
 
 @pytest.mark.parametrize("micro_batch", [4, 5])

@@ -14,6 +14,8 @@
 
 """Stock CTC models around our encoder: made from a pre-trained one, trained, transcribing, exported."""
 
+import random
+
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -270,7 +272,7 @@ def test_timestamps_are_on_the_grid_of_the_frames(model, waves):
     ends = [character["end"] for character in characters]
     assert ends == pytest.approx([FRAME_SECONDS * frame for _, frame in tokens], abs=1e-6)
     assert [character["start"] for character in characters[1:]] == pytest.approx(ends[:-1])
-    assert 0.9 * len(waves[0]) / 16000 < max(ends) < FRAME_SECONDS * frames[0]
+    assert 0.8 * len(waves[0]) / 16000 < max(ends) < FRAME_SECONDS * frames[0]
     words = hypothesis.timestamp["word"]
     assert " ".join(word["word"] for word in words).split() == hypothesis.text.split()
 
@@ -493,6 +495,36 @@ def test_options_of_finetuning_replace_those_of_the_file(path, overrides):
         assert spelled in references if "letters" in str(path) else spelled  # 40 pieces lack some letters
     restored_again = ModelPT.restore_from(str(path), map_location="cpu")  # the file itself is as it was
     assert restored_again.cfg.encoder.layerdrop == 0.0 and isinstance(restored_again.encoder, MSHuBERTEncoder)
+
+
+@pytest.mark.integration
+def test_the_seed_orders_the_data_and_nothing_else_does(letters_path, overrides):
+    """Fine-tunings over seeds were one, and ranks of which one had drawn a number had other batches: DDP would hang."""
+    overrides.train_ds.batch_size = 2
+
+    def batches(seed):
+        overrides.train_ds.seed = seed
+        trainer = pl.Trainer(max_steps=10, accelerator="cpu", logger=False, enable_checkpointing=False)
+        loader = restore_for_finetuning(str(letters_path), overrides, trainer)._train_dl
+        return [batch[1].tolist() for batch in loader]
+
+    first = batches(1)
+    random.random()
+    assert batches(1) == first != batches(2)
+
+
+@pytest.mark.unit
+def test_random_weights_differ_by_seed(ssl_path):
+    """`ssl_to_ctc.py --seed`: restoring the pre-trained model seeded PyTorch anew, so all baselines were one."""
+    weights = []
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        weights.append(ssl_to_ctc(str(ssl_path), from_scratch=True).encoder.state_dict())
+    matrix = "layers.0.feed_forward.intermediate_dense.weight"
+    matrix = matrix if matrix in weights[0] else next(n for n, value in weights[0].items() if value.ndim == 2)
+    assert torch.equal(weights[0][matrix], weights[2][matrix]) and not torch.equal(
+        weights[0][matrix], weights[1][matrix]
+    )
 
 
 @pytest.mark.integration

@@ -1,0 +1,96 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Updates of fine-tuning as means over utterances, over two gloo ranks too."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from nemo.collections.asr.models import ASRModel
+from torch.utils.data import DataLoader
+
+from nemo_mshubert.callbacks.sentence_average import SentenceAverage
+from tests.parallel.ranks_of_a_test import run_on_ranks
+
+LENGTHS = (16000, 9000, 12000, 7000)
+
+
+def batch_of(*numbers):
+    """Utterances ``numbers`` of noise with random letters, as NeMo's datasets give them."""
+    signal = torch.zeros(len(numbers), max(LENGTHS[number] for number in numbers))
+    letters = torch.zeros(len(numbers), 4, dtype=torch.long)
+    for row, number in enumerate(numbers):
+        generator = torch.Generator().manual_seed(number)
+        signal[row, : LENGTHS[number]] = 0.1 * torch.randn(LENGTHS[number], generator=generator)
+        letters[row] = torch.randint(1, 27, (4,), generator=generator)
+    length = torch.tensor([LENGTHS[number] for number in numbers])
+    return signal, length, letters, torch.full((len(numbers),), 4)
+
+
+def weights_after(path, batches, accumulate, devices=1):
+    """Of a step of SGD on the micro-batches ``batches`` (of each rank), and the loss that NeMo logged last."""
+    model = ASRModel.restore_from(str(path), map_location="cpu")
+    trainer = pl.Trainer(
+        max_steps=1,
+        max_epochs=1,
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        accumulate_grad_batches=accumulate,
+        callbacks=[SentenceAverage()],
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    model.set_trainer(trainer)
+    model.setup_optimization({"name": "sgd", "lr": 0.1})
+    model._train_dl = DataLoader(batches[trainer.global_rank], batch_size=None)
+    trainer.fit(model.train())
+    assert type(model.loss).__name__ == "CTCLoss"  # NeMo's own again
+    return model.state_dict(), trainer.callback_metrics["train_loss"].item()
+
+
+@pytest.fixture
+def expected(letters_path):
+    return weights_after(letters_path, [[batch_of(0, 1, 2, 3)]], 1)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("split", [[(0, 1, 2), (3,)], [(0,), (1,), (2, 3)]])
+@pytest.mark.parametrize("accumulate", [3, 8])
+def test_an_utterance_weighs_the_same_in_any_micro_batch(letters_path, expected, split, accumulate):
+    """Batches of short utterances hold many: they would weigh a fifth of long ones. The last update of an epoch has
+    fewer micro-batches than the others, and would be smaller."""
+    found, loss = weights_after(letters_path, [[batch_of(*numbers) for numbers in split]], accumulate)
+    for name, value in expected[0].items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+    alone = weights_after(letters_path, [[batch_of(*split[-1])]], 1)
+    assert loss == pytest.approx(alone[1], rel=1e-4)  # the log has NeMo's mean of the micro-batch
+
+
+@pytest.mark.integration
+def test_ranks_share_an_update(letters_path, expected, tmp_path):
+    """Two GPUs with other numbers of utterances."""
+
+    def rank():
+        batches = [[batch_of(0, 1, 2)], [batch_of(3)]]
+        found, _ = weights_after(letters_path, batches, 1, devices=2)
+        return {name: value.clone() for name, value in found.items()}
+
+    for found in run_on_ranks(2, rank):
+        for name, value in expected[0].items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
