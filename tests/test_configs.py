@@ -367,6 +367,12 @@ def test_an_option_may_be_given_as_nothing():
     plan_updates(load("pretrain", "mshubert_base", "validation_manifest=null"))
 
 
+@pytest.mark.parametrize("group, name", EXPERIMENTS)
+def test_the_first_update_of_a_resumed_run_may_be_validated(group, name):
+    """NeMo's loop leaves out a validation there: of a run with one update to go, the last weights."""
+    assert load(group, name).exp_manager.disable_validation_on_resume is False
+
+
 @pytest.mark.parametrize("group, name", [("pretrain", "mshubert_base"), ("finetune", "10h")])
 def test_epochs_are_refused(group, name):
     """Lightning compares them with the interval of validation, which is None, and ends in a TypeError."""

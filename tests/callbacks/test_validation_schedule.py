@@ -33,53 +33,41 @@ class Validations(pl.Callback):
         self.updates.append(trainer.global_step)
 
 
-@pytest.mark.parametrize("updates, expected", [(4, [2, 4]), (5, [2, 4, 5]), (1, [1])])
-def test_last_update_is_validated_once(updates, expected):
-    """The best weights are those of a validation, so the updates behind the last one would be for nothing."""
+def fit(updates, every=2, accumulate=2, num_batches=64, resume=None):
+    """The trainer behind ``updates`` of ``accumulate`` micro-batches, ``num_batches`` of them an epoch, and the updates
+    that were validated."""
     validations = Validations()
     trainer = trainer_of(
         max_steps=updates,
-        accumulate_grad_batches=2,
-        val_check_interval=4,
-        check_val_every_n_epoch=None,
-        limit_val_batches=1,
-        callbacks=[ValidationSchedule(), validations],
-    )
-    trainer.fit(BoringModel())
-    assert validations.updates == expected
-
-
-def test_updates_are_counted_where_an_epoch_is_shorter_than_one():
-    """Ten minutes of speech are four micro-batches where the recipe has eight: every 500 updates became every 1000."""
-    validations = Validations()
-    trainer = trainer_of(
-        max_steps=8,
-        accumulate_grad_batches=4,
-        val_check_interval=3 * 4,
+        accumulate_grad_batches=accumulate,
+        val_check_interval=every * accumulate,
         check_val_every_n_epoch=None,
         limit_val_batches=1,
         callbacks=[ValidationSchedule(), validations],
     )
     model = BoringModel()
-    model.train_dataloader = lambda: DataLoader(RandomDataset(32, 6), batch_size=1)  # updates of 4 and 2 micro-batches
-    trainer.fit(model)
-    assert validations.updates == [3, 6, 8] and trainer.current_epoch == 4
+    model.train_dataloader = lambda: DataLoader(RandomDataset(32, num_batches), batch_size=1)
+    trainer.fit(model, ckpt_path=resume)
+    return trainer, validations.updates
 
 
-def test_a_resumed_run_is_validated_at_the_same_updates(tmp_path):
-    """Checkpoints are written there; a second schedule beside the first would double the time of validations."""
-    found = []
-    for updates in (4, 7):
-        validations = Validations()
-        trainer = trainer_of(
-            max_steps=updates,
-            accumulate_grad_batches=2,
-            val_check_interval=4,
-            check_val_every_n_epoch=None,
-            limit_val_batches=1,
-            callbacks=[ValidationSchedule(), validations],
-        )
-        trainer.fit(BoringModel(), ckpt_path=tmp_path / "last.ckpt" if found else None)
-        trainer.save_checkpoint(tmp_path / "last.ckpt")
-        found.append(validations.updates)
-    assert found == [[2, 4], [6, 7]]
+@pytest.mark.parametrize("updates, expected", [(4, [2, 4]), (5, [2, 4, 5]), (1, [1])])
+def test_last_update_is_validated_once(updates, expected):
+    """The best weights are those of a validation, so the updates behind the last one would be for nothing."""
+    assert fit(updates)[1] == expected
+
+
+def test_updates_are_counted_where_an_epoch_is_shorter_than_one():
+    """Ten minutes of speech are four micro-batches where the recipe has eight: every 500 updates became every 1000."""
+    trainer, validated = fit(8, every=3, accumulate=4, num_batches=6)  # updates of 4 and 2 micro-batches
+    assert validated == [3, 6, 8] and trainer.current_epoch == 4
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("updates, expected", [(5, [5]), (7, [6, 7])])
+def test_a_resumed_run_is_validated_at_the_same_updates(tmp_path, accumulate, updates, expected):
+    """Checkpoints are written there. None is repeated; and none is left out, also if it is due at once."""
+    trainer, validated = fit(4, accumulate=accumulate)
+    assert validated == [2, 4]
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert fit(updates, accumulate=accumulate, resume=tmp_path / "last.ckpt")[1] == expected
