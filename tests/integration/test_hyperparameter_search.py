@@ -47,7 +47,8 @@ def test_four_runs_that_share_nothing(letters_path, synthetic_corpus, tmp_path, 
     assert sorted(path.name for path in folder.iterdir()) == [*names, "multirun.yaml"]
     weights = []
     for name in names:
-        files = sorted(set((folder / name / "checkpoints").iterdir()) - {folder / name / "checkpoints" / "run.lock"})
+        checkpoints = folder / name / "checkpoints"
+        files = sorted(set(checkpoints.iterdir()) - {checkpoints / "run.lock", checkpoints / "finished"})
         assert f"{name}.nemo" in [file.name for file in files] and all(file.name.startswith(name) for file in files)
         assert any("val_wer=" in file.name for file in files)  # by which the user chooses
         (last,) = (file for file in files if file.name.endswith("last.ckpt"))

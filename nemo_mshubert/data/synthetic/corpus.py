@@ -30,10 +30,8 @@ import importlib.metadata
 import json
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
@@ -98,20 +96,25 @@ def _synthesize_speakers(root: Path, voices: List[Voice], seconds: Dict[str, flo
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload(["__main__", __name__])
-    # A thread per core starts them: unlike a pool of processes, it notices one that dies.
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, len(voices))) as threads:
-        speak = partial(_in_a_process, context, root=root, seed=seed)
-        running = [threads.submit(speak, voice, seconds=seconds[voice.subset]) for voice in voices]
+    waiting, running = list(voices), {}
+    with tqdm(total=len(voices), desc="speaking", unit="speaker") as progress:
         try:
-            for future in tqdm(running, desc="speaking", unit="speaker"):
-                future.result()
+            while waiting or running:
+                while waiting and len(running) < (os.cpu_count() or 1):
+                    voice = waiting.pop(0)
+                    job = (voice, root, seconds[voice.subset], seed)
+                    process = context.Process(target=synthesize_speaker, args=job)
+                    process.start()
+                    running[process.sentinel] = voice, process
+                for ended in multiprocessing.connection.wait(list(running)):  # a pool would wait for one that dies
+                    _check_ended(*running.pop(ended))
+                    progress.update()
         finally:
-            threads.shutdown(cancel_futures=True)
+            for _, process in running.values():
+                process.join()
 
 
-def _in_a_process(context: BaseContext, voice: Voice, root: Path, seconds: float, seed: int) -> None:
-    process = context.Process(target=synthesize_speaker, args=(voice, root, seconds, seed))
-    process.start()
+def _check_ended(voice: Voice, process: multiprocessing.process.BaseProcess) -> None:
     process.join()
     if process.exitcode:
         raise RuntimeError(

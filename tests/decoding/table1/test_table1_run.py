@@ -193,6 +193,7 @@ import signal, sys
 from pathlib import Path
 from nemo_mshubert.decoding.table1.step import Step, run_step
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests in the background have not
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as scripts/table1.py
 folder = Path(sys.argv[1])
 run_step(Step("slow", folder / "slow", "slow.py", (str(folder),), (), folder), folder)
