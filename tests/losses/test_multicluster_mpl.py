@@ -151,3 +151,14 @@ def test_typecheck_refuses_wrong_shapes(example):
             labels=list(labels.values()),
             feature_penalty=torch.tensor(0.0),
         )
+
+
+@pytest.mark.unit
+def test_logits_in_bf16_lose_nothing_more():
+    """Sums over 100,000 frames in bf16 stop at 256 ones."""
+    torch.manual_seed(0)
+    logits = torch.randn(2000, 7).bfloat16()
+    labels, penalty = torch.randint(7, (2000,)), torch.tensor(0.0)
+    found, *_ = MulticlusterMPLLoss()(logits=[logits], labels=[labels], feature_penalty=penalty)
+    expected, *_ = MulticlusterMPLLoss()(logits=[logits.float()], labels=[labels], feature_penalty=penalty)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)

@@ -23,16 +23,20 @@ from pathlib import Path
 
 import fixed_update
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from fixed_update import collate, every_second_frame, train, train_split, utterance
 from omegaconf import OmegaConf
 
 from nemo_mshubert.models import MSHuBERTModel, step_guard
+from nemo_mshubert.models.prediction_metrics import training_metrics
 from nemo_mshubert.models.step_guard import NonFiniteTrainingError, StepGuard
+from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
 CLIP = 0.5  # below the norms that occur: clipping must come after the normalisation
+NO_CLIP = 1e3  # above them: the size of an update must be right, too, not its direction alone
 
 
 def difference(one, other):
@@ -46,10 +50,15 @@ def config(model_config):
     return model_config("model.drop_label_sets=1")
 
 
+@pytest.fixture(params=[CLIP, NO_CLIP], ids=["clipped", "unclipped"])
+def clip(request):
+    return request.param
+
+
 @pytest.fixture
-def one_batch(config):
-    """Weights after two updates on the four utterances as one batch, and before them."""
-    after = train_split(config, [[[0, 1, 2, 3]]], gradient_clip_val=CLIP).state_dict()
+def one_batch(config, clip):
+    """Weights after two updates on the four utterances as one batch."""
+    after = train_split(config, [[[0, 1, 2, 3]]], gradient_clip_val=clip).state_dict()
     before = train_split(config, [[[0, 1, 2, 3]]], updates=0).state_dict()
     assert difference(before, after) > 1e-2
     return after
@@ -57,9 +66,9 @@ def one_batch(config):
 
 @pytest.mark.unit
 @pytest.mark.parametrize("micro_batches", [[[0], [1], [2], [3]], [[3, 0], [2, 1]], [[0, 1, 2], [3]]])
-def test_accumulated_micro_batches_are_one_batch(config, one_batch, micro_batches):
+def test_accumulated_micro_batches_are_one_batch(config, clip, one_batch, micro_batches):
     """A machine with less memory must train the same model, also with unequal micro-batches."""
-    weights = train_split(config, [micro_batches], gradient_clip_val=CLIP).state_dict()
+    weights = train_split(config, [micro_batches], gradient_clip_val=clip).state_dict()
     assert difference(weights, one_batch) < 1e-5
 
 
@@ -114,7 +123,7 @@ class ByPyTorch(pl.Callback):
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("clip", [CLIP, 1e3, None], ids=["below the norm", "above it", "none"])
+@pytest.mark.parametrize("clip", [CLIP, NO_CLIP, None], ids=["below the norm", "above it", "none"], indirect=True)
 def test_mean_and_clipping_are_pytorchs(config, clip):
     """They take one pass over the gradients together; a wrong factor would be another learning rate."""
     reference = ByPyTorch(clip)
@@ -126,15 +135,16 @@ def test_mean_and_clipping_are_pytorchs(config, clip):
 
 
 @pytest.mark.unit
-def test_an_utterance_less_is_another_update(config, one_batch):
+def test_an_utterance_less_is_another_update(config, clip, one_batch):
     """The tests of equality can fail."""
-    assert difference(train_split(config, [[[0, 1, 2]]], gradient_clip_val=CLIP).state_dict(), one_batch) > 1e-3
+    assert difference(train_split(config, [[[0, 1, 2]]], gradient_clip_val=clip).state_dict(), one_batch) > 1e-3
 
 
 @pytest.mark.integration
-def test_two_ranks_are_one_batch(config, one_batch, tmp_path):
+@pytest.mark.parametrize("clip", [NO_CLIP], indirect=True)
+def test_two_ranks_are_one_batch(config, clip, one_batch, tmp_path):
     """Two ranks, two micro-batches each, with unequal numbers of masked frames: DDP's mean must not show."""
-    OmegaConf.save({"model": config, "clip": CLIP}, tmp_path / "config.yaml")
+    OmegaConf.save({"model": config, "clip": clip}, tmp_path / "config.yaml")
     command = [sys.executable, fixed_update.__file__, str(tmp_path / "config.yaml"), str(tmp_path / "weights.pt")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -348,3 +358,64 @@ def test_the_feature_penalty_is_that_of_all_frames_in_the_loss(model_config, unm
     trained = train_split(model_config(*settings), [[[0, 1]]], updates=1)
     logged = trained.trainer.callback_metrics
     assert float(logged["train_loss"]) == pytest.approx(1e6 * float(logged["feature_penalty"]), rel=1e-3)
+
+
+# --- What is drawn ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+def test_every_micro_batch_draws_anew_and_by_the_seed(model_config, monkeypatch):
+    """Masks, dropout and layerdrop that repeat themselves would be a smaller task; those of another seed, another
+    run."""
+    draws = {"masks": [], "dropout": [], "layerdrop": []}
+
+    def masks(length, num_samples, generator):
+        draws["masks"].append(generator.initial_seed())
+        draws["dropout"].append(torch.initial_seed())
+        return every_second_frame(length, num_samples)
+
+    def forward_views(self, signal, length, mask_BT, layers, use_swap, generator):
+        draws["layerdrop"].append(generator.initial_seed())
+        return original(self, signal, length, mask_BT, layers, use_swap, generator)
+
+    original = MSHuBERTEncoder.forward_views
+    monkeypatch.setattr(MSHuBERTEncoder, "forward_views", forward_views)
+    monkeypatch.setattr(fixed_update, "every_second_frame", masks)
+    for seed in (1, 2):
+        train_split(model_config(f"model.seed={seed}"), [[[0], [1]]], updates=2)
+    for name, seeds in draws.items():
+        assert len(seeds) == len(set(seeds)) == 8, name
+
+
+@pytest.mark.unit
+def test_the_weight_of_visible_frames_is_the_one_asked_for(model_config):
+    """The loss is linear in it."""
+    losses = []
+    for weight in (0.25, 0.5, 0.75):
+        config = model_config("model.swap=false", f"model.unmasked_weight={weight}")
+        losses.append(float(train_split(config, [[[0, 1]]], updates=1).trainer.callback_metrics["train_loss"]))
+    first, second = losses[1] - losses[0], losses[2] - losses[1]
+    assert first == pytest.approx(second, rel=1e-3) and first > 0.1
+
+
+@pytest.mark.unit
+def test_frames_without_a_label_are_not_counted(model_config):
+    """A batch of unreadable files has none: its silence must not make the update smaller."""
+    config = model_config("model.loss.penalty_weight=0")
+    expected = train(config, [[collate([utterance(1)])]], updates=1)
+    name, samples, labels = utterance(2, frames=20)
+    unlabelled = name, samples, {clusters: np.full_like(row, -100) for clusters, row in labels.items()}
+    found = train(config, [[collate([utterance(1), unlabelled])]], updates=1)
+    assert difference(found.state_dict(), expected.state_dict()) < 1e-5
+
+
+@pytest.mark.unit
+def test_training_metrics_by_hand():
+    """What is watched for weeks: of masked frames, of visible ones, per labelled frame."""
+    logits = {3: torch.eye(3)[[0, 1, 2, 0]]}
+    labels = [torch.tensor([0, 1, 0, -100])]  # two of three right
+    shown = {3: torch.eye(3)[[0, 1, 1, 1, 1]]}, [torch.tensor([0, 0, 0, 0, 0])]  # one of five
+    metrics = training_metrics((logits, labels), shown, [torch.tensor(6.0)])
+    assert metrics["train_3/masked_accuracy"] == pytest.approx(2 / 3)
+    assert metrics["train_3/unmasked_accuracy"] == pytest.approx(1 / 5)
+    assert metrics["train_3/loss"] == pytest.approx(2.0)

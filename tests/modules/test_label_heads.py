@@ -45,6 +45,15 @@ def test_logits_equal_the_formula():
 
 
 @pytest.mark.unit
+def test_the_temperature_is_the_one_asked_for():
+    torch.manual_seed(0)
+    heads, x_ND = LabelHeads(d_model=6, label_sets=[5], d_head=4, temperature=0.25), torch.randn(7, 6)
+    warm = heads({5: x_ND})[5]
+    heads.heads["5"].temperature = 0.5
+    torch.testing.assert_close(heads({5: x_ND})[5], warm / 2)
+
+
+@pytest.mark.unit
 def test_logits_are_fp32_under_autocast():
     """A cosine over 0.1 in bf16 has steps of 0.06: enough to stall the training."""
     heads = LabelHeads(d_model=6, label_sets=[5], d_head=4)

@@ -126,6 +126,43 @@ def test_one_broken_weight_breaks_parity(parity, batch, name):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("dropout", ["dropout", "attention_dropout", "activation_dropout", "dropout_input"])
+def test_dropout_is_where_it_is_in_transformers(tiny_encoder, pre_norm, dropout):
+    """Which numbers are dropped is random; with a chance of one all of them are, and both networks agree again."""
+    theirs_name = {"dropout": "hidden_dropout", "dropout_input": "feat_proj_dropout"}.get(dropout, dropout)
+    chances = dict.fromkeys(("hidden_dropout", "feat_proj_dropout", "attention_dropout", "activation_dropout"), 0.0)
+    config = HubertConfig(
+        hidden_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=48,
+        conv_dim=(16,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        do_stable_layer_norm=pre_norm,
+        layerdrop=0.0,
+        apply_spec_augment=False,
+        **{**chances, theirs_name: 1.0},
+    )
+    torch.manual_seed(6)
+    theirs = HubertModel(config).train()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    off = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "dropout_input", "layerdrop"), 0.0)
+    ours = tiny_encoder(pre_norm=pre_norm, **{**off, dropout: 1.0}).train()
+    ours.load_state_dict(convert(theirs.state_dict()))
+    signal = torch.randn(2, 1, 8000)
+    with torch.no_grad():
+        found, _ = ours(audio_signal=signal, length=torch.tensor([8000, 8000]))
+        expected = theirs(signal[:, 0]).last_hidden_state
+        torch.testing.assert_close(found.transpose(1, 2), expected, rtol=1e-4, atol=1e-4)
+        without, _ = ours.eval()(audio_signal=signal, length=torch.tensor([8000, 8000]))
+    assert (without - found).abs().max() > 1e-2  # the dropout does something
+
+
+@pytest.mark.unit
 def test_extract_features_equals_hidden_states(parity, batch):
     """Labels of layer 6 must be of layer 6, counted from 1."""
     ours, _ = parity
@@ -387,6 +424,59 @@ def test_finetuning_masks_frames_and_channels_in_training_only(tiny_encoder, bat
         expected = clean_BTD[row, :count][visible].masked_fill(zeroed_BD[row], 0.0)
         assert torch.equal(masked_BTD[row, :count][visible], expected)
     assert not (clean_BTD == encoder.mask_embedding).all(dim=-1).any()
+
+
+@pytest.mark.unit
+def test_spans_of_finetuning_have_their_lengths(tiny_encoder):
+    """Frames and channels have lengths of their own; one for both would be another recipe."""
+    encoder = tiny_encoder(mask_prob=0.2, mask_length=4, mask_channel_prob=0.2, mask_channel_length=3).train()
+    seen = []
+    encoder.pos_conv_embed.register_forward_hook(lambda module, arguments, output: seen.append(arguments[0].detach()))
+    frames, channels = set(), set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        encoder(audio_signal=torch.randn(1, 1, 16000), length=torch.tensor([16000]))  # alone: no row is un-masked
+        zeroed_D = (seen[-1][0] == 0).all(dim=0)
+        is_mask_T = (seen[-1][0] == torch.where(zeroed_D, 0.0, encoder.mask_embedding)).all(dim=-1)
+        for runs, mask in ((frames, is_mask_T), (channels, zeroed_D)):
+            edges = torch.diff(mask.int(), prepend=torch.zeros(1), append=torch.zeros(1))
+            runs.update((torch.where(edges == -1)[0] - torch.where(edges == 1)[0]).tolist())
+    assert min(frames) == 4 and min(channels) == 3
+
+
+@pytest.mark.unit
+def test_blocks_above_the_highest_tap_are_not_run(tiny_encoder, batch, masks):
+    """A twelfth of the blocks of an update with dropped sets, for nothing."""
+    encoder, calls = tiny_encoder().train(), []
+    for number, layer in enumerate(encoder.layers, start=1):
+        layer.register_forward_hook(lambda *_, number=number: calls.append(number))
+    encoder.forward_views(*batch, masks, [1, 3])
+    assert calls == [1, 2, 3]
+
+
+@pytest.mark.unit
+def test_layerdrop_is_drawn_from_the_generator_it_is_given(tiny_encoder, batch, masks):
+    """Ranks draw it alike from a generator of their own; PyTorch's own has been used differently on each."""
+    encoder = tiny_encoder(layerdrop=0.5, dropout=0.0, attention_dropout=0.0, dropout_input=0.0).train()
+    outputs = []
+    for seed in range(6):
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(3)
+        outputs.append(encoder.forward_views(*batch, masks, [4], True, generator).tapped[4])
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+    others = [encoder.forward_views(*batch, masks, [4], True, torch.Generator().manual_seed(s)) for s in range(6)]
+    assert any(not torch.equal(views.tapped[4], outputs[0]) for views in others)
+
+
+@pytest.mark.unit
+def test_every_tap_and_the_penalty_train_what_is_below(tiny_encoder, batch, masks):
+    """Label sets at lower blocks would train their heads alone, the penalty nothing."""
+    encoder = tiny_encoder(dropout=0.0, layerdrop=0.0).train()
+    score(encoder.forward_views(*batch, masks, [2, 4]).tapped[2].flatten(0, 2)).backward()
+    assert encoder.layers[0].attention.q_proj.weight.grad.abs().max() > 0
+    encoder.zero_grad()
+    encoder.forward_views(*batch, masks, [4]).feature_penalty.backward()
+    assert all(layer.conv.weight.grad.abs().max() > 0 for layer in encoder.feature_extractor.conv_layers)
 
 
 @pytest.mark.unit
