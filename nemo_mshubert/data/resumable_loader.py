@@ -242,6 +242,7 @@ def training_loader(
         _limit_buffer(config, num_utterances, world_size)
         return _tarred_loader(config, dataset, rank, world_size, first_batch, progress or ShardProgress())
     with open_dict(config):
+        config.seed = config.get("seed", 0)
         config.shard_seed = config.seed  # alike on all ranks: they draw one order, and share it
     stock = get_lhotse_dataloader_from_config(config, rank, world_size, dataset)
     epoch_starts = {} if epoch_starts is None else epoch_starts
@@ -281,15 +282,17 @@ def _tarred_loader(
         selector = config.pop("channel_selector", None)
         config.force_map_dataset = False
     before = progress.begin(*_identity(config, len(shards), world_size), first_batch)
-    visits = Visits(shards, usable_lines(config), config.seed, config.shuffle, before, selector)
+    visits = Visits(
+        shards, usable_lines(config), config.get("seed", 0), config.get("shuffle", False), before, selector
+    )
     visits.stream = (rank, world_size)  # without loader processes
     data_type_parser(VISITS)(lambda _: (CutSet(visits), True))  # NeMo's way to bring a source of cuts of one's own
     with open_dict(config):
         config.input_cfg = [{"type": VISITS}]
-        config.shard_seed = "randomized" if num_workers else config.seed + RANK_SEED_STEP * rank
+        config.shard_seed = "randomized" if num_workers else config.get("seed", 0) + RANK_SEED_STEP * rank
     stock = get_lhotse_dataloader_from_config(config, rank, world_size, dataset)
     numbered = NumberedShards(dataset, stock.dataset.sampler, visits, progress.first_batch, first_batch)
-    start = partial(_start_worker, rank=rank, world_size=world_size, seed=config.seed)
+    start = partial(_start_worker, rank=rank, world_size=world_size, seed=config.get("seed", 0))
     return DataLoader(
         numbered, batch_size=None, num_workers=num_workers, pin_memory=stock.pin_memory, worker_init_fn=start
     )

@@ -146,7 +146,7 @@ class MSHuBERTModel(ModelPT):
 
     def configure_model(self) -> None:
         """Lightning's hook for models that are split over ranks: `parallel.tensor_parallel`, `parallel.sharded`."""
-        if self._is_split:
+        if self._is_split or self._trainer is None:  # without one, as when Lightning loads a checkpoint, it is whole
             return
         self._is_split = hasattr(self.trainer.strategy, "split_model")
         if self._is_split:

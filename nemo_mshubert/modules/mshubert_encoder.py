@@ -280,7 +280,11 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.feature_grad_mult > 0):
             length_B = length_B.to(signal_B1S.device, torch.int64, non_blocking=True)
             x_BTC, frames_B = self.feature_extractor(signal_B1S, length_B, padded)
-        if x_BTC.requires_grad and self.feature_grad_mult != 1:
+        if self.feature_grad_mult == 0 and any(p.requires_grad for p in self.feature_extractor.parameters()):
+            x_BTC = x_BTC + zero_touch(self.feature_extractor).to(
+                x_BTC.dtype
+            )  # as NeMo's unfreeze() leaves it: DDP waits for them
+        elif x_BTC.requires_grad and self.feature_grad_mult != 1:
             x_BTC.register_hook(lambda gradient: gradient * self.feature_grad_mult)
         feature_penalty = self._mean_square(x_BTC, frames_B, padded) if self.training else x_BTC.new_zeros(())
 

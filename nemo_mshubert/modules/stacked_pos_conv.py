@@ -34,7 +34,7 @@ class PositionalConvLayer(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         y_BTD = self.conv(x_BTD.transpose(1, 2)).transpose(1, 2)[:, : x_BTD.shape[1]]  # even kernels: a frame too many
-        return F.gelu(F.layer_norm(y_BTD, y_BTD.shape[-1:], eps=EPSILON))
+        return F.gelu(F.layer_norm(y_BTD, (self.conv.out_channels,), eps=EPSILON))
 
 
 class StackedConvPositionalEmbedding(nn.Module):

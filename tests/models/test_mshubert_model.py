@@ -22,6 +22,7 @@ import pytest
 import torch
 from fixed_update import collate, every_second_frame, trainer_of, utterance
 from nemo.core.classes import ModelPT
+from omegaconf import open_dict
 
 from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.models import MSHuBERTModel, mshubert_model
@@ -351,3 +352,18 @@ def test_training_data_of_another_label_maker_is_refused_before_the_first_update
     config.train_ds.manifest_filepath = str(tmp_path / "train.json")
     with pytest.raises(ValueError, match="train.json:1: labels of label maker 0123456789abcdef, expected"):
         MSHuBERTModel(config, trainer_of(max_steps=1)).train_dataloader()
+
+
+@pytest.mark.integration
+def test_a_checkpoint_loads_without_a_trainer(model_config, tmp_path):
+    """Lightning's load_from_checkpoint, as for any model; and a loader needs no seed, as none of NeMo's does."""
+    config = model_config()
+    with open_dict(config):
+        del config.train_ds.seed
+    trainer = trainer_of(max_steps=1)
+    model = MSHuBERTModel(config, trainer)
+    trainer.fit(model)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = MSHuBERTModel.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    weight = "encoder.layers.0.attention.q_proj.weight"
+    assert torch.equal(loaded.state_dict()[weight], model.state_dict()[weight])

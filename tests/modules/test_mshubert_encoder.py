@@ -527,3 +527,15 @@ def test_input_example_runs(tiny_encoder):
     signal, length = encoder.input_example(max_batch=2, max_dim=3200)
     outputs, frames = encoder(audio_signal=signal, length=length)
     assert outputs.shape == (2, 24, 9) and frames.tolist() == [9, 9]
+
+
+@pytest.mark.unit
+def test_an_unfrozen_front_end_that_is_not_trained_has_zero_gradients(tiny_encoder, batch):
+    """NeMo's unfreeze() of a fine-tuned model: DDP would stop the run at parameters without a gradient."""
+    encoder = tiny_encoder(feature_grad_mult=0.0).train()
+    encoder.freeze()
+    encoder.unfreeze()
+    encoder.train()
+    score(encoder(audio_signal=batch[0], length=batch[1])[0].transpose(1, 2)).backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+    assert not any(parameter.grad.any() for parameter in encoder.feature_extractor.parameters())
