@@ -34,7 +34,8 @@ EPSILON = 1e-5
 
 def is_exporting() -> bool:
     """Whether the model is being traced: a graph must not depend on the lengths of the example."""
-    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    is_torch_export = getattr(torch.compiler, "is_exporting", lambda: False)  # not in older versions
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or is_torch_export()
 
 
 class TimeGroupNorm(nn.GroupNorm):

@@ -16,6 +16,7 @@
 
 import pytest
 import torch
+from nemo.core.classes.common import typecheck
 from transformers import HubertConfig, HubertModel
 
 from nemo_mshubert.modules.frames import frame_count
@@ -539,3 +540,17 @@ def test_an_unfrozen_front_end_that_is_not_trained_has_zero_gradients(tiny_encod
     score(encoder(audio_signal=batch[0], length=batch[1])[0].transpose(1, 2)).backward()
     assert all(parameter.grad is not None for parameter in encoder.parameters())
     assert not any(parameter.grad.any() for parameter in encoder.feature_extractor.parameters())
+
+
+@pytest.mark.unit
+def test_torch_export_is_the_encoder(tiny_encoder):
+    """PyTorch's newer way out of Python; a graph of one example must not decide that rows are never padded."""
+    encoder = tiny_encoder(conv_norm="layer_norm")
+    signal, lengths = torch.randn(2, 1, 8000), torch.tensor([8000, 8000])
+    with typecheck.disable_checks(), torch.no_grad():
+        graph = torch.export.export(encoder, (), {"audio_signal": signal, "length": lengths}).module()
+        lengths = torch.tensor([8000, 5000])
+        found, frames = graph(audio_signal=signal, length=lengths)
+    expected, expected_frames = encoder(audio_signal=signal, length=lengths)
+    assert torch.equal(frames, expected_frames)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
