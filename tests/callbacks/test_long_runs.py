@@ -28,6 +28,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers.logger import Logger
 from torch.utils.data import DataLoader
 
 from nemo_mshubert.callbacks import rank_watch
@@ -129,6 +130,34 @@ def test_preempted_run_ends_between_updates_and_resumes_exactly(config, tmp_path
         assert torch.equal(resumed["state_dict"][name], value), name
 
 
+class Steps(Logger):
+    """Remembers the steps that training losses are logged at."""
+
+    name, version = "steps", 0
+
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def log_metrics(self, metrics, step=None):
+        if "train_loss" in metrics:
+            self.steps.append(step)
+
+    def log_hyperparams(self, *_, **__):
+        pass
+
+
+def test_curves_go_on_where_they_were_cut(config, tmp_path):
+    """A loss logged one step late behind every preemption shifts the curves of a run against those of others."""
+    whole, resumed = Steps(), Steps()
+    train_updates(config, tmp_path / "whole", logger=whole)
+    with pytest.raises(SystemExit):
+        train_updates(config, tmp_path / "cut", SaveWhenPreempted(), At(4, terminate))
+    train_updates(config, tmp_path / "cut", resume=tmp_path / "cut" / "last.ckpt", logger=resumed)
+    assert whole.steps == list(range(UPDATES))
+    assert resumed.steps == whole.steps[3:]
+
+
 def test_loader_processes_outlive_the_signal(config, tmp_path, monkeypatch):
     """SLURM signals all processes of a task; PyTorch ends a run that has lost a loader process, without a
     checkpoint."""
@@ -170,6 +199,8 @@ def test_all_ranks_stop_when_one_is_preempted(config, tmp_path):
     "change, message",
     [
         ({"loss_views": "masked_stream"}, "last.ckpt: loss_views both, but the config says masked_stream"),
+        ({"swap": False}, "last.ckpt: swap True, but the config says False"),
+        ({"label_layers": {"1": 10, "2": 20, "3": 40}}, "last.ckpt: layers of label sets .*, but the config says"),
         ({"encoder": {"d_inner": 24}}, "last.ckpt: another architecture: .* there, .* here"),
     ],
 )

@@ -162,6 +162,18 @@ def test_segments_of_a_file_keep_their_labels(counting_corpus):
 
 
 @pytest.mark.unit
+def test_a_recording_may_hold_the_labelled_segment_alone(counting_corpus):
+    """Labelled as part of a long file, then packed by a tool that cuts and leaves the labels as they are."""
+    path = counting_corpus([16000])
+    (entry,) = read_manifest(path)
+    entry["labels"]["offset"] = 0.5
+    write_manifest(path, [entry])
+    dataset = PretrainingDataset(MAKER, [50], crop="pad")
+    assert check_row(dataset[0, read_cuts(path)], 0) == (0, frame_count(16000))
+    assert dataset.unreadable.count == 0
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize("rate", [8000, 44100])
 def test_other_sample_rates_are_resampled_to_the_frames_of_their_labels(tmp_path, rate):
     """8 kHz and 44.1 kHz corpora: the crop is of the resampled audio, at the place its labels are of."""
@@ -196,8 +208,8 @@ def test_other_sample_rates_are_resampled_to_the_frames_of_their_labels(tmp_path
 def damage(path, kind):
     """Turn an audio file into one of a kind nobody can train on, of the same length where that is possible."""
     samples, _ = soundfile.read(path)
-    if kind == "nan":
-        samples[len(samples) // 2 :] = np.nan
+    if kind in ("nan", "inf"):
+        samples[len(samples) // 2 :] = float(kind)
         soundfile.write(path, samples, 16000, subtype="FLOAT")
     elif kind == "truncated":  # FLAC has a header with the full length; a WAV in half is one of another length
         soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, len(samples)), 16000, format="FLAC")
@@ -209,7 +221,7 @@ def damage(path, kind):
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("kind", ["nan", "truncated", "missing", "garbage"])
+@pytest.mark.parametrize("kind", ["nan", "inf", "truncated", "missing", "garbage"])
 def test_unreadable_audio_is_skipped_named_and_counted(counting_corpus, tmp_path, warnings, kind):
     """One broken file in a million must not end a run of weeks, nor pass unseen."""
     cuts = read_cuts(counting_corpus([8000, 8000, 8000]))  # headers are read now, the file breaks later

@@ -19,6 +19,7 @@ import json
 import os
 import signal
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -209,6 +210,9 @@ def test_validation_is_one_pass_the_same_every_time(plain):
     ranks = [names(validation_loader(plain, dataset, rank, 2)) for rank in (0, 1)]
     shared = [name for batches in ranks for batch in batches for name in batch]
     assert set(shared) == {f"u{number}" for number in range(len(LENGTHS))}
+    plain.manifest_filepath = [plain.manifest_filepath] * 2  # sets, which NeMo repeats for ever in training
+    both = itertools.islice(validation_loader(plain, dataset, 0, 1), 4 * len(LENGTHS))
+    assert Counter(name for batch in both for name in batch["utterances"]) == Counter(2 * list(set(shared)))
 
 
 @pytest.mark.unit
@@ -219,6 +223,24 @@ def test_nothing_left_to_train_on_is_an_error(data, request):
     plain.update(min_duration=100.0)
     with pytest.raises(ValueError, match="no utterance of 100.0 to inf s.*min_duration"):
         take(plain, 1)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("data", ["plain", "tarred"])
+def test_lines_that_are_counted_are_those_that_are_read(data, request, tmp_path):
+    """NeMo's options choose lines, by durations after cropping, too: an epoch is as long as the log says."""
+    config = request.getfixturevalue(data)
+    config.update(truncate_duration=0.7, max_duration=0.8, use_bucketing=False)
+    (path,) = (
+        tmp_path.glob("tars/sharded_manifests/manifest_2.json") if data == "tarred" else [tmp_path / "counting.json"]
+    )
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["_skipme"], lines[1]["validation_status"] = True, "fail"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    left_out = {Path(line["audio_filepath"]).name for line in lines[:2]}
+    found = {Path(name).name for batch in names(take(config, 3 * STREAM)) for name in batch}
+    assert check_utterances(config) == len(found) == len(LENGTHS) - 2
+    assert not {Path(name).stem for name in found} & {Path(name).stem for name in left_out}
 
 
 @pytest.mark.unit

@@ -24,7 +24,7 @@ import torch
 
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.resumable_loader import training_loader
-from nemo_mshubert.data.shard_visits import ShardProgress, VisitRecord, Visits
+from nemo_mshubert.data.shard_visits import LINE, ShardProgress, VisitRecord, Visits
 from nemo_mshubert.data.tar_shards import Shard, shards_of
 from tests.data.test_resumable_loader import tarred_options
 from tests.parallel.ranks_of_a_test import run_on_ranks
@@ -94,6 +94,8 @@ def test_every_epoch_has_another_order(tarred):
     epochs = [names[start : start + len(LENGTHS)] for start in range(0, len(names), len(LENGTHS))]
     assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == len(epochs)
+    of_shards = [[visits._shard(4 * epoch + place).tar for place in range(4)] for epoch in range(6)]
+    assert len(set(map(tuple, of_shards))) > 1  # not within shards alone
     again = Visits(shards, lambda entry: True, seed=1, shuffle=True, record=VisitRecord())
     assert [cut.recording.id for cut in itertools.islice(again, len(names))] == names
 
@@ -134,10 +136,27 @@ def test_visits_without_a_usable_line_are_done(tarred, tmp_path):
 @pytest.mark.unit
 def test_without_shuffling_every_stream_meets_all_shards(tarred):
     """With as many streams as shards each would else read one shard for ever."""
-    tarred.shuffle = False
-    tarred.use_bucketing = False
-    names = [name for _, name in train(tarred, 1, 60, (0, None), workers=4)[0]]
-    assert len(set(names)) == len(LENGTHS)
+    shards = shards_of(tarred.manifest_filepath, tarred.tarred_audio_filepaths)
+    for stream in range(SHARDS):
+        visits = Visits(shards, lambda entry: True, seed=1, shuffle=False, record=VisitRecord())
+        visits.stream = (stream, SHARDS)
+        names = [cut.recording.id for cut in itertools.islice(visits, len(LENGTHS))]
+        assert len(set(names)) == len(LENGTHS), stream
+
+
+@pytest.mark.unit
+def test_shards_without_usable_lines_end_a_run_only_if_all_are(tarred):
+    """Of remote shards nobody knows before: a stream may meet the empty ones many times in a row, by chance, and must
+    not search for ever where there is nothing."""
+    shards = shards_of(tarred.manifest_filepath, tarred.tarred_audio_filepaths)
+    usable_names = {entry["audio_filepath"] for entry in shards[1].entries()}
+    visits = Visits(shards, lambda entry: entry["audio_filepath"] in usable_names, 1, True, VisitRecord())
+    visits.stream = (0, SHARDS)
+    found = [cut.custom[LINE][0] for cut in itertools.islice(visits, 40 * len(usable_names))]
+    assert max(np.diff(found)) > SHARDS * (SHARDS + 1)  # more than one epoch's visits in a row were empty
+    nothing = Visits(shards, lambda entry: False, 1, True, VisitRecord())
+    with pytest.raises(ValueError, match="manifest_0.json and 3 other shards: no utterance between min_duration"):
+        next(iter(nothing))
 
 
 @pytest.mark.unit

@@ -182,7 +182,18 @@ def test_options_that_change_the_sound_reach_it(tars):
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("option", [{"perturb_speed": True}, {"noise_path": "noise.json"}], ids=str)
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"perturb_speed": True},
+        {"noise_path": "noise.json"},
+        {"cut_into_windows_duration": 1.0},
+        {"concatenate_samples": True},
+        {"pad_min_duration": 2.0},
+        {"slice_length": 1.0},
+    ],
+    ids=str,
+)
 def test_options_that_part_frames_from_labels_are_refused(tars, option):
     """Faster speech has other frames than those that were labelled."""
     manifests, tar_paths = patterns(tars)
@@ -198,6 +209,17 @@ def test_a_damaged_tar_is_named(tars):
     tar.write_bytes(b"x" * 512 + tar.read_bytes()[512:])
     with pytest.raises(ValueError, match="audio_1.tar: damaged"):
         epoch_of(*patterns(tars))
+
+
+@pytest.mark.unit
+def test_a_tar_that_is_cut_short_during_the_run_is_named(tars):
+    """Its last member would be decoded as a broken file, and passed over."""
+    (shard,) = shards_of(f"{tars}/sharded_manifests/manifest_1.json", f"{tars}/audio_1.tar")
+    name, (start, size) = max(shard.members.items(), key=lambda member: member[1])
+    with open(shard.tar, "r+b") as stream:
+        stream.truncate(start + size - 1)
+    with pytest.raises(ValueError, match="audio_1.tar: truncated"):
+        shard.read(name)
 
 
 @pytest.mark.unit

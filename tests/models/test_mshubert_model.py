@@ -28,6 +28,8 @@ from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.models import MSHuBERTModel, mshubert_model
 from nemo_mshubert.models.seeding import generator_of
 from nemo_mshubert.modules.swap import swap, swap_source
+from nemo_mshubert.parallel.ranks import DataRanks
+from tests.parallel.ranks_of_a_test import run_on_ranks
 
 SETS = [40, 20, 10]
 
@@ -205,6 +207,29 @@ def test_validation_metrics_equal_a_hand_computation(make_model):
     assert metrics["val_loss"] == pytest.approx(total, rel=1e-4)  # all three sets, dropped or not in training
 
 
+def validate(config, devices):
+    """Metrics of the validation with fixed masks, on this rank."""
+    trainer = trainer_of(limit_val_batches=1.0, devices=devices, strategy="ddp" if devices > 1 else "auto")
+    model = MSHuBERTModel(config, trainer)
+    model._draw_masks = every_second_frame
+    (metrics,) = trainer.validate(model, verbose=False)
+    return metrics
+
+
+@pytest.mark.unit
+def test_validation_is_that_of_all_ranks(model_config):
+    """Weights are chosen by it: each rank would look at its own share of the utterances, and choose its own."""
+    config = model_config(
+        "model.validation_ds.batch_duration=4"
+    )  # four batches: Lhotse repeats what does not share out
+    expected = validate(config, 1)
+    ranks = run_on_ranks(2, validate, config, 2)
+    assert ranks[0] == ranks[1]
+    assert ranks[0].keys() == expected.keys()
+    for name, value in expected.items():
+        assert ranks[0][name] == pytest.approx(value, rel=1e-4, abs=2e-3), name  # ties of the argmax
+
+
 @pytest.mark.unit
 def test_the_seed_draws_the_initial_weights(make_model):
     """Three seeds of one experiment must not start from the same network, and one seed always from the same."""
@@ -321,6 +346,18 @@ def test_a_handful_of_utterances_is_learned_by_heart(model_config, labelled, tmp
     (metrics,) = trainer_of(limit_val_batches=1.0).validate(model, verbose=False)
     accuracies = {clusters: metrics[f"val_{clusters}/masked_accuracy"] for clusters in SETS}
     assert min(accuracies.values()) > 0.9, accuracies
+
+
+@pytest.mark.unit
+def test_crops_differ_by_rank_and_seed(model_config, monkeypatch):
+    """Ranks count batches alike: with one seed all would cut their utterances at the same places."""
+    seeds = []
+    monkeypatch.setattr(mshubert_model, "training_loader", lambda _, dataset, *__: seeds.append(dataset.seed))
+    for seed, rank in [(1, 0), (1, 1), (2, 0), (2, 1), (1, 0)]:
+        model = MSHuBERTModel(model_config(f"model.seed={seed}"), trainer_of())
+        monkeypatch.setattr(MSHuBERTModel, "data_ranks", DataRanks(rank, 2))
+        model.train_dataloader()
+    assert len(set(seeds[:4])) == 4 and seeds[4] == seeds[0]
 
 
 @pytest.mark.integration

@@ -217,8 +217,11 @@ def test_cause_is_told_apart(warnings):
     assert not guard.accept(torch.tensor(float("nan")), 8)
     guard.note(["c"], torch.tensor(1.0))
     assert guard.accept(torch.tensor(1.0), 9)
+    guard.note(["d"], torch.tensor(1.0))
+    assert not guard.accept(torch.tensor(float("inf")), 10)
     assert "Update 7" in warnings[0] and "the gradient overflowed" in warnings[0] and "utterances: a." in warnings[0]
     assert "Update 8" in warnings[1] and "the loss is not finite" in warnings[1] and "utterances: b." in warnings[1]
+    assert "Update 10" in warnings[2] and "utterances: d." in warnings[2]  # those of the updates before are innocent
 
 
 def guard_with_one_bad_rank(losses):

@@ -125,6 +125,8 @@ def test_every_length_is_masked_in_part(mask_prob, same_count):
             row = span_mask([length], mask_prob, 10, same_count=same_count, generator=generator(seed))[0]
             assert len(row) == length
             assert 0 < row.sum() < length, length
+            if length > 11:  # two spans at least, as in fairseq
+                assert row.sum() > 10, length
     for length in (0, 1):
         assert not span_mask([length], mask_prob, 10, generator=generator()).any()
 

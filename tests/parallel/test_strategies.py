@@ -23,6 +23,7 @@ from nemo_mshubert.data.pretraining_dataset import collate
 from nemo_mshubert.models.loading import restore_model
 from nemo_mshubert.parallel.registration import register
 from nemo_mshubert.parallel.sharded import ShardedStrategy
+from tests.models import fixed_update
 from tests.models.fixed_update import train, utterance
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
@@ -161,6 +162,25 @@ def test_an_utterance_less_is_another_training(one_process, config, tmp_path):
     less = [[[0, 1], [2]]]
     train_in(tmp_path / "other", config, less)
     assert difference(checkpoint(tmp_path / "other")["state_dict"], checkpoint(one_process[0])["state_dict"]) > 1e-2
+
+
+def test_ranks_of_one_model_draw_alike(config, megatron, tmp_path, monkeypatch):
+    """Parts of one model with other masks or dropout would be parts of different ones; other data draws its own."""
+    drawn, masks = [], fixed_update.every_second_frame
+
+    def note(length, num_samples, generator):
+        drawn.append((torch.initial_seed(), generator.initial_seed()))  # of dropout, of masks
+        return masks(length, num_samples, generator)
+
+    def seeds(config, parts, strategy):
+        train_in(tmp_path / strategy, config, parts, 2, updates=2, strategy=strategy)
+        return drawn
+
+    monkeypatch.setattr(fixed_update, "every_second_frame", note)
+    one, other = run_on_ranks(2, seeds, megatron, WHOLE, "megatron_tp2")
+    assert one == other and len(set(one)) == len(one) == 4
+    one, other = run_on_ranks(2, seeds, config, HALVES, "ddp")
+    assert not {draw for pair in one for draw in pair} & {draw for pair in other for draw in pair}
 
 
 def test_nemo_file_of_split_model_is_plain(one_process, two_ranks):
