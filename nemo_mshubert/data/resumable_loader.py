@@ -244,6 +244,9 @@ def training_loader(
     with open_dict(config):
         config.seed = config.get("seed", 0)
         config.shard_seed = config.seed  # alike on all ranks: they draw one order, and share it
+        config.force_finite = (
+            True  # else NeMo mixes several manifests for ever: without epochs, by which a run resumes
+        )
     stock = get_lhotse_dataloader_from_config(config, rank, world_size, dataset)
     epoch_starts = {} if epoch_starts is None else epoch_starts
     sampler = NumberedSampler(stock.sampler, first_batch, epoch_starts)

@@ -82,6 +82,19 @@ def plain(counting_corpus):
     return options(manifest_filepath=str(counting_corpus(LENGTHS)))
 
 
+@pytest.fixture(params=["one manifest", "two manifests"])
+def plain_sets(plain, request):
+    """Options of a manifest, or of the same lines in two."""
+    if request.param == "two manifests":
+        path = Path(plain.manifest_filepath)
+        lines = path.read_text().splitlines(keepends=True)
+        parts = [path.with_name("first.json"), path.with_name("second.json")]
+        for part, own in zip(parts, (lines[:4], lines[4:])):
+            part.write_text("".join(own))
+        plain.manifest_filepath = list(map(str, parts))
+    return plain
+
+
 @pytest.fixture
 def tarred(counting_corpus, tmp_path):
     return tarred_options(counting_corpus(LENGTHS), tmp_path / "tars", SHARDS)
@@ -121,9 +134,9 @@ def check_resumption(config, firsts):
 
 
 @pytest.mark.unit
-def test_plain_stream_continues_from_any_batch(plain):
+def test_plain_stream_continues_from_any_batch(plain_sets):
     """A resumed run sees the data, and the crops, an uninterrupted one would have seen - also after whole epochs."""
-    stream = check_resumption(plain, [0, 1, 2, 3, 7, 13])
+    stream = check_resumption(plain_sets, [0, 1, 2, 3, 7, 13])
     utterances = [name for batch in stream for name in batch["utterances"]]
     assert len(set(utterances)) == len(LENGTHS)
     assert len(utterances) > 2 * len(LENGTHS)
@@ -158,10 +171,10 @@ def test_plain_stream_does_not_depend_on_the_number_of_processes(plain):
 
 
 @pytest.mark.unit
-def test_every_epoch_holds_every_utterance_once_in_another_order(plain):
+def test_every_epoch_holds_every_utterance_once_in_another_order(plain_sets):
     """Utterances lost or doubled per epoch would show in no curve."""
-    plain.update(batch_duration=None, batch_size=3, use_bucketing=False)
-    stream = take(plain, 8)
+    plain_sets.update(batch_duration=None, batch_size=3, use_bucketing=False)
+    stream = take(plain_sets, 8)
     epochs = [[name for batch in stream[start : start + 4] for name in batch["utterances"]] for start in (0, 4)]
     for epoch in epochs:
         assert len(epoch) == len(set(epoch)) == len(LENGTHS)
@@ -353,16 +366,16 @@ class CountedPasses:
 
 @pytest.mark.unit
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_resume_samples_no_epoch_before_its_own(plain, ranks):
+def test_a_resume_samples_no_epoch_before_its_own(plain_sets, ranks):
     """At 400,000 updates sampling all batches since the first again would take hours."""
     dataset = PretrainingDataset("maker-one", [50], "shortest", seed=0)
     position = DataPosition()
-    loader = training_loader(plain, dataset, 0, ranks, 0, position.epoch_starts)
+    loader = training_loader(plain_sets, dataset, 0, ranks, 0, position.epoch_starts)
     stream = list(itertools.islice(loader, STREAM))
     for own_batches in range(STREAM - 3):
         resumed, epochs = DataPosition(), []
         resumed.seek(position.epoch_start(own_batches, ranks), ranks)
-        again = training_loader(plain, dataset, 0, ranks, own_batches, resumed.epoch_starts)
+        again = training_loader(plain_sets, dataset, 0, ranks, own_batches, resumed.epoch_starts)
         again.sampler.sampler = CountedPasses(again.sampler.sampler, epochs)
         torch.manual_seed(own_batches)
         tail = list(itertools.islice(again, 3))
