@@ -49,6 +49,8 @@ LEAVE_NO_LABELS = (
     "pad_min_duration",
     "slice_length",
 )
+# Sources that NeMo's loader takes before the manifests: nothing would have checked their labels.
+OTHER_SOURCES = ("input_cfg", "shar_path", "cuts_path")
 RANK_SEED_STEP = 100_000  # distance of the seeds of two ranks, that of lhotse's worker_init_fn
 
 
@@ -139,6 +141,12 @@ def _lhotse_options(config: DictConfig) -> DictConfig:
         if options.get(option):
             raise ValueError(
                 f"{option}: {options[option]} would take the frames of an utterance from their labels. Remove it."
+            )
+    for option in OTHER_SOURCES:
+        if options.get(option):
+            raise ValueError(
+                f"{option}: {options[option]}: pre-training reads NeMo manifests. Name them instead, several as "
+                "[a.json,b.json]."
             )
     return OmegaConf.create({**options, "concurrent_bucketing": False, "truncate_offset_type": "start"})
 

@@ -257,6 +257,17 @@ def test_lines_that_are_counted_are_those_that_are_read(data, request, tmp_path)
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("data", ["plain", "tarred"])
+@pytest.mark.parametrize("source", ["input_cfg", "shar_path", "cuts_path"])
+def test_other_sources_than_manifests_are_refused(data, source, request):
+    """NeMo would train on them in place of the manifests, whose labels were checked; or tars on none of them."""
+    config = request.getfixturevalue(data)
+    config[source] = "blend.yaml"
+    with pytest.raises(ValueError, match=rf"{source}: blend.yaml: .*\[a.json,b.json\]"):
+        take(config, 1)
+
+
+@pytest.mark.unit
 def test_tarred_manifests_without_their_tars_are_refused(tarred):
     """Every utterance would be skipped as unreadable, and a model of nothing written."""
     tarred.tarred_audio_filepaths = None
