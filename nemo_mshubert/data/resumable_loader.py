@@ -249,18 +249,23 @@ def training_loader(
     if config.get("tarred_audio_filepaths") is not None:
         _limit_buffer(config, num_utterances, world_size)
         return _tarred_loader(config, dataset, rank, world_size, first_batch, progress or ShardProgress())
+    epoch_starts = {} if epoch_starts is None else epoch_starts
+    numbered = partial(NumberedSampler, first=first_batch, epoch_starts=epoch_starts)
+    return _plain_loader(config, dataset, rank, world_size, numbered)
+
+
+def _plain_loader(
+    config: DictConfig, dataset: Dataset, rank: int, world_size: int, numbered: Callable[[Any], Any]
+) -> DataLoader:
+    """Loader of plain manifests; ``numbered`` makes the sampler of numbered batches out of NeMo's, whose passes end."""
     with open_dict(config):
         config.seed = config.get("seed", 0)
         config.shard_seed = config.seed  # alike on all ranks: they draw one order, and share it
-        config.force_finite = (
-            True  # else NeMo mixes several manifests for ever: without epochs, by which a run resumes
-        )
+        config.force_finite = True  # NeMo would mix several manifests for ever
     stock = get_lhotse_dataloader_from_config(config, rank, world_size, dataset)
-    epoch_starts = {} if epoch_starts is None else epoch_starts
-    sampler = NumberedSampler(stock.sampler, first_batch, epoch_starts)
     return DataLoader(
         dataset,
-        sampler=sampler,
+        sampler=numbered(stock.sampler),
         batch_size=None,
         num_workers=config.get("num_workers", 0),
         pin_memory=stock.pin_memory,
@@ -343,14 +348,5 @@ def validation_loader(config: DictConfig, dataset: Dataset, rank: int, world_siz
     config = _lhotse_options(config)
     check_utterances(config)
     with open_dict(config):
-        config.shard_seed = config.get("seed", 0)
-        config.force_finite = True
         config.shuffle = False
-    stock = get_lhotse_dataloader_from_config(config, rank, world_size, dataset)
-    return DataLoader(
-        dataset,
-        sampler=FiniteNumberedSampler(stock.sampler),
-        batch_size=None,
-        num_workers=config.get("num_workers", 0),
-        pin_memory=stock.pin_memory,
-    )
+    return _plain_loader(config, dataset, rank, world_size, FiniteNumberedSampler)

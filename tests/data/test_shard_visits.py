@@ -94,7 +94,7 @@ def test_every_epoch_has_another_order(tarred):
     epochs = [names[start : start + len(LENGTHS)] for start in range(0, len(names), len(LENGTHS))]
     assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == len(epochs)
-    of_shards = [[visits._shard(4 * epoch + place).tar for place in range(4)] for epoch in range(6)]
+    of_shards = [[visits._shard(SHARDS * epoch + place).tar for place in range(SHARDS)] for epoch in range(6)]
     assert len(set(map(tuple, of_shards))) > 1  # not within shards alone
     again = Visits(shards, lambda entry: True, seed=1, shuffle=True, record=VisitRecord())
     assert [cut.recording.id for cut in itertools.islice(again, len(names))] == names

@@ -219,9 +219,8 @@ def validate(config, devices):
 @pytest.mark.unit
 def test_validation_is_that_of_all_ranks(model_config):
     """Weights are chosen by it: each rank would look at its own share of the utterances, and choose its own."""
-    config = model_config(
-        "model.validation_ds.batch_duration=4"
-    )  # four batches: Lhotse repeats what does not share out
+    # four batches: what does not share out, Lhotse repeats
+    config = model_config("model.validation_ds.batch_duration=4")
     expected = validate(config, 1)
     ranks = run_on_ranks(2, validate, config, 2)
     assert ranks[0] == ranks[1]
