@@ -18,24 +18,19 @@ Weights and maths equal ``HubertFeatureEncoder`` of transformers and ``ConvFeatu
 that the group norm takes its statistics over the frames of an utterance, never over the padding behind it.
 """
 
-from typing import Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nemo_mshubert.modules import reference
 from nemo_mshubert.modules.conv_as_matmul import conv_as_matmul
 from nemo_mshubert.modules.conv_with_time_norm import conv_with_time_norm
 from nemo_mshubert.modules.frames import frame_count, valid_positions
+from nemo_mshubert.modules.layer_norm import EPSILON, LayerNorm
 
 NORMS = ("group_norm", "layer_norm")
-EPSILON = 1e-5
-
-
-def is_exporting() -> bool:
-    """Whether the model is being traced: a graph must not depend on the lengths of the example."""
-    is_torch_export = getattr(torch.compiler, "is_exporting", lambda: False)  # not in older versions
-    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or is_torch_export()
 
 
 class TimeGroupNorm(nn.GroupNorm):
@@ -59,24 +54,15 @@ class TimeGroupNorm(nn.GroupNorm):
         return (centred * scale + self.bias.float()[None]).to(x_BTC.dtype)
 
 
-class ChannelLayerNorm(nn.LayerNorm):
-    """LayerNorm over channels of ``[B, T, C]``, in fp32, in the dtype of the input (fairseq: ``Fp32LayerNorm``)."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, eps=EPSILON)
+class ChannelLayerNorm(LayerNorm):
+    """`LayerNorm` over channels of ``[B, T, C]``, which has no use for lengths."""
 
     def forward(self, x_BTC: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
-        return super().forward(x_BTC).to(x_BTC.dtype)
+        return super().forward(x_BTC)
 
 
 class ConvLayer(nn.Module):
-    """Convolution, norm (where the layer has one), GELU.
-
-    ``ConvLayer.reference = True`` has all of them computed by PyTorch's own, as exported graphs are: to compare, or to
-    look for a fault.
-    """
-
-    reference = False
+    """Convolution, norm (where the layer has one), GELU."""
 
     def __init__(self, in_channels: int, channels: int, kernel: int, stride: int, bias: bool, norm: str):
         super().__init__()
@@ -88,16 +74,28 @@ class ConvLayer(nn.Module):
         self._norm_is_foldable = norm == "group_norm" and in_channels == 1 and not bias
 
     def forward(self, x_BTC: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
-        conv, norm, by_pytorch = self.conv, self.layer_norm, self.reference or is_exporting()
-        if self._norm_is_foldable and x_BTC.device.type != "mps" and not by_pytorch:  # Apple's GPUs have no fp64
+        conv, norm = self.conv, self.layer_norm
+        if self._norm_is_foldable and x_BTC.device.type != "mps" and not reference.is_taken():  # Apple's: no fp64
             affine = (norm.weight, norm.bias, norm.eps)
             weight_OK, stride = conv.weight[:, 0], conv.stride[0]
             return F.gelu(conv_with_time_norm(x_BTC[..., 0], weight_OK, *affine, stride, lengths_B, padded))
-        if x_BTC.device.type == "cpu" and not by_pytorch:
-            y_BTC = conv_as_matmul(x_BTC, conv.weight, conv.bias, conv.stride[0])
-        else:
-            y_BTC = conv(x_BTC.transpose(1, 2)).transpose(1, 2)
+        y_BTC = self._convolve(x_BTC)
         return F.gelu(y_BTC if norm is None else norm(y_BTC, lengths_B, padded))
+
+    def _convolve(self, x_BTC: Tensor) -> Tensor:
+        conv = self.conv
+        if reference.is_taken():
+            return conv(x_BTC.transpose(1, 2)).transpose(1, 2)
+        convolve = conv_as_matmul if x_BTC.device.type == "cpu" else conv_channels_last
+        return convolve(x_BTC, conv.weight, conv.bias, conv.stride[0])
+
+
+def conv_channels_last(x_BTC: Tensor, weight_OCK: Tensor, bias_O: Optional[Tensor], stride: int) -> Tensor:
+    """``conv1d`` without padding of ``[B, T, C]`` to ``[B, (T - K) // stride + 1, O]`` by cuDNN's kernels for channels
+    that lie together. ``conv1d`` itself would re-order channels and frames, and cuDNN back again."""
+    x_BC1T = x_BTC.transpose(1, 2).unsqueeze(2)
+    weight_OC1K = weight_OCK.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x_BC1T, weight_OC1K, bias_O, (1, stride)).squeeze(2).transpose(1, 2)
 
 
 class ConvFeatureExtractor(nn.Module):

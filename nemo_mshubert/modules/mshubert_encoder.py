@@ -30,15 +30,16 @@ from nemo.core.classes.mixins import AccessMixin
 from nemo.core.neural_types import AcousticEncodedRepresentation, LengthsType, NeuralType, SpectrogramType
 from torch import Tensor, nn
 
+from nemo_mshubert.modules import reference
 from nemo_mshubert.modules.adapters import AdaptableBlock, EncoderAdapters
-from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor, is_exporting
+from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES, valid_positions
+from nemo_mshubert.modules.layer_norm import LayerNorm
 from nemo_mshubert.modules.masking import channel_mask, span_mask
 from nemo_mshubert.modules.relative_position import GatedSelfAttention, RelativePositionBias
 from nemo_mshubert.modules.stacked_pos_conv import StackedConvPositionalEmbedding
 from nemo_mshubert.modules.swap import swap, swap_source
 from nemo_mshubert.modules.transformer import (
-    EPSILON,
     ConvPositionalEmbedding,
     SelfAttention,
     zero_touch,
@@ -64,7 +65,7 @@ class FeatureProjection(nn.Module):
 
     def __init__(self, channels: int, d_model: int, dropout: float):
         super().__init__()
-        self.layer_norm = nn.LayerNorm(channels, eps=EPSILON)
+        self.layer_norm = LayerNorm(channels)
         self.projection = nn.Linear(channels, d_model)
         self.dropout = nn.Dropout(dropout)
 
@@ -159,7 +160,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         if position_buckets > 0:
             self.position_bias = RelativePositionBias(position_buckets, position_max_distance, num_heads)
             attention = GatedSelfAttention
-        self.layer_norm = nn.LayerNorm(d_model, eps=EPSILON)
+        self.layer_norm = LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
             AdaptableBlock(
@@ -275,7 +276,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         missing = RECEPTIVE_FIELD_SAMPLES - signal_B1S.shape[-1]
         if missing > 0:  # one frame that no utterance owns, so that every shape exists
             signal_B1S = nn.functional.pad(signal_B1S, (0, missing))
-        padded = is_exporting() or bool((length_B < signal_B1S.shape[-1]).any())
+        padded = reference.is_exporting() or bool((length_B < signal_B1S.shape[-1]).any())
 
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.feature_grad_mult > 0):
             length_B = length_B.to(signal_B1S.device, torch.int64, non_blocking=True)

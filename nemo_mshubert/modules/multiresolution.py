@@ -33,8 +33,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor
+from nemo_mshubert.modules.layer_norm import EPSILON, LayerNorm
 from nemo_mshubert.modules.mshubert_encoder import HUBERT_CONV_LAYERS, FeatureProjection
-from nemo_mshubert.modules.transformer import EPSILON, ConvPositionalEmbedding, TransformerBlock
+from nemo_mshubert.modules.transformer import ConvPositionalEmbedding, TransformerBlock
 
 RESIDUAL_SCALE = 0.4**0.5  # of each sum of a resampled signal and its shortcut
 
@@ -138,7 +139,7 @@ class Stack(nn.Module):
         super().__init__()
         self.pos_conv_embed = position
         self.pre_norm = pre_norm
-        self.layer_norm = nn.LayerNorm(d_model, eps=EPSILON)
+        self.layer_norm = LayerNorm(d_model)
         self.layers = nn.ModuleList(
             TransformerBlock(d_model, num_heads, d_inner, 0.0, 0.0, 0.0, pre_norm) for _ in range(depth)
         )

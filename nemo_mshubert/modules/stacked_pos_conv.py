@@ -22,7 +22,7 @@ from typing import Optional
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nemo_mshubert.modules.transformer import EPSILON
+from nemo_mshubert.modules.layer_norm import EPSILON
 
 
 class PositionalConvLayer(nn.Module):

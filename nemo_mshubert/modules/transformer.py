@@ -24,9 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nemo_mshubert.modules import reference
 from nemo_mshubert.modules.autocast import to_autocast_dtype
+from nemo_mshubert.modules.fft_conv import fft_conv
+from nemo_mshubert.modules.layer_norm import LayerNorm
 
-EPSILON = 1e-5
 INIT_STD = 0.02  # fairseq: init_bert_params
 
 
@@ -50,7 +52,10 @@ class ConvPositionalEmbedding(nn.Module):
 
     def forward(self, x_BTD: Tensor, valid_BT: Optional[Tensor] = None) -> Tensor:
         """``[B, T, D]``, zero beyond each utterance -> ``[B, T, D]``; ``valid_BT`` is for `stacked_pos_conv`."""
-        y_BDT = self.conv(x_BTD.transpose(1, 2))
+        conv = self.conv
+        if x_BTD.is_cuda and not reference.is_taken():
+            return F.gelu(fft_conv(x_BTD, conv.weight, conv.bias, conv.groups))
+        y_BDT = conv(x_BTD.transpose(1, 2))
         return F.gelu(y_BDT[..., : y_BDT.shape[-1] - self.num_surplus_frames]).transpose(1, 2)
 
 
@@ -121,9 +126,9 @@ class TransformerBlock(nn.Module):
     ):
         super().__init__()
         self.attention = attention or SelfAttention(d_model, num_heads, attention_dropout)
-        self.layer_norm = nn.LayerNorm(d_model, eps=EPSILON)
+        self.layer_norm = LayerNorm(d_model)
         self.feed_forward = FeedForward(d_model, d_inner, activation_dropout)
-        self.final_layer_norm = nn.LayerNorm(d_model, eps=EPSILON)
+        self.final_layer_norm = LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
         self.pre_norm = pre_norm
 

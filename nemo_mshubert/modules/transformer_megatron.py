@@ -46,6 +46,7 @@ from megatron.core.tensor_parallel.mappings import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nemo_mshubert.modules.layer_norm import LayerNorm, layer_norm
 from nemo_mshubert.modules.transformer import FeedForward, SelfAttention, TransformerBlock
 
 SPLIT = {  # name below a block: dimension of the tensor that is split
@@ -129,13 +130,13 @@ class MegatronBlock(TransformerBlock):
             use_cpu_initialization=True,
             perform_initialization=False,
         )
-        norm = SequenceParallelLayerNorm if self.sequence_parallel else nn.LayerNorm
+        norm = SequenceParallelLayerNorm if self.sequence_parallel else LayerNorm
         self.pre_norm = block.pre_norm
         # In the order of TransformerBlock, in which an optimizer numbers its parameters
         self.attention = MegatronSelfAttention(block.attention, config)
-        self.layer_norm = norm(block.layer_norm.normalized_shape, block.layer_norm.eps)
+        self.layer_norm = norm(len(block.layer_norm.weight))
         self.feed_forward = MegatronFeedForward(block.feed_forward, config)
-        self.final_layer_norm = norm(block.final_layer_norm.normalized_shape, block.final_layer_norm.eps)
+        self.final_layer_norm = norm(len(block.final_layer_norm.weight))
         self.dropout = block.dropout
         example = block.layer_norm.weight
         self.to(device=example.device, dtype=example.dtype)
@@ -269,12 +270,11 @@ class Rows(_PlainState, RowParallelLinear):
         return y + copy_to_tensor_model_parallel_region(bias).to(y.dtype)  # its gradient is that of this rank's frames
 
 
-class SequenceParallelLayerNorm(nn.LayerNorm):
+class SequenceParallelLayerNorm(LayerNorm):
     """LayerNorm of this rank's frames; the gradients of its weights are summed over the ranks."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = (copy_to_tensor_model_parallel_region(parameter) for parameter in (self.weight, self.bias))
-        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+        return layer_norm(x, *map(copy_to_tensor_model_parallel_region, (self.weight, self.bias)))
 
 
 @contextmanager
