@@ -77,7 +77,7 @@ def benchmark(
     audio_seconds = sum(map(len, waves)) / SAMPLE_RATE
     outputs = features(waves)
     sample = torch.cat(outputs).cpu().numpy()
-    maker = fit_label_maker(sample, [min(clusters, len(sample) // 2)], features.description, backend="sklearn")
+    maker = fit_label_maker(sample, [min(clusters, len(sample) // 2)], features.description)
     with tempfile.TemporaryDirectory() as folder:
         write_manifest(Path(folder) / "audio.json", entries)
 

@@ -20,7 +20,7 @@ on a GPU:
     ours                 `MSHuBERTEncoder` with Swap, six heads, loss at both views
     ours, no Swap        the masked view alone
     ours, one head       Swap, the finest label set only
-    ours, compiled       blocks through `torch.compile`; on a GPU only
+    ours, compiled       ``model.compile=true``; on a GPU only
     transformers         the modules of ``HubertModel`` with the same Swap, heads, loss and masks
     torchaudio           the modules of ``hubert_pretrain_base`` likewise; not measured where it is not installed
 
@@ -245,11 +245,9 @@ class Variant(NamedTuple):
         return Step(self.make_encoder(), config, batch, self.label_sets, self.use_swap)
 
 
-def compiled_blocks(make_encoder: Callable[[], nn.Module]) -> nn.Module:
-    """The encoder with blocks that are compiled in their first call, once for all of them."""
+def compiled_blocks(make_encoder: Callable[[], MSHuBERTEncoder]) -> MSHuBERTEncoder:
     encoder = make_encoder()
-    for block in encoder.layers:
-        block.compile()
+    encoder.compile_blocks()
     return encoder
 
 

@@ -60,6 +60,7 @@ KINDS = {
     "GELU": ("gelu", "gelu_backward"),
     "conversions between fp32 and bf16": ("_to_copy",),
     "dropout": ("native_dropout", "native_dropout_backward"),
+    "Fourier transforms": ("_fft_r2c", "_fft_c2r", "_fft_c2c"),
     "Swap, masks and masked rows": ("index_select", "index_add", "where", "flip"),
     "clipping and AdamW": ("clipping", "adamw"),
 }
@@ -67,7 +68,15 @@ KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
 REST = "residuals, biases, the rest"
 # Kernels that take and give no memory of their own, and those with which only a counted gradient is stored.
 NOT_COUNTED = ("empty", "empty_like", "new_empty", "new_empty_strided", "copy_", "detach", "_unsafe_view")
-TO_BF16 = (F.linear, F.conv1d, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__)  # as CUDA's autocast has it
+TO_BF16 = (
+    F.linear,
+    F.conv1d,
+    F.conv2d,
+    torch.matmul,
+    torch.bmm,
+    Tensor.matmul,
+    Tensor.__matmul__,
+)  # as CUDA's autocast has it
 TO_FP32 = (F.layer_norm, F.group_norm, F.cross_entropy)
 
 

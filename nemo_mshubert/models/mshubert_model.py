@@ -84,7 +84,7 @@ class MSHuBERTModel(ModelPT):
 
     Config (``conf/pretrain``): ``label_maker`` (file of scripts/fit_kmeans.py, kept in the .nemo), ``label_sets``,
     ``label_layers`` (null: by formula), ``swap``, ``loss_views``, ``drop_label_sets``, ``masking``, ``seed``,
-    ``unmasked_weight``, ``max_nonfinite_steps``, ``preprocessor``, ``encoder``, ``label_heads``, ``loss``,
+    ``unmasked_weight``, ``max_nonfinite_steps``, ``compile``, ``preprocessor``, ``encoder``, ``label_heads``, ``loss``,
     ``train_ds``, ``validation_ds``, ``optim``.
     """
 
@@ -293,6 +293,10 @@ class MSHuBERTModel(ModelPT):
                 "trainer.precision=16-mixed with model.optim.fused=true: a fused optimizer undoes the scale of the "
                 "loss only after gradients were clipped. Set model.optim.fused=false, or trainer.precision=bf16-mixed."
             )
+        if self._cfg.get("compile"):
+            if self.encoder.transformer_backend == "megatron":
+                raise ValueError("model.compile=true is for the blocks of model.encoder.transformer_backend=torch.")
+            self.encoder.compile_blocks()
 
     def training_step(self, batch: Dict[str, Any], batch_idx: int) -> Dict[str, Any]:
         update = self.trainer.global_step

@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Grouped convolution over time by Fourier transforms: the positional convolution of GPUs.
+"""Grouped convolution over time by Fourier transforms, for the positional convolution.
 
-Its kernel is as long as a fifth of a long utterance, and its groups as narrow as 48 channels. cuDNN has no tensor core
-kernel for that: in bf16 it took half of the pre-training step of base on an H200 (docs/performance.md). As a product of
-spectra it is a few small matrix products per frequency.
+Its kernel is as long as a fifth of a long utterance, and its groups as narrow as 48 channels. cuDNN has no fast kernel
+for that: it took half of the pre-training step of base on an H200 (docs/performance.md). As a product of spectra it is a
+small matrix product per frequency.
 """
 
 import torch

@@ -248,6 +248,12 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         tapped = {layer: outputs[layer].unflatten(0, (num_views, -1)) for layer in tapped_layers}
         return Views(tapped, frames_B, feature_penalty)
 
+    def compile_blocks(self) -> None:
+        """Have ``torch.compile`` fuse what lies between the products of the blocks: one graph for all blocks and
+        lengths. Names of weights stay."""
+        for block in self.layers:
+            block.compile(dynamic=True)
+
     def hidden_states(self, audio_signal: Tensor, length: Tensor) -> Tuple[List[Tensor], Tensor]:
         """Input of the first block and output of every block, ``num_layers + 1`` of ``[B, T, D]``, unmasked; counts
         ``[B]``.

@@ -53,10 +53,16 @@ class ConvPositionalEmbedding(nn.Module):
     def forward(self, x_BTD: Tensor, valid_BT: Optional[Tensor] = None) -> Tensor:
         """``[B, T, D]``, zero beyond each utterance -> ``[B, T, D]``; ``valid_BT`` is for `stacked_pos_conv`."""
         conv = self.conv
-        if x_BTD.is_cuda and not reference.is_taken():
+        if _is_faster_by_fft(x_BTD) and not reference.is_taken():
             return F.gelu(fft_conv(x_BTD, conv.weight, conv.bias, conv.groups))
         y_BDT = conv(x_BTD.transpose(1, 2))
         return F.gelu(y_BDT[..., : y_BDT.shape[-1] - self.num_surplus_frames]).transpose(1, 2)
+
+
+def _is_faster_by_fft(x_BTD: Tensor) -> bool:
+    """On a CPU the spectra of the kernels, the same for every batch, cost as much as the convolution of two or three
+    utterances of base."""
+    return x_BTD.device.type != "mps" and (x_BTD.device.type != "cpu" or len(x_BTD) >= 4)
 
 
 class SelfAttention(nn.Module):

@@ -14,6 +14,8 @@
 
 """The encoder: parity with transformers, indifference to padding, and every knob that training turns."""
 
+import shutil
+
 import pytest
 import torch
 from nemo.core.classes.common import typecheck
@@ -326,6 +328,37 @@ def test_bf16_is_close_to_fp32(tiny_encoder, batch, masks, layout):
     for approximate in (mixed, half):
         error = (approximate.float() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
         assert 0 < error < 0.03
+
+
+@pytest.mark.unit
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_compiled_blocks_train_the_same_network(tiny_encoder, layout):
+    """``model.compile=true``: outputs and gradients, for crops of different lengths, padding and validation."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain, compiled = tiny_encoder(**LAYOUTS[layout]), tiny_encoder(**LAYOUTS[layout])
+    compiled.load_state_dict(plain.state_dict())
+    compiled.compile_blocks()
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    for lengths in ([7000, 7000], [5000, 5000, 5000], [6000, 4000]):
+        found = []
+        for encoder in (plain, compiled):
+            torch.manual_seed(0)
+            signal = torch.randn(len(lengths), 1, max(lengths)) * 0.1
+            frames = frame_count(torch.tensor(lengths)).tolist()
+            mask_BT = span_mask(frames, 0.5, 4)
+            encoder.zero_grad()
+            views = encoder.train().forward_views(signal, torch.tensor(lengths), mask_BT, [4])
+            masked = views.tapped[4][:, mask_BT]
+            score(masked).backward()
+            with torch.no_grad():
+                features, _ = encoder.eval().extract_features(signal[:, 0], torch.tensor(lengths), 4)
+            found.append([masked.detach(), features[0, : frames[0]], *(p.grad for p in encoder.parameters())])
+        for expected, ours in zip(*found):
+            torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 0 < graphs <= 4, "training and validation, dense and padded, not every block or length"
 
 
 # --- What training turns ---------------------------------------------------------------------------------------------

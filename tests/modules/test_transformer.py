@@ -19,6 +19,7 @@ import torch
 from transformers import HubertConfig
 from transformers.models.hubert import modeling_hubert as hf
 
+from nemo_mshubert.modules import reference
 from nemo_mshubert.modules.transformer import (
     ConvPositionalEmbedding,
     SelfAttention,
@@ -64,13 +65,22 @@ def test_attention_converts_its_input_once_under_autocast():
 
 @pytest.mark.unit
 @pytest.mark.parametrize("kernel", [8, 9])
-def test_positional_embedding_equals_transformers(kernel):
-    """Even kernels drop their surplus frame at the end, odd ones have none."""
+@pytest.mark.parametrize("num_rows, by_conv1d", [(3, True), (4, False)])
+def test_positional_embedding_equals_transformers(kernel, num_rows, by_conv1d, monkeypatch):
+    """Even kernels drop their surplus frame at the end, odd ones have none. Few rows by ``conv1d``, more by `fft_conv`."""
     config = HubertConfig(**{**CONFIG.to_dict(), "num_conv_pos_embeddings": kernel})
     theirs = hf.HubertPositionalConvEmbedding(config)
     ours = copy_of(theirs, ConvPositionalEmbedding(24, kernel, 3))
-    x_BTD = torch.randn(2, 13, 24)
-    torch.testing.assert_close(ours(x_BTD), theirs(x_BTD), rtol=1e-5, atol=1e-5)
+    x_BTD = torch.randn(num_rows, 13, 24)
+    expected = theirs(x_BTD)
+    called = []
+    convolve = torch.nn.Conv1d.forward
+    monkeypatch.setattr(torch.nn.Conv1d, "forward", lambda *arguments: called.append(1) or convolve(*arguments))
+    torch.testing.assert_close(ours(x_BTD), expected, rtol=1e-5, atol=1e-5)
+    assert bool(called) == by_conv1d
+    monkeypatch.setattr(reference, "forced", True)
+    torch.testing.assert_close(ours(x_BTD), expected, rtol=1e-5, atol=1e-5)
+    assert called
 
 
 @pytest.mark.unit
