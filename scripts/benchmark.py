@@ -63,7 +63,7 @@ def parse_args() -> argparse.Namespace:
     traffic.add_argument("--batch_seconds", type=float, nargs="+", default=[87.5, 350])
     traffic.add_argument("--utterance_seconds", type=float, default=12.5)
     traffic.add_argument(
-        "--teraflops", type=float, default=790, help="of bf16 products per second; an H200 reaches 790"
+        "--teraflops", type=float, default=680, help="of bf16 products per second; an H200 reaches 680"
     )
     traffic.add_argument("--terabytes", type=float, default=4.8, help="of memory per second; an H200 has 4.8")
     traffic.set_defaults(configs=CONFIGS)
@@ -85,7 +85,7 @@ def parse_args() -> argparse.Namespace:
     labelling.add_argument("--manifest", required=True)
     labelling.add_argument("--seconds", type=float, default=3600 if on_gpu else 120, help="of audio")
     labelling.add_argument("--clusters", type=int, default=1000 if on_gpu else 100)
-    labelling.add_argument("--frames", type=int, default=1_000_000 if on_gpu else 20_000, help="that k-means sees")
+    labelling.add_argument("--frames", type=int, default=100_000 if on_gpu else 20_000, help="that k-means sees")
     labelling.add_argument("--repeats", type=int, default=3)
     labelling.set_defaults(configs=CONFIGS)
 

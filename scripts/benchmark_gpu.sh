@@ -50,7 +50,7 @@ benchmark() {  # NAME SUBCOMMAND ARGUMENTS...
 }
 
 measure tests python -m pytest tests/gpu -q
-benchmark pretrain_base pretrain --sizes base --batch_seconds 87.5 350 700
+benchmark pretrain_base pretrain --sizes base --batch_seconds 87.5 350 1400
 benchmark host host --sizes base large --threads 1
 benchmark inference_fp32 inference --manifest "$manifest" --precision fp32 ${model:+--model "$model"}
 benchmark inference_bf16 inference --manifest "$manifest" --precision bf16 ${model:+--model "$model"}

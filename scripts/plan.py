@@ -37,6 +37,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--gpus_per_node", type=int, default=8)
     parallel = dict(choices=sorted(path.stem for path in CONFIGS.glob("parallel/*.yaml")))
     parser.add_argument("--parallel", help="of conf/pretrain/parallel; plain data parallelism without it", **parallel)
+    parser.add_argument("--overrides", nargs="*", default=[], help="of the experiment: model.train_ds.batch_duration=350")
     parser.add_argument("--benchmarks", nargs="*", default=[], help="JSON files of scripts/benchmark.py")
     args = parser.parse_args(argv)
     for option in ("hours", "gpus", "gpus_per_node"):
@@ -53,7 +54,8 @@ def main(argv=None) -> None:
     from nemo_mshubert.benchmarks.planning import Cluster, plan, plan_table, read_reports
 
     with initialize_config_dir(str(CONFIGS), version_base=None):
-        config = compose(args.experiment, overrides=[f"parallel={args.parallel}"] if args.parallel else [])
+        parallel = [f"parallel={args.parallel}"] if args.parallel else []
+        config = compose(args.experiment, overrides=[*parallel, *args.overrides])
     size = re.search("tiny|base|xlarge|large", args.experiment).group()
     cluster = Cluster(args.gpus, args.gpus_per_node, config.trainer.strategy)
     print(plan_table(plan(config, size, args.hours, cluster, read_reports(args.benchmarks))))

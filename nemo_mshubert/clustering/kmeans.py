@@ -137,8 +137,13 @@ def _fit_full_batch(points: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 
 
 def _fit_cuml(frames: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """Full-batch k-means: on a GPU the whole sample is quicker than mini-batches are on a CPU."""
-    kmeans = _cuml_kmeans()(n_clusters=clusters, n_init=1, random_state=seed, output_type="numpy")
+    """Full-batch k-means: on a GPU the whole sample is quicker than mini-batches are on a CPU.
+
+    Without oversampling cuML starts as scikit-learn does, at centres that are each the best of several draws. Its
+    default, k-means||, ended in an inertia 1.5 % above that of scikit-learn's mini-batches with their 20 starts.
+    """
+    options = dict(n_init=1, oversampling_factor=0.0, random_state=seed, output_type="numpy")
+    kmeans = _cuml_kmeans()(n_clusters=clusters, **options)
     return np.asarray(kmeans.fit(np.ascontiguousarray(frames)).cluster_centers_, dtype=np.float32)
 
 

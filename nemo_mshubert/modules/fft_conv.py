@@ -15,8 +15,8 @@
 """Grouped convolution over time by Fourier transforms, for the positional convolution.
 
 Its kernel is as long as a fifth of a long utterance, and its groups as narrow as 48 channels. cuDNN has no fast kernel
-for that: it took half of the pre-training step of base on an H200 (docs/performance.md). As a product of spectra it is a
-small matrix product per frequency.
+for that: it took a fifth of the pre-training step of base on an H200 (docs/performance.md). As a product of spectra it is
+a small matrix product per frequency.
 """
 
 import torch
