@@ -14,6 +14,8 @@
 
 """Training split over ranks, by tensor parallelism or in shards, is the training of one process."""
 
+import shutil
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -216,6 +218,25 @@ def test_backend_and_strategy_go_together(config, tmp_path):
         split = config.copy()
         split.encoder.transformer_backend = "megatron"
         train_in(tmp_path, split, WHOLE)
+    split.compile = True
+    with pytest.raises(AssertionError, match="model.compile=true is for the blocks of"):
+        run_on_ranks(2, lambda: train_in(tmp_path, split, WHOLE, 2, strategy="megatron_tp2"))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_compiled_blocks_on_two_ranks(ddp, config, tmp_path, strategy, monkeypatch):
+    """``model.compile=true``: a graph that misses DDP's or FSDP2's hooks would train every rank on its own."""
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # the ranks of this test cannot start processes
+    compiled = config.copy()
+    compiled.compile = True
+    graphs = run_on_ranks(2, lambda: (train_in(tmp_path, compiled, HALVES, 2, strategy=strategy), num_graphs())[1])
+    assert min(graphs) > 0
+    assert_same_training(tmp_path, ddp[0])
+
+
+def num_graphs():
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 # --- Shards ----------------------------------------------------------------------------------------------------------
