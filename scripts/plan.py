@@ -37,7 +37,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--gpus_per_node", type=int, default=8)
     parallel = dict(choices=sorted(path.stem for path in CONFIGS.glob("parallel/*.yaml")))
     parser.add_argument("--parallel", help="of conf/pretrain/parallel; plain data parallelism without it", **parallel)
-    parser.add_argument("--overrides", nargs="*", default=[], help="of the experiment: model.train_ds.batch_duration=350")
+    parser.add_argument(
+        "--overrides", nargs="*", default=[], help="of the experiment: model.train_ds.batch_duration=350"
+    )
     parser.add_argument("--benchmarks", nargs="*", default=[], help="JSON files of scripts/benchmark.py")
     args = parser.parse_args(argv)
     for option in ("hours", "gpus", "gpus_per_node"):

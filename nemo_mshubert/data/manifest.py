@@ -148,12 +148,17 @@ def check_audio_files(manifest: PathLike) -> None:
 
 def write_manifest(path: PathLike, entries: Iterable[Dict[str, Any]]) -> None:
     """Write one JSON object per line; audio below the manifest's folder is named relative to it."""
-    folder = Path(os.path.abspath(path)).parent  # not resolve(): a symlinked file keeps its own name
     with atomic_write(path) as stream:
-        for entry in entries:
-            audio = Path(os.path.abspath(entry["audio_filepath"]))
-            name = str(audio.relative_to(folder)) if audio.is_relative_to(folder) else str(audio)
-            stream.write(json.dumps({**entry, "audio_filepath": name}, ensure_ascii=False) + "\n")
+        stream.writelines(manifest_lines(path, entries))
+
+
+def manifest_lines(path: PathLike, entries: Iterable[Dict[str, Any]]) -> Iterator[str]:
+    """The lines of `write_manifest`."""
+    folder = Path(os.path.abspath(path)).parent  # not resolve(): a symlinked file keeps its own name
+    for entry in entries:
+        audio = Path(os.path.abspath(entry["audio_filepath"]))
+        name = str(audio.relative_to(folder)) if audio.is_relative_to(folder) else str(audio)
+        yield json.dumps({**entry, "audio_filepath": name}, ensure_ascii=False) + "\n"
 
 
 def utterance_id(entry: Dict[str, Any]) -> str:

@@ -15,7 +15,6 @@
 """The plan: bytes and days by hand, and nothing where nothing was measured."""
 
 import json
-import runpy
 import re
 import runpy
 from pathlib import Path
@@ -215,7 +214,15 @@ def test_the_measured_rows_plan_with_overrides(capsys):
         if row["row"] == "ours, compiled" and 349 < row["batch_seconds"] < 351
     )
     main = runpy.run_path(str(repository / "scripts" / "plan.py"))["main"]
-    options = ["--hours", "960", "--gpus", "8", "--overrides", "model.train_ds.batch_duration=350", "model.compile=true"]
+    options = [
+        "--hours",
+        "960",
+        "--gpus",
+        "8",
+        "--overrides",
+        "model.train_ds.batch_duration=350",
+        "model.compile=true",
+    ]
     main([*options, "--benchmarks", *map(str, files)])
     printed = capsys.readouterr().out
     assert f"| {speed:.0f} audio-s/s on one NVIDIA H200" in printed and "1 micro-batches" in printed
