@@ -23,7 +23,6 @@ import itertools
 import json
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -145,8 +144,8 @@ def label_manifest(
         if done:
             logger.info("%s: going on behind line %d of %d.", output, done, len(lines))
         progress = tqdm(total=len(lines), initial=done, desc="labelling", unit=" utterances", disable=None)
-        for window, outputs in _features_ahead(audio_windows(_lines_of(manifest, lines[done:])), features):
-            labels = window_labels(outputs, maker)
+        for window in audio_windows(_lines_of(manifest, lines[done:])):
+            labels = window_labels(window_features(window, features), maker)
             entries = [label_entry(utterance, sets, maker.id) for utterance, sets in zip(window, labels)]
             stream.writelines(manifest_lines(partial, entries))
             stream.flush()
@@ -279,28 +278,6 @@ def audio_windows(lines: Iterable[Tuple[str, Dict[str, Any]]]) -> Iterator[List[
             window, window_samples = [], 0
     if window:
         yield window
-
-
-def _features_ahead(
-    windows: Iterator[List[Utterance]], features: FeatureMaker
-) -> Iterator[Tuple[List[Utterance], List[Tensor]]]:
-    """Windows with their features, one window ahead: a GPU computes it while the labels of the last are written.
-
-    An error is raised where its window would come.
-    """
-
-    def following() -> Tuple[Optional[List[Utterance]], List[Tensor]]:
-        window = next(windows, None)
-        return window, window_features(window, features) if window else []
-
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(following)
-        while True:
-            window, outputs = future.result()
-            if window is None:
-                return
-            future = pool.submit(following)
-            yield window, outputs
 
 
 def window_features(window: List[Utterance], features: FeatureMaker) -> List[Tensor]:
