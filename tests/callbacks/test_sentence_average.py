@@ -77,7 +77,7 @@ def test_an_utterance_weighs_the_same_in_any_micro_batch(letters_path, expected,
     fewer micro-batches than the others, and would be smaller."""
     found, loss = weights_after(letters_path, [[batch_of(*numbers) for numbers in split]], accumulate)
     for name, value in expected[0].items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)  # without it: 0.3 and more
     alone = weights_after(letters_path, [[batch_of(*split[-1])]], 1)
     assert loss == pytest.approx(alone[1], rel=1e-4)  # the log has NeMo's mean of the micro-batch
 
@@ -93,4 +93,4 @@ def test_ranks_share_an_update(letters_path, expected, tmp_path):
 
     for found in run_on_ranks(2, rank):
         for name, value in expected[0].items():
-            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)  # without it: 0.3 and more
