@@ -16,6 +16,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,8 @@ import torch
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 TINY_CLUSTERS = [40, 20, 10]
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
 # 24 wide, 4 blocks: three label sets lie at blocks 4, 2 and 1. Strides and kernels are HuBERT's.
 TINY_ENCODER = dict(

@@ -68,6 +68,7 @@ KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
 REST = "residuals, biases, the rest"
 # Kernels that take and give no memory of their own, and those with which only a counted gradient is stored.
 NOT_COUNTED = ("empty", "empty_like", "new_empty", "new_empty_strided", "copy_", "detach", "_unsafe_view")
+# As CUDA's autocast has it.
 TO_BF16 = (
     F.linear,
     F.conv1d,
@@ -76,7 +77,7 @@ TO_BF16 = (
     torch.bmm,
     Tensor.matmul,
     Tensor.__matmul__,
-)  # as CUDA's autocast has it
+)
 TO_FP32 = (F.layer_norm, F.group_norm, F.cross_entropy)
 
 

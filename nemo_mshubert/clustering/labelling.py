@@ -301,14 +301,12 @@ def window_labels(features: List[Tensor], maker: LabelMaker) -> List[Dict[int, n
 
 
 def label_entry(utterance: Utterance, sets: Dict[int, np.ndarray], maker_id: str) -> Dict[str, Any]:
-    """The manifest entry with checked labels, the absolute path of its audio, and its rate; see `_rate_field`."""
+    """The manifest entry with checked labels and the rate of its audio; see `_rate_field`."""
     entry = utterance.entry
     labels = FrameLabels(maker_id, len(utterance.samples), sets, offset=entry.get("offset"))
     labels.check(f"{utterance.where}: {utterance_id(entry)}")
-    path = _absolute(entry["audio_filepath"])
     return {
         **{key: value for key, value in entry.items() if key not in RATE_FIELDS},
-        "audio_filepath": path,
         **_rate_field(utterance),
         "labels": labels.to_manifest(),
     }
@@ -374,12 +372,8 @@ def _is_labelled(line: bytes, labelled: Path, entry: Dict[str, Any], maker_id: s
 
 def _unlabelled(entry: Dict[str, Any], manifest: Path = Path()) -> Dict[str, Any]:
     """The entry without what labelling writes, its audio path absolute; in ``manifest`` it may be relative."""
-    path = _absolute(manifest.parent / entry["audio_filepath"])
+    path = os.path.abspath(manifest.parent / entry["audio_filepath"])  # as manifest_lines does
     return {
         **{key: value for key, value in entry.items() if key not in ("labels", *RATE_FIELDS)},
         "audio_filepath": path,
     }
-
-
-def _absolute(path: PathLike) -> str:
-    return os.path.abspath(path)  # as write_manifest does

@@ -205,25 +205,13 @@ def test_wrong_options_are_named(capsys, option, message):
 
 def test_the_measured_rows_plan_with_overrides(capsys):
     """docs/scaling.md: the paper's update on 8 H200 as one micro-batch each, compiled, from the files beside the docs."""
-    repository = CONFIGS.parents[1]
-    files = sorted((repository / "docs" / "h200").glob("*.json"))
-    steps = json.loads((repository / "docs" / "h200" / "pretrain_base.json").read_text(encoding="utf-8"))["rows"]
-    (speed,) = (
-        row["audio_seconds_per_second"]
-        for row in steps
-        if row["row"] == "ours, compiled" and 349 < row["batch_seconds"] < 351
-    )
-    main = runpy.run_path(str(repository / "scripts" / "plan.py"))["main"]
-    options = [
-        "--hours",
-        "960",
-        "--gpus",
-        "8",
-        "--overrides",
-        "model.train_ds.batch_duration=350",
-        "model.compile=true",
-    ]
-    main([*options, "--benchmarks", *map(str, files)])
+    files = sorted((REPOSITORY / "docs" / "h200").glob("*.json"))
+    steps = read_reports(files)["pretrain"]
+    row = next(row for row in steps if row["row"] == "ours, compiled" and 349 < row["batch_seconds"] < 351)
+    speed = row["audio_seconds_per_second"]
+    main = runpy.run_path(str(REPOSITORY / "scripts" / "plan.py"))["main"]
+    overrides = ["--overrides", "model.train_ds.batch_duration=350", "model.compile=true"]
+    main(["--hours", "960", "--gpus", "8", *overrides, "--benchmarks", *map(str, files)])
     printed = capsys.readouterr().out
     assert f"| {speed:.0f} audio-s/s on one NVIDIA H200" in printed and "1 micro-batches" in printed
     (days,) = (line.split("|")[2] for line in printed.splitlines() if line.startswith("| days |"))

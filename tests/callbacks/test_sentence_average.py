@@ -21,6 +21,7 @@ from nemo.collections.asr.models import ASRModel
 from torch.utils.data import DataLoader
 
 from nemo_mshubert.callbacks.sentence_average import SentenceAverage
+from nemo_mshubert.modules import transformer
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
 LENGTHS = (16000, 9000, 12000, 7000)
@@ -64,6 +65,12 @@ def weights_after(path, batches, accumulate, devices=1):
     return model.state_dict(), trainer.callback_metrics["train_loss"].item()
 
 
+@pytest.fixture(autouse=True)
+def one_convolution_for_any_number_of_rows(monkeypatch):
+    """Few rows are convolved by another algorithm than many; their rounding would be all that differs here."""
+    monkeypatch.setattr(transformer, "_is_faster_by_fft", lambda x_BTD: False)
+
+
 @pytest.fixture
 def expected(letters_path):
     return weights_after(letters_path, [[batch_of(0, 1, 2, 3)]], 1)
@@ -77,7 +84,7 @@ def test_an_utterance_weighs_the_same_in_any_micro_batch(letters_path, expected,
     fewer micro-batches than the others, and would be smaller."""
     found, loss = weights_after(letters_path, [[batch_of(*numbers) for numbers in split]], accumulate)
     for name, value in expected[0].items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)  # without it: 0.3 and more
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
     alone = weights_after(letters_path, [[batch_of(*split[-1])]], 1)
     assert loss == pytest.approx(alone[1], rel=1e-4)  # the log has NeMo's mean of the micro-batch
 
@@ -93,4 +100,4 @@ def test_ranks_share_an_update(letters_path, expected, tmp_path):
 
     for found in run_on_ranks(2, rank):
         for name, value in expected[0].items():
-            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)  # without it: 0.3 and more
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)

@@ -12,13 +12,14 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The CPU's convolution against PyTorch's own."""
+"""The convolutions of CPUs and of GPUs against PyTorch's own; both run anywhere."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from nemo_mshubert.modules.conv_as_matmul import conv_as_matmul
+from nemo_mshubert.modules.conv_feature_extractor import conv_channels_last
 
 # kernel, stride, frames: HuBERT's three kinds, with frames left over at the end; windows apart; one window
 CASES = [(10, 5, 63), (3, 2, 20), (2, 2, 21), (3, 4, 25), (4, 1, 9), (3, 2, 3)]
@@ -33,12 +34,14 @@ def operands(kernel, frames, bias, dtype=torch.float64):
 @pytest.mark.unit
 @pytest.mark.parametrize("kernel, stride, frames", CASES)
 @pytest.mark.parametrize("bias", [True, False])
-def test_equals_conv1d_forward_and_backward(kernel, stride, frames, bias):
+@pytest.mark.parametrize("convolve", [conv_as_matmul, conv_channels_last])
+def test_equals_conv1d_forward_and_backward(convolve, kernel, stride, frames, bias):
     """A wrong tap or gradient would train another network on CPUs than on GPUs."""
     x_BTC, weight, bias_O = operands(kernel, frames, bias)
-    ours = conv_as_matmul(x_BTC, weight, bias_O, stride)
+    ours = convolve(x_BTC, weight, bias_O, stride)
     theirs = F.conv1d(x_BTC.transpose(1, 2), weight, bias_O, stride=stride).transpose(1, 2)
     torch.testing.assert_close(ours, theirs)
+    assert ours.is_contiguous(), "the norm, the GELU and the next convolution would copy it"
     gradient = torch.randn_like(ours)
     inputs = [tensor for tensor in (x_BTC, weight, bias_O) if tensor is not None]
     for our, their in zip(torch.autograd.grad(ours, inputs, gradient), torch.autograd.grad(theirs, inputs, gradient)):

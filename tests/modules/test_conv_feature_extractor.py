@@ -20,7 +20,7 @@ from transformers import HubertConfig
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder
 
 from nemo_mshubert.modules import reference
-from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor, TimeGroupNorm, conv_channels_last
+from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor, TimeGroupNorm
 from nemo_mshubert.modules.frames import HUBERT_KERNELS_AND_STRIDES, frame_count
 
 CHANNELS = 8
@@ -119,21 +119,3 @@ def test_unknown_norm_is_refused():
     """A typo in a config must not train another network."""
     with pytest.raises(ValueError, match="expected one of .*batch_norm"):
         ConvFeatureExtractor(LAYERS, "batch_norm")
-
-
-@pytest.mark.unit
-@pytest.mark.parametrize("kernel, stride, num_frames", [(3, 2, 21), (2, 2, 21), (3, 2, 3)])
-@pytest.mark.parametrize("bias", [True, False])
-def test_convolution_of_gpus_equals_conv1d(kernel, stride, num_frames, bias):
-    """It runs anywhere. A wrong axis would train another network on GPUs than on CPUs."""
-    torch.manual_seed(0)
-    x_BTC, weight = torch.randn(2, num_frames, 5, requires_grad=True), torch.randn(7, 5, kernel, requires_grad=True)
-    bias_O = torch.randn(7, requires_grad=True) if bias else None
-    ours = conv_channels_last(x_BTC, weight, bias_O, stride)
-    theirs = torch.nn.functional.conv1d(x_BTC.transpose(1, 2), weight, bias_O, stride).transpose(1, 2)
-    torch.testing.assert_close(ours, theirs)
-    assert ours.is_contiguous(), "the norm, the GELU and the next convolution would copy it"
-    inputs = [x_BTC, weight] + [bias_O] * bias
-    gradient = torch.randn_like(theirs)
-    for our, their in zip(torch.autograd.grad(ours, inputs, gradient), torch.autograd.grad(theirs, inputs, gradient)):
-        torch.testing.assert_close(our, their)

@@ -14,8 +14,6 @@
 
 """The encoder: parity with transformers, indifference to padding, and every knob that training turns."""
 
-import shutil
-
 import pytest
 import torch
 from nemo.core.classes.common import typecheck
@@ -25,6 +23,7 @@ from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.label_heads import LabelHeads
 from nemo_mshubert.modules.masking import span_mask
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+from tests.conftest import needs_compiler
 
 LENGTHS = torch.tensor([16000, 7000, 400])
 LAYOUTS = {
@@ -331,7 +330,7 @@ def test_bf16_is_close_to_fp32(tiny_encoder, batch, masks, layout):
 
 
 @pytest.mark.unit
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@needs_compiler
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_compiled_blocks_train_the_same_network(tiny_encoder, layout):
     """``model.compile=true``: outputs and gradients, for crops of different lengths, padding and validation."""

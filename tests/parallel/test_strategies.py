@@ -14,8 +14,6 @@
 
 """Training split over ranks, by tensor parallelism or in shards, is the training of one process."""
 
-import shutil
-
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -26,6 +24,7 @@ from nemo_mshubert.data.pretraining_dataset import collate
 from nemo_mshubert.models.loading import restore_model
 from nemo_mshubert.parallel.registration import register
 from nemo_mshubert.parallel.sharded import ShardedStrategy
+from tests.conftest import needs_compiler
 from tests.models import fixed_update
 from tests.models.fixed_update import train, utterance
 from tests.parallel.ranks_of_a_test import run_on_ranks
@@ -224,7 +223,7 @@ def test_backend_and_strategy_go_together(config, tmp_path):
         run_on_ranks(2, lambda: train_in(tmp_path, split, WHOLE, 2, strategy="megatron_tp2"))
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@needs_compiler
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_compiled_blocks_on_two_ranks(ddp, config, tmp_path, strategy):
     """``model.compile=true``: a graph that misses DDP's or FSDP2's hooks would train every rank on its own."""
