@@ -71,7 +71,8 @@ setup(
     long_description_content_type="text/markdown",
     license=INFO["__license__"],
     keywords=INFO["__keywords__"],
-    python_requires=">=3.10",
+    # NeMo restores no .nemo without tarfile's filters, which Python has from 3.10.12, 3.11.4 and 3.12 on.
+    python_requires=">=3.10.12,!=3.11.0,!=3.11.1,!=3.11.2,!=3.11.3,<3.13",
     # A static path entry also for editable installs: Hydra finds `hydra_plugins` only there, not in setuptools'
     # finder.
     package_dir={"": "."},

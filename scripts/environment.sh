@@ -19,16 +19,19 @@
 
 VENV="${VENV:-.venv}"
 
+# NeMo unpacks .nemo files with tarfile's filters, which came with 3.10.12 and 3.11.4: before, no model is restored.
 find_python() {
     local candidate
     for candidate in ${PYTHON:-} python3.11 python3.12 python3.10 python3; do
         if command -v "$candidate" >/dev/null &&
-            "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+            "$candidate" -c 'import sys, tarfile, venv, ensurepip
+sys.exit(not ((3, 10) <= sys.version_info[:2] <= (3, 12) and hasattr(tarfile, "data_filter")))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    echo "No Python 3.10, 3.11 or 3.12 with venv found. Install one (Debian: python3-venv), or name it: PYTHON=..." >&2
+    echo "No Python of at least 3.10.12, 3.11.4 or 3.12.0, and below 3.13, with venv found. Install one (Debian, Ubuntu: with" \
+        "python3-venv; the 3.11.2 of Debian 12 is too old for NeMo), or name it: PYTHON=..." >&2
     return 1
 }
 

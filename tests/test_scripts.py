@@ -102,6 +102,30 @@ def test_quickstart_looks_at_its_folders_before_it_installs(shell, tmp_path):
     assert status == 1 and "no dev*.json" in text and len(made) == 1
 
 
+def test_no_environment_is_made_with_a_python_in_which_nemo_restores_no_model(tmp_path):
+    """Debian 12's Python 3.11.2 was taken, and the quickstart ended minutes later with an error inside NeMo."""
+    fake = tmp_path / "old"
+    without = "import sys, tarfile; del tarfile.data_filter; exec(sys.argv.pop(2))"
+    fake.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(without)} "$@"\n')
+    fake.chmod(0o755)
+    for name in ["python3.10", "python3.11", "python3.12", "python3"]:
+        (tmp_path / name).symlink_to(fake)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VENV": str(tmp_path / "venv"), "EXTRAS": "test"}
+    command = ["bash", "-euc", f"source {shlex.quote(str(SCRIPTS / 'environment.sh'))}"]
+
+    def find(**more):
+        return subprocess.run(command, cwd=SCRIPTS.parent, env=environment | more, capture_output=True, text=True)
+
+    found = find()
+    assert found.returncode == 1 and "3.11.2 of Debian 12 is too old" in found.stderr
+    assert not (tmp_path / "venv").exists()
+    installed = "installed-$(cat setup.py nemo_mshubert/package_info.py | sha256sum | cut -c1-16)-test"
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "activate").touch()
+    subprocess.run(["bash", "-c", f'touch "{tmp_path}/venv/{installed}"'], cwd=SCRIPTS.parent, check=True)
+    assert find(PYTHON=sys.executable).returncode == 0
+
+
 @pytest.fixture
 def stages(tmp_path):
     """``stages("stage a ...")``: a script with the functions of stages.sh; the process, its output and the folder."""
