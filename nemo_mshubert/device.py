@@ -15,6 +15,7 @@
 """The device that a command runs on, and the cores that it may use."""
 
 import os
+from typing import Any, Dict
 
 
 def available_cores() -> int:
@@ -32,3 +33,9 @@ def choose_device(name: str) -> str:
     if not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+
+
+def one_device(name: str) -> Dict[str, Any]:
+    """``cpu``, ``cuda``, ``cuda:1``, ... as Lightning's ``accelerator`` and ``devices``."""
+    accelerator, _, index = name.partition(":")
+    return {"accelerator": accelerator, "devices": [int(index)] if index else 1}

@@ -41,7 +41,9 @@ from nemo_mshubert.clustering.features import encoder_fingerprint
 from nemo_mshubert.clustering.kmeans import assign, fit_kmeans, sample_frames
 from nemo_mshubert.clustering.labelling import audio_windows, window_features
 from nemo_mshubert.clustering.metrics import Alignments, unit_agreement
+from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike, atomic_write, iter_manifest, utterance_id
+from nemo_mshubert.device import one_device
 from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.masking import span_mask
 
@@ -132,8 +134,7 @@ def validate(model: pl.LightningModule, manifest: PathLike) -> Dict[str, Dict[st
     """The model's validation on ``manifest``: ``{clusters: {"masked_accuracy": ..., ...}}``."""
     model.setup_validation_data({**model.cfg.validation_ds, "manifest_filepath": str(manifest), "num_workers": 0})
     trainer = pl.Trainer(
-        accelerator=model.device.type,
-        devices=1 if model.device.index is None else [model.device.index],
+        **one_device(str(model.device)),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -239,7 +240,7 @@ def _frames_with_units(states: AllHiddenStates, lines, alignments: Alignments) -
 def _file_hash(path: PathLike) -> str:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such manifest. Make one with scripts/label.py make.")
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return file_digest(path)
 
 
 # --- Results ---------------------------------------------------------------------------------------------------------

@@ -83,6 +83,14 @@ def read_findings(folder: Path) -> Findings:
     return findings
 
 
+def is_finding(path: Path) -> bool:
+    """Whether a results.json is of an analysis, and not of error rates; False for a damaged one."""
+    try:
+        return _list_of(Findings(), json.loads(path.read_text(encoding="utf-8"))) is not None
+    except (ValueError, AttributeError):
+        return False
+
+
 def _list_of(findings: Findings, content: Dict[str, Any]) -> Optional[list]:
     """Where a file belongs; None for results of other kinds, such as error rates."""
     if content.get("kind") in ("superb", "diagnostics"):

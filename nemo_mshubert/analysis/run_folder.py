@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 from nemo_mshubert.analysis.curves import Experiment, read_experiments
-from nemo_mshubert.analysis.findings import ABSENT, Findings, read_findings
+from nemo_mshubert.analysis.findings import ABSENT, Findings, is_finding, read_findings
 from nemo_mshubert.data.manifest import PathLike
 
 MODELS = {"pretrained": "pre-trained", "scratch": "from scratch"}  # folders of results/, in the order of the columns
@@ -169,8 +169,15 @@ def read_label_metrics(folder: Path) -> List[LabelMetrics]:
 
 
 def read_scores(folder: Path) -> Dict[str, Scores]:
-    """Scores of each model below ``results/``: those of `MODELS` first, others by name."""
-    paths = {path.parent.name: path for path in sorted(folder.glob("*/results.json"), key=_natural_order)}
+    """Scores of each model below ``results/``: those of `MODELS` first, others by name.
+
+    What analyses have written there is left to `findings.read_findings`.
+    """
+    paths = {
+        path.parent.name: path
+        for path in sorted(folder.glob("*/results.json"), key=_natural_order)
+        if not is_finding(path)
+    }
     scores = {}
     for model in sorted(paths, key=lambda model: list(MODELS).index(model) if model in MODELS else len(MODELS)):
         with _read_json(paths[model], "Repeat scripts/evaluate.py.") as report:

@@ -44,7 +44,6 @@ from nemo_mshubert.modules.frames import FRAME_RATE, HOP_SAMPLES, frame_count
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("word", "phone")
 SILENCES = {"", "sp", "sil", "<eps>", "<sil>"}
 NOT_A_UNIT = SILENCES | {"spn", "<unk>", "[unk]"}  # noise, unknown
 ARPABET_STRESS = re.compile(r"(?<=^[A-Z]{2})[012]$")  # of "AH0"
@@ -309,16 +308,13 @@ def frame_span(start: float, end: float, num_frames: int, drop_thirds: bool) -> 
 class StackedLayers(nn.Module):
     """Input of the transformer and outputs of all its blocks side by side, as one layer of `HiddenFeatures`."""
 
-    def __init__(self, encoder: nn.Module, preprocessor: Optional[nn.Module] = None):
+    def __init__(self, encoder: nn.Module, normalized_input: bool):
         super().__init__()
-        self.encoder, self.preprocessor = encoder, preprocessor
+        self.encoder, self.normalized_input = encoder, normalized_input
 
     def extract_features(self, audio: torch.Tensor, length: torch.Tensor, layer: int):
         """Samples ``[B, S]`` and counts -> ``[B, T, (L + 1) D]`` and frame counts; ``layer`` has no meaning."""
-        signal = audio[:, None, :]
-        if self.preprocessor is not None:
-            signal, length = self.preprocessor(input_signal=audio, length=length)
-        states, frames = self.encoder.hidden_states(signal, length)
+        states, frames = self.encoder.hidden_states(audio[:, None, :], length)
         return torch.cat(states, dim=-1), frames
 
 
@@ -327,7 +323,7 @@ class AllHiddenStates(HiddenFeatures):
 
     Args:
         encoder: an MSHuBERTEncoder.
-        preprocessor: of the same model; scales the audio of models trained on normalised audio.
+        preprocessor: of the same model; tells whether it was trained on audio scaled to unit variance.
     """
 
     def __init__(self, encoder: nn.Module, preprocessor: Optional[nn.Module] = None, device="cpu"):
@@ -337,23 +333,14 @@ class AllHiddenStates(HiddenFeatures):
                 f"({SAMPLE_RATE / encoder.subsampling_factor:g} Hz), expected {HOP_SAMPLES} ({FRAME_RATE} Hz). Word "
                 "and phone spans are those of 50 Hz encoders; scores are not comparable at other rates."
             )
-        super().__init__(StackedLayers(encoder, preprocessor), layer=0, device=device)
-        self.fingerprint = encoder_fingerprint(encoder)
         self.normalized = bool(getattr(preprocessor, "normalized", False))
+        super().__init__(StackedLayers(encoder, self.normalized), layer=0, device=device)
+        self.fingerprint = encoder_fingerprint(encoder)
         self.num_states = len(encoder.layers) + 1
 
     @property
     def name(self) -> str:
         return f"hidden states of encoder {self.fingerprint}"
-
-    def __call__(self, waveforms: List[np.ndarray]) -> List[np.ndarray]:
-        """``float32 [S]`` each -> ``float32 [T, (L + 1) D]``; only utterances beyond 100 s are cut.
-
-        `HiddenFeatures` also cuts off the samples behind the last frame, which a group norm over time takes in.
-        """
-        if max(map(len, waveforms)) > self.max_chunk_samples:
-            return super().__call__(waveforms)
-        return self._run(waveforms)
 
 
 def pool_instances(sample: Sample, features: AllHiddenStates) -> np.ndarray:

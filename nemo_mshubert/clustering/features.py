@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from nemo_mshubert.data.manifest import SAMPLE_RATE
 from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
+from nemo_mshubert.modules.unit_variance import to_unit_variance
 
 MFCC_HOP_SAMPLES = 160  # 10 ms
 MAX_CHUNK_SECONDS = 100  # fairseq: dump_hubert_feature.py, max_chunk 1,600,000 samples
@@ -51,9 +52,6 @@ class FeatureDescription:
         if self.kind == "mfcc":
             return f"{self.dimension} MFCC features"
         return f"{self.dimension} hidden features of layer {self.layer} of encoder {self.encoder}"
-
-
-VARIANCE_FLOOR = 1e-7  # that of WaveformPreprocessor
 
 
 class FeatureMaker:
@@ -145,7 +143,7 @@ class HiddenFeatures(FeatureMaker):
         pieces, owners = [], []
         for owner, waveform in enumerate(waveforms):
             if getattr(self.encoder, "normalized_input", False):
-                waveform = (waveform - waveform.mean()) / np.sqrt(waveform.var() + VARIANCE_FLOOR)
+                waveform = to_unit_variance(waveform)
             chunks = cut_at_frames(len(waveform), self.max_chunk_samples, HOP_SAMPLES)
             pieces += [waveform[chunk] for chunk in chunks]
             owners += [owner] * len(chunks)

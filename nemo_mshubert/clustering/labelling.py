@@ -115,7 +115,7 @@ def label_manifest(
 
     A ``shard`` writes its lines alone, to ``shard.path(output)``; `merge_shards` joins them.
 
-    Lines go to ``.<output>.partial`` beside ``output``, window by window. After an interruption the same call goes on
+    Lines go to ``.<output>.<id of maker>.partial`` beside ``output``, window by window. After an interruption the same call goes on
     behind the last line that is in the manifest unchanged, with labels of the same maker; so a bad line can be
     repaired and nothing before it is lost.
 
@@ -123,8 +123,8 @@ def label_manifest(
         False if that was there already, with the same lines and labels of the same maker, or the whole ``output`` was.
 
     Raises:
-        FileNotFoundError, ValueError: ``features`` are not those of ``maker``; ``output`` is the manifest, or another
-            file than one labelled by ``maker``; or the first line whose audio is missing or unusable, or whose labels
+        FileNotFoundError, ValueError: ``features`` are not those of ``maker``; ``output``, or that of the shard, is the
+            manifest, or another file than one labelled by ``maker``; or the first line whose audio is missing or unusable, or whose labels
             fail their checks.
     """
     maker.check_features(features.description)
@@ -135,7 +135,8 @@ def label_manifest(
             logger.info("%s: has labels of %s already.", path, maker.id)
             return False
     output = path
-    partial = output.with_name(f".{output.name}.partial")
+    _check_output(manifest, output, maker.id)
+    partial = output.with_name(f".{output.name}.{maker.id}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     with open(partial, "a", encoding="utf-8") as stream:
         _lock(stream)

@@ -19,7 +19,6 @@ name that the pickle asks for is resolved by us: array descriptions and dtypes a
 and SciPy are stubs that keep their state and do nothing, all else is refused before it is called.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any, Dict, Union
 
@@ -30,6 +29,7 @@ from nemo_mshubert.clustering.features import FeatureDescription
 from nemo_mshubert.clustering.hierarchy import check_cluster_counts, compose_tables
 from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.convert.pickles import Refused, Stub, named_errors, stub_class
+from nemo_mshubert.data.digest import file_digest
 
 PathLike = Union[str, Path]
 
@@ -55,7 +55,7 @@ def label_maker_of_joblib(path: PathLike, features: FeatureDescription) -> Label
         )
     check_cluster_counts([len(centres)])
     sets = {len(centres): centres}
-    origin = {"file": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+    origin = {"file": Path(path).name, "sha256": file_digest(path)}
     return LabelMaker(sets, compose_tables(sets), features, "nested", seed=0, versions=origin)
 
 

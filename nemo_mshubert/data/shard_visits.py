@@ -141,7 +141,7 @@ class Visits:
         self.record = record
         self.channel_selector = channel_selector
         self.stream = (0, 1)  # its number, and how many there are
-        self._epoch, self._order = -1, list(range(len(shards)))
+        self._epoch, self._order = -1, []
 
     def __iter__(self) -> Iterator[Cut]:
         number, count = self.stream
@@ -175,7 +175,7 @@ class Visits:
             if self.shuffle:
                 self._order = list(range(len(self.shards)))
                 random.Random(f"{self.seed}-shards-{epoch}").shuffle(self._order)
-            elif epoch > 0:
+            else:
                 self._order = [(index + epoch) % len(self.shards) for index in range(len(self.shards))]
         return replace(self.shards[self._order[place]])  # a copy: its index of the tar goes when its cuts have gone
 

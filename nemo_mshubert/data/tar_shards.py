@@ -87,8 +87,8 @@ class Shard:
         for name in lines_of:
             segments[_member_of(name)].append(name)
         for name, data in self._stream():
-            # a file may itself be called like a segment of another
-            lines = [line for own in {name, *segments[name]} for line in lines_of.pop(own, ())]
+            # A file may itself be called like a segment of another. Not a set: its order is another in every process.
+            lines = [line for own in dict.fromkeys((name, *segments[name])) for line in lines_of.pop(own, ())]
             for number, entry in lines:
                 yield number, _cut(entry, Member(self, name, _channel(entry, channel_selector), data))
         if lines_of:

@@ -20,7 +20,6 @@ over and ``shard_id`` added, so stock readers take it too. A shard exists whole 
 is missing.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -34,6 +33,7 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 import soundfile
 from tqdm import tqdm
 
+from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, atomic_write, load_audio, no_audio_file, read_manifest
 
 MAX_DURATION_ERROR = 0.1  # seconds between header and manifest: rounding, not another file
@@ -106,8 +106,7 @@ def _check_unique(entries: List[Tuple[str, Entry]], manifest: PathLike) -> None:
 
 def _claim_folder(output: Path, manifest: PathLike, num_shards: int, seed: int) -> None:
     """Note what the shards are made of, so that shards of different datasets never mix."""
-    digest = hashlib.sha256(Path(manifest).read_bytes()).hexdigest()
-    source = {"manifest_sha256": digest, "num_shards": num_shards, "seed": seed}
+    source = {"manifest_sha256": file_digest(manifest), "num_shards": num_shards, "seed": seed}
     note = output / SOURCE
     if note.exists() and json.loads(note.read_text(encoding="utf-8")) != source:
         raise ValueError(
@@ -217,18 +216,19 @@ def is_local(path: str) -> bool:
 
 
 def local_paths(paths: Union[str, List]) -> List[str]:
-    """Local paths among NeMo's ways of naming shards: a pattern, or a (nested) list of patterns."""
-    return [path for path in _all_paths(paths) if is_local(path)]
+    """Those of `all_paths` that are local."""
+    return [path for path in all_paths(paths) if is_local(path)]
 
 
 def has_remote_paths(paths: Union[str, List]) -> bool:
     """Whether NeMo's way of naming shards names some by addresses or commands."""
-    return not all(map(is_local, _all_paths(paths)))
+    return not all(map(is_local, all_paths(paths)))
 
 
-def _all_paths(paths: Union[str, List]) -> List[str]:
+def all_paths(paths: Union[str, List]) -> List[str]:
+    """Every path that NeMo's way of naming shards, a pattern or a (nested) list of patterns, stands for."""
     from nemo.collections.common.data.lhotse.nemo_adapters import expand_sharded_filepaths
 
     if isinstance(paths, str):
         return expand_sharded_filepaths(paths)
-    return [path for part in paths if not isinstance(part, (int, float)) for path in _all_paths(part)]
+    return [path for part in paths if not isinstance(part, (int, float)) for path in all_paths(part)]

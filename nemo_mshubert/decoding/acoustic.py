@@ -15,6 +15,7 @@
 """Log-probabilities of a CTC model for the utterances of a manifest, in batches, long files in overlapping chunks."""
 
 import itertools
+from contextlib import contextmanager
 from functools import partial
 from types import MethodType
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -29,6 +30,8 @@ from tqdm import tqdm
 from nemo_mshubert.data.manifest import SAMPLE_RATE, load_audio, utterance_id
 from nemo_mshubert.data.read_ahead import read_ahead
 from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
+from nemo_mshubert.modules.unit_variance import to_unit_variance
+from nemo_mshubert.modules.waveform_preprocessor import WaveformPreprocessor
 
 # Attention costs the square of the length; HuBERT's training crops are 15.6 s, so a minute gives more context than the
 # model has ever seen, and five seconds on either side of a seam are not used.
@@ -85,10 +88,21 @@ def long_log_probs(model: EncDecCTCModel, wave: np.ndarray) -> np.ndarray:
     if not is_long(len(wave)):
         return model_log_probs(model, [wave])[0]
     parts = []
-    for first, end, keep_first, keep_end in chunk_frames(frame_count(len(wave))):
-        samples = wave[first * HOP_SAMPLES : (end - 1) * HOP_SAMPLES + RECEPTIVE_FIELD_SAMPLES]
-        parts.append(model_log_probs(model, [samples])[0][keep_first - first : keep_end - first])
+    with _scaled_as_a_whole(model.preprocessor, wave) as wave:
+        for first, end, keep_first, keep_end in chunk_frames(frame_count(len(wave))):
+            samples = wave[first * HOP_SAMPLES : (end - 1) * HOP_SAMPLES + RECEPTIVE_FIELD_SAMPLES]
+            parts.append(model_log_probs(model, [samples])[0][keep_first - first : keep_end - first])
     return np.concatenate(parts)
+
+
+@contextmanager
+def _scaled_as_a_whole(preprocessor: WaveformPreprocessor, wave: np.ndarray) -> Iterator[np.ndarray]:
+    """A quiet minute stays quiet: where the preprocessor scales, the whole wave is scaled, and its chunks are not."""
+    normalized, preprocessor.normalized = preprocessor.normalized, False
+    try:
+        yield to_unit_variance(wave) if normalized else wave
+    finally:
+        preprocessor.normalized = normalized
 
 
 def use_chunks(model: EncDecCTCModel) -> None:

@@ -27,6 +27,7 @@ from nemo_mshubert.data.manifest import PathLike, read_manifest, utterance_id, w
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.config import LexiconBeamConfig
 from nemo_mshubert.decoding.error_rates import ErrorCounts, character_errors, word_errors
+from nemo_mshubert.decoding.greedy import greedy_ids, greedy_text
 from nemo_mshubert.decoding.log_probs import checked_log_probs, write_log_probs
 from nemo_mshubert.decoding.references import check_case, check_manifest
 from nemo_mshubert.decoding.results import Results, earlier_results, write_results
@@ -55,21 +56,21 @@ def letters_of(model: EncDecCTCModel) -> Optional[List[str]]:
 
 
 def greedy_decoder(model: EncDecCTCModel) -> Decode:
-    """NeMo's own greedy decoding, letters or BPE."""
+    """Letters or BPE tokens, whatever strategy the model was saved with.
 
-    def decode(utterances: List[str], log_probs: List[np.ndarray]) -> List[str]:
-        texts = []
-        for log_probs_TV in log_probs:
-            if len(log_probs_TV) == 0:
-                texts.append("")
-                continue
-            hypotheses = model.decoding.ctc_decoder_predictions_tensor(
-                torch.from_numpy(log_probs_TV)[None], decoder_lengths=torch.tensor([len(log_probs_TV)])
-            )
-            texts.append(hypotheses[0].text)
-        return texts
+    NeMo's own greedy decoding takes the space from before an apostrophe, which it counts as punctuation:
+    "give me'em" for "give me 'em".
+    """
+    letters = letters_of(model)
 
-    return decode
+    def text_of(log_probs_TV: np.ndarray) -> str:
+        return (
+            model.tokenizer.ids_to_text(greedy_ids(log_probs_TV))
+            if letters is None
+            else greedy_text(log_probs_TV, letters)
+        )
+
+    return lambda utterances, log_probs: [text_of(log_probs_TV) for log_probs_TV in log_probs]
 
 
 def lexicon_decoder(model: EncDecCTCModel, config: LexiconBeamConfig, workers: Optional[int] = None) -> Decode:

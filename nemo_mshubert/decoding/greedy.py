@@ -15,12 +15,17 @@
 """Greedy CTC text from log-probabilities: the number without a language model that every tuned one is held against."""
 
 from itertools import groupby
-from typing import Sequence
+from typing import List, Sequence
 
 import numpy as np
 
 
+def greedy_ids(log_probs_TV: np.ndarray) -> List[int]:
+    """Best token per frame ``[T, V + 1]``, repeats merged, blanks (the last index) dropped."""
+    blank = log_probs_TV.shape[-1] - 1
+    return [index for index, _ in groupby(np.argmax(log_probs_TV, axis=-1).tolist()) if index != blank]
+
+
 def greedy_text(log_probs_TV: np.ndarray, labels: Sequence[str]) -> str:
-    """Best label per frame ``[T, V]``, repeats merged, blanks (the last index) dropped, words joined by one space."""
-    best = [index for index, _ in groupby(np.argmax(log_probs_TV, axis=-1).tolist())]
-    return " ".join("".join(labels[index] for index in best if index < len(labels)).split())
+    """`greedy_ids` of a letter model, words joined by one space."""
+    return " ".join("".join(labels[index] for index in greedy_ids(log_probs_TV)).split())

@@ -154,6 +154,7 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
     config.encoder = OmegaConf.merge(config.encoder, overrides.encoder)
     model = ASRModel.restore_from(str(file), override_config_path=config, trainer=trainer, map_location="cpu")
     model._save_restore_connector = WholeFile()
+    model.decoding.supported_punctuation = None  # else "give me 'em" would be validated as "give me'em"
     train_ds, validation_ds, optim = (
         OmegaConf.create(OmegaConf.to_container(overrides[name], resolve=True))
         for name in ("train_ds", "validation_ds", "optim")

@@ -22,8 +22,7 @@ from nemo.collections.asr.modules.audio_preprocessing import AudioPreprocessor
 from nemo.core.neural_types import AudioSignal, LengthsType, NeuralType, SpectrogramType
 
 from nemo_mshubert.modules.frames import valid_positions
-
-EPSILON = 1e-7  # of the variance, as in transformers; fairseq has 1e-5
+from nemo_mshubert.modules.unit_variance import VARIANCE_FLOOR
 
 
 class WaveformPreprocessor(AudioPreprocessor):
@@ -83,10 +82,6 @@ class WaveformPreprocessor(AudioPreprocessor):
             sample_rate=sample_rate,
         )
 
-    @property
-    def filter_banks(self):
-        return None
-
     def get_features(self, input_signal: torch.Tensor, length: torch.Tensor):
         """``[B, S]`` samples -> ``[B, 1, S]``, lengths unchanged; samples beyond an utterance are set to zero.
 
@@ -98,5 +93,6 @@ class WaveformPreprocessor(AudioPreprocessor):
         if self.normalized:
             count_B1 = length_B.clamp(min=1)[:, None]
             centred_BS = (signal_BS - signal_BS.sum(dim=1, keepdim=True) / count_B1) * valid_BS
-            signal_BS = centred_BS * torch.rsqrt(centred_BS.square().sum(dim=1, keepdim=True) / count_B1 + EPSILON)
+            variance_B1 = centred_BS.square().sum(dim=1, keepdim=True) / count_B1
+            signal_BS = centred_BS * torch.rsqrt(variance_B1 + VARIANCE_FLOOR)
         return signal_BS[:, None, :], length

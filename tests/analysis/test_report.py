@@ -284,6 +284,13 @@ def test_findings_of_all_analyses_are_shown(analysed):
 
 
 @pytest.mark.unit
+def test_analyses_may_lie_among_the_results(analysed):
+    """Such a folder ended the report, with the advice to repeat scripts/evaluate.py."""
+    (analysed / "cca").rename(analysed / "results" / "cca")
+    moved = read_run(analysed)
+    assert set(moved.scores) == {"pretrained", "scratch"} and len(moved.findings.cca) == 1
+
+
 def test_a_folder_of_analyses_alone_is_a_run(analysed):
     assert len(markdown_report(read_run(analysed / "superb")).splitlines()) > 3
     (analysed / "superb" / "results.json").write_text('{"kind": ')

@@ -124,7 +124,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(corpus, maker, tmp_path):
     with pytest.raises(RuntimeError, match="power cut"):
         label_manifest(corpus, output, maker, WindowFeatures(fail_at_call=3))
     assert not output.exists()  # never half a manifest
-    partial = tmp_path / ".labelled.json.partial"
+    (partial,) = tmp_path.glob(".labelled.json.*.partial")
     partial.write_bytes(partial.read_bytes()[:-30])  # the last line was cut by the power cut
     done = partial.read_bytes().count(b"\n")
     assert done >= 2
@@ -201,6 +201,23 @@ def test_two_processes_do_not_label_the_same_lines(corpus, maker, tmp_path):
     assert label_manifest(corpus, output, maker, features) is True and features.errors
     assert len(read_manifest(output)) == 12
     assert label_manifest(corpus, output, maker, WindowFeatures(fail_at_call=1)) is False
+
+
+def test_shards_and_interrupted_ones_of_another_maker_are_kept(corpus, maker, tmp_path):
+    """Hours of labels: a job with another k-means and the same --output wrote over shards that were not yet joined."""
+    frames = np.random.default_rng(3).normal(size=(200, 3)).astype(np.float32)
+    other = fit_label_maker(frames, [12], WindowFeatures.description, seed=9)
+    output = tmp_path / "labelled.json"
+    label_manifest(corpus, output, maker, WindowFeatures(), Shard(0, 2))
+    with pytest.raises(RuntimeError, match="power cut"):
+        label_manifest(corpus, output, maker, WindowFeatures(fail_at_call=2), Shard(1, 2))
+    kept = {path: path.read_bytes() for path in tmp_path.glob("*labelled*")}
+    assert len(kept) == 2 and all(kept.values())
+    with pytest.raises(ValueError, match="shard-0-of-2.json: is there already, with labels of another k-means"):
+        label_manifest(corpus, output, other, WindowFeatures(), Shard(0, 2))
+    with pytest.raises(RuntimeError, match="power cut"):
+        label_manifest(corpus, output, other, WindowFeatures(fail_at_call=1), Shard(1, 2))
+    assert all(path.read_bytes() == content for path, content in kept.items())
 
 
 def test_shards_leave_metrics_to_merge(corpus, capsys):

@@ -82,16 +82,22 @@ def plain(counting_corpus):
     return options(manifest_filepath=str(counting_corpus(LENGTHS)))
 
 
-@pytest.fixture(params=["one manifest", "two manifests"])
+@pytest.fixture(params=["one manifest", "two manifests", "a list of lists", "a pattern"])
 def plain_sets(plain, request):
-    """Options of a manifest, or of the same lines in two."""
-    if request.param == "two manifests":
-        path = Path(plain.manifest_filepath)
-        lines = path.read_text().splitlines(keepends=True)
-        parts = [path.with_name("first.json"), path.with_name("second.json")]
-        for part, own in zip(parts, (lines[:4], lines[4:])):
-            part.write_text("".join(own))
-        plain.manifest_filepath = list(map(str, parts))
+    """Options of a manifest, or of the same lines in several."""
+    if request.param == "one manifest":
+        return plain
+    path = Path(plain.manifest_filepath)
+    lines = path.read_text().splitlines(keepends=True)
+    count = 3 if request.param == "a pattern" else 2
+    parts = [path.with_name(f"part_{part}.json") for part in range(count)]
+    for number, part in enumerate(parts):
+        part.write_text("".join(lines[number::count]))
+    plain.manifest_filepath = {
+        "two manifests": list(map(str, parts)),
+        "a list of lists": [[str(part)] for part in parts],
+        "a pattern": str(path.with_name(f"part__OP_0..{count - 1}_CL_.json")),
+    }[request.param]
     return plain
 
 
@@ -140,6 +146,27 @@ def test_plain_stream_continues_from_any_batch(plain_sets):
     utterances = [name for batch in stream for name in batch["utterances"]]
     assert len(set(utterances)) == len(LENGTHS)
     assert len(utterances) > 2 * len(LENGTHS)
+
+
+@pytest.mark.unit
+def test_plain_stream_continues_within_a_later_epoch(plain_sets):
+    """A resume begins at the epoch that was left: several manifests then came in the order of another one, and of 24
+    utterances ten were lost and ten seen twice."""
+    dataset, position = PretrainingDataset("maker-one", [50], "shortest", seed=0), DataPosition()
+    stream = list(itertools.islice(training_loader(plain_sets, dataset, 0, 1, 0, position.epoch_starts), STREAM))
+    first = position.epoch_starts[2] + 1
+    resumed = DataPosition()
+    resumed.seek(position.epoch_start(first, 1), 1)
+    assert resumed.epoch_starts == {2: position.epoch_starts[2]}
+    tail = list(itertools.islice(training_loader(plain_sets, dataset, 0, 1, first, resumed.epoch_starts), 4))
+    assert len(tail) == 4 and all(same(*pair) for pair in zip(stream[first:], tail))
+
+
+@pytest.mark.unit
+def test_weights_of_plain_manifests_are_refused(plain):
+    plain.manifest_filepath = [[plain.manifest_filepath, 0.5]]
+    with pytest.raises(ValueError, match="no weights"):
+        take(plain, 1)
 
 
 @pytest.mark.unit

@@ -145,6 +145,22 @@ def test_without_shuffling_every_stream_meets_all_shards(tarred):
 
 
 @pytest.mark.unit
+def test_the_shard_of_a_visit_does_not_depend_on_those_looked_at_before(tarred):
+    """To estimate its buckets a loader looks at later epochs first; the first one then had the order of another, and a
+    resume with other ranks took the lines of one shard for those of another."""
+    shards = shards_of(tarred.manifest_filepath, tarred.tarred_audio_filepaths)
+    for shuffle in (False, True):
+
+        def names(visits, count):
+            return [cut.recording.id for cut in itertools.islice(visits, count)]
+
+        visits = Visits(shards, lambda entry: True, seed=1, shuffle=shuffle, record=VisitRecord())
+        expected = names(visits, len(LENGTHS))
+        assert names(visits, 2 * len(LENGTHS) + 3)[: len(LENGTHS)] == expected
+        assert names(visits, len(LENGTHS)) == expected
+
+
+@pytest.mark.unit
 def test_shards_without_usable_lines_end_a_run_only_if_all_are(tarred):
     """Of remote shards nobody knows before: a stream may meet the empty ones many times in a row, by chance, and must
     not search for ever where there is nothing."""

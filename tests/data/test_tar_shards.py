@@ -31,7 +31,7 @@ from nemo_mshubert.data.manifest import read_manifest, write_manifest
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.resumable_loader import training_loader
 from nemo_mshubert.data.shard_visits import LINE, VisitRecord, Visits
-from nemo_mshubert.data.tar_shards import shards_of, with_audio
+from nemo_mshubert.data.tar_shards import Shard, shards_of, with_audio
 from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.modules.frames import frame_count
 from tests.data.test_resumable_loader import options
@@ -120,6 +120,18 @@ def test_segments_of_one_member_are_told_apart(tmp_path, prefix):
         (start,) = [n for n in (8000, 24000) if np.allclose(audio[n : n + len(samples)], samples, atol=1e-4)]
         starts.add(start)
     assert starts == {8000, 24000}
+
+
+@pytest.mark.unit
+def test_segments_of_one_remote_member_come_in_the_same_order_in_every_process(tmp_path):
+    """A resume passes over as many lines as were trained on: in another order they are others."""
+    write_tar(tmp_path / "audio_0.tar", {"long.flac": (np.zeros(16000, np.float32), 16000)})
+    lines = [
+        (number, {"audio_filepath": f"long-sub{number}.flac", "offset": 0.1 * number, "duration": 0.1})
+        for number in (3, 1, 6, 2, 5, 4)
+    ]
+    shard = Shard("manifest_0.json", f"pipe:cat {tmp_path}/audio_0.tar")
+    assert [number for number, _ in shard.cuts(lines, None)] == [3, 1, 6, 2, 5, 4]
 
 
 @pytest.mark.unit

@@ -33,6 +33,7 @@ from nemo_mshubert.decoding.greedy import greedy_text
 from nemo_mshubert.models.ctc import LETTERS
 from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor
 from nemo_mshubert.modules.frames import frame_count
+from nemo_mshubert.modules.waveform_preprocessor import WaveformPreprocessor
 
 pytestmark = pytest.mark.unit
 KEPT, CONTEXT = 2500, 250  # frames: 50 s and 5 s
@@ -76,6 +77,7 @@ def test_chunks_of_a_model_with_local_context_leave_no_seam(small_chunks, num_fr
 
     class Local:
         device = torch.device("cpu")
+        preprocessor = WaveformPreprocessor()
 
         def forward(self, input_signal, input_signal_length):
             x_BTC, frames = convolutions(input_signal[:, None], input_signal_length, False)
@@ -101,6 +103,17 @@ def test_chunks_of_the_encoder_agree_with_the_whole(small_chunks, tiny_ctc, norm
     assert np.abs(chunked - whole).max() < tolerance
     assert (chunked.argmax(1) == whole.argmax(1)).mean() > 0.97
     assert np.abs(chunked[1:] - whole[:-1]).max() > 5 and (chunked[1:].argmax(1) == whole[:-1].argmax(1)).mean() < 0.8
+
+
+def test_chunks_of_a_model_of_scaled_audio_keep_their_loudness(small_chunks, tiny_ctc):
+    """A quiet minute was amplified to the loudness of the others: most of its frames came out as other letters."""
+    model = tiny_ctc(conv_norm="layer_norm", conv_bias=True)
+    model.preprocessor.normalized = True
+    wave = noise(16000 * 12)
+    wave[16000 * 4 :] *= 0.01
+    whole, chunked = model_log_probs(model, [wave])[0], long_log_probs(model, wave)
+    assert np.abs(chunked - whole).max() < 0.5 and (chunked.argmax(1) == whole.argmax(1)).mean() > 0.97
+    assert model.preprocessor.normalized
 
 
 @pytest.fixture

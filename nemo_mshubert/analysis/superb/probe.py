@@ -91,7 +91,8 @@ class FeatureAugmentation(nn.Module):
         features = [warp_time(x_TD, self.time_warp) for x_TD in features]
         frames_B = torch.tensor([len(x_TD) for x_TD in features], device=features[0].device)
         x_BDT = pad_sequence(features, batch_first=True).transpose(1, 2)
-        masked_BDT = self.masks(input_spec=x_BDT, length=frames_B)
+        # NeMo masks without gradients, which the weights of the layers need: so it masks ones
+        masked_BDT = x_BDT * self.masks(input_spec=torch.ones_like(x_BDT), length=frames_B)
         return [x_DT[:, :count].T for x_DT, count in zip(masked_BDT, frames_B.tolist())]
 
 

@@ -15,6 +15,7 @@
 """SUPERB's ASR and PR of one encoder: a probe per learning rate, the best on dev tested; resumable (section 4.2).
 
     <output>/lr_<rate>/last.ckpt, best-*.ckpt      an interrupted probe goes on from the last evaluation
+    <output>/lr_<rate>/version_*/metrics.csv       loss and dev error, of each session
     <output>/lr_<rate>/result.json                 a probe that is done is not trained again
     <output>/results.json, layer_weights.png       the sweep, and what the chosen probe gives on the test sets
 
@@ -43,10 +44,12 @@ from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
 from nemo_mshubert.data.manifest import PathLike, atomic_write, iter_manifest, utterance_id
 from nemo_mshubert.decoding.error_rates import ErrorCounts
 from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
+from nemo_mshubert.device import one_device
 from nemo_mshubert.models.step_guard import NonFiniteTrainingError
 
 logger = logging.getLogger(__name__)
 
+METHOD_VERSION = 2  # raise it when the same probe no longer gives the same scores
 TASKS = {"asr": "WER", "pr": "PER"}
 FALLBACKS = {None: lambda: None, "espeak": EspeakPronunciations}
 
@@ -156,13 +159,14 @@ def train_probe(config: DictConfig, rate: float, probe: CtcProbe, data: ProbeDat
     best = ModelCheckpoint(folder, "best-{step}", DEV_ERROR, mode="min", save_last=True, save_on_train_epoch_end=True)
     trainer = pl.Trainer(
         **OmegaConf.to_container(config.trainer, resolve=True),
+        **one_device(config.device),
         max_steps=config.updates,
         max_epochs=-1,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip,
         reload_dataloaders_every_n_epochs=1,
         callbacks=[best, NonfiniteGuard(config.max_nonfinite_steps)],
-        logger=pl.loggers.CSVLogger(folder, name="", version=""),
+        logger=pl.loggers.CSVLogger(folder, name=""),
         default_root_dir=folder,
     )
     last = folder / "last.ckpt"
@@ -270,6 +274,7 @@ def _claim(output: Path, config: DictConfig, features: FrozenFeatures, splits: D
     identity = {
         "kind": "superb",
         "name": config.name,
+        "version": METHOD_VERSION,
         "model": str(config.model),
         "encoder": features.hidden_states.fingerprint,
         **{key: plain[key] for key in method},
@@ -279,7 +284,7 @@ def _claim(output: Path, config: DictConfig, features: FrozenFeatures, splits: D
     path = output / "probe.json"
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in ("encoder", "data", *method) if found.get(key) != identity[key]]
+        changed = [key for key in ("version", "encoder", "data", *method) if found.get(key) != identity[key]]
         if changed:
             raise ValueError(f"{output}: holds a probe with other {', '.join(changed)}. Give another output folder.")
     with atomic_write(path) as stream:

@@ -134,6 +134,28 @@ def test_masks_are_of_the_published_number_and_width():
     assert np.mean(frames) > 1 and np.mean(dimensions) > 3
 
 
+def test_masked_features_have_gradients_where_they_are_not_masked():
+    """NeMo masks without gradients: the weights of the layers were never trained, and every ASR probe had their mean."""
+    augment = FeatureAugmentation(time_warp=5, time_masks=2, time_width=4, freq_masks=3, freq_width=5)
+    features = [torch.rand(50, 40).add(0.1).requires_grad_() for _ in range(2)]
+    masked = augment(features)
+    for x_TD in masked:
+        kept = x_TD != 0
+        assert 0 < kept.sum() < kept.numel()
+    torch.cat(masked).sum().backward()
+    for x_TD in features:
+        assert x_TD.grad.abs().sum() > 0
+
+
+def test_the_weights_of_the_layers_learn_behind_masks(hidden_states):
+    masks = dict(time_warp=5, time_masks=2, time_width=4, freq_masks=4, freq_width=2)
+    config = OmegaConf.create({**PROBE, "spec_augment": masks})
+    probe = new_probe(FrozenFeatures(hidden_states), VOCABULARY, config, 1e-3, seed=0, words=True).train()
+    log_probs_BTV, _ = probe(states(30, 25))
+    log_probs_BTV[..., 0].sum().backward()
+    assert (probe.weighted_sum.logits.grad != 0).all()
+
+
 def test_the_seed_draws_the_initial_weights(hidden_states):
     features, config = FrozenFeatures(hidden_states), OmegaConf.create(PROBE)
     probes = [new_probe(features, VOCABULARY, config, 1e-3, seed=seed, words=True) for seed in (0, 0, 1)]

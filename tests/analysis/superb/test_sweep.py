@@ -109,7 +109,7 @@ def test_a_probe_learns_a_tiny_set_by_heart(config, features, task):
 
 def _dev_errors(cfg):
     """First and last logged dev error."""
-    (log,) = Path(cfg.output).glob("lr_*/metrics.csv")
+    (log,) = Path(cfg.output).glob("lr_*/version_0/metrics.csv")
     rows = [line.split(",") for line in log.read_text().splitlines()]
     column = rows[0].index("dev_error")
     values = [float(row[column]) for row in rows[1:] if row[column]]
