@@ -69,9 +69,9 @@ done
 # --- Pre-training: the last weights of each, so that all have had the same updates ------------------------------------
 models=() pretrained=()
 for seed in $seeds; do
-    settings=(model.seed="$seed" label_maker="$kmeans" train_manifest="$labels/train.json"
-        validation_manifest="$labels/dev.json" max_updates="$updates"
-        validate_every_updates="$((updates / 4 > 0 ? updates / 4 : 1))" exp_manager.exp_dir="$exp"
+    settings=(model.seed="$seed" "$(override label_maker "$kmeans")" "$(override train_manifest "$labels/train.json")"
+        "$(override validation_manifest "$labels/dev.json")" max_updates="$updates"
+        validate_every_updates="$((updates / 4 > 0 ? updates / 4 : 1))" "$(override exp_manager.exp_dir "$exp")"
         exp_manager.checkpoint_callback_params.save_best_model=false)
     hubert=hubert_seed$seed noswap=noswap_seed$seed mshubert=mshubert_seed$seed
     stage "pre-train HuBERT, seed $seed" "$exp/$hubert/checkpoints/$hubert.nemo" \

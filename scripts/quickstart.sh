@@ -84,8 +84,8 @@ label stage train
 wait_beside
 iter1=$exp/hubert_iter1_tiny/checkpoints/hubert_iter1_tiny.nemo
 stage "pre-train HuBERT, iteration 1" "$iter1" python scripts/pretrain.py --config-name hubert_iter1_tiny \
-    label_maker="$labels/km.npz" train_manifest="$labels/train.json" validation_manifest="$labels/dev.json" \
-    max_updates="$updates" exp_manager.exp_dir="$exp"
+    "$(override label_maker "$labels/km.npz")" "$(override train_manifest "$labels/train.json")" \
+    "$(override validation_manifest "$labels/dev.json")" max_updates="$updates" "$(override exp_manager.exp_dir "$exp")"
 
 # --- Labels of MS-HuBERT: six sets of clusters of a hidden layer ------------------------------------------------------
 labels=$exp/labels/iter2
@@ -100,9 +100,10 @@ stage "tarred manifests" "$exp/tarred/tarred_audio_manifest.json" python scripts
 # --- MS-HuBERT --------------------------------------------------------------------------------------------------------
 mshubert=$exp/mshubert_tiny/checkpoints/mshubert_tiny.nemo
 stage "pre-train MS-HuBERT" "$mshubert" python scripts/pretrain.py --config-name mshubert_tiny \
-    label_maker="$labels/km.npz" validation_manifest="$labels/dev.json" \
-    train_manifest="$exp/tarred/sharded_manifests/manifest__OP_0..3_CL_.json" \
-    train_tars="$exp/tarred/audio__OP_0..3_CL_.tar" max_updates="$updates" exp_manager.exp_dir="$exp"
+    "$(override label_maker "$labels/km.npz")" "$(override validation_manifest "$labels/dev.json")" \
+    "$(override train_manifest "$exp/tarred/sharded_manifests/manifest__OP_0..3_CL_.json")" \
+    "$(override train_tars "$exp/tarred/audio__OP_0..3_CL_.tar")" max_updates="$updates" \
+    "$(override exp_manager.exp_dir "$exp")"
 
 # --- n-gram LM of the training transcripts, where KenLM can be built ----------------------------------------------------
 lm_tools() { # a compiler, cmake and Boost are not everywhere: without them all the rest goes on
@@ -129,8 +130,8 @@ stage "CTC model, pre-trained" "$exp/ctc/pretrained.nemo" python scripts/ssl_to_
 wait_beside
 finetune() { # WHEN START OPTION...
     "$1" "fine-tune, $2" "$exp/finetune_$2/checkpoints/finetune_$2.nemo" python scripts/finetune_ctc.py --config-name tiny \
-        name="finetune_$2" init_model="$exp/ctc/$2.nemo" train_manifest="$train" validation_manifest="$dev" \
-        exp_manager.exp_dir="$exp" max_updates="$finetune_updates" validate_every_updates=200 "${@:3}"
+        name="finetune_$2" "$(override init_model "$exp/ctc/$2.nemo")" "$(override train_manifest "$train")" \
+        "$(override validation_manifest "$dev")" "$(override exp_manager.exp_dir "$exp")" max_updates="$finetune_updates" validate_every_updates=200 "${@:3}"
 }
 evaluate() { # START
     local last

@@ -29,6 +29,13 @@ existing() {
     realpath -e -- "$2" 2>/dev/null || { echo "${0##*/}: $1 $2: no such file or folder." >&2; exit 2; }
 }
 
+# override KEY VALUE: KEY=VALUE for Hydra, the value in quotes where its grammar would read more than text in it, as in
+# a path with spaces, brackets or letters that are not English.
+override() {
+    local LC_ALL=C quote="\\'"
+    if [[ $2 =~ ^[A-Za-z0-9_./-]+$ ]]; then echo "$1=$2"; else echo "$1='${2//\'/$quote}'"; fi
+}
+
 # stage NAME OUTPUT COMMAND...: run the command unless OUTPUT is there.
 stage() {
     if announce "$@"; then run_stage "$@"; fi

@@ -48,7 +48,7 @@ def main() -> None:
         run_table1(spec, REPOSITORY, args.models, args.splits)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         sys.exit(f"error: {error}")
-    print(f"\n{write_tables(spec)}")
+    print(f"\n{write_tables(spec, REPOSITORY / 'conf')}")
 
 
 if __name__ == "__main__":

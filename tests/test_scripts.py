@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from nemo_mshubert.convert.conversion import READERS, TARGETS
 
@@ -146,6 +147,17 @@ def test_commands_of_stages_can_be_typed(stages, tmp_path):
     *_, command = (tmp_path / "exp" / "stages.tsv").read_text().rstrip("\n").split("\t")
     expected = ["bash", "-c", 'touch "$0"', "made", "two  words", "plain=1", "it's", ""]
     assert shlex.split(command) == expected and f"== a b\n   {command}\n" in output and " plain=1 " in command
+
+
+@pytest.mark.parametrize(
+    "value", ["a/b-c_1.json", "my data/a=b, (c).json", "it's.json", "x__OP_0..3_CL_.tar", "müller/[b] & ~"]
+)
+def test_any_path_passes_through_hydra(stages, value):
+    """A folder "speech (clean)" was labelled, and ended the quickstart at its fine-tuning."""
+    process = stages(f"override train_manifest {shlex.quote(value)}")
+    text, _ = process.communicate()
+    (override,) = OverridesParser.create().parse_overrides([text.rstrip("\n")])
+    assert override.value() == value and not override.is_sweep_override()
 
 
 def test_stages_beside_each_other(stages, tmp_path):

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 from nemo_mshubert.data.manifest import atomic_write
+from nemo_mshubert.decoding.table1.cells import Cells
 from nemo_mshubert.decoding.table1.reported import REPORTED, SETS
 from nemo_mshubert.decoding.table1.spec import Table1Spec
-from nemo_mshubert.decoding.table1.step import is_finished
+from nemo_mshubert.decoding.table1.step import Step, is_current, is_finished
 
 ABSENT = "-"
 
@@ -36,6 +37,7 @@ class Cell(NamedTuple):
     evaluation_set: str
     reported: Optional[float]
     ours: Optional[Dict[str, Any]]
+    outdated: bool = False  # there are results, but of other settings or files than those of the spec
 
     @property
     def wer(self) -> Optional[float]:
@@ -43,9 +45,12 @@ class Cell(NamedTuple):
         return 100 * self.ours["lexicon_beam"]["wer"] if self.ours else None
 
 
-def table_cells(spec: Table1Spec) -> Iterator[Cell]:
-    """Row by row: per split the paper's methods in its order, those of ``spec`` among them by name, then the
-    others."""
+def table_cells(spec: Table1Spec, conf: Path) -> Iterator[Cell]:
+    """Row by row: per split the paper's methods in its order, those of ``spec`` among them by name, then the others.
+
+    Args:
+        conf: the folder of the recipes.
+    """
     models = {model.name: model for model in spec.models}
     for split in dict.fromkeys([*REPORTED, *spec.splits]):
         reported = REPORTED.get(split, {})
@@ -53,16 +58,20 @@ def table_cells(spec: Table1Spec) -> Iterator[Cell]:
         for method in dict.fromkeys([*reported, *ours]):
             numbers = dict(zip(SETS, reported.get(method, ())))
             for name in dict.fromkeys([*SETS, *spec.sets]):
-                found = _results(spec, models[method], split, name) if method in ours and name in spec.sets else None
-                yield Cell(split, method, name, numbers.get(name), found)
+                cell = Cell(split, method, name, numbers.get(name), None)
+                if method in ours and name in spec.sets:
+                    cell = _with_results(cell, spec, Cells(spec, models[method], split, conf).steps_of(name))
+                yield cell
 
 
-def _results(spec: Table1Spec, model, split: str, name: str) -> Optional[Dict[str, Any]]:
-    folder = spec.set_folder(model, split, name)
+def _with_results(cell: Cell, spec: Table1Spec, steps: List[Step]) -> Cell:
+    folder = steps[-1].folder
     if not is_finished(folder):
-        return None
+        return cell
+    if not all(map(is_current, steps)):
+        return cell._replace(outdated=True)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"]
-    return results[Path(spec.sets[name]).stem]
+    return cell._replace(ours=results[Path(spec.sets[cell.evaluation_set]).stem])
 
 
 def _rows(cells: List[Cell]) -> Dict[tuple, List[Cell]]:
@@ -83,12 +92,15 @@ def _numbers(row: List[Cell]) -> List[str]:
 
 
 def markdown_table(cells: List[Cell]) -> str:
-    """WER in percent; per set a column of the paper's and a column of ours."""
+    """WER in percent; per set a column of the paper's and a column of ours; below, what was left out as outdated."""
     rows = _rows(cells)
     sets = [cell.evaluation_set for cell in next(iter(rows.values()))]
     columns = [f"{name} {whose}" for name in sets for whose in ("reported", "ours")]
     lines = ["| split | model | " + " | ".join(columns) + " |", "|---|---|" + "---:|" * len(columns)]
     lines += [f"| {split} | {method} | {' | '.join(_numbers(row))} |" for (split, method), row in rows.items()]
+    outdated = [f"{cell.method}, {cell.split}, {cell.evaluation_set}" for cell in cells if cell.outdated]
+    if outdated:
+        lines += ["", f"Left out, of other settings or files than the spec names now: {'; '.join(outdated)}."]
     return "\n".join(lines) + "\n"
 
 
@@ -135,9 +147,9 @@ def csv_table(cells: List[Cell]) -> str:
     return stream.getvalue()
 
 
-def write_tables(spec: Table1Spec) -> str:
+def write_tables(spec: Table1Spec, conf: Path) -> str:
     """Write ``table1.md``, ``.csv`` and ``.tex`` into the output folder; returns the Markdown."""
-    cells = list(table_cells(spec))
+    cells = list(table_cells(spec, conf))
     markdown = markdown_table(cells)
     for suffix, text in (("md", markdown), ("csv", csv_table(cells)), ("tex", latex_table(cells))):
         with atomic_write(Path(spec.output) / f"table1.{suffix}") as stream:

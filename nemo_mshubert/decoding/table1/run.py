@@ -12,113 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The steps behind the cells of Table 1, each one of the public scripts.
+"""All cells of Table 1: each step that has not been run, and the tables again after each."""
 
-    <output>/<model>/ctc/ctc.nemo                                  ssl_to_ctc.py
-    <output>/<model>/<split>/finetune/checkpoints/finetune.nemo    finetune_ctc.py, which resumes by itself
-    <output>/<model>/<split>/dev/*.log_probs.safetensors           evaluate.py, without LM
-    <output>/<model>/<split>/decoding/tuned.yaml                   tune_decoding.py, which resumes by itself
-    <output>/<model>/<split>/sets/<set>/results.json               evaluate.py, a cell: greedy and with LM
-
-A step depends on the files that the spec names, on those of ``conf/`` that its script reads, and on the record of the
-step before (`step.STEP_FILE`), so on all that went before.
-"""
-
-import re
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import Optional, Sequence
 
-from omegaconf import OmegaConf
-
+from nemo_mshubert.decoding.table1.cells import Cells
 from nemo_mshubert.decoding.table1.report import write_tables
-from nemo_mshubert.decoding.table1.spec import ModelSpec, Table1Spec, check_inputs
-from nemo_mshubert.decoding.table1.step import STEP_FILE, Step, run_step
-
-FINETUNED = "finished"  # beside the checkpoints, of scripts/finetune_ctc.py: it has made all its updates
-
-
-def hydra_value(value: str) -> str:
-    """``value`` as the right side of an override; quoted where Hydra's grammar would read more than text in it."""
-    if re.fullmatch(r"[\w./-]+", value):
-        return value
-    return "'" + value.replace("'", "\\'") + "'"
-
-
-def recipe_files(path: Path) -> List[Path]:
-    """A YAML and those beside it that it goes on from, by its list of defaults."""
-    defaults = OmegaConf.load(path).get("defaults", [])
-    names = [name for name in defaults if isinstance(name, str) and name != "_self_"]  # others are of groups
-    return [path, *(file for name in names for file in recipe_files(path.with_name(f"{name}.yaml")))]
-
-
-class Cells:
-    """One model on one split: its files, and its steps in order; ``conf`` is the folder of the recipes."""
-
-    def __init__(self, spec: Table1Spec, model: ModelSpec, split: str, conf: Path):
-        self.spec, self.model, self.split, self.conf = spec, model, split, conf
-        self.folder = spec.split_folder(model, split)
-        self.start = self.folder.parent / "ctc" / "ctc.nemo"
-        # The record is here, too: what lies in the folder above, NeMo moves away when training starts.
-        self.checkpoints = self.folder / "finetune" / "checkpoints"
-        self.tuned_model = self.checkpoints / "finetune.nemo"
-        self.dev = [Path(spec.dev_sets[name]) for name in spec.tune_on]
-        self.decoding = self.folder / "decoding" / "tuned.yaml"
-        self.title = f"{model.name}, {split}"
-
-    def steps(self) -> List[Step]:
-        sets = [self._evaluate(name, manifest) for name, manifest in self.spec.sets.items()]
-        return [self._make(), self._finetune(), self._log_probs(), self._tune(), *sets]
-
-    def _make(self) -> Step:
-        arguments = ["--ssl", self.model.ssl, "--output", str(self.start)]
-        arguments += ["--from_scratch"] if self.model.from_scratch else []
-        name, folder = f"{self.model.name}: CTC model", self.start.parent
-        return Step(name, folder, "ssl_to_ctc.py", tuple(arguments), (Path(self.model.ssl),), folder.parent)
-
-    def _finetune(self) -> Step:
-        spec, recipe = self.spec, self.spec.splits[self.split]
-        validation = spec.dev_sets[spec.validation_set]
-        values = {
-            "name": "finetune",
-            "init_model": str(self.start),
-            "train_manifest": recipe.train_manifest,
-            "validation_manifest": validation,
-            "exp_manager.exp_dir": str(self.folder),
-            **({"train_tars": recipe.train_tars} if recipe.train_tars else {}),
-        }
-        overrides = [f"{key}={hydra_value(value)}" for key, value in values.items()]
-        overrides += [*spec.overrides, *recipe.overrides, *self.model.overrides]  # the later wins
-        manifests = [] if recipe.train_tars else [recipe.train_manifest]  # that of tars is a pattern
-        inputs = (self.start.parent / STEP_FILE, *map(Path, [*manifests, validation]))
-        arguments = ("--config-name", recipe.config, *overrides)
-        name, proof = f"{self.title}: fine-tune", self.checkpoints / FINETUNED
-        recipes = tuple(recipe_files(self.conf / "finetune" / f"{recipe.config}.yaml"))
-        return Step(name, self.checkpoints, "finetune_ctc.py", arguments, inputs, self.folder, recipes, proof)
-
-    def _log_probs(self) -> Step:
-        folder = self.folder / "dev"
-        arguments = ("--model", str(self.tuned_model), "--manifest", *map(str, self.dev), "--output", str(folder))
-        inputs = (self.checkpoints / STEP_FILE, *self.dev)
-        name = f"{self.title}: log-probabilities of the dev sets"
-        return Step(name, folder, "evaluate.py", arguments, inputs, self.folder)
-
-    def _tune(self) -> Step:
-        spec = self.spec
-        caches = [str(self.folder / "dev" / f"{manifest.stem}.log_probs.safetensors") for manifest in self.dev]
-        arguments = ("--log_probs", *caches, "--lm", spec.lm, "--lexicon", spec.lexicon)
-        arguments += ("--trials", str(spec.trials), "--output", str(self.decoding))
-        inputs = (self.folder / "dev" / STEP_FILE, Path(spec.lm), Path(spec.lexicon))
-        name, recipes = f"{self.title}: tune decoding", (self.conf / "decode" / "lexicon_beam.yaml",)
-        return Step(name, self.decoding.parent, "tune_decoding.py", arguments, inputs, self.folder, recipes)
-
-    def _evaluate(self, set_name: str, manifest: str) -> Step:
-        folder = self.spec.set_folder(self.model, self.split, set_name)
-        beam = self.spec.dev_beam if set_name in self.spec.dev_sets else self.spec.test_beam
-        arguments = ("--model", str(self.tuned_model), "--manifest", manifest, "--output", str(folder))
-        arguments += ("--decode", str(self.decoding), "--beam_size", str(beam))
-        inputs = (self.decoding.parent / STEP_FILE, Path(manifest))
-        name = f"{self.title}: {set_name}, beam {beam}"
-        return Step(name, folder, "evaluate.py", arguments, inputs, folder)
+from nemo_mshubert.decoding.table1.spec import Table1Spec, check_inputs
+from nemo_mshubert.decoding.table1.step import run_step
 
 
 def chosen(spec: Table1Spec, models: Optional[Sequence[str]], splits: Optional[Sequence[str]]):
@@ -159,4 +61,4 @@ def run_table1(
         for model in chosen_models:
             for step in Cells(spec, model, split, conf).steps():
                 run_step(step, repository / "scripts")
-                write_tables(spec)
+                write_tables(spec, conf)

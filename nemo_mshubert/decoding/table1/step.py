@@ -19,6 +19,7 @@ import json
 import shlex
 import subprocess
 import sys
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple
@@ -65,14 +66,24 @@ def is_finished(folder: Path) -> bool:
     return record is not None and record["finished"]
 
 
+def is_current(step: Step) -> bool:
+    """Whether the step has ended well with the command and the inputs that it would have now."""
+    before = _read_record(step.folder)
+    try:
+        return before is not None and before["finished"] and before.items() >= step.record.items()
+    except FileNotFoundError:
+        return False
+
+
 def _read_record(folder: Path) -> Optional[Dict[str, Any]]:
     path = folder / STEP_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _write_record(folder: Path, record: Dict[str, Any], finished: bool) -> None:
+def write_record(folder: Path, record: Dict[str, Any], finished: bool) -> None:
+    """With the time: a step that is made anew, by the same command, outdates the steps behind it."""
     with atomic_write(folder / STEP_FILE) as stream:
-        json.dump({**record, "finished": finished}, stream, indent=2)
+        json.dump({**record, "finished": finished, "time": time.time_ns()}, stream, indent=2)
 
 
 def run_step(step: Step, scripts: Path) -> None:
@@ -88,7 +99,7 @@ def run_step(step: Step, scripts: Path) -> None:
         if before["finished"]:
             print(f"== {step.name}: done", flush=True)
             return
-    _write_record(step.folder, record, finished=False)  # a script that resumes must not resume another experiment
+    write_record(step.folder, record, finished=False)  # a script that resumes must not resume another experiment
     command = [sys.executable, str(scripts / step.script), *step.arguments]
     print(f"\n== {step.name}\n   {shlex.join(['python', *command[1:]])}", flush=True)
     status = run_to_its_end(command)
@@ -99,7 +110,7 @@ def run_step(step: Step, scripts: Path) -> None:
             f"{step.name}: {step.script} was ended before it had done all, as by the scheduler (there is no "
             f"{step.proof}). Run the same command again: it goes on from its last checkpoint."
         )
-    _write_record(step.folder, record, finished=True)
+    write_record(step.folder, record, finished=True)
 
 
 def run_to_its_end(command: Sequence[str]) -> int:

@@ -33,8 +33,9 @@ from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS, write_lexicon
 from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
 from nemo_mshubert.decoding.log_probs import LogProbs
 from nemo_mshubert.decoding.table1 import step as step_module
+from nemo_mshubert.decoding.table1.cells import Cells
 from nemo_mshubert.decoding.table1.report import write_tables
-from nemo_mshubert.decoding.table1.run import Cells, run_table1
+from nemo_mshubert.decoding.table1.run import run_table1
 from nemo_mshubert.decoding.table1.spec import read_spec
 from nemo_mshubert.decoding.table1.step import is_finished, run_step
 
@@ -165,4 +166,4 @@ def test_table_of_two_models(spec_path, scripts_in_this_process, monkeypatch, ca
         for folder in ("MS_HuBERT", "from_scratch")
     ]
     assert any(not encoders[0][key].equal(encoders[1][key]) for key in encoders[0])
-    assert write_tables(spec) == (output / "table1.md").read_text()
+    assert write_tables(spec, REPOSITORY / "conf") == (output / "table1.md").read_text()

@@ -17,16 +17,20 @@
 import csv
 import io
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from nemo_mshubert.decoding.evaluation import error_summary
+from nemo_mshubert.decoding.table1.cells import Cells
 from nemo_mshubert.decoding.table1.report import csv_table, latex_table, markdown_table, table_cells, write_tables
 from nemo_mshubert.decoding.table1.reported import REPORTED, SETS
 from nemo_mshubert.decoding.table1.spec import read_spec
-from nemo_mshubert.decoding.table1.step import STEP_FILE
+from nemo_mshubert.decoding.table1.step import STEP_FILE, write_record
 
 pytestmark = pytest.mark.unit
+CONF = Path(__file__).parents[3] / "conf"
 
 
 def test_reported_numbers_are_those_of_the_paper(shared_data):
@@ -51,7 +55,10 @@ def test_reported_numbers_are_those_of_the_paper(shared_data):
 @pytest.fixture
 def spec(write_spec, tmp_path):
     """MS-HuBERT and a baseline on 1h; test-clean of MS-HuBERT is done: 2 errors in 5 words, 3 without LM."""
-    models = [{"name": "baseline_1", "ssl": "b.nemo"}, {"name": "MS-HuBERT", "ssl": "m.nemo"}]
+    for name in ("ssl.nemo", "train.json", "dev.json", "test.json", "lm.arpa", "lm.lexicon"):
+        (tmp_path / name).write_text(name)
+    ssl = str(tmp_path / "ssl.nemo")
+    models = [{"name": "baseline_1", "ssl": ssl}, {"name": "MS-HuBERT", "ssl": ssl}]
     spec = read_spec(write_spec(models=models))
     folder = spec.set_folder(spec.models[1], "1h", "test-clean")
     folder.mkdir(parents=True)
@@ -61,12 +68,18 @@ def spec(write_spec, tmp_path):
         "greedy": error_summary(lines, ["the bat", "a big dog"]),
     }
     (folder / "results.json").write_text(json.dumps({"model": "m.nemo", "results": {"test": results}}))
-    (folder / STEP_FILE).write_text('{"finished": true}')
+    finish(spec)
     return spec
 
 
+def finish(spec):
+    """Record that all steps of the cell that is done have ended well."""
+    for step in Cells(spec, spec.models[1], "1h", CONF).steps_of("test-clean"):
+        write_record(step.folder, step.record, finished=True)
+
+
 def test_markdown_has_both_columns_and_every_method(spec):
-    lines = markdown_table(list(table_cells(spec))).splitlines()
+    lines = markdown_table(list(table_cells(spec, CONF))).splitlines()
     assert lines[0] == "| split | model | " + " | ".join(f"{name} reported | {name} ours" for name in SETS) + " |"
     assert "| 1h | MS-HuBERT | 5.6 | - | 10.9 | - | 5.9 | 40.00 | 11.3 | - |" in lines
     assert "| 1h | WavLM | - | - | - | - | 5.7 | - | 10.8 | - |" in lines
@@ -78,7 +91,7 @@ def test_markdown_has_both_columns_and_every_method(spec):
 
 
 def test_csv_holds_the_counts(spec):
-    rows = list(csv.DictReader(io.StringIO(csv_table(list(table_cells(spec))))))
+    rows = list(csv.DictReader(io.StringIO(csv_table(list(table_cells(spec, CONF))))))
     assert len(rows) == 4 * (sum(map(len, REPORTED.values())) + 1)
     (row,) = [row for row in rows if row["wer"]]
     assert row == {
@@ -90,7 +103,7 @@ def test_csv_holds_the_counts(spec):
 
 def test_latex_has_as_many_columns_as_it_declares(spec):
     """One `&` too many and the paper does not compile."""
-    text = latex_table(list(table_cells(spec)))
+    text = latex_table(list(table_cells(spec, CONF)))
     rows = [line for line in text.splitlines() if "&" in line]
     assert {line.count("&") for line in rows[1:]} == {8} and rows[0].count("&") == 4
     assert text.count(r"\multicolumn{2}{c}") == 4 and r"\begin{tabular}{lrrrrrrrr}" in text
@@ -101,15 +114,36 @@ def test_latex_has_as_many_columns_as_it_declares(spec):
 def test_a_cell_that_was_not_finished_is_not_in_the_table(spec):
     """Results of an evaluation that is being run again with other weights."""
     record = spec.set_folder(spec.models[1], "1h", "test-clean") / STEP_FILE
-    record.write_text('{"finished": false}')
-    assert all(cell.ours is None for cell in table_cells(spec))
+    record.write_text(record.read_text().replace('"finished": true', '"finished": false'))
+    assert all(cell.ours is None for cell in table_cells(spec, CONF))
     record.unlink()
-    assert all(cell.ours is None for cell in table_cells(spec))
+    assert all(cell.ours is None for cell in table_cells(spec, CONF))
+
+
+@pytest.mark.parametrize("change", ["beam", "set", "lm", "model made anew", "data gone"])
+def test_results_of_other_settings_are_left_out_and_named(spec, tmp_path, change):
+    """A row of the old LM beside one of the new, and a KeyError hours later where a manifest had been renamed."""
+    if change == "beam":
+        spec = replace(spec, test_beam=9)
+    elif change == "set":
+        (tmp_path / "test_v2.json").write_text("test.json")
+        spec = replace(spec, test_sets={"test-clean": str(tmp_path / "test_v2.json")})
+    elif change == "lm":
+        (tmp_path / "lm.arpa").write_text("another")
+    elif change == "model made anew":
+        finetune = Cells(spec, spec.models[1], "1h", CONF).steps()[1]
+        write_record(finetune.folder, finetune.record, finished=True)
+    else:
+        (tmp_path / "train.json").unlink()
+    cells = list(table_cells(spec, CONF))
+    assert all(cell.ours is None for cell in cells)
+    note = "Left out, of other settings or files than the spec names now: MS-HuBERT, 1h, test-clean.\n"
+    assert markdown_table(cells).endswith(f"|\n\n{note}")
 
 
 def test_sets_of_other_corpora_have_columns_of_their_own(write_spec, tmp_path):
     spec = read_spec(write_spec(test_sets={"voices": "voices.json"}))
-    write_tables(spec)
+    write_tables(spec, CONF)
     written = [(tmp_path / "out" / f"table1.{suffix}").read_text() for suffix in ("md", "csv", "tex")]
     assert "| voices reported | voices ours |" in written[0] and "1h,MS-HuBERT,voices,,,," in written[1]
     assert r"\multicolumn{2}{c}{voices}" in written[2]

@@ -26,9 +26,10 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from nemo_mshubert.decoding.table1.run import Cells, chosen, hydra_value, recipe_files
+from nemo_mshubert.decoding.table1.cells import Cells, hydra_value, recipe_files
+from nemo_mshubert.decoding.table1.run import chosen
 from nemo_mshubert.decoding.table1.spec import read_spec
-from nemo_mshubert.decoding.table1.step import Step, is_finished, run_step
+from nemo_mshubert.decoding.table1.step import Step, is_current, is_finished, run_step
 
 pytestmark = pytest.mark.unit
 SCRIPTS = Path("scripts")
@@ -126,7 +127,9 @@ def test_models_and_splits_are_chosen_by_name(spec):
         chosen(spec, None, ["2h"])
 
 
-@pytest.mark.parametrize("value", ["a/b-c_1.json", "my data/a=b, (c).json", "it's.json", "x__OP_0..3_CL_.tar", "a:b"])
+@pytest.mark.parametrize(
+    "value", ["a/b-c_1.json", "my data/a=b, (c).json", "it's.json", "x__OP_0..3_CL_.tar", "a:b", "müller/北京.json"]
+)
 def test_any_path_passes_through_hydra(value):
     (override,) = OverridesParser.create().parse_overrides([f"train_manifest={hydra_value(value)}"])
     assert override.value() == value and not override.is_sweep_override()
@@ -172,6 +175,21 @@ def test_another_command_or_input_is_refused(step, run_with, tmp_path):
     with pytest.raises(ValueError, match="tune: made when .*input held something else. Remove .*1h"):
         run_step(step, SCRIPTS)
     assert len(commands) == 1
+
+
+def test_what_follows_a_step_that_is_made_anew_is_refused(step, run_with, tmp_path):
+    """A fine-tuning that had gone badly was removed and run again; the table kept the numbers of the bad one."""
+    run_with()
+    run_step(step, SCRIPTS)
+    after = step._replace(folder=tmp_path / "sets", inputs=(step.folder / "step.json",))
+    run_step(after, SCRIPTS)
+    assert is_current(step) and is_current(after)
+    (step.folder / "step.json").unlink()
+    assert not is_current(step) and not is_current(after)
+    run_step(step, SCRIPTS)
+    assert is_current(step) and not is_current(after)
+    with pytest.raises(ValueError, match="sets: made when .*step.json held something else"):
+        run_step(after, SCRIPTS)
 
 
 def test_a_status_of_zero_is_not_the_end_of_a_training(step, run_with, tmp_path):
