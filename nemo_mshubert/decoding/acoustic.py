@@ -23,7 +23,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 import numpy as np
 import torch
 from nemo.collections.asr.models import EncDecCTCModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
@@ -31,7 +31,6 @@ from nemo_mshubert.data.manifest import SAMPLE_RATE, load_audio, utterance_id
 from nemo_mshubert.data.read_ahead import read_ahead
 from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
 from nemo_mshubert.modules.unit_variance import to_unit_variance
-from nemo_mshubert.modules.waveform_preprocessor import WaveformPreprocessor
 
 # Attention costs the square of the length; HuBERT's training crops are 15.6 s, so a minute gives more context than the
 # model has ever seen, and five seconds on either side of a seam are not used.
@@ -96,13 +95,16 @@ def long_log_probs(model: EncDecCTCModel, wave: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _scaled_as_a_whole(preprocessor: WaveformPreprocessor, wave: np.ndarray) -> Iterator[np.ndarray]:
+def _scaled_as_a_whole(preprocessor: nn.Module, wave: np.ndarray) -> Iterator[np.ndarray]:
     """A quiet minute stays quiet: where the preprocessor scales, the whole wave is scaled, and its chunks are not."""
-    normalized, preprocessor.normalized = preprocessor.normalized, False
+    if not getattr(preprocessor, "normalized", False):
+        yield wave
+        return
+    preprocessor.normalized = False
     try:
-        yield to_unit_variance(wave) if normalized else wave
+        yield to_unit_variance(wave)
     finally:
-        preprocessor.normalized = normalized
+        preprocessor.normalized = True
 
 
 def use_chunks(model: EncDecCTCModel) -> None:

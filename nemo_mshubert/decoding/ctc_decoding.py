@@ -45,7 +45,7 @@ class LexiconCTCDecoding(CTCDecoding):
         """Best transcription of each row of log-probabilities ``[B, T, V]``, trimmed to ``decoder_lengths``.
 
         ``fold_consecutive`` and ``return_hypotheses`` are NeMo's and change nothing: repeats are always folded, and
-        the hypotheses always hold text, score, letter ids and word timings (``timestamp["word"]``, as NeMo's).
+        the hypotheses always hold text, score, ids of its letters and word timings (``timestamp["word"]``, as NeMo's).
         """
         lengths = [decoder_outputs.shape[1]] * len(decoder_outputs) if decoder_lengths is None else decoder_lengths
         results = self._lexicon_decoder.decode_batch(decoder_outputs, lengths)
@@ -63,7 +63,8 @@ class LexiconCTCDecoding(CTCDecoding):
             }
             for timed in best.words
         ]
-        letters = [self.vocabulary.index(letter) for letter in best.text]
+        # not all: a lexicon may spell "dr." as "doctor"
+        letters = [self.vocabulary.index(letter) for letter in best.text if letter in self.vocabulary]
         return Hypothesis(best.score, letters, best.text, timestamp={"timestep": [], "word": words}, length=length)
 
 

@@ -35,11 +35,16 @@ ENGLISH_LABELS = [WORD_DELIMITER, *string.ascii_lowercase, "'"]  # LibriSpeech; 
 
 
 def fold_case(text: str, labels: Sequence[str]) -> str:
-    """``text`` in the case of the model's letters: lower, upper, or unchanged where the model has both cases."""
+    """``text`` in the case of the model's letters: lower, upper, or unchanged where the model has both cases.
+
+    Models with the dotless i or the dotted I of Turkish get its pairs of letters.
+    """
     letters = "".join(labels)
     if letters == letters.lower():
-        return text.lower()
-    return text.upper() if letters == letters.upper() else text
+        return (text.replace("I", "ı").replace("İ", "i") if "ı" in letters else text).lower()
+    if letters == letters.upper():
+        return (text.replace("i", "İ") if "İ" in letters else text).upper()
+    return text
 
 
 def can_spell(word: str, labels: Sequence[str]) -> bool:

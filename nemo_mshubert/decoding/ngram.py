@@ -68,10 +68,21 @@ def normalize_text(text: str, labels: Sequence[str]) -> str:
 
     Words with digits or foreign letters stay: they keep their neighbours apart in the LM, and no lexicon holds them.
     """
-    text = fold_case(unicodedata.normalize("NFKC", text).replace("\u2019", "'").replace("\u2018", "'"), labels)
+    words = _spaced_words(fold_case(text, labels), labels)
+    # Not where all letters are the model's: NFKC takes a vowel of Thai apart, and joins the letters of Korean.
+    words = [word if set(word) <= set(labels) else _compatible(word, labels) for word in words]
+    return WORD_DELIMITER.join(word for word in " ".join(words).split() if word.strip("'"))
+
+
+def _compatible(word: str, labels: Sequence[str]) -> str:
+    """By NFKC, which makes ligatures and wide letters plain ones and joins letters and their accents."""
+    return " ".join(_spaced_words(fold_case(unicodedata.normalize("NFKC", word), labels), labels))
+
+
+def _spaced_words(text: str, labels: Sequence[str]) -> List[str]:
+    text = text.replace("\u2019", "'").replace("\u2018", "'")
     kept = (letter if letter in labels or unicodedata.category(letter)[0] in "LNM" else " " for letter in text)
-    words = "".join(kept).split()
-    return WORD_DELIMITER.join(word for word in words if word.strip("'"))
+    return "".join(kept).split()
 
 
 def normalized_sentences(paths: Sequence[PathLike], labels: Sequence[str]) -> Iterator[str]:

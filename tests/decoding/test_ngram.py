@@ -25,7 +25,7 @@ import kenlm
 import pytest
 
 from nemo_mshubert.decoding import ngram
-from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
+from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS, can_spell
 from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
 from nemo_mshubert.decoding.ngram import (
     arpa_words,
@@ -63,6 +63,30 @@ needs_kenlm = pytest.mark.skipif(not kenlm_is_built(), reason="lmplz is not buil
 def test_text_is_written_as_the_model_writes_it(text, expected):
     """Otherwise the LM holds words ("STOP,") that no lexicon entry ever matches."""
     assert normalize_text(text, ENGLISH_LABELS) == expected
+
+
+THAI = "กขคงจชดตทนบปพมยรลวสหอะาำิีึืุู็่้๊๋์เแโใไ"
+JAMO = "".join(map(chr, [*range(0x1100, 0x1113), *range(0x1161, 0x1176), *range(0x11A8, 0x11C3)]))
+TURKISH = "abcçdefgğhıijklmnoöprsştuüvyz"
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "letters, text, expected",
+    [
+        (THAI, "น้ำ, ทำ!", "น้ำ ทำ"),
+        (JAMO, "\u1112\u1161\u11ab \u1100\u1173\u11af.", "\u1112\u1161\u11ab \u1100\u1173\u11af"),
+        (TURKISH, "\u0130stanbul, I\u015f\u0131k", "istanbul \u0131\u015f\u0131k"),
+        (TURKISH.replace("i", "\u0130").upper(), "\u0130stanbul I\u015f\u0131k", "\u0130STANBUL I\u015eIK"),
+        ("abc\u00e4fi", "a\u0308b \ufb01 \uff21c", "\u00e4b fi ac"),
+    ],
+    ids=["Thai", "Korean", "Turkish", "Turkish capitals", "German"],
+)
+def test_letters_of_the_model_stay_as_they_are(letters, text, expected):
+    """Words of which NFKC or English capitals make others were missing from the lexicon, and from the LM."""
+    labels = [" ", *letters]
+    assert normalize_text(text, labels) == expected
+    assert all(can_spell(word, labels) for word in expected.split())
 
 
 @pytest.mark.unit

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 nemo_models = pytest.importorskip("nemo.collections.asr.models")
 
 from nemo_mshubert.decoding import acoustic  # noqa: E402
-from nemo_mshubert.decoding.ctc_decoding import use_lexicon_decoder  # noqa: E402
+from nemo_mshubert.decoding.ctc_decoding import LexiconCTCDecoding, use_lexicon_decoder  # noqa: E402
 from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS  # noqa: E402
 from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder  # noqa: E402
 
@@ -84,6 +84,20 @@ def expected_of(model, decoder, audio):
             log_probs, lengths, _ = model(input_signal=wave, input_signal_length=torch.tensor([wave.shape[1]]))
         best.append(decoder.decode_batch(log_probs, lengths)[0][0])
     return best
+
+
+def test_words_that_are_not_their_own_spelling(write_arpa, make_config, tmp_path):
+    """A point, which is no letter of the model, ended transcribe()."""
+    lexicon = tmp_path / "doctors.lexicon"
+    lexicon.write_text("the\tt h e |\ndr.\td o c t o r |\n")
+    decoder = LexiconBeamSearchDecoder(
+        ENGLISH_LABELS, make_config(write_arpa({"the": -1.0, "dr.": -1.0}), str(lexicon))
+    )
+    spoken = [ENGLISH_LABELS.index(letter) for letter in "the doctor"]
+    log_probs_TV = torch.eye(len(ENGLISH_LABELS) + 1)[spoken].mul(0.9).add(0.001).log()
+    (best,) = LexiconCTCDecoding(decoder).ctc_decoder_predictions_tensor(log_probs_TV[None])
+    assert best.text == "the dr." and [word["word"] for word in best.timestamp["word"]] == ["the", "dr."]
+    assert "".join(ENGLISH_LABELS[index] for index in best.y_sequence) == "the dr"
 
 
 def test_transcribe_decodes_with_the_lexicon_and_goes_back(model, decoder, audio):
