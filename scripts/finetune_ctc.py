@@ -34,8 +34,9 @@ from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.encoder_freeze import EncoderFreeze
 from nemo_mshubert.callbacks.finished_run import has_all_updates
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
-from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
+from nemo_mshubert.callbacks.preemption import SaveWhenPreempted, take_time_limit
 from nemo_mshubert.callbacks.rank_watch import RankWatch
+from nemo_mshubert.callbacks.same_start import SameStart
 from nemo_mshubert.callbacks.sentence_average import SentenceAverage
 from nemo_mshubert.models.ctc import restore_for_finetuning
 from nemo_mshubert.models.run_lock import hold_folder
@@ -59,7 +60,8 @@ def main(cfg):
     plan_updates(cfg)
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     # the average first: it is of the gradients that the guard looks at
-    guards = [SentenceAverage(), NonfiniteGuard(cfg.max_nonfinite_steps), RankWatch(), SaveWhenPreempted()]
+    preemption = SaveWhenPreempted(take_time_limit(cfg.exp_manager))
+    guards = [SentenceAverage(), NonfiniteGuard(cfg.max_nonfinite_steps), RankWatch(), preemption]
     folder = checkpoint_folder(cfg.exp_manager)
     callbacks = [EncoderFreeze(cfg.freeze_encoder_updates), DataWait(), *guards, mark_when_finished(folder)]
     trainer = make_trainer(cfg.trainer, callbacks)
@@ -68,6 +70,7 @@ def main(cfg):
     (folder / "finished").unlink(missing_ok=True)  # this run may have more updates to make than the one before
     exp_manager(trainer, cfg.exp_manager)
     model = restore_for_finetuning(cfg.init_model, cfg.model, trainer)
+    trainer.callbacks.append(SameStart(model))
     pl.seed_everything(cfg.model.train_ds.seed, verbose=False)  # NeMo's loaders, built by now, have seeded with 0
     trainer.fit(model)
 

@@ -26,7 +26,7 @@ from nemo.utils.exp_manager import exp_manager
 from omegaconf import OmegaConf
 
 from nemo_mshubert.callbacks.data_wait import DataWait
-from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
+from nemo_mshubert.callbacks.preemption import SaveWhenPreempted, take_time_limit
 from nemo_mshubert.callbacks.rank_watch import RankWatch
 from nemo_mshubert.models import MSHuBERTModel
 from nemo_mshubert.models.run_lock import hold_folder
@@ -39,7 +39,8 @@ def main(cfg):
     register()
     plan_updates(cfg)
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
-    trainer = make_trainer(cfg.trainer, [SaveWhenPreempted(), DataWait(), RankWatch()])
+    preemption = SaveWhenPreempted(take_time_limit(cfg.exp_manager))
+    trainer = make_trainer(cfg.trainer, [preemption, DataWait(), RankWatch()])
     folder = checkpoint_folder(cfg.exp_manager)
     hold_folder(folder, trainer)
     keep_whole_checkpoints(folder)

@@ -131,7 +131,8 @@ wait_beside
 finetune() { # WHEN START OPTION...
     "$1" "fine-tune, $2" "$exp/finetune_$2/checkpoints/finetune_$2.nemo" python scripts/finetune_ctc.py --config-name tiny \
         name="finetune_$2" "$(override init_model "$exp/ctc/$2.nemo")" "$(override train_manifest "$train")" \
-        "$(override validation_manifest "$dev")" "$(override exp_manager.exp_dir "$exp")" max_updates="$finetune_updates" validate_every_updates="$((finetune_updates / 10 > 0 ? finetune_updates / 10 : 1))" "${@:3}"
+        "$(override validation_manifest "$dev")" "$(override exp_manager.exp_dir "$exp")" max_updates="$finetune_updates" \
+        validate_every_updates="$((finetune_updates / 10 > 0 ? finetune_updates / 10 : 1))" "${@:3}"
 }
 evaluate() { # START
     local last

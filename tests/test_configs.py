@@ -389,12 +389,32 @@ def test_epochs_are_refused(group, name):
         ),
         ("+trainer.val_check_interval=100", "trainer.val_check_interval=100: it follows from validate_every_updates"),
         ("model.train_ds.batch_duration=null", "model.train_ds.batch_duration: give seconds of audio"),
+        ("trainer.precision=bf16-true", "trainer.precision=bf16-true: weights are kept in fp32"),
+        ("+trainer.max_time=00:01:00:00", "Set exp_manager.max_time_per_run instead"),
+        ("+exp_manager.ema.enable=true", "exp_manager.ema.enable=true: NeMo cannot load the checkpoints"),
+        ("trainer.strategy=megatron_tp3", "2, 4, 8 as the number of ranks that share a model"),
     ],
 )
 def test_what_follows_from_other_options_is_refused(option, message):
-    """It was overwritten without a word, or ended in a TypeError."""
+    """It was overwritten without a word, or ended in an error of Lightning or NeMo, some at the end of training."""
     with pytest.raises(ValueError, match=re.escape(message)):
         plan_updates(load("pretrain", "mshubert_base", option))
+
+
+@pytest.mark.parametrize("option", ["validation_manifest=null", "+trainer.limit_val_batches=0"])
+def test_without_validation_checkpoints_are_written_all_the_same(option):
+    """Else a run that is killed would start anew."""
+    config = load("pretrain", "mshubert_base", option)
+    plan_updates(config)
+    assert config.exp_manager.checkpoint_callback_params.every_n_train_steps == config.validate_every_updates
+
+
+@pytest.mark.parametrize("updates, expected", [(10000, 1), (10001, 0)])
+def test_an_encoder_frozen_to_the_end_is_a_warning(monkeypatch, updates, expected):
+    warnings = []
+    monkeypatch.setattr(training_setup.logging, "warning", warnings.append)
+    plan_updates(load("finetune", "10h", f"max_updates={updates}"))
+    assert sum("The encoder is never trained" in warning for warning in warnings) == expected
 
 
 def test_the_processor_is_one_device(monkeypatch):
@@ -429,5 +449,5 @@ def test_the_warm_up_of_fine_tuning_is_looked_at_too(monkeypatch, warmup_steps, 
     warnings = []
     monkeypatch.setattr(training_setup.logging, "warning", warnings.append)
     schedule = ["~model.optim.sched.warmup_ratio", f"+model.optim.sched.warmup_steps={warmup_steps}"]
-    plan_updates(load("finetune", "10h", "max_updates=4", "trainer.devices=8", *schedule))
+    plan_updates(load("finetune", "10h", "max_updates=4", "freeze_encoder_updates=0", "trainer.devices=8", *schedule))
     assert len(warnings) == expected

@@ -12,20 +12,43 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""SIGTERM, which a scheduler sends before it takes the machine away, ends a run with a checkpoint that resumes
-exactly.
+"""SIGTERM, which a scheduler sends before it takes the machine away, or a time limit ends a run with a checkpoint that
+resumes exactly.
 
-Unlike NeMo's ``PreemptionCallback``, on CPUs and without torch.distributed too, and never in the middle of accumulated
-micro-batches, whose gradients no checkpoint holds.
+Unlike NeMo's ``PreemptionCallback`` and ``StatelessTimer``, on CPUs and without torch.distributed too, and never in the
+middle of accumulated micro-batches, whose gradients no checkpoint holds.
 """
 
+import re
 import signal
 import sys
-from typing import Any, Dict
+import time
+from datetime import timedelta
+from typing import Any, Dict, Optional
 
 import lightning.pytorch as pl
 import torch
 from nemo.utils import logging
+from omegaconf import DictConfig, open_dict
+
+
+def take_time_limit(exp_manager_config: DictConfig) -> Optional[timedelta]:
+    """NeMo's option ``max_time_per_run``, days:hours:minutes:seconds, for `SaveWhenPreempted`; NeMo no longer sees it.
+
+    Raises:
+        ValueError: not of that form.
+    """
+    text = exp_manager_config.get("max_time_per_run")
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d+:\d\d?:\d\d?:\d\d?", str(text)):
+        raise ValueError(
+            f"exp_manager.max_time_per_run={text}: expected days:hours:minutes:seconds, as in 00:03:50:00."
+        )
+    with open_dict(exp_manager_config):
+        exp_manager_config.max_time_per_run = None
+    days, hours, minutes, seconds = map(int, text.split(":"))
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
 
 
 def count_batch_as_done(checkpoint: Dict[str, Any], trainer: pl.Trainer) -> None:
@@ -43,11 +66,16 @@ def count_batch_as_done(checkpoint: Dict[str, Any], trainer: pl.Trainer) -> None
 
 
 class SaveWhenPreempted(pl.Callback):
-    """Behind the update in which any rank was sent SIGTERM, write the last checkpoint and end the process with code
-    0."""
+    """Behind the update in which any rank was sent SIGTERM, write the last checkpoint and end the process with code 0.
 
-    def __init__(self):
+    Args:
+        max_time: of training, after which it ends in the same way.
+    """
+
+    def __init__(self, max_time: Optional[timedelta] = None):
+        self.max_time = max_time
         self._asked = False
+        self._started = None
         self._original_handler = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -57,6 +85,7 @@ class SaveWhenPreempted(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._original_handler = signal.signal(signal.SIGTERM, self._note)
+        self._started = time.monotonic()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop_listening()
@@ -80,7 +109,10 @@ class SaveWhenPreempted(pl.Callback):
         return True
 
     def _note(self, *_) -> None:
-        logging.warning("SIGTERM: a checkpoint is written behind this update, then the run ends.")
+        self._end_for("SIGTERM")
+
+    def _end_for(self, reason: str) -> None:
+        logging.warning(f"{reason}: a checkpoint is written behind this update, then the run ends.")
         self._asked = True
 
     def on_train_batch_end(
@@ -90,11 +122,13 @@ class SaveWhenPreempted(pl.Callback):
             return
         if self._takes_pending():
             self._note()
+        elif self.max_time is not None and time.monotonic() - self._started >= self.max_time.total_seconds():
+            self._end_for(f"The time limit of {self.max_time}")
         if not self._any_rank_was_asked(pl_module.device):
             return
         checkpoints = trainer.checkpoint_callback
         if checkpoints is None:
-            logging.error("SIGTERM: no checkpoint is written, since this run has no checkpoint callback.")
+            logging.error("No checkpoint is written, since this run has no checkpoint callback.")
         else:
             checkpoints._save_last_checkpoint(trainer, checkpoints._monitor_candidates(trainer))
             logging.warning(

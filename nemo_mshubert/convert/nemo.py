@@ -101,7 +101,7 @@ def to_model(checkpoint: Checkpoint) -> Tuple[EncDecCTCModel, str]:
     target = f"{MSHuBERTEncoder.__module__}.{MSHuBERTEncoder.__name__}"
     config = ctc_config(_preprocessor(checkpoint.normalize), {"_target_": target, **checkpoint.encoder}, labels, None)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_OUTPUT_SEED)
+        torch.default_generator.manual_seed(RANDOM_OUTPUT_SEED)  # not those of GPUs, which are the caller's
         model = EncDecCTCModel(cfg=config)
     model.encoder.load_state_dict(checkpoint.weights)
     if letters:

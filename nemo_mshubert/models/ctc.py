@@ -34,6 +34,7 @@ from nemo_mshubert.models.loading import is_foreign, local_path, restore_model
 from nemo_mshubert.models.whole_file import WholeFile
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 
+NEMO_OPTIONS = ("interctc", "optim_param_groups")  # of ASR models, which fine-tuning may set
 LETTERS = [" ", *string.ascii_lowercase, "'"]  # the space is the word delimiter (fairseq's "|"); NeMo adds the blank
 
 
@@ -122,17 +123,17 @@ def pretraining_labels(model: ModelPT) -> Optional[Dict[str, Any]]:
 
 
 def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCModel:
-    """Restore a CTC ``.nemo`` with the options of ``overrides`` in its config: ``encoder``, ``train_ds``, ``optim``,
-    ...
+    """Restore a CTC ``.nemo`` with the options of ``overrides`` in its config, and its data and optimizer set up.
 
     Args:
         path: the file, a folder with it, or a model of the hub, as `models.loading` takes them.
-        overrides: the ``model`` section of conf/finetune.
+        overrides: the ``model`` section of conf/finetune: ``encoder``, ``train_ds``, ``validation_ds`` (without a
+            manifest there is no validation), ``optim``; also NeMo's ``interctc`` and ``optim_param_groups``.
         trainer: of the run.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, not a CTC model, one with another encoder, an unknown option of
-            the encoder, or data that cannot be trained on (a missing or truncated shard, a missing audio file, a
+        FileNotFoundError, ValueError: no such file, not a CTC model, one with another encoder, an unknown option or
+            one of the encoder, or data that cannot be trained on (a missing or truncated shard, a missing audio file, a
             broken line, no text, letters that the model lacks).
     """
     try:
@@ -147,11 +148,15 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
         raise ValueError(f"{path}: cannot be restored as a NeMo model ({type(error).__name__}: {error}).") from error
     if "decoder" not in config or not str(config.encoder.get("_target_")).endswith(MSHuBERTEncoder.__name__):
         raise ValueError(f"{path}: expected a CTC model with an MSHuBERTEncoder. Make it with scripts/ssl_to_ctc.py.")
+    unknown = sorted(set(overrides) - {"encoder", "train_ds", "validation_ds", "optim", *NEMO_OPTIONS})
+    if unknown:
+        raise ValueError(f"model: fine-tuning has no options {unknown}; those of the architecture are in the .nemo.")
     unknown = sorted(set(overrides.encoder) - set(inspect.signature(MSHuBERTEncoder.__init__).parameters))
     if unknown:
         raise ValueError(f"model.encoder: MSHuBERTEncoder has no options {unknown}. Correct their names.")
     OmegaConf.set_struct(config, False)
     config.encoder = OmegaConf.merge(config.encoder, overrides.encoder)
+    config.update({name: overrides[name] for name in NEMO_OPTIONS if name in overrides})
     model = ASRModel.restore_from(str(file), override_config_path=config, trainer=trainer, map_location="cpu")
     model._save_restore_connector = WholeFile()
     model.decoding.supported_punctuation = None  # else "give me 'em" would be validated as "give me'em"
@@ -161,17 +166,20 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
     )
     if "labels" in config:
         train_ds.labels = validation_ds.labels = config.labels
+    validates = validation_ds.manifest_filepath is not None
     _check_data(train_ds)
-    _check_data(validation_ds)
+    if validates:
+        _check_data(validation_ds)
     if train_ds.get("tarred_audio_filepaths") is None:
         train_ds.shard_seed = train_ds.get("seed", 0)  # alike on all ranks, which share one order
     train_ds.concurrent_bucketing = False  # where its thread meets an unreadable file, training would wait for ever
     max_unreadable = train_ds.pop("max_unreadable", MAX_UNREADABLE)
     model.setup_training_data(train_ds)  # NeMo leaves these to the caller when a model is restored
-    model.setup_multiple_validation_data(validation_ds)
     _count_unreadable(model._train_dl, max_unreadable)
-    for loader in model._validation_dl if isinstance(model._validation_dl, list) else [model._validation_dl]:
-        _count_unreadable(loader, 0)  # a WER without them would be that of another set
+    if validates:
+        model.setup_multiple_validation_data(validation_ds)
+        for loader in model._validation_dl if isinstance(model._validation_dl, list) else [model._validation_dl]:
+            _count_unreadable(loader, 0)  # a WER without them would be that of another set
     model.setup_optimization(optim)
     return model
 

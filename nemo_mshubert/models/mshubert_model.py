@@ -113,7 +113,7 @@ class MSHuBERTModel(ModelPT):
             )
 
         with torch.random.fork_rng(devices=[]):  # who restores a model goes on with random numbers of his own
-            torch.manual_seed(seed_of(cfg.seed, "initial weights"))
+            torch.default_generator.manual_seed(seed_of(cfg.seed, "initial weights"))  # not those of GPUs
             self.preprocessor = self.from_config_dict(cfg.preprocessor)
             self.encoder = self.from_config_dict(cfg.encoder)
             self.label_heads = self.from_config_dict(cfg.label_heads)

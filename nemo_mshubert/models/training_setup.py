@@ -36,7 +36,9 @@ from nemo_mshubert.callbacks.finished_run import FinishedRun
 from nemo_mshubert.callbacks.unknown_score import UnknownScore
 from nemo_mshubert.callbacks.updates_bar import UpdatesProgressBar
 from nemo_mshubert.callbacks.validation_schedule import ValidationSchedule
-from nemo_mshubert.parallel.registration import tensor_parallel_size
+from nemo_mshubert.parallel.registration import check_strategy, tensor_parallel_size
+
+PRECISIONS = ("32", "32-true", "bf16-mixed", "16-mixed", "64", "64-true")
 
 
 def num_ranks(trainer_config: DictConfig) -> int:
@@ -68,6 +70,7 @@ def plan_updates(cfg: DictConfig) -> None:
         ValueError: options that are missing, or that contradict the counting in updates.
     """
     _check_options(cfg)
+    check_strategy(cfg.trainer.get("strategy", "auto"))
     _check_launch(cfg.trainer)
     _choose_device(cfg.trainer)
     per_micro_batch = cfg.model.train_ds.batch_duration * num_data_parts(cfg.trainer)
@@ -76,7 +79,7 @@ def plan_updates(cfg: DictConfig) -> None:
     with open_dict(cfg.trainer):
         cfg.trainer.accumulate_grad_batches = accumulate
         cfg.trainer.val_check_interval = interval
-    if cfg.validation_manifest is None:
+    if cfg.validation_manifest is None or cfg.trainer.get("limit_val_batches") == 0:
         _save_without_validation(cfg)
     asked, planned = cfg.seconds_per_update, accumulate * per_micro_batch
     logging.info(f"{accumulate} micro-batches per update: up to {planned:g} s of audio, asked for {asked:g} s.")
@@ -99,6 +102,20 @@ def _check_options(cfg: DictConfig) -> None:
     ):
         if cfg.trainer.get(option) is not None:
             raise ValueError(f"trainer.{option}={cfg.trainer[option]}: it follows from {ours}. Set that instead.")
+    if cfg.trainer.get("max_time") is not None:
+        raise ValueError(
+            f"trainer.max_time={cfg.trainer.max_time} may end a run in the middle of an update. Set "
+            "exp_manager.max_time_per_run instead."
+        )
+    if str(cfg.trainer.get("precision", 32)) not in PRECISIONS:
+        raise ValueError(
+            f"trainer.precision={cfg.trainer.precision}: weights are kept in fp32, since updates are smaller than what "
+            f"bf16 can add to them. Choose one of {', '.join(PRECISIONS)}."
+        )
+    if OmegaConf.select(cfg, "exp_manager.ema.enable"):
+        raise ValueError(
+            "exp_manager.ema.enable=true: NeMo cannot load the checkpoints that it writes with it. Remove it."
+        )
     if not cfg.model.train_ds.get("batch_duration"):
         raise ValueError("model.train_ds.batch_duration: give seconds of audio, from which accumulation follows.")
     warmup = OmegaConf.select(cfg, "model.optim.sched.warmup_steps") or 0
@@ -106,6 +123,11 @@ def _check_options(cfg: DictConfig) -> None:
         logging.warning(
             f"The learning rate never reaches model.optim.lr: it rises for {warmup} updates, and the run has "
             f"{cfg.max_updates}. Lower model.optim.sched.warmup_steps, or raise max_updates."
+        )
+    if cfg.get("freeze_encoder_updates", 0) >= cfg.max_updates:
+        logging.warning(
+            f"The encoder is never trained: it is frozen for {cfg.freeze_encoder_updates} updates, and the run has "
+            f"{cfg.max_updates}. Lower freeze_encoder_updates, or raise max_updates."
         )
 
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from nemo_mshubert.modules import reference
 from nemo_mshubert.modules.adapters import AdaptableBlock, EncoderAdapters
 from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor
-from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES, valid_positions
+from nemo_mshubert.modules.frames import HUBERT_KERNELS_AND_STRIDES, RECEPTIVE_FIELD_SAMPLES, valid_positions
 from nemo_mshubert.modules.layer_norm import LayerNorm
 from nemo_mshubert.modules.masking import channel_mask, span_mask
 from nemo_mshubert.modules.relative_position import GatedSelfAttention, RelativePositionBias
@@ -46,7 +46,7 @@ from nemo_mshubert.modules.transformer import (
 )
 
 # fairseq: conv_feature_layers "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
-HUBERT_CONV_LAYERS = ((512, 10, 5), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 2, 2), (512, 2, 2))
+HUBERT_CONV_LAYERS = tuple((512, kernel, stride) for kernel, stride in HUBERT_KERNELS_AND_STRIDES)
 
 TRANSFORMER_BACKENDS = ("torch", "megatron")
 

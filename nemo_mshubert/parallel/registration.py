@@ -48,6 +48,15 @@ def tensor_parallel_size(strategy: Any) -> int:
     return int(match.group(1)) if match else 1
 
 
+def check_strategy(strategy: Any) -> None:
+    """Raise ``ValueError`` for a tensor-parallel strategy that is not there, with what to do."""
+    if tensor_parallel_size(strategy) > 1 and str(strategy) not in strategies():
+        raise ValueError(
+            f"trainer.strategy={strategy}: needs megatron-core (pip install 'nemo_mshubert[megatron]'), and "
+            f"{', '.join(map(str, TENSOR_PARALLEL_SIZES))} as the number of ranks that share a model."
+        )
+
+
 def strategies() -> Dict[str, Tuple[type, Dict[str, Any]]]:
     """Name: class and arguments."""
     from nemo_mshubert.parallel.sharded import ShardedStrategy

@@ -20,6 +20,7 @@ import resource
 import signal
 import time
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
 
@@ -29,12 +30,13 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers.logger import Logger
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from nemo_mshubert.callbacks import rank_watch
 from nemo_mshubert.callbacks.configured_schedule import ConfiguredSchedule
 from nemo_mshubert.callbacks.data_wait import DataWait
-from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
+from nemo_mshubert.callbacks.preemption import SaveWhenPreempted, take_time_limit
 from nemo_mshubert.callbacks.rank_watch import RankWatch, furthest_behind
 from nemo_mshubert.data.pretraining_dataset import collate
 from nemo_mshubert.models import mshubert_model
@@ -47,8 +49,6 @@ UPDATES = 6
 
 @pytest.fixture
 def config(tiny_config):
-    from omegaconf import OmegaConf
-
     config = tiny_config("model.drop_label_sets=1", "model.encoder.layerdrop=0.3")
     config.model.optim = {"name": "adamw", "lr": 1e-3}
     return OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])
@@ -110,6 +110,28 @@ def test_updates_of_fine_tuning_are_whole_behind_a_preemption(tmp_path):
         found.append([count for count in counter.counts if count])
         assert trainer.global_step == (4 if resume else 2)
     assert found == [[4, 4], [4, 4]]
+
+
+def test_a_time_limit_ends_a_run_between_updates(tmp_path):
+    """NeMo's timer ended it behind any micro-batch, whose gradients were lost: the next update was a short one."""
+    found = []
+    for limit, resume in ((timedelta(0), None), (None, tmp_path / "last.ckpt")):
+        counter = PerUpdate()
+        callbacks = [SaveWhenPreempted(limit), counter, ModelCheckpoint(tmp_path, save_last=True)]
+        trainer = trainer_of(max_steps=3, accumulate_grad_batches=4, callbacks=callbacks, enable_checkpointing=True)
+        with suppress(SystemExit):
+            trainer.fit(BoringModel(), ckpt_path=resume)
+        found.append([count for count in counter.counts if count])
+        assert trainer.global_step == (3 if resume else 1)
+    assert found == [[4], [4, 4]]
+
+
+def test_the_time_limit_is_nemos_option():
+    config = OmegaConf.create({"max_time_per_run": "01:02:03:04"})
+    assert take_time_limit(config) == timedelta(days=1, hours=2, minutes=3, seconds=4)
+    assert config.max_time_per_run is None and take_time_limit(config) is None  # NeMo's timer is not made
+    with pytest.raises(ValueError, match="max_time_per_run=4h: expected days:hours:minutes:seconds"):
+        take_time_limit(OmegaConf.create({"max_time_per_run": "4h"}))
 
 
 @pytest.mark.parametrize("micro_batch", [4, 5])
@@ -235,8 +257,6 @@ def test_a_run_does_not_go_on_with_labels_of_another_maker(config, tmp_path):
 )
 def test_a_resume_says_which_options_of_the_data_have_changed(config, tmp_path, monkeypatch, change, expected):
     """A smaller batch for a smaller GPU: the epoch does not go on exactly, and the user must not believe it."""
-    from omegaconf import OmegaConf
-
     warnings = []
     train_updates(config, tmp_path)
     monkeypatch.setattr(mshubert_model.logging, "warning", warnings.append)

@@ -102,7 +102,7 @@ def test_encoder_and_gradients_in_fp32(layout, lengths):
 @pytest.mark.parametrize("layout", [BASE, LARGE], ids=["base", "large"])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 def test_encoder_in_bf16_is_near_fp32(layout, lengths):
-    """What training runs in: flash attention where nothing is padded, norms in fp32."""
+    """What training runs in: flash attention where nothing is padded, statistics of norms in fp32."""
     expected, _ = step_on("cpu", wide_encoder(**layout), lengths)
     rows, gradients = step_on(GPU, wide_encoder(**layout), lengths, torch.bfloat16)
     for row, reference in zip(rows, expected):

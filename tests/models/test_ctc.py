@@ -457,15 +457,15 @@ def test_onnx_takes_raw_waveforms_of_any_size(tiny_ctc, waves, tmp_path):
 def overrides(synthetic_corpus):
     """The ``model`` section of conf/finetune, small."""
     data = {"use_lhotse": True, "sample_rate": 16000, "batch_size": 2, "num_workers": 0}
-    return OmegaConf.create(
+    model = OmegaConf.create(
         {
             "encoder": {"layerdrop": 0.25, "mask_prob": 0.4, "feature_grad_mult": 0.0, "activation_dropout": 0.3},
             "train_ds": {**data, "manifest_filepath": str(synthetic_corpus.train), "shuffle": True, "seed": 0},
             "validation_ds": {**data, "manifest_filepath": str(synthetic_corpus.dev), "shuffle": False},
             "optim": {"name": "adam", "lr": "${peak}", "sched": {"name": "TriStageAnnealing", "max_steps": 10}},
-            "peak": 0.125,
         }
     )
+    return OmegaConf.create({"peak": 0.125, "model": model}).model
 
 
 @pytest.mark.integration
@@ -533,3 +533,32 @@ def test_an_unknown_option_of_the_encoder_is_refused(letters_path, overrides):
     overrides.encoder.mask_probability = 0.5
     with pytest.raises(ValueError, match=r"model.encoder: MSHuBERTEncoder has no options \['mask_probability'\]"):
         restore_for_finetuning(str(letters_path), overrides, None)
+
+
+@pytest.mark.integration
+def test_options_of_neither_fine_tuning_nor_nemo_are_refused(letters_path, overrides):
+    """They were left out without a word: a model trained on scaled audio would have been fine-tuned on other audio."""
+    overrides.preprocessor = {"normalize": "per_feature"}
+    with pytest.raises(ValueError, match=r"model: fine-tuning has no options \['preprocessor'\]"):
+        restore_for_finetuning(str(letters_path), overrides, None)
+
+
+@pytest.mark.integration
+def test_rates_by_part_and_losses_of_blocks_below(letters_path, overrides):
+    """NeMo's own options, which were left out without a word."""
+    overrides.optim_param_groups = {"encoder": {"lr": 0.5}}
+    overrides.interctc = {"loss_weights": [0.3], "apply_at_layers": [1]}
+    trainer = pl.Trainer(max_steps=10, accelerator="cpu", logger=False, enable_checkpointing=False)
+    model = restore_for_finetuning(str(letters_path), overrides, trainer)
+    assert sorted(group["initial_lr"] for group in model._optimizer.param_groups) == [0.125, 0.5]
+    assert model.is_interctc_enabled()
+
+
+@pytest.mark.integration
+def test_fine_tuning_without_validation(letters_path, overrides):
+    """validation_manifest=null, which pre-training takes, ended in a TypeError."""
+    overrides.validation_ds.manifest_filepath = None
+    trainer = pl.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    model = restore_for_finetuning(str(letters_path), overrides, trainer)
+    trainer.fit(model)
+    assert trainer.global_step == 1
