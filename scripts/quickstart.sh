@@ -26,7 +26,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 
-data="" manifests="" alignments="" exp=exp/quickstart updates=1200 finetune_updates=2000
+data="" manifests="" alignments="" exp=exp/quickstart updates=1000 finetune_updates=2000
 while [ $# -gt 0 ]; do
     [ $# -gt 1 ] || usage "$1"
     case "$1" in

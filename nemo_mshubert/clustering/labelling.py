@@ -115,17 +115,17 @@ def label_manifest(
 
     A ``shard`` writes its lines alone, to ``shard.path(output)``; `merge_shards` joins them.
 
-    Lines go to ``.<output>.<id of maker>.partial`` beside ``output``, window by window. After an interruption the same call goes on
-    behind the last line that is in the manifest unchanged, with labels of the same maker; so a bad line can be
-    repaired and nothing before it is lost.
+    Lines go to ``.<output>.<id of maker>.partial`` beside ``output``, window by window. After an interruption the same
+    call goes on behind the last line that is in the manifest unchanged, with labels of the same maker; so a bad line
+    can be repaired and nothing before it is lost.
 
     Returns:
         False if that was there already, with the same lines and labels of the same maker, or the whole ``output`` was.
 
     Raises:
         FileNotFoundError, ValueError: ``features`` are not those of ``maker``; ``output``, or that of the shard, is the
-            manifest, or another file than one labelled by ``maker``; or the first line whose audio is missing or unusable, or whose labels
-            fail their checks.
+            manifest, or another file than one labelled by ``maker``; or the first line whose audio is missing or
+            unusable, or whose labels fail their checks.
     """
     maker.check_features(features.description)
     total = count_lines(manifest)

@@ -64,11 +64,9 @@ def greedy_decoder(model: EncDecCTCModel) -> Decode:
     letters = letters_of(model)
 
     def text_of(log_probs_TV: np.ndarray) -> str:
-        return (
-            model.tokenizer.ids_to_text(greedy_ids(log_probs_TV))
-            if letters is None
-            else greedy_text(log_probs_TV, letters)
-        )
+        if letters is None:
+            return model.tokenizer.ids_to_text(greedy_ids(log_probs_TV))
+        return greedy_text(log_probs_TV, letters)
 
     return lambda utterances, log_probs: [text_of(log_probs_TV) for log_probs_TV in log_probs]
 
