@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from nemo_mshubert.convert.conversion import READERS, TARGETS
@@ -64,6 +65,96 @@ def test_layouts_offered_are_those_that_can_be_read_and_written(monkeypatch, cap
         runpy.run_path(str(SCRIPTS / "convert_checkpoint.py"), run_name="__main__")
     sources, targets = re.findall(r"--(?:from|to) \{([\w,]+)\}", capsys.readouterr().out)[:2]
     assert set(sources.split(",")) == {"auto", *READERS, "nemo"} and set(targets.split(",")) == set(TARGETS)
+
+
+# --- Options of Python scripts ---------------------------------------------------------------------------------------
+
+
+class Handed(BaseException):
+    """Ends a script at the call of a library function; its arguments."""
+
+
+@pytest.fixture
+def handed_to(monkeypatch):
+    """``handed_to("module.function", "script.py --option 3", **others)``: what the script calls the function with.
+
+    ``others``: functions of the same module that are called before, and what they return instead.
+    """
+
+    def run(function, command_line, **others):
+        def stand_in(*arguments):
+            raise Handed(*arguments)
+
+        script, *arguments = command_line.split()
+        module = function.rpartition(".")[0]
+        with monkeypatch.context() as context:
+            context.setattr(function, stand_in)
+            for name, value in others.items():
+                context.setattr(f"{module}.{name}", lambda *_, value=value: value)
+            context.setattr(sys, "argv", [script, *arguments])
+            with pytest.raises(Handed) as call:
+                runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+        return call.value.args
+
+    return run
+
+
+def test_options_of_fit_kmeans_arrive(handed_to, monkeypatch, tmp_path):
+    """An option that is read and then forgotten is an experiment that was not made."""
+    common = (
+        f"fit_kmeans.py --manifest a.json b.json --features mfcc --output {tmp_path}/km.npz --seed 5 --max_frames 77"
+    )
+    manifests, features, frames, seed = handed_to("nemo_mshubert.clustering.labelling.sample_corpus_frames", common)
+    assert (manifests, features.description.kind, frames, seed) == (["a.json", "b.json"], "mfcc", 77, 5)
+    monkeypatch.setattr("nemo_mshubert.clustering.labelling.sample_corpus_frames", lambda *_: [[0.0]])
+    options = f"{common} --clusters 8 4 --assignment nearest --backend sklearn"
+    _, clusters, description, *rest = handed_to("nemo_mshubert.clustering.label_maker.fit_label_maker", options)
+    assert (clusters, description, rest) == ([8, 4], features.description, ["nearest", "sklearn", 5])
+
+
+def test_options_of_ssl_to_ctc_arrive(handed_to):
+    options = "--ssl a.nemo --output b.nemo --tokenizer_dir tok --letters abc --from_scratch --seed 7"
+    assert handed_to("nemo_mshubert.models.ctc.ssl_to_ctc", f"ssl_to_ctc.py {options}") == (
+        "a.nemo",
+        "tok",
+        True,
+        "abc",
+    )
+    assert torch.initial_seed() == 7
+
+
+def test_options_of_train_ngram_arrive(handed_to, tmp_path):
+    (tmp_path / "text.txt").write_text("a b\n")
+    options = f"--text {tmp_path}/text.txt --output lm --order 3 --prune 0 1 --kenlm bin"
+    sentences, *rest = handed_to("nemo_mshubert.decoding.ngram.train_arpa", f"train_ngram.py {options}")
+    assert list(sentences) == ["a b"] and rest == ["lm.arpa", 3, [0, 1], "bin"]
+
+
+def test_options_of_tune_decoding_arrive(handed_to):
+    options = "--log_probs a b --lm x.bin --lexicon x.lexicon --output t.yaml --trials 5 --seed 9 --workers 2"
+    config, *rest = handed_to("nemo_mshubert.decoding.tuning.tune", f"tune_decoding.py {options}")
+    assert (config.lm, config.lexicon) == ("x.bin", "x.lexicon") and rest == [["a", "b"], "t.yaml", 5, 9, 2]
+
+
+def test_options_of_evaluate_arrive(handed_to, tmp_path):
+    pytest.importorskip("nemo")
+    manifest = tmp_path / "test.json"
+    manifest.write_text(json.dumps({"audio_filepath": __file__, "duration": 1.0, "text": "a"}) + "\n")
+    yaml = SCRIPTS.parent / "conf" / "decode" / "lexicon_beam.yaml"
+    options = f"evaluate.py --model m.nemo --manifest {manifest} --output {tmp_path}/out --device cpu --precision bf16"
+    options += f" --decode {yaml} --lm x.bin --lexicon x.lexicon --beam_size 7 --workers 3 --batch_seconds 9"
+    module = "nemo_mshubert.decoding.evaluation"
+    assert handed_to(f"{module}.load_ctc_model", options) == ("m.nemo", "cpu", "bf16")
+    stand_ins = dict(load_ctc_model="model", greedy_decoder="greedy")
+    model, config, workers = handed_to(f"{module}.lexicon_decoder", options, **stand_ins)
+    assert (model, config.lm, config.lexicon, config.beam_size, workers) == ("model", "x.bin", "x.lexicon", 7, 3)
+    *_, decoders, batch_seconds, _ = handed_to(
+        f"{module}.evaluate_manifests", options, **stand_ins, lexicon_decoder="beam"
+    )
+    assert decoders == {"greedy": "greedy", "lexicon_beam": "beam"} and batch_seconds == 9
+
+
+# --- Shell scripts ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

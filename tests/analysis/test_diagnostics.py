@@ -57,6 +57,7 @@ def slow_cosines(model, lines, masks):
     encoder, found = model.encoder, {}
     for (_, entry), mask_T in zip(lines, masks):
         wave = torch.from_numpy(load_audio(entry))[None, None]
+        wave = (wave - wave.mean()) / wave.std(correction=0)  # as the tiny size has it
         length = torch.tensor([wave.shape[-1]])
         masked = encoder.forward_views(wave, length, mask_T[None], [0], use_swap=False).tapped[0][0]
         clean = encoder.hidden_states(wave, length)[0][0]

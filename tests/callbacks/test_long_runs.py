@@ -33,7 +33,7 @@ from lightning.pytorch.loggers.logger import Logger
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
-from nemo_mshubert.callbacks import rank_watch
+from nemo_mshubert.callbacks import data_wait, rank_watch
 from nemo_mshubert.callbacks.configured_schedule import ConfiguredSchedule
 from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted, take_time_limit
@@ -356,46 +356,60 @@ def test_end_of_a_hung_run_is_an_error(monkeypatch, config):
 # --- Waiting for data ------------------------------------------------------------------------------------------------
 
 
-def test_time_waited_for_data_is_logged(config, tmp_path, monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """``clock.now``: the seconds that `DataWait` reads."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(data_wait, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def test_time_waited_for_data_is_logged(config, clock, monkeypatch):
     """A loader that starves the GPU must show, in seconds and as a share; the pass itself is no waiting."""
     found = []
-    slow = type("Slow", (), {"__iter__": lambda self: (time.sleep(0.15) or batch for batch in batches)})()
     batches = [collate([utterance(0)])] * 6
+
+    class Slow:
+        def __iter__(self):
+            for batch in batches:
+                clock.now += 3
+                yield batch
 
     class Read(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            time.sleep(0.05)
+            clock.now += 1
             metrics = trainer.callback_metrics
             names = ("data_wait_seconds", "data_wait_share", "micro_batch_seconds")
             found.append([float(metrics[name]) for name in names])
 
-    monkeypatch.setattr("tests.models.fixed_update.DataLoader", lambda *_, **__: slow)
-    train(config, [None], 6, callbacks=[DataWait(), Read()], log_every_n_steps=1)
-    seconds, shares, whole = zip(*found[1:-1])  # Lightning looks one batch ahead: the last has been there already
-    assert min(seconds) >= 0.15 and all(0.1 < share < 1 for share in shares)
-    assert all(waited < micro_batch < 10 * waited for micro_batch, waited in zip(whole, seconds))
+    monkeypatch.setattr("tests.models.fixed_update.DataLoader", lambda *_, **__: Slow())
+    train(config, [None], 6, callbacks=[Read(), DataWait()], log_every_n_steps=1)
+    assert len(found) == 6
+    assert found[1:-1] == [pytest.approx([3, 0.75, 4])] * 4  # Lightning looks one batch ahead
 
 
-def test_validations_are_no_part_of_a_micro_batch():
+def test_validations_are_no_part_of_a_micro_batch(clock):
     """Else the speed of a run depends on how often it is validated."""
     timing, logged = DataWait(), {}
     trainer, module = SimpleNamespace(log_every_n_steps=2), SimpleNamespace(log=logged.__setitem__)
     timing.on_train_start(trainer, module)
     for _ in range(2):
         timing.on_train_batch_start(trainer, module, None, 0)
+        clock.now += 2
         timing.on_train_batch_end(trainer, module, None, None, 0)
         timing.on_validation_start(trainer, module)
-        time.sleep(0.3)
+        clock.now += 300
         timing.on_validation_end(trainer, module)
-    assert 0 < logged["micro_batch_seconds"] < 0.1 and logged["data_wait_seconds"] < 0.1
+    assert logged == {"micro_batch_seconds": 1, "data_wait_seconds": 0, "data_wait_share": 0}  # one of two is over
 
 
 def test_rank_watch_lives_with_two_validation_sets():
-    """NeMo takes a list of manifests; Lightning then says which one a batch is of."""
-    trainer = pl.Trainer(
-        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[RankWatch()]
-    )
+    """NeMo takes a list of manifests; Lightning then says which one a batch is of. Every batch is a sign of life: a
+    validation of an hour is no hanging rank."""
+    watch, signs = RankWatch(), []
+    trainer = pl.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[watch])
     module = BoringModel()
     module.val_dataloader = lambda: [module.train_dataloader(), module.train_dataloader()]
-    module.validation_step = lambda batch, batch_idx, dataloader_idx: None
+    module.validation_step = lambda batch, batch_idx, dataloader_idx: signs.append(watch._latest)
     trainer.validate(module, verbose=False)
+    assert len(signs) == len(set(signs)) == 2 * len(module.train_dataloader())

@@ -201,3 +201,7 @@ def test_audio_is_scaled_for_encoders_that_were_trained_on_scaled_audio():
     (features,) = HiddenFeatures(Samples(), layer=1)([waveform])
     scaled = (waveform - waveform.mean()) / waveform.std()
     np.testing.assert_allclose(features[2], scaled[640:643], rtol=1e-4)
+    waveform[2500:] *= 0.01  # a long file is scaled before it is cut: what is quiet stays quiet
+    (features,) = HiddenFeatures(Samples(), layer=1, max_chunk_seconds=0.1)([waveform])
+    scaled = (waveform - waveform.mean()) / waveform.std()
+    np.testing.assert_allclose(features[12], scaled[3840:3843], rtol=1e-4)

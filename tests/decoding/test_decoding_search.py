@@ -164,6 +164,19 @@ def test_trials_of_another_model_are_not_resumed(tmp_path, dev_set, make_config,
         tune(config, *arguments, num_trials=1, seed=0, workers=1)
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["lm", "lexicon"])
+def test_trials_of_another_lm_are_not_resumed(tmp_path, dev_set, make_config, name):
+    """Built anew into the same file."""
+    config = make_config(dev_set["--lm"], dev_set["--lexicon"])
+    arguments = ([dev_set["--log_probs"]], tmp_path / "tuned.yaml")
+    tune(config, *arguments, num_trials=1, seed=0, workers=1)
+    path = Path(dev_set[f"--{name}"])
+    path.write_text(path.read_text().replace("-3.0", "-2.0") if name == "lm" else path.read_text() + "he\th e |\n")
+    with pytest.raises(ValueError, match=f"these trials are of SHA-256 of .*{path.name}.*Remove the file"):
+        tune(config, *arguments, num_trials=1, seed=0, workers=1)
+
+
 @pytest.mark.unit
 def test_dev_sets_without_words_or_of_two_models_are_refused(tmp_path, dev_set, make_config, emit):
     config = make_config(dev_set["--lm"], dev_set["--lexicon"])

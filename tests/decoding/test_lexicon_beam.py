@@ -199,6 +199,34 @@ def test_beams_prune(ab_decoder, emit):
     assert len(narrow.decode(log_probs, "utt", n_best=9)) == 1 < len(ab_decoder.decode(log_probs, "utt", n_best=9))
 
 
+@pytest.mark.parametrize("threshold, survives", [(1.9, False), (2.1, True)])
+def test_the_threshold_prunes_what_is_so_much_worse(sea, threshold, survives):
+    """In nats: a "see" that is 1 nat behind in each of its last two frames."""
+    config, log_probs = sea
+    config = dataclasses.replace(config, lm_weight=0.0, beam_threshold=threshold)
+    log_probs = np.concatenate([log_probs, log_probs[-1:]])
+    found = LexiconBeamSearchDecoder(ENGLISH_LABELS, config).decode(log_probs, "utt", n_best=9)
+    assert ("the see" in [best.text for best in found]) is survives
+
+
+@pytest.mark.parametrize("tokens, text", [(1, "the sea"), (2, "the see")])
+def test_only_the_best_letters_of_a_frame_are_tried(sea, tokens, text):
+    """With an LM that wants "the see", whose last letter is the second best of its frame."""
+    config, log_probs = sea
+    config = dataclasses.replace(config, lm_weight=8.0, beam_size_token=tokens)
+    assert best_text(LexiconBeamSearchDecoder(ENGLISH_LABELS, config), log_probs) == text
+
+
+def test_a_narrow_beam_keeps_what_the_lm_wants_at_the_end_of_a_word(write_arpa, write_lexicon_of, make_config, emit):
+    """Letters count what the best word below them will ("smearing"): else the score of a word comes after the beam."""
+    lm = write_arpa({"sea": -0.1, "tea": -3.0, "pea": -3.0})
+    config = make_config(lm, write_lexicon_of(["sea", "tea", "pea"]), lm_weight=2.0, beam_size=2)
+    log_probs = emit("tea", ENGLISH_LABELS)
+    for letter, behind in (("p", 0.5), ("s", 1.0)):
+        log_probs[0, ENGLISH_LABELS.index(letter)] = log_probs[0, ENGLISH_LABELS.index("t")] - behind
+    assert best_text(LexiconBeamSearchDecoder(ENGLISH_LABELS, config), log_probs) == "sea"
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_names_the_utterance_and_the_frame(ab_decoder, emit, value):
     """flashlight would return some words for NaN, and nobody would know."""

@@ -22,7 +22,7 @@ import pytest
 import torch
 from fixed_update import collate, every_second_frame, trainer_of, utterance
 from nemo.core.classes import ModelPT
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.models import MSHuBERTModel, mshubert_model
@@ -348,6 +348,47 @@ def test_a_handful_of_utterances_is_learned_by_heart(model_config, labelled, tmp
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("prob, length, share", [(0.2, 10, 0.18), (0.8, 10, 0.55), (0.8, 4, 0.55)])
+def test_as_many_frames_are_masked_as_the_config_says(make_model, prob, length, share):
+    """HuBERT's 0.80 trained with the paper's 0.65 is another experiment."""
+    model = make_model(f"model.masking.mask_prob={prob}", f"model.masking.mask_length={length}")
+    samples = 320 * 1000 + 400
+    masks = model._draw_masks(torch.full((8,), samples), samples, torch.Generator().manual_seed(0))
+    assert masks.mask_BT.float().mean().item() == pytest.approx(share, abs=0.03)
+    edges = masks.mask_BT.int().diff(dim=1)
+    runs = masks.mask_BT.sum() / (edges == 1).sum()
+    assert length / 2 < runs.item() < 3 * length  # spans overlap, and lose frames so that all rows mask as many
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("normalize", ["null", "per_feature"])
+def test_the_encoder_hears_what_the_preprocessor_makes(make_model, monkeypatch, normalize):
+    """Large models are trained on scaled audio."""
+    model, heard = make_model(f"model.preprocessor.normalize={normalize}"), []
+    original = model.encoder.forward_views
+    monkeypatch.setattr(model.encoder, "forward_views", lambda x, *more: heard.append(x) or original(x, *more))
+    batch = collate([utterance(0, frames=20)])
+    audio = 0.1 * batch["audio"] + 0.3
+    model(audio, batch["length"], every_second_frame(batch["length"], audio.shape[1]).mask_BT)
+    expected = audio if normalize == "null" else (audio - audio.mean()) / audio.std(correction=0)
+    torch.testing.assert_close(heard[0][:, 0], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.unit
+def test_each_dataset_has_its_own_options(model_config, monkeypatch):
+    """A validation that is cropped as training is would be of other frames; a limit that is not kept, no limit."""
+    datasets = []
+    for loader in ("training_loader", "validation_loader"):
+        monkeypatch.setattr(mshubert_model, loader, lambda _, dataset, *__: datasets.append(dataset))
+    options = ["model.train_ds.crop=shortest", "model.validation_ds.crop=pad", "model.train_ds.max_unreadable=7"]
+    model = MSHuBERTModel(model_config(*options), trainer_of())
+    model.setup_validation_data(model.cfg.validation_ds)
+    model.train_dataloader()
+    assert {dataset.crop for dataset in datasets[:-1]} == {"pad"}
+    assert (datasets[-1].crop, datasets[-1].unreadable.limit) == ("shortest", 7)
+
+
+@pytest.mark.unit
 def test_crops_differ_by_rank_and_seed(model_config, monkeypatch):
     """Ranks count batches alike: with one seed all would cut their utterances at the same places."""
     seeds = []
@@ -403,3 +444,23 @@ def test_a_checkpoint_loads_without_a_trainer(model_config, tmp_path):
     loaded = MSHuBERTModel.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=False)
     weight = "encoder.layers.0.attention.q_proj.weight"
     assert torch.equal(loaded.state_dict()[weight], model.state_dict()[weight])
+
+
+@pytest.mark.integration
+def test_a_checkpoint_says_where_its_epoch_began(model_config, tmp_path):
+    """Else a resume samples all epochs again, which in the hundredth takes hours."""
+    trainer = trainer_of(max_steps=40)
+    model = MSHuBERTModel(model_config(), trainer)
+    trainer.fit(model)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    found = torch.load(tmp_path / "a.ckpt", weights_only=False)["epoch_start"]
+    starts = model.data_position.epoch_starts
+    assert found["epoch"] > 0 and found["first_batch"] == starts[found["epoch"]] <= 40
+
+
+def test_a_truncated_tar_is_refused_before_the_first_update(tiny_config, tarred_overrides, tmp_path):
+    config = OmegaConf.create(OmegaConf.to_container(tiny_config(*tarred_overrides), resolve=True)["model"])
+    tar = tmp_path / "tars" / "audio_1.tar"
+    tar.write_bytes(tar.read_bytes()[:-20000])
+    with pytest.raises(ValueError, match="audio_1.tar: truncated"):
+        MSHuBERTModel(config, trainer_of(max_steps=1)).train_dataloader()

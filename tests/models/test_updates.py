@@ -363,6 +363,49 @@ def test_the_feature_penalty_is_that_of_all_frames_in_the_loss(model_config, unm
     assert float(logged["train_loss"]) == pytest.approx(1e6 * float(logged["feature_penalty"]), rel=1e-3)
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("unmasked_weight", [0.0, 0.5])
+def test_an_update_is_the_gradient_of_the_loss_written_out(model_config, unmasked_weight, swap):
+    """Of masked frames, of visible ones as weighted, and of the penalty: a part of the loss may be in its value and
+    train nothing."""
+    rate = 0.25
+    settings = [
+        f"model.unmasked_weight={unmasked_weight}",
+        "model.loss.penalty_weight=3",
+        f"model.swap={swap}".lower(),
+    ]
+    config = model_config(*settings, optim={"name": "sgd", "lr": rate})
+    batch = collate([utterance(number, frames=20) for number in range(2)])  # of one length: no padding
+
+    torch.manual_seed(0)
+    model = MSHuBERTModel(config).train()
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    features = []
+    model.encoder.feature_extractor.register_forward_hook(lambda *call: features.append(call[2][0]))
+    masks = every_second_frame(batch["length"], batch["audio"].shape[1])
+    views = model(batch["audio"], batch["length"], masks.mask_BT)
+    total, rows = 0.0, 0
+    for shown, weight in ((masks.mask_BT, 1.0), (~masks.mask_BT, unmasked_weight)):
+        if weight == 0:
+            continue
+        for clusters, layer in model.layer_of_set.items():
+            labels_BT = model._labels_of_set(batch["labels"], clusters)
+            for x_BTD in views.tapped[layer]:
+                logits = model.label_heads.heads[str(clusters)](x_BTD[shown])
+                total = total + weight * torch.nn.functional.cross_entropy(logits, labels_BT[shown], reduction="sum")
+        rows += int(shown.sum()) * len(views.tapped[layer])
+    total = total / rows + 3 * features[0].float().square().mean()
+    expected = dict(zip(before, torch.autograd.grad(total, list(model.parameters()), allow_unused=True)))
+
+    trained = train(config, [[batch]], updates=1)
+    for name, weight in trained.named_parameters():
+        step = (before[name] - weight.detach()) / rate
+        gradient = torch.zeros_like(step) if expected[name] is None else expected[name]
+        # the rounding of weights, in steps
+        torch.testing.assert_close(step, gradient, rtol=1e-3, atol=2e-6 / rate + 1e-4 * gradient.abs().max().item())
+
+
 # --- What is drawn ---------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,8 @@ import pytest
 import torch
 import torch._inductor.config
 from omegaconf import OmegaConf
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from nemo_mshubert.data.pretraining_dataset import collate
 from nemo_mshubert.models.loading import restore_model
@@ -240,6 +242,34 @@ def test_compiled_blocks_on_two_ranks(ddp, config, tmp_path, strategy):
 
 
 # --- Shards ----------------------------------------------------------------------------------------------------------
+
+
+class Layout(pl.Callback):
+    """What each rank holds of the weights, at the start of training."""
+
+    def on_train_start(self, trainer, pl_module):
+        blocks = [*pl_module.encoder.layers, *pl_module.label_heads.heads.values()]
+        self.units = [isinstance(block, FSDPModule) for block in blocks]
+        split = [weight for weight in pl_module.parameters() if isinstance(weight, DTensor)]
+        self.is_split = [isinstance(weight, DTensor) for block in blocks for weight in block.parameters()]
+        self.meshes = {weight.device_mesh.shape for weight in split}
+        self.share = sum(weight.to_local().numel() for weight in split) / sum(weight.numel() for weight in split)
+
+
+@pytest.mark.parametrize("shard_size, mesh", [(4, (1, 4)), (2, (2, 2)), (1, (4, 1))])
+def test_every_rank_holds_its_share(config, tmp_path, shard_size, mesh):
+    """Training that is right but not split needs the memory that the user does not have."""
+
+    def rank():
+        layout = Layout()
+        strategy = ShardedStrategy(shard_size=shard_size)
+        batches = [[collate([utterance(n)])] for n in range(4)]
+        train(config, batches, 1, 4, strategy=strategy, callbacks=[layout])
+        return layout.units, layout.is_split, layout.meshes, layout.share
+
+    for units, is_split, meshes, share in run_on_ranks(4, rank):
+        assert all(units) and all(is_split) and meshes == {mesh}
+        assert share == pytest.approx(1 / shard_size, abs=0.05)
 
 
 def test_sharded_training_is_that_of_ddp(ddp, config, tmp_path):
