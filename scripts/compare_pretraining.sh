@@ -23,13 +23,13 @@
 # --kmeans FILE: six label sets of scripts/fit_kmeans.py, of the layer of --encoder FILE (left out for MFCCs). --test: speech
 # that the CCA takes its instances from, may be repeated. --phones and --words: files of its alignments (JSONL, .gz), at
 # least one of them; --phones also of --train and --dev, for the quality of labels and layers.
-# --top and --instances: words (100) and instances of a word (15), see analyze_cca.py. --updates N (200) of 32 s,
+# --top and --instances: words (100) and instances of a word (15), see analyze_cca.py. --updates N (800) of 8 s,
 # --seeds "1 2 3", --exp DIR (exp/compare). Every stage is one of the public scripts, printed as it is run. Run it again:
 # finished stages are skipped, an interrupted pre-training goes on from its last validation.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 
-kmeans="" encoder="" train="" dev="" tests=() phones="" words="" top=100 instances=15 updates=200 seeds="1 2 3"
+kmeans="" encoder="" train="" dev="" tests=() phones="" words="" top=100 instances=15 updates=800 seeds="1 2 3"
 exp=exp/compare
 while [ $# -gt 0 ]; do
     [ $# -gt 1 ] || usage "$1"
