@@ -528,3 +528,22 @@ def test_merge_and_check_say_which_kmeans_to_use(corpus, tmp_path):
     for arguments in (f"merge --shards 2 {common} --output {tmp_path / 'labelled.json'}", f"check {common}"):
         with pytest.raises(ValueError, match="km.bin: a k-means of joblib.*<output>.kmeans.npz"):
             script("label")(arguments.split())
+
+
+def test_check_compares_with_the_kmeans(corpus, maker, tmp_path, capsys):
+    """Labels of an earlier k-means would be found only by the training."""
+    output = tmp_path / "labelled.json"
+    label_manifest(corpus, output, maker, WindowFeatures())
+    maker.save(tmp_path / "km.npz")
+    script("label")(f"check --manifest {output} --kmeans {tmp_path / 'km.npz'}".split())
+    assert json.loads(capsys.readouterr().out)["utterances"] == 12
+    frames = np.random.default_rng(3).normal(size=(200, 3)).astype(np.float32)
+    fit_label_maker(frames, [12, 4], WindowFeatures.description, seed=9).save(tmp_path / "other.npz")
+    with pytest.raises(ValueError, match=f"labels of label maker {maker.id}"):
+        script("label")(f"check --manifest {output} --kmeans {tmp_path / 'other.npz'}".split())
+
+
+def test_the_seed_chooses_the_frames_of_the_sample(corpus):
+    """Else starts of k-means over seeds would all be of the same frames."""
+    samples = [sample_corpus_frames([corpus], WindowFeatures(), 50, seed=seed) for seed in (0, 1, 0)]
+    assert np.array_equal(samples[0], samples[2]) and not np.array_equal(samples[0], samples[1])
