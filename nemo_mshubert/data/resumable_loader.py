@@ -22,7 +22,7 @@ import itertools
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import torch
 from lhotse import CutSet
@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from nemo_mshubert.data.manifest import iter_manifest
 from nemo_mshubert.data.shard_visits import ShardProgress, Visits, lines_of
-from nemo_mshubert.data.tar_shards import shards_of, with_audio
+from nemo_mshubert.data.tar_shards import only_path, shards_of, with_audio
 from nemo_mshubert.data.tarred import all_paths, has_remote_paths, local_paths
 
 VISITS = "mshubert_shard_visits"  # our type of source for NeMo's loader
@@ -260,7 +260,10 @@ def _plain_loader(
     """Loader of plain manifests; ``numbered`` makes the sampler of numbered batches out of NeMo's, whose passes end."""
     with open_dict(config):
         # Patterns spelled out: NeMo shuffles what one stands for in an order that depends on the passes before.
-        config.manifest_filepath = _unweighted(config.manifest_filepath)
+        manifests = config.manifest_filepath
+        config.manifest_filepath = all_paths(
+            manifests if isinstance(manifests, str) else list(map(only_path, manifests))
+        )
         config.seed = config.get("seed", 0)
         config.shard_seed = config.seed  # alike on all ranks: they draw one order, and share it
         config.force_finite = True  # NeMo would mix several manifests for ever
@@ -272,15 +275,6 @@ def _plain_loader(
         num_workers=config.get("num_workers", 0),
         pin_memory=stock.pin_memory,
     )
-
-
-def _unweighted(manifests: Union[str, Sequence]) -> List[str]:
-    if not isinstance(manifests, str) and any(not isinstance(part, str) and len(part) > 1 for part in manifests):
-        raise ValueError(
-            f"{manifests}: every utterance is read once in an epoch, so manifests take no weights. List one twice to "
-            "have it read twice."
-        )
-    return all_paths(manifests)
 
 
 def _limit_buffer(config: DictConfig, num_utterances: Optional[int], world_size: int) -> None:

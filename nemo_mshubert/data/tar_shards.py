@@ -234,18 +234,19 @@ def shards_of(manifests: Union[str, Sequence], tars: Union[str, Sequence]) -> Li
             f"manifests {manifests} and tars {tars} do not match: give a list of tars as long as that of the "
             "manifests."
         )
-    return [shard for pair in zip(manifests, tars) for shard in _shards_of_set(*map(_only, pair))]
+    return [shard for pair in zip(manifests, tars) for shard in _shards_of_set(*map(only_path, pair))]
 
 
-def _only(path: Union[str, Sequence]) -> str:
-    if isinstance(path, str):
-        return path
-    if len(path) != 1:
+def only_path(part: Union[str, Sequence]) -> str:
+    """The path in a part of NeMo's lists, ``path`` or ``[path]``; raises ``ValueError`` for ``[path, weight]``."""
+    if isinstance(part, str):
+        return part
+    if len(part) != 1:
         raise ValueError(
-            f"{list(path)}: every shard is read once in an epoch, so tarred sets take no weights. List a set twice to "
+            f"{list(part)}: every utterance is read once in an epoch, so sets take no weights. List a set twice to "
             "have it read twice."
         )
-    return path[0]
+    return part[0]
 
 
 def _shards_of_set(manifest: str, tars: Union[str, List[str]]) -> List[Shard]:
