@@ -14,6 +14,7 @@
 
 """What all tests share: a clean process, a minute of synthetic speech with labels, and configs of minuscule models."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ import soundfile
 import torch
 
 REPOSITORY = Path(__file__).parents[1]
+SCRIPTS = REPOSITORY / "scripts"
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 TINY_CLUSTERS = [40, 20, 10]
 
@@ -74,6 +76,26 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real speech in {SHARED_DATA}")
     return SHARED_DATA
+
+
+# --- Scripts and trainers --------------------------------------------------------------------------------------------
+
+
+def load_script(name):
+    """scripts/``name``.py as a module."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def quiet_trainer(**options):
+    """A Lightning trainer on one CPU that writes and prints nothing; ``options`` go before."""
+    import lightning.pytorch as pl
+
+    quiet = dict(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    quiet.update(enable_progress_bar=False, enable_model_summary=False)
+    return pl.Trainer(**{**quiet, **options})
 
 
 # --- Speech and labels -----------------------------------------------------------------------------------------------

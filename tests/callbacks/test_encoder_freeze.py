@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from nemo_mshubert.callbacks.encoder_freeze import EncoderFreeze
+from tests.conftest import quiet_trainer
 
 pytestmark = pytest.mark.unit
 FROZEN_UPDATES = 3
@@ -67,15 +68,8 @@ def batches():
 
 def train(model, max_updates, num_updates=FROZEN_UPDATES, resume_from=None, save_to=None):
     recorder = Recorder()
-    trainer = pl.Trainer(
-        max_steps=max_updates,
-        accumulate_grad_batches=ACCUMULATE,
-        accelerator="cpu",
-        callbacks=[EncoderFreeze(num_updates), recorder],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    trainer = quiet_trainer(
+        max_steps=max_updates, accumulate_grad_batches=ACCUMULATE, callbacks=[EncoderFreeze(num_updates), recorder]
     )
     model.set_trainer(trainer)
     model.setup_optimization({"name": "adam", "lr": 1e-3})

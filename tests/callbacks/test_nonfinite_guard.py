@@ -14,7 +14,6 @@
 
 """NonfiniteGuard: an update with NaN leaves no trace in a stock model, and many in a row end the run."""
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from nemo.utils import logging
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
 from nemo_mshubert.models.step_guard import NonFiniteTrainingError
+from tests.conftest import quiet_trainer
 
 pytestmark = pytest.mark.unit
 
@@ -36,16 +36,8 @@ def train(tiny_ctc):
         length, tokens = torch.full((4,), 8000), torch.randint(1, 27, (4, 5), generator=generator)
         audio = {"g": good, "b": other, "n": torch.where(torch.arange(8000) == 7000, torch.nan, good)}
         batches = [(audio[kind], length, tokens, torch.full((4,), 5)) for kind in kinds]
-        trainer = pl.Trainer(
-            max_steps=len(kinds) // 2,
-            accumulate_grad_batches=2,
-            gradient_clip_val=1.0,
-            accelerator="cpu",
-            callbacks=list(callbacks),
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+        trainer = quiet_trainer(
+            max_steps=len(kinds) // 2, accumulate_grad_batches=2, gradient_clip_val=1.0, callbacks=list(callbacks)
         )
         model = tiny_ctc().train()
         model.set_trainer(trainer)

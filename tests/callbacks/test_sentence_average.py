@@ -14,7 +14,6 @@
 
 """Updates of fine-tuning as means over utterances, over two gloo ranks too."""
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from nemo.collections.asr.models import ASRModel
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from nemo_mshubert.callbacks.sentence_average import SentenceAverage
 from nemo_mshubert.modules import transformer
+from tests.conftest import quiet_trainer
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
 LENGTHS = (16000, 9000, 12000, 7000)
@@ -42,20 +42,15 @@ def batch_of(*numbers):
 def weights_after(path, batches, accumulate, devices=1):
     """Of a step of SGD on the micro-batches ``batches`` (of each rank), and the loss that NeMo logged last."""
     model = ASRModel.restore_from(str(path), map_location="cpu")
-    trainer = pl.Trainer(
+    trainer = quiet_trainer(
         max_steps=1,
         max_epochs=1,
-        accelerator="cpu",
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         accumulate_grad_batches=accumulate,
         callbacks=[SentenceAverage()],
         use_distributed_sampler=False,
         log_every_n_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     model.set_trainer(trainer)
     model.setup_optimization({"name": "sgd", "lr": 0.1})

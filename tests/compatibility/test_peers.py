@@ -17,7 +17,6 @@ WER."""
 
 import json
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from nemo.collections.asr.models import EncDecCTCModel
@@ -31,6 +30,7 @@ from nemo_mshubert.data.labels import check_labelled_manifest
 from nemo_mshubert.decoding.evaluation import evaluate_manifest, greedy_decoder, load_ctc_model
 from nemo_mshubert.models.ctc import restore_for_finetuning, ssl_to_ctc
 from nemo_mshubert.models.loading import load_encoder, save_model
+from tests.conftest import quiet_trainer
 from tests.convert.conftest import ENGLISH, FAMILIES, fairseq_options, make_peer, save_peer, spell_as_fairseq
 
 pytestmark = pytest.mark.integration
@@ -62,9 +62,7 @@ def test_from_a_checkpoint_to_labels_and_a_wer(checkpoint_path, synthetic_corpus
         "validation_ds": {**loader, "manifest_filepath": str(synthetic_corpus.dev), "shuffle": False},
         "optim": {"name": "adam", "lr": 1e-3},
     }
-    trainer = pl.Trainer(
-        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
-    )
+    trainer = quiet_trainer(max_steps=2)
     model = restore_for_finetuning(str(ctc_path), OmegaConf.create(overrides), trainer)
     trainer.fit(model)
     assert trainer.global_step == 2 and torch.isfinite(trainer.callback_metrics["train_loss"])

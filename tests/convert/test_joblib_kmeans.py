@@ -15,7 +15,6 @@
 """Labels from a published encoder and a published k-means: those of fairseq's scripts; and nothing in the file
 runs."""
 
-import importlib.util
 import os
 import pickle
 
@@ -32,7 +31,7 @@ from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.convert.joblib_kmeans import read_joblib_kmeans
 from nemo_mshubert.data.labels import FrameLabels
 from nemo_mshubert.data.manifest import iter_manifest, write_manifest
-from tests.conftest import REPOSITORY
+from tests.conftest import load_script
 from tests.convert.conftest import FAMILIES, fairseq_options, spell_as_fairseq
 from tests.convert.test_pickles import attacks
 
@@ -42,10 +41,7 @@ LAYER, CLUSTERS = 2, 12
 @pytest.fixture(scope="module")
 def label_script():
     """scripts/label.py as a module."""
-    spec = importlib.util.spec_from_file_location("label", REPOSITORY / "scripts" / "label.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("label")
 
 
 @pytest.fixture

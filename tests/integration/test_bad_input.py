@@ -22,7 +22,6 @@ half-written.
 
 import json
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import soundfile
@@ -40,6 +39,7 @@ from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.data.unreadable import UnreadableAudioError
 from nemo_mshubert.models.ctc import restore_for_finetuning
 from nemo_mshubert.modules.frames import frame_count
+from tests.conftest import quiet_trainer
 
 pytestmark = pytest.mark.integration
 BAD = 2  # the utterance that is not like the others
@@ -208,18 +208,13 @@ def fine_tune(letters_path, synthetic_corpus):
         validation_ds = {**data, "manifest_filepath": str(validation), "batch_size": 4, "shuffle": False}
         config = {"encoder": {"dropout": 0.1}, "train_ds": train_ds, "validation_ds": validation_ds}
         guard = NonfiniteGuard(max_nonfinite_steps)
-        trainer = pl.Trainer(
+        trainer = quiet_trainer(
             max_steps=4,
             limit_train_batches=1000000000,  # as in conf/finetune
             val_check_interval=4,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
-            accelerator="cpu",
             callbacks=[guard],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
         )
         optim = {"name": "adam", "lr": 1e-3}
         model = restore_for_finetuning(str(letters_path), OmegaConf.create({**config, "optim": optim}), trainer)

@@ -30,6 +30,7 @@ from nemo_mshubert.data.pretraining_dataset import collate
 from nemo_mshubert.models import MSHuBERTModel
 from nemo_mshubert.models.mshubert_model import Masks
 from nemo_mshubert.modules.frames import frame_count
+from tests.conftest import quiet_trainer
 
 FRAMES = [24, 20, 16, 12]  # even: every second frame is masked, the same share of every utterance
 TWO_RANKS = [[[0], [1]], [[2], [3]]]  # rank, micro-batch, utterances
@@ -54,19 +55,9 @@ def every_second_frame(length, num_samples, generator=None) -> Masks:
 
 def trainer_of(**options) -> pl.Trainer:
     defaults = dict(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=-1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        log_every_n_steps=1,
+        max_epochs=-1, use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0, log_every_n_steps=1
     )
-    return pl.Trainer(**{**defaults, **options})
+    return quiet_trainer(**{**defaults, **options})
 
 
 def train(config, batches_of_rank, updates, devices=1, resume=None, **options) -> MSHuBERTModel:

@@ -22,11 +22,11 @@ import socket
 import time
 from types import SimpleNamespace
 
-import lightning.pytorch as pl
 import pytest
 
 from nemo_mshubert.models import run_lock
 from nemo_mshubert.models.run_lock import hold_folder
+from tests.conftest import quiet_trainer
 
 pytestmark = pytest.mark.unit
 RANK_0, RANK_1 = (SimpleNamespace(is_global_zero=is_zero) for is_zero in (True, False))
@@ -122,5 +122,5 @@ def test_the_trainer_knows_its_rank_before_training(monkeypatch, started_by, ran
         environment.update(SLURM_PROCID=rank, SLURM_LOCALID=rank, SLURM_NODEID=0, SLURM_NODELIST="node")
     for name, value in environment.items():
         monkeypatch.setenv(name, str(value))
-    trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
+    trainer = quiet_trainer(devices=2, strategy="ddp")
     assert trainer.is_global_zero == (rank == 0)
