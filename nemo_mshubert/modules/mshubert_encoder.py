@@ -143,6 +143,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         self.mask_channel_prob, self.mask_channel_length = mask_channel_prob, mask_channel_length
 
         self.normalized_input = False  # set by load_encoder: the audio was scaled before it came here in training
+        self._was_training = False  # before `freeze`
         self.frozen = False  # set by callbacks.EncoderFreeze: `forward` passes no gradient to the encoder
 
         self.feature_extractor = ConvFeatureExtractor(conv_layers, conv_norm, conv_bias)
@@ -212,6 +213,22 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         if self.training and self.frozen:
             x_BTD = x_BTD + zero_touch(self).to(x_BTD.dtype)
         return x_BTD.transpose(1, 2), frames_B
+
+    def freeze(self) -> None:
+        """NeMo's, which ends in evaluation mode; `unfreeze` goes back."""
+        self._was_training = self.training or self._was_training
+        super().freeze()
+
+    def unfreeze(self, partial: bool = False) -> None:
+        """NeMo's; with ``partial`` it ends in the mode before `freeze`, or that which was chosen since.
+
+        NeMo's own ends in training mode, and with it ``transcribe()``: what is computed behind it would be masked.
+        """
+        was_training = self.training or self._was_training
+        self._was_training = False
+        super().unfreeze(partial)
+        if partial:
+            self.train(was_training)
 
     # --- Pre-training and features -------------------------------------------------------------------------------
 
@@ -312,8 +329,9 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         """Masks of wav2vec 2.0 fine-tuning: spans of frames become the mask embedding, spans of channels zero."""
         num_rows, num_frames, width = x_BTD.shape
         if self.mask_prob > 0:
-            mask_BT = span_mask(frames_B.tolist(), self.mask_prob, self.mask_length, num_frames).to(x_BTD.device)
-            x_BTD = torch.where(mask_BT[..., None], self.mask_embedding.to(x_BTD.dtype), x_BTD)
+            # batches are padded: with the count of the shortest row, long rows would hardly be masked
+            mask_BT = span_mask(frames_B.tolist(), self.mask_prob, self.mask_length, num_frames, same_count=False)
+            x_BTD = torch.where(mask_BT.to(x_BTD.device)[..., None], self.mask_embedding.to(x_BTD.dtype), x_BTD)
         elif self.mask_embedding.requires_grad:
             x_BTD = x_BTD + (self.mask_embedding.sum() * 0.0).to(x_BTD.dtype)  # see zero_touch
         if self.mask_channel_prob > 0:

@@ -459,21 +459,30 @@ def test_finetuning_masks_frames_and_channels_in_training_only(tiny_encoder, bat
     assert not (clean_BTD == encoder.mask_embedding).all(dim=-1).any()
 
 
+def runs(mask):
+    """Lengths of the runs of True in a vector."""
+    edges = torch.diff(mask.int(), prepend=torch.zeros(1), append=torch.zeros(1))
+    return (torch.where(edges == -1)[0] - torch.where(edges == 1)[0]).tolist()
+
+
 @pytest.mark.unit
 def test_spans_of_finetuning_have_their_lengths(tiny_encoder):
-    """Frames and channels have lengths of their own; one for both would be another recipe."""
+    """Frames and channels have lengths of their own; one for both would be another recipe. A short row took the masks
+    from a long one, all but single frames."""
     encoder = tiny_encoder(mask_prob=0.2, mask_length=4, mask_channel_prob=0.2, mask_channel_length=3).train()
     seen = []
     encoder.pos_conv_embed.register_forward_hook(lambda module, arguments, output: seen.append(arguments[0].detach()))
     frames, channels = set(), set()
     for seed in range(30):
         torch.manual_seed(seed)
-        encoder(audio_signal=torch.randn(1, 1, 16000), length=torch.tensor([16000]))  # alone: no row is un-masked
-        zeroed_D = (seen[-1][0] == 0).all(dim=0)
-        is_mask_T = (seen[-1][0] == torch.where(zeroed_D, 0.0, encoder.mask_embedding)).all(dim=-1)
-        for runs, mask in ((frames, is_mask_T), (channels, zeroed_D)):
-            edges = torch.diff(mask.int(), prepend=torch.zeros(1), append=torch.zeros(1))
-            runs.update((torch.where(edges == -1)[0] - torch.where(edges == 1)[0]).tolist())
+        audio = torch.randn(2, 1, 16000)
+        for rows, length in ((1, [16000]), (2, [16000, 3000])):
+            encoder(audio_signal=audio[:rows], length=torch.tensor(length))
+            zeroed_D = (seen[-1][0] == 0).all(dim=0)
+            is_mask_T = (seen[-1][0] == torch.where(zeroed_D, 0.0, encoder.mask_embedding)).all(dim=-1)
+            frames.update(runs(is_mask_T))
+            if rows == 1:  # channels of several rows are un-masked to the count of the fewest
+                channels.update(runs(zeroed_D))
     assert min(frames) == 4 and min(channels) == 3
 
 
