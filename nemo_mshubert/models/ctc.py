@@ -19,6 +19,7 @@ import string
 from pathlib import Path
 from typing import Any, Dict, Optional
 
+from lhotse.dataset.sampling.base import CutSampler
 from lightning.pytorch import Trainer
 from nemo.collections.asr.models import ASRModel, EncDecCTCModel, EncDecCTCModelBPE
 from nemo.core.classes import ModelPT
@@ -27,10 +28,12 @@ from torch.utils.data import DataLoader
 
 from nemo_mshubert.data.manifest import check_audio_files
 from nemo_mshubert.data.resumable_loader import check_utterances
+from nemo_mshubert.data.resumed_sampler import resumable
 from nemo_mshubert.data.tarred import check_shards, local_paths
 from nemo_mshubert.data.transcripts import check_transcripts
 from nemo_mshubert.data.unreadable import MAX_UNREADABLE, CountedAudio
 from nemo_mshubert.models.loading import is_foreign, local_path, restore_model
+from nemo_mshubert.models.seeding import seed_of
 from nemo_mshubert.models.whole_file import WholeFile
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 
@@ -164,17 +167,23 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
         OmegaConf.create(OmegaConf.to_container(overrides[name], resolve=True))
         for name in ("train_ds", "validation_ds", "optim")
     )
-    if "labels" in config:
-        train_ds.labels = validation_ds.labels = config.labels
+    if "tokenizer" not in config:
+        # not config.labels: where NeMo has changed the vocabulary these are still the letters of before
+        config.labels = train_ds.labels = validation_ds.labels = list(config.decoder.vocabulary)
     validates = validation_ds.manifest_filepath is not None
     _check_data(train_ds)
     if validates:
         _check_data(validation_ds)
-    if train_ds.get("tarred_audio_filepaths") is None:
+    is_tarred = train_ds.get("tarred_audio_filepaths") is not None
+    if is_tarred:
+        train_ds.seed = seed_of_session(train_ds.get("seed", 0), trainer)
+    else:
         train_ds.shard_seed = train_ds.get("seed", 0)  # alike on all ranks, which share one order
     train_ds.concurrent_bucketing = False  # where its thread meets an unreadable file, training would wait for ever
     max_unreadable = train_ds.pop("max_unreadable", MAX_UNREADABLE)
     model.setup_training_data(train_ds)  # NeMo leaves these to the caller when a model is restored
+    if not is_tarred and isinstance(model._train_dl.sampler, CutSampler):
+        model._train_dl = resumable(model._train_dl, trainer)
     _count_unreadable(model._train_dl, max_unreadable)
     if validates:
         model.setup_multiple_validation_data(validation_ds)
@@ -182,6 +191,12 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
             _count_unreadable(loader, 0)  # a WER without them would be that of another set
     model.setup_optimization(optim)
     return model
+
+
+def seed_of_session(seed: int, trainer: Trainer) -> int:
+    """Of dropout, masks and streams of tars, which a resumed fine-tuning does not go on with: others than those of the
+    sessions before, whose first shards it would see again and again."""
+    return seed_of(seed, Path(trainer.ckpt_path).name) % 2**30 if trainer.ckpt_path else seed
 
 
 def _count_unreadable(loader: DataLoader, limit: int) -> None:

@@ -21,14 +21,14 @@ the views that enter the loss), D width, K clusters of a label set.
 import random
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Mapping, Optional, Union
 
 import torch
 from lightning.pytorch import Trainer
 from nemo.core.classes import ModelPT
 from nemo.core.classes.common import PretrainedModelInfo
 from nemo.utils import logging
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -121,7 +121,7 @@ class MSHuBERTModel(ModelPT):
         for clusters in self.layer_of_set:
             table = torch.as_tensor(self.label_maker.tables[clusters].astype("int64"))
             self.register_buffer(f"table_{clusters}", table, persistent=False)  # the label maker's file holds it
-        self._is_split = False  # over ranks, by configure_model
+        self.is_split = False  # over ranks, by configure_model
         self._is_setting_up = False
         self.data_position = DataPosition()
         self.step_guard = StepGuard(cfg.max_nonfinite_steps)
@@ -146,10 +146,10 @@ class MSHuBERTModel(ModelPT):
 
     def configure_model(self) -> None:
         """Lightning's hook for models that are split over ranks: `parallel.tensor_parallel`, `parallel.sharded`."""
-        if self._is_split or self._trainer is None:  # without one, as when Lightning loads a checkpoint, it is whole
+        if self.is_split or self._trainer is None:  # without one, as when Lightning loads a checkpoint, it is whole
             return
-        self._is_split = hasattr(self.trainer.strategy, "split_model")
-        if self._is_split:
+        self.is_split = hasattr(self.trainer.strategy, "split_model")
+        if self.is_split:
             self.trainer.strategy.split_model(self)
         elif self.encoder.transformer_backend == "megatron":
             raise ValueError(
@@ -160,10 +160,23 @@ class MSHuBERTModel(ModelPT):
     def save_to(self, save_path: str) -> None:
         """Write a ``.nemo``. Of a model that is split over ranks it holds the whole one, and all ranks must call
         this."""
-        if self._is_split:
-            self._save_restore_connector = WholeWeights(self.trainer.strategy.lightning_module_state_dict())
-            with open_dict(self._cfg):
-                self._cfg.encoder.transformer_backend = "torch"  # that of a file
+        if self.is_split:
+            self._save_whole(save_path, self.trainer.strategy.lightning_module_state_dict())
+        else:
+            super().save_to(save_path)
+
+    def save_checkpoint_to(self, checkpoint_path: str, save_path: str) -> None:
+        """Write a ``.nemo`` with the weights of a checkpoint, which are whole, also when the ranks no longer reach each
+        other's parts."""
+        weights = {}
+        if self.trainer.is_global_zero:  # which alone writes
+            weights = torch.load(checkpoint_path, map_location="cpu", weights_only=False)["state_dict"]
+        self._save_whole(save_path, weights)
+
+    def _save_whole(self, save_path: str, weights: Mapping[str, Tensor]) -> None:
+        self._save_restore_connector = WholeWeights(weights)
+        with open_dict(self._cfg):
+            self._cfg.encoder.transformer_backend = "torch"  # that of a file
         super().save_to(save_path)
 
     # --- Data ----------------------------------------------------------------------------------------------------
@@ -201,8 +214,9 @@ class MSHuBERTModel(ModelPT):
             check_labels_of(manifest, self.label_maker.id, self.label_maker.stored_sets, lines)
 
     def setup_validation_data(self, val_data_config: Union[DictConfig, Dict]) -> None:
+        """Of one manifest or set of them; NeMo calls it once for each of several."""
         self._update_dataset_config(dataset_name="validation", config=val_data_config)
-        config = self._cfg.validation_ds
+        config = val_data_config if isinstance(val_data_config, DictConfig) else OmegaConf.create(val_data_config)
         if config.get("manifest_filepath") is None:
             self._validation_dl = None
             return
@@ -283,7 +297,7 @@ class MSHuBERTModel(ModelPT):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.trainer.precision == "16-mixed" and self._is_split:
+        if self.trainer.precision == "16-mixed" and self.is_split:
             raise ValueError(
                 "trainer.precision=16-mixed with a model that is split over ranks: each would scale its loss by the "
                 "overflows of its own part. Set trainer.precision=bf16-mixed."
@@ -449,7 +463,7 @@ class MSHuBERTModel(ModelPT):
             found = checkpoint.get("task", {}).get(name, value)
             if found != value:
                 raise ValueError(f"{path}: {name} {found}, but the config says {value}. {remedy}")
-        if self._is_split or not checkpoint.get("state_dict"):
+        if self.is_split or not checkpoint.get("state_dict"):
             return  # its parts have the shapes of this rank; a sharded checkpoint is read in place
         here, there = (
             {name: str(list(tensor.shape)) for name, tensor in weights.items()}

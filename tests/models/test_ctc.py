@@ -15,6 +15,7 @@
 """Stock CTC models around our encoder: made from a pre-trained one, trained, transcribing, exported."""
 
 import random
+import string
 
 import lightning.pytorch as pl
 import numpy as np
@@ -25,12 +26,15 @@ from nemo.collections.asr.models import ASRModel, EncDecCTCModel, EncDecCTCModel
 from nemo.core.classes import ModelPT
 from omegaconf import OmegaConf
 
+from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
 from nemo_mshubert.data.manifest import read_manifest, write_manifest
+from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.decoding.error_rates import error_counts
 from nemo_mshubert.models.ctc import LETTERS, restore_for_finetuning, ssl_to_ctc
 from nemo_mshubert.models.loading import load_encoder, restore_model, save_model
 from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+from tests.conftest import quiet_trainer
 
 FRAME_SECONDS = 0.02
 LENGTHS = (16000, 24000, 20001)  # a second or more: NeMo pads shorter arrays
@@ -139,12 +143,12 @@ def test_finetuning_in_another_language(ssl_path, overrides, tmp_path):
         entries = read_manifest(overrides[name].manifest_filepath)
         write_manifest(tmp_path / f"{name}.json", [{**entry, "text": "hast äh"} for entry in entries])
         overrides[name].manifest_filepath = str(tmp_path / f"{name}.json")
-    model = restore_for_finetuning(str(tmp_path / "letters.nemo"), overrides, None)
+    model = restore_for_finetuning(str(tmp_path / "letters.nemo"), overrides, quiet_trainer(max_steps=10))
     tokens, token_counts = next(iter(model._train_dl))[2:4]
     assert tokens.tolist() == [[3, 1, 4, 5, 0, 2, 3]] * 2 and token_counts.tolist() == [7, 7]
     write_manifest(tmp_path / "train_ds.json", [{**entry, "text": "höh"} for entry in entries])
     with pytest.raises(ValueError, match="train_ds.json:1: the model's letters are ' aähst', the text has 'ö'"):
-        restore_for_finetuning(str(tmp_path / "letters.nemo"), overrides, None)
+        restore_for_finetuning(str(tmp_path / "letters.nemo"), overrides, quiet_trainer(max_steps=10))
 
 
 @pytest.mark.unit
@@ -356,16 +360,7 @@ def one_step(model, batch):
         def on_after_backward(self, trainer, module):
             gradients.update({name: p.grad is not None and p.grad.clone() for name, p in module.named_parameters()})
 
-    trainer = pl.Trainer(
-        callbacks=[Recorder()],
-        max_steps=1,
-        log_every_n_steps=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(callbacks=[Recorder()], max_steps=1, log_every_n_steps=1)
     model.set_trainer(trainer)
     model.setup_optimization({"name": "sgd", "lr": 0.0})
     model._train_dl = torch.utils.data.DataLoader([batch], batch_size=None)
@@ -471,7 +466,7 @@ def overrides(synthetic_corpus):
 @pytest.mark.integration
 def test_options_of_finetuning_replace_those_of_the_file(path, overrides):
     """Masks, dropouts, frozen front end, data and optimizer are the experiment's; the rest is the file's."""
-    trainer = pl.Trainer(max_steps=10, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer = quiet_trainer(max_steps=10)
     model = restore_for_finetuning(str(path), overrides, trainer)
     original = ASRModel.restore_from(str(path), map_location="cpu")
     assert type(model) is type(original)
@@ -504,13 +499,103 @@ def test_the_seed_orders_the_data_and_nothing_else_does(letters_path, overrides)
 
     def batches(seed):
         overrides.train_ds.seed = seed
-        trainer = pl.Trainer(max_steps=10, accelerator="cpu", logger=False, enable_checkpointing=False)
+        trainer = quiet_trainer(max_steps=10)
         loader = restore_for_finetuning(str(letters_path), overrides, trainer)._train_dl
         return [batch[1].tolist() for batch in loader]
 
     first = batches(1)
     random.random()
     assert batches(1) == first != batches(2)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("training", [False, True])
+def test_transcribe_leaves_the_mode_of_the_encoder(path, waves, training):
+    """NeMo's leaves it in training mode: masks and layerdrop would be in every forward pass behind it."""
+    model = ASRModel.restore_from(str(path), map_location="cpu").train(training)
+    model.transcribe(waves[:1], verbose=False)
+    assert model.encoder.training == training
+
+
+@pytest.mark.unit
+def test_a_frozen_encoder_goes_back_to_training(tiny_encoder):
+    """In between it may transcribe; only then it may be left in evaluation mode."""
+    encoder = tiny_encoder().train()
+    encoder.freeze()
+    assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
+    encoder.unfreeze(partial=True)
+    assert encoder.training and all(module.training for module in encoder.modules())
+    encoder.eval()
+    with encoder.as_frozen():
+        pass
+    assert not encoder.training
+
+
+class Heard(pl.Callback):
+    """The transcripts of every batch, and a checkpoint behind each update."""
+
+    def __init__(self, folder):
+        self.folder, self.tokens = folder, []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.tokens.append(batch[2].tolist())
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+
+@pytest.mark.integration
+def test_a_resumed_fine_tuning_goes_on_in_its_data(letters_path, overrides, tmp_path):
+    """It began anew in the order of the first epoch: in jobs shorter than an epoch the last speakers of the manifest
+    would never have been heard."""
+
+    def heard(folder, resume=None):
+        folder.mkdir()
+        callback = Heard(folder)
+        trainer = quiet_trainer(max_steps=updates, max_epochs=-1, callbacks=[callback, SaveWhenPreempted()])
+        trainer.fit(restore_for_finetuning(str(letters_path), overrides, trainer), ckpt_path=resume)
+        return callback.tokens
+
+    trainer = quiet_trainer(max_steps=1)
+    epoch = len(list(restore_for_finetuning(str(letters_path), overrides, trainer)._train_dl))
+    updates = 2 * epoch + 1
+    expected = heard(tmp_path / "whole")
+    assert len(expected) == updates and expected[:epoch] != expected[epoch : 2 * epoch]  # orders of their own
+    for done in (1, epoch - 1, epoch, epoch + 1, 2 * epoch):
+        assert heard(tmp_path / f"from {done}", tmp_path / "whole" / f"{done}.ckpt") == expected[done:], done
+
+
+@pytest.mark.unit
+def test_a_resumed_fine_tuning_draws_tars_anew(letters_path, overrides, synthetic_corpus, tmp_path):
+    """Each session would begin with the same shards; those that it does not come to, none would."""
+    make_tarred(synthetic_corpus.train, tmp_path / "tars", 4)
+    overrides.train_ds.update(
+        manifest_filepath=f"{tmp_path}/tars/sharded_manifests/manifest__OP_0..3_CL_.json",
+        tarred_audio_filepaths=f"{tmp_path}/tars/audio__OP_0..3_CL_.tar",
+        shard_seed="randomized",
+        num_workers=1,
+    )
+
+    def first_batches(checkpoint):
+        trainer = quiet_trainer(max_steps=10, limit_train_batches=1000000000)  # as in conf/finetune
+        trainer.ckpt_path = checkpoint
+        loader = iter(restore_for_finetuning(str(letters_path), overrides, trainer)._train_dl)
+        return [next(loader)[2].tolist() for _ in range(3)]
+
+    first = first_batches(None)
+    assert first == first_batches(None) != first_batches("run--val_wer=0.5-step=10-last.ckpt")
+
+
+@pytest.mark.integration
+def test_letters_of_a_changed_vocabulary(letters_path, overrides, tmp_path):
+    """NeMo's change_vocabulary leaves cfg.labels as it was: letters were trained as their neighbours."""
+    model = ASRModel.restore_from(str(letters_path), map_location="cpu")
+    model.change_vocabulary(new_vocabulary=[" ", "'", *string.ascii_lowercase])  # the same in another order
+    model.save_to(str(tmp_path / "changed.nemo"))
+    trainer = quiet_trainer(max_steps=10)
+    model = restore_for_finetuning(str(tmp_path / "changed.nemo"), overrides, trainer)
+    references = {line.split('"text": "')[1].split('"')[0] for line in open(overrides.train_ds.manifest_filepath)}
+    for batch in model._train_dl:
+        for row, count in zip(batch[2].tolist(), batch[3].tolist()):
+            assert "".join(model.decoder.vocabulary[token] for token in row[:count]) in references
 
 
 @pytest.mark.unit
@@ -532,7 +617,7 @@ def test_an_unknown_option_of_the_encoder_is_refused(letters_path, overrides):
     """A misspelt option would otherwise be a hyper-parameter search over nothing."""
     overrides.encoder.mask_probability = 0.5
     with pytest.raises(ValueError, match=r"model.encoder: MSHuBERTEncoder has no options \['mask_probability'\]"):
-        restore_for_finetuning(str(letters_path), overrides, None)
+        restore_for_finetuning(str(letters_path), overrides, quiet_trainer(max_steps=10))
 
 
 @pytest.mark.integration
@@ -540,7 +625,7 @@ def test_options_of_neither_fine_tuning_nor_nemo_are_refused(letters_path, overr
     """They were left out without a word: a model trained on scaled audio would have been fine-tuned on other audio."""
     overrides.preprocessor = {"normalize": "per_feature"}
     with pytest.raises(ValueError, match=r"model: fine-tuning has no options \['preprocessor'\]"):
-        restore_for_finetuning(str(letters_path), overrides, None)
+        restore_for_finetuning(str(letters_path), overrides, quiet_trainer(max_steps=10))
 
 
 @pytest.mark.integration
@@ -548,7 +633,7 @@ def test_rates_by_part_and_losses_of_blocks_below(letters_path, overrides):
     """NeMo's own options, which were left out without a word."""
     overrides.optim_param_groups = {"encoder": {"lr": 0.5}}
     overrides.interctc = {"loss_weights": [0.3], "apply_at_layers": [1]}
-    trainer = pl.Trainer(max_steps=10, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer = quiet_trainer(max_steps=10)
     model = restore_for_finetuning(str(letters_path), overrides, trainer)
     assert sorted(group["initial_lr"] for group in model._optimizer.param_groups) == [0.125, 0.5]
     assert model.is_interctc_enabled()
@@ -558,7 +643,7 @@ def test_rates_by_part_and_losses_of_blocks_below(letters_path, overrides):
 def test_fine_tuning_without_validation(letters_path, overrides):
     """validation_manifest=null, which pre-training takes, ended in a TypeError."""
     overrides.validation_ds.manifest_filepath = None
-    trainer = pl.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer = quiet_trainer(max_steps=1)
     model = restore_for_finetuning(str(letters_path), overrides, trainer)
     trainer.fit(model)
     assert trainer.global_step == 1

@@ -230,6 +230,25 @@ def test_validation_is_that_of_all_ranks(model_config):
 
 
 @pytest.mark.unit
+def test_several_validation_sets_are_measured_apart(model_config, labelled):
+    """Each was all of them together under a name of its own, and so was val_loss, which chooses the weights."""
+
+    def measured(manifests):
+        trainer = trainer_of(limit_val_batches=1.0)
+        model = MSHuBERTModel(model_config(f"validation_manifest={manifests}"), trainer)
+        model._draw_masks = every_second_frame
+        trainer.validate(model, verbose=False)
+        return {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+    dev, test = measured(labelled.dev), measured(labelled.test)
+    both = measured(f"[{labelled.dev},{labelled.test}]")
+    assert dev["val_loss"] != pytest.approx(test["val_loss"], rel=1e-3)
+    assert both["val_loss"] == pytest.approx(dev["val_loss"], rel=1e-5)  # of the first
+    assert both["dev_val_loss"] == pytest.approx(dev["val_loss"], rel=1e-5)
+    assert both["test_val_loss"] == pytest.approx(test["val_loss"], rel=1e-5)
+
+
+@pytest.mark.unit
 def test_the_seed_draws_the_initial_weights(make_model):
     """Three seeds of one experiment must not start from the same network, and one seed always from the same."""
     first, again, other = (make_model(f"model.seed={seed}").state_dict() for seed in (1, 1, 2))

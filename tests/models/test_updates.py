@@ -106,6 +106,15 @@ def test_fused_adamw_is_adamw(model_config, monkeypatch):
         train_split(fused, [[[0, 1, 2, 3]]])
 
 
+@pytest.mark.unit
+def test_fp16_of_split_models_is_refused(model_config, monkeypatch):
+    """Each rank would skip the updates in which its own part overflowed: the parts drift apart, without a word."""
+    monkeypatch.setattr(pl.Trainer, "precision", "16-mixed")
+    monkeypatch.setattr(MSHuBERTModel, "configure_model", lambda model: setattr(model, "is_split", True))
+    with pytest.raises(ValueError, match="split over ranks.*bf16-mixed"):
+        train_split(model_config(optim={"name": "sgd", "lr": 0.1}), [[[0]]])
+
+
 class ByPyTorch(pl.Callback):
     """Weights after a step of SGD with the mean gradient, clipped by PyTorch."""
 
