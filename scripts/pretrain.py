@@ -43,7 +43,7 @@ def main(cfg):
     trainer = make_trainer(cfg.trainer, [preemption, DataWait(), RankWatch()])
     folder = checkpoint_folder(cfg.exp_manager)
     hold_folder(folder, trainer)
-    keep_whole_checkpoints(folder)
+    keep_whole_checkpoints(folder, cfg.exp_manager.checkpoint_callback_params.save_top_k)
     exp_manager(trainer, cfg.exp_manager)
     model = MSHuBERTModel(cfg=cfg.model, trainer=trainer)
     model.maybe_init_from_pretrained_checkpoint(cfg)

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A resumed run follows the schedule of its config, from the update it has come to."""
+"""A resumed run follows the schedule and the optimizer of its config, from the update it has come to."""
 
 from typing import Any, Dict
 
@@ -20,14 +20,23 @@ import lightning.pytorch as pl
 
 # Of PyTorch's schedulers; all else of their state follows from the config.
 PROGRESS = {"last_epoch", "_step_count", "_last_lr"}
+# Of optimizers, besides the rate, which follows from the schedule.
+OPTIONS = ("betas", "eps", "weight_decay")
 
 
 class ConfiguredSchedule(pl.Callback):
-    """Take how far a schedule has come from the checkpoint, and peak, warm-up and length from the config.
+    """Take how far a schedule has come, and the moments, from the checkpoint; peak, warm-up, length and the options of
+    the optimizer from the config.
 
     PyTorch restores all of them: a run that resumes with more updates would train at the end of the old schedule, at
-    rate 0.
+    rate 0, and another weight decay would have no effect.
     """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            if len(optimizer.param_groups) == 1:  # several have options of their own, which only the checkpoint knows
+                found = {name: optimizer.defaults[name] for name in OPTIONS if name in optimizer.defaults}
+                optimizer.param_groups[0].update(found)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Dict[str, Any]

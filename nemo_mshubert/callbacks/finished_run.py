@@ -52,4 +52,8 @@ class FinishedRun(pl.Callback):
         is_there = trainer.strategy.broadcast(os.path.exists(path))
         if not is_there and has_all_updates(trainer):
             logging.info(f"All {trainer.global_step} updates are done, but {path} is missing: writing it.")
-            checkpoints.on_train_end(trainer, pl_module)
+            if getattr(pl_module, "is_split", False):  # the ranks have let go of each other's parts
+                best = checkpoints.best_model_path if checkpoints.save_best_model else ""
+                pl_module.save_checkpoint_to(best or trainer.ckpt_path, path)
+            else:
+                checkpoints.on_train_end(trainer, pl_module)

@@ -21,7 +21,7 @@ import tempfile
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Sequence
+from typing import Iterable, Sequence
 
 import lightning.pytorch as pl
 import torch
@@ -33,11 +33,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_mshubert.callbacks.configured_schedule import ConfiguredSchedule
 from nemo_mshubert.callbacks.finished_run import FinishedRun
+from nemo_mshubert.callbacks.saved_update import SavedUpdate
 from nemo_mshubert.callbacks.unknown_score import UnknownScore
 from nemo_mshubert.callbacks.updates_bar import UpdatesProgressBar
 from nemo_mshubert.callbacks.validation_schedule import ValidationSchedule
 from nemo_mshubert.parallel.registration import check_strategy, tensor_parallel_size
 
+NO_LIMIT = 1_000_000_000  # of batches, as in conf/finetune
 PRECISIONS = ("32", "32-true", "bf16-mixed", "16-mixed", "64", "64-true")
 
 
@@ -107,6 +109,7 @@ def _check_options(cfg: DictConfig) -> None:
             f"trainer.max_time={cfg.trainer.max_time} may end a run in the middle of an update. Set "
             "exp_manager.max_time_per_run instead."
         )
+    _check_limits(cfg.trainer)
     if str(cfg.trainer.get("precision", 32)) not in PRECISIONS:
         raise ValueError(
             f"trainer.precision={cfg.trainer.precision}: weights are kept in fp32, since updates are smaller than what "
@@ -129,6 +132,20 @@ def _check_options(cfg: DictConfig) -> None:
             f"The encoder is never trained: it is frozen for {cfg.freeze_encoder_updates} updates, and the run has "
             f"{cfg.max_updates}. Lower freeze_encoder_updates, or raise max_updates."
         )
+
+
+def _check_limits(trainer_config: DictConfig) -> None:
+    """Options that would let an epoch end early, and the data begin anew behind it, or divide by zero."""
+    limit = trainer_config.get("limit_train_batches")
+    ends_early = limit is not None and not (isinstance(limit, float) and limit == 1.0) and limit < NO_LIMIT
+    if ends_early or trainer_config.get("overfit_batches"):
+        option = "limit_train_batches" if ends_early else "overfit_batches"
+        raise ValueError(
+            f"trainer.{option}={trainer_config[option]}: the data would begin anew after as many batches, and what "
+            "comes behind them would never be seen. Remove it; max_updates and validate_every_updates count updates."
+        )
+    if trainer_config.get("log_every_n_steps") == 0:
+        raise ValueError("trainer.log_every_n_steps=0: NeMo divides by it. Give a large number to log seldom.")
 
 
 def _check_launch(trainer_config: DictConfig) -> None:
@@ -171,7 +188,7 @@ def make_trainer(trainer_config: DictConfig, callbacks: Sequence[pl.Callback]) -
     """
     options = resolve_trainer_cfg(trainer_config)
     callbacks = [*(options.get("callbacks") or []), *callbacks]
-    callbacks += [ConfiguredSchedule(), UnknownScore(), ValidationSchedule(), FinishedRun()]
+    callbacks += [ConfiguredSchedule(), UnknownScore(), SavedUpdate(), ValidationSchedule(), FinishedRun()]
     if options.get("enable_progress_bar", True) and not any(isinstance(one, ProgressBar) for one in callbacks):
         callbacks.append(UpdatesProgressBar())
     return pl.Trainer(**{**options, "callbacks": callbacks})
@@ -184,13 +201,14 @@ def checkpoint_folder(exp_manager_config: DictConfig) -> Path:
     return Path(config.checkpoint_callback_params.get("dirpath") or Path(log_folder) / "checkpoints")
 
 
-def keep_whole_checkpoints(folder: Path) -> None:
+def keep_whole_checkpoints(folder: Path, save_top_k: int = 1) -> None:
     """Leave what a run can go on from, where it was killed while it wrote a checkpoint: NeMo would stop and ask for
     that.
 
     Unfinished checkpoints go, damaged ones are set aside under another name. Of several last ones the newest stays;
     where there is none, the newest other one, which holds as much, becomes it. One whose score is not a number, which
-    NeMo cannot read back from its name, is set aside. All ranks may call this at the same
+    NeMo cannot read back from its name, is set aside. So are the best ones where the run no longer keeps any
+    (``save_top_k`` 0), as without a validation: NeMo would delete them, and stop. All ranks may call this at the same
     time, before the first checkpoint is written.
     """
     for marker in folder.glob(f"*{NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}"):
@@ -212,10 +230,17 @@ def keep_whole_checkpoints(folder: Path) -> None:
                 shutil.copyfileobj(stream, copy)
         shutil.copymode(path, copy.name)
         os.replace(copy.name, path.with_name(f"{path.stem}-last.ckpt"))
-    for path in folder.glob("*=nan-*.ckpt"):
+    _set_aside(folder.glob("*=nan-*.ckpt"), "nan")
+    if save_top_k == 0:
+        _set_aside(folder.glob("*.ckpt"), "best")
+
+
+def _set_aside(checkpoints: Iterable[Path], suffix: str) -> None:
+    """Give all but the last one a name that NeMo does not read."""
+    for path in checkpoints:
         if not path.stem.endswith("last"):
             with suppress(FileNotFoundError):  # another rank was faster
-                os.replace(path, path.with_name(f"{path.name}.nan"))
+                os.replace(path, path.with_name(f"{path.name}.{suffix}"))
 
 
 def _set_aside_if_damaged(path: Path) -> None:

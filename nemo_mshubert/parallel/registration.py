@@ -49,7 +49,12 @@ def tensor_parallel_size(strategy: Any) -> int:
 
 
 def check_strategy(strategy: Any) -> None:
-    """Raise ``ValueError`` for a tensor-parallel strategy that is not there, with what to do."""
+    """Raise ``ValueError`` for a strategy under which a run would go wrong, with what to do."""
+    if re.match(r"fsdp(?!2)|deepspeed", str(strategy)):
+        raise ValueError(
+            f"trainer.strategy={strategy}: ranks hold parts of the weights here, so that neither the norm of the "
+            "gradients nor the .nemo would be that of the model. Share large models with parallel=fsdp2."
+        )
     if tensor_parallel_size(strategy) > 1 and str(strategy) not in strategies():
         raise ValueError(
             f"trainer.strategy={strategy}: needs megatron-core (pip install 'nemo_mshubert[megatron]'), and "

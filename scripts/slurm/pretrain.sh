@@ -19,7 +19,7 @@
 #         train_tars=... validation_manifest=dev-other_labelled.json
 #
 # Five minutes before its time is over SLURM sends SIGTERM, as it does on preemption: the tasks write a checkpoint, and the
-# job is queued again and goes on from it.
+# job is queued again and goes on from it. Leave exp_manager.max_time_per_run alone: a job that it ends is not queued again.
 #SBATCH --job-name=mshubert
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8

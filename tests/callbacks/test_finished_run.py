@@ -17,31 +17,36 @@
 import pytest
 import torch
 from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
+from omegaconf import OmegaConf
 
 from nemo_mshubert.callbacks.finished_run import FinishedRun
 from nemo_mshubert.data.pretraining_dataset import collate
 from nemo_mshubert.models.loading import restore_model
+from nemo_mshubert.parallel.registration import register
 from tests.models.fixed_update import train, utterance
+from tests.parallel.ranks_of_a_test import run_on_ranks
 
 pytestmark = pytest.mark.unit
 
 
-def run(config, folder, updates=3, resume=None):
+def run(config, folder, updates=3, resume=None, **options):
     checkpoints = NeMoModelCheckpoint(
         dirpath=folder, prefix="run", filename="run-{step}", save_last=True, save_top_k=-1, every_n_train_steps=1
     )
-    batches = [[collate([utterance(n)]) for n in range(3)]]
+    batches = [[collate([utterance(n)]) for n in range(3)]] * 2
     callbacks = [FinishedRun(), checkpoints]
-    return train(config, batches, updates, resume=resume, callbacks=callbacks, enable_checkpointing=True)
+    return train(config, batches, updates, resume=resume, callbacks=callbacks, enable_checkpointing=True, **options)
 
 
-def test_the_same_command_writes_what_is_missing(tiny_config, tmp_path):
-    """Else every restart ends at once, well, and without a model."""
-    from omegaconf import OmegaConf
-
+@pytest.fixture
+def config(tiny_config):
     config = tiny_config()
     config.model.optim = {"name": "sgd", "lr": 0.5}
-    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])
+    return OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])
+
+
+def test_the_same_command_writes_what_is_missing(config, tmp_path):
+    """Else every restart ends at once, well, and without a model."""
     run(config, tmp_path)
     path = tmp_path / "run.nemo"
     expected = restore_model(path).state_dict()
@@ -52,3 +57,21 @@ def test_the_same_command_writes_what_is_missing(tiny_config, tmp_path):
     written = path.stat().st_mtime_ns
     run(config, tmp_path, resume=last)
     assert path.stat().st_mtime_ns == written and len(list(tmp_path.glob("*.nemo"))) == 1
+
+
+def test_so_do_ranks_that_share_a_model(config, tmp_path):
+    """They have left their groups when it is noticed: every restart ended in an error of megatron-core."""
+    pytest.importorskip("megatron.core", reason="megatron-core is not installed")
+    config.encoder.transformer_backend = "megatron"
+
+    def trained(resume=None):
+        register()
+        run(config, tmp_path, resume=resume, devices=2, strategy="megatron_tp2")
+
+    run_on_ranks(2, trained)
+    path = tmp_path / "run.nemo"
+    expected = restore_model(path).state_dict()
+    path.unlink()
+    (last,) = tmp_path.glob("*last.ckpt")
+    run_on_ranks(2, trained, last)
+    assert all(torch.equal(value, expected[name]) for name, value in restore_model(path).state_dict().items())

@@ -38,8 +38,10 @@ from nemo_mshubert.callbacks.configured_schedule import ConfiguredSchedule
 from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted, take_time_limit
 from nemo_mshubert.callbacks.rank_watch import RankWatch, furthest_behind
+from nemo_mshubert.callbacks.saved_update import SavedUpdate
 from nemo_mshubert.data.pretraining_dataset import collate
 from nemo_mshubert.models import mshubert_model
+from tests.conftest import quiet_trainer
 from tests.models.fixed_update import train, trainer_of, utterance
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
@@ -294,6 +296,53 @@ def test_a_resumed_run_follows_the_schedule_of_its_config(config, tmp_path, lr):
     assert rates(tmp_path, 12, lr, tmp_path / "last.ckpt") == pytest.approx(expected) and expected[0] > 0
 
 
+class Decays(pl.Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        (group,) = trainer.optimizers[0].param_groups
+        self.found = group["weight_decay"], tuple(group["betas"])
+
+
+def test_a_resumed_run_takes_the_optimizer_of_its_config(config, tmp_path):
+    """PyTorch takes that of the checkpoint: another weight decay had no effect, without a word."""
+    batches = [[collate([utterance(0)])] * 3]
+
+    def found(updates, weight_decay, beta, resume=None):
+        config.optim = {"name": "adamw", "lr": 1e-3, "weight_decay": weight_decay, "betas": [0.9, beta]}
+        checkpoints = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, every_n_train_steps=1)
+        callbacks = [ConfiguredSchedule(), checkpoints, decays := Decays()]
+        model = train(config, batches, updates, resume=resume, callbacks=callbacks, enable_checkpointing=True)
+        return decays.found, model.trainer.optimizers[0].state
+
+    assert found(2, 0.1, 0.98)[0] == (0.1, (0.9, 0.98))
+    options, moments = found(3, 0.3, 0.95, tmp_path / "last.ckpt")
+    assert options == (0.3, (0.9, 0.95)) and {int(state["step"]) for state in moments.values()} == {3}
+
+
+class Saves(pl.Callback):
+    """At which micro-batch checkpoints are written."""
+
+    def __init__(self):
+        self.batches = []
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        self.batches.append(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+
+def test_a_resumed_run_without_validation_saves_between_updates_only(config, tmp_path):
+    """It wrote its checkpoint anew in the middle of its first update, whose gradients no checkpoint holds."""
+    batches = [[collate([utterance(0)])] * 16]
+
+    def saves(updates, resume=None):
+        checkpoints = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, every_n_train_steps=2)
+        callbacks = [SavedUpdate(), checkpoints, found := Saves()]
+        options = dict(accumulate_grad_batches=2, enable_checkpointing=True)
+        train(config, batches, updates, resume=resume, callbacks=callbacks, **options)
+        return found.batches
+
+    assert saves(4) == [4, 8]
+    assert saves(8, tmp_path / "last.ckpt") == [12, 16]
+
+
 # --- Full disk -------------------------------------------------------------------------------------------------------
 
 
@@ -348,7 +397,7 @@ def test_end_of_a_hung_run_is_an_error(monkeypatch, config):
     messages, codes = [], []
     monkeypatch.setattr(rank_watch.logging, "error", messages.append)
     monkeypatch.setattr(rank_watch.os, "_exit", codes.append)
-    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    trainer = quiet_trainer()
     RankWatch()._end(trainer, [3], "forward pass, batch 7")
     assert codes == [70] and "rank 3 of 1 hangs in: forward pass, batch 7" in messages[0]
 
@@ -407,7 +456,7 @@ def test_rank_watch_lives_with_two_validation_sets():
     """NeMo takes a list of manifests; Lightning then says which one a batch is of. Every batch is a sign of life: a
     validation of an hour is no hanging rank."""
     watch, signs = RankWatch(), []
-    trainer = pl.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[watch])
+    trainer = quiet_trainer(max_steps=1, callbacks=[watch])
     module = BoringModel()
     module.val_dataloader = lambda: [module.train_dataloader(), module.train_dataloader()]
     module.validation_step = lambda batch, batch_idx, dataloader_idx: signs.append(watch._latest)

@@ -77,6 +77,16 @@ def test_a_score_that_is_no_number_does_not_stop_a_resume(folder):
     assert set(left) == {"m--val_loss=nan-step=3.ckpt.nan", "m--val_loss=2.5-step=4", "m--val_loss=nan-step=5-last"}
 
 
+def test_best_checkpoints_are_kept_where_none_are_wanted(folder, tmp_path):
+    """A run goes on without validation: NeMo deleted the best weights, and ended in an IndexError."""
+    folder("m--val_loss=2.5-step=4", "m--val_loss=2.5-step=5-last")
+    keep_whole_checkpoints(tmp_path, save_top_k=0)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "m--val_loss=2.5-step=4.ckpt.best",
+        "m--val_loss=2.5-step=5-last.ckpt",
+    }
+
+
 def test_killed_in_the_first_checkpoint_starts_anew(folder):
     assert folder("m-step=1-last!") == {}
 
@@ -113,6 +123,29 @@ def test_folder_is_that_of_exp_manager():
     assert str(checkpoint_folder(OmegaConf.create({**config, "explicit_log_dir": "logs"}))) == "logs/checkpoints"
     config["checkpoint_callback_params"] = {"dirpath": "/scratch/kept"}
     assert str(checkpoint_folder(OmegaConf.create(config))) == "/scratch/kept"
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("+trainer.limit_train_batches=1000", "limit_train_batches=1000: the data would begin anew"),
+        ("+trainer.limit_train_batches=1", "limit_train_batches=1: the data would begin anew"),
+        ("+trainer.limit_train_batches=0.5", "limit_train_batches=0.5: the data would begin anew"),
+        ("+trainer.overfit_batches=10", "overfit_batches=10: the data would begin anew"),
+        ("trainer.log_every_n_steps=0", "log_every_n_steps=0: NeMo divides"),
+        ("trainer.strategy=fsdp", "strategy=fsdp: .*parallel=fsdp2"),
+        ("trainer.strategy=deepspeed_stage_2", "strategy=deepspeed_stage_2: .*parallel=fsdp2"),
+    ],
+)
+def test_options_that_would_train_something_else_are_refused(tiny_config, option, message):
+    """The first thousand batches for ever, clipped by norms of parts, or a division by zero in the first batch."""
+    with pytest.raises(ValueError, match=message):
+        plan_updates(tiny_config(option))
+
+
+@pytest.mark.parametrize("option", ["+trainer.limit_train_batches=1.0", "trainer.strategy=fsdp2"])
+def test_options_that_change_nothing_are_taken(tiny_config, option):
+    plan_updates(tiny_config(option))
 
 
 def test_torchrun_with_another_number_of_devices_is_refused(monkeypatch, tiny_config):
