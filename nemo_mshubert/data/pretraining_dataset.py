@@ -77,12 +77,14 @@ class PretrainingDataset(torch.utils.data.Dataset):
         number, cuts = numbered_cuts
         rng = random.Random(f"{self.seed}-{number}")
         labelled = [(cut, self._labels_of(cut)) for cut in cuts]
-        frames = [min(frame_count(cut.num_samples), labels.num_frames) for cut, labels in labelled]
+        # a decoder may give a few samples fewer than were labelled, and so a frame
+        available = [min(frame_count(cut.recording.num_samples), labels.num_frames) for cut, labels in labelled]
+        frames = [min(frame_count(cut.num_samples), most) for (cut, _), most in zip(labelled, available)]
         if self.crop == "shortest":
             frames = [min(frames)] * len(frames)
         examples = []
-        for (cut, labels), num_frames in zip(labelled, frames):
-            start_frame = rng.randint(0, labels.num_frames - num_frames)
+        for (cut, labels), num_frames, most in zip(labelled, frames, available):
+            start_frame = rng.randint(0, most - num_frames)
             samples = self._read(cut, labels, start_frame, num_frames)
             if samples is not None:
                 examples.append((cut.recording.id, samples, labels.crop(start_frame, num_frames)))
