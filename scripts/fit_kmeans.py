@@ -28,7 +28,7 @@ from pathlib import Path
 
 from nemo_mshubert.clustering.features import FeatureMaker, HiddenFeatures, MfccFeatures
 from nemo_mshubert.clustering.hierarchy import check_cluster_counts
-from nemo_mshubert.clustering.kmeans import BACKENDS
+from nemo_mshubert.clustering.kmeans import BACKENDS, choose_backend
 from nemo_mshubert.clustering.label_maker import ASSIGNMENTS, fit_label_maker
 from nemo_mshubert.clustering.labelling import sample_corpus_frames
 from nemo_mshubert.device import choose_device
@@ -73,10 +73,11 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)  # first: the fit may take hours
+    backend = choose_backend(args.backend)
     features = make_features(args)
     frames = sample_corpus_frames(args.manifest, features, args.max_frames, args.seed)
     logging.info("fitting %s clusters on %d frames of %s", args.clusters, len(frames), features.name)
-    maker = fit_label_maker(frames, args.clusters, features.description, args.assignment, args.backend, args.seed)
+    maker = fit_label_maker(frames, args.clusters, features.description, args.assignment, backend, args.seed)
     maker.save(args.output)
     logging.info("%s: label maker %s", args.output, maker.id)
 

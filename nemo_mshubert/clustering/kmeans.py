@@ -18,6 +18,7 @@ Features are never written to disk and never held for the whole corpus: fitting 
 ten minutes at a time.
 """
 
+from importlib.util import find_spec
 from typing import Iterable, Union
 
 import numpy as np
@@ -69,6 +70,22 @@ def sample_frames(batches_of_features: Iterable[Union[np.ndarray, Tensor]], max_
     return sample[:seen]
 
 
+def choose_backend(backend: str) -> str:
+    """ "sklearn" or "cuml"; asked before a pass over the corpus, it spares one that ends without cuML.
+
+    Raises:
+        ValueError: no such backend.
+        ImportError: cuML is asked for, or chosen by "auto", and cannot be imported.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}.")
+    if backend == "auto":
+        backend = "cuml" if torch.cuda.is_available() and find_spec("cuml") else "sklearn"
+    if backend == "cuml":
+        _cuml_kmeans()
+    return backend
+
+
 def fit_kmeans(frames: np.ndarray, clusters: int, backend: str = "auto", seed: int = 0) -> np.ndarray:
     """Centres of k-means.
 
@@ -83,20 +100,17 @@ def fit_kmeans(frames: np.ndarray, clusters: int, backend: str = "auto", seed: i
 
     Raises:
         ValueError: fewer frames than clusters, or no such backend.
-        ImportError: "cuml" is not installed.
+        ImportError: as `choose_backend`.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}.")
+    backend = choose_backend(backend)
     if len(frames) < clusters:
         raise ValueError(
             f"{clusters} clusters on {len(frames)} frames. Use more audio, raise max_frames, or ask for fewer "
             "clusters."
         )
-    if backend == "cuml":
-        _cuml_kmeans()  # where a small sample does without it, too: this machine must not pass for one with cuML
     if len(frames) <= MINIBATCH["batch_size"]:
         return _fit_full_batch(frames, clusters, seed)
-    if backend == "cuml" or (backend == "auto" and torch.cuda.is_available() and _has_cuml()):
+    if backend == "cuml":
         return _fit_cuml(frames, clusters, seed)
     from sklearn.cluster import MiniBatchKMeans
 
@@ -152,13 +166,7 @@ def _cuml_kmeans():
         from cuml.cluster import KMeans
     except ImportError as error:
         raise ImportError(
-            "backend 'cuml' needs cuML: pip install 'nemo_mshubert[gpu]' on a machine with an NVIDIA GPU, or use "
-            f"backend 'sklearn' ({error})."
+            "backend 'cuml' needs cuML: pip install 'nemo_mshubert[gpu]' on a machine with an NVIDIA GPU and a driver "
+            f"for CUDA 13 (for CUDA 12: pip install cuml-cu12), or use backend 'sklearn' ({error})."
         ) from error
     return KMeans
-
-
-def _has_cuml() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("cuml") is not None

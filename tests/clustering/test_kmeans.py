@@ -18,6 +18,7 @@ import sys
 
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from nemo_mshubert.clustering import kmeans
 from nemo_mshubert.clustering.kmeans import assign, fit_kmeans, sample_frames
@@ -101,6 +102,49 @@ def test_mini_batches_only_above_one_batch(monkeypatch):
     monkeypatch.setattr(kmeans, "_fit_full_batch", lambda *args: called.append(args))
     fit_kmeans(np.zeros((10000, 2), np.float32), 2, "sklearn")
     assert called
+
+
+def test_mini_batches_are_those_of_fairseq():
+    """The options of examples/hubert/simple_kmeans/learn_kmeans.py, of which HuBERT's labels come."""
+    frames = np.random.default_rng(0).normal(size=(10001, 3)).astype(np.float32)
+    fairseq = MiniBatchKMeans(
+        n_clusters=7,
+        init="k-means++",
+        max_iter=100,
+        batch_size=10000,
+        tol=0.0,
+        max_no_improvement=100,
+        n_init=20,
+        reassignment_ratio=0.0,
+        compute_labels=False,
+        random_state=5,
+    )
+    centres = fit_kmeans(frames, 7, "sklearn", seed=5)
+    np.testing.assert_array_equal(centres, fairseq.fit(frames).cluster_centers_.astype(np.float32))
+
+
+@pytest.mark.parametrize("points, starts", [(34, 10), (35, 1)])  # five to a cluster
+def test_centres_of_centres_are_the_best_of_ten_starts(points, starts):
+    """From one start the coarse sets of a hierarchy would be percents worse than they could be."""
+    frames = np.random.default_rng(1).normal(size=(points, 4)).astype(np.float32)
+    expected = KMeans(7, n_init=starts, random_state=2).fit(frames).cluster_centers_.astype(np.float32)
+    other = KMeans(7, n_init=11 - starts, random_state=2).fit(frames).cluster_centers_.astype(np.float32)
+    np.testing.assert_array_equal(fit_kmeans(frames, 7, "sklearn", seed=2), expected)
+    assert not np.array_equal(expected, other)
+
+
+def test_cuml_starts_as_scikit_learn_does(monkeypatch):
+    """A stand-in for a machine with cuML: its own default start ends 1.5 % above scikit-learn."""
+    made = []
+
+    def cuml_kmeans(n_clusters, n_init, oversampling_factor, random_state, output_type):
+        made.append((oversampling_factor, output_type))
+        return KMeans(n_clusters, n_init=n_init, random_state=random_state)
+
+    monkeypatch.setattr(kmeans, "_cuml_kmeans", lambda: cuml_kmeans)
+    corners, frames = blobs(12000)
+    centres = fit_kmeans(frames, 6, "cuml", seed=0)
+    assert made == [(0.0, "numpy")] and centres.dtype == np.float32 and centres.shape == (6, 6)
 
 
 def test_bad_requests_say_what_to_do():

@@ -133,6 +133,9 @@ def test_word_times_are_those_of_their_letters(ab_decoder, emit):
         ("ab", 0.04, 0.12),
         ("a", 0.18, 0.20),
     ]
+    of_10_ms = LexiconBeamSearchDecoder(AB, ab_decoder.config, frame_seconds=0.01)
+    (halved,) = of_10_ms.decode(emit("|_a_bb_||a__", AB, probability=0.99), "utt")
+    assert [round(word.end, 6) for word in halved.words] == [0.06, 0.10]
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy, lambda x: torch.from_numpy(x).double()])

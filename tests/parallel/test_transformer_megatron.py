@@ -135,9 +135,10 @@ def dropped_channels(sequence_parallel):
     encoder = make(dict(dropout=0.3, attention_dropout=0.3, activation_dropout=0.3))
     split_blocks(encoder.layers, sequence_parallel)
     own = []
-    encoder.layers[0].feed_forward.intermediate_dense.register_forward_hook(lambda *_: own.append(torch.rand(())))
+    for part in (encoder.layers[0].attention.q_proj, encoder.layers[0].feed_forward.intermediate_dense):
+        part.register_forward_hook(lambda *_: own.append(torch.rand(())))
     found = views_and_gradients(encoder, False)
-    return found["block 4"], torch.rand(()), own[0], found["layers.0.final_layer_norm.weight"]
+    return found["block 4"], torch.rand(()), own, found["layers.0.final_layer_norm.weight"]
 
 
 @pytest.mark.parametrize("sequence_parallel", [False, True])
@@ -147,7 +148,7 @@ def test_dropout(sequence_parallel):
     (x0, next0, own0, norm0), (x1, next1, own1, norm1) = run_on_ranks(2, dropped_channels, sequence_parallel)
     assert torch.equal(x0, x1) and next0 == next1
     torch.testing.assert_close(norm0, norm1)
-    assert own0 != own1
+    assert len(own0) == 2 and all(mine != others for mine, others in zip(own0, own1))  # heads, and inner units
 
 
 def test_blocks_that_cannot_be_split():
