@@ -25,7 +25,8 @@
 # least one of them; --phones also of --train and --dev, for the quality of labels and layers.
 # --top and --instances: words (100) and instances of a word (15), see analyze_cca.py. --updates N (800) of 8 s,
 # --seeds "1 2 3", --exp DIR (exp/compare). Every stage is one of the public scripts, printed as it is run. Run it again:
-# finished stages are skipped, an interrupted pre-training goes on from its last validation.
+# finished stages are skipped, an interrupted pre-training goes on from its last validation, and of more seeds or other
+# options of the CCA only what is new is made; where a finished stage had other options, it says what to remove.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 
@@ -50,6 +51,7 @@ done
 [ ${#tests[@]} -gt 0 ] || { echo "compare_pretraining.sh: --test is missing." >&2; exit 2; }
 [ -n "$phones$words" ] || { echo "compare_pretraining.sh: give --phones or --words." >&2; exit 2; }
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+exp=$(realpath -m -- "$exp")
 
 EXTRAS=test
 source scripts/environment.sh
@@ -88,12 +90,12 @@ for seed in $seeds; do
 done
 
 # --- What each layer knows --------------------------------------------------------------------------------------------
-[ -z "$phones" ] || stage "phone-CCA" "$exp/cca_phones/summary.md" python scripts/analyze_cca.py --units phones \
+[ -z "$phones" ] || resuming "phone-CCA" "$exp/cca_phones/summary.md" python scripts/analyze_cca.py --units phones \
     --model "${models[@]}" --manifest "${tests[@]}" --alignments "$phones" --output "$exp/cca_phones"
-[ -z "$words" ] || stage "word-CCA" "$exp/cca_words/summary.md" python scripts/analyze_cca.py --units words --top "$top" \
-    --instances "$instances" --model "${models[@]}" --manifest "${tests[@]}" --alignments "$words" \
+[ -z "$words" ] || resuming "word-CCA" "$exp/cca_words/summary.md" python scripts/analyze_cca.py --units words \
+    --top "$top" --instances "$instances" --model "${models[@]}" --manifest "${tests[@]}" --alignments "$words" \
     --output "$exp/cca_words"
-stage "diagnostics" "$exp/diagnostics/diagnostics.png" python scripts/diagnose.py --model "${pretrained[@]}" \
+resuming "diagnostics" "$exp/diagnostics/diagnostics.png" python scripts/diagnose.py --model "${pretrained[@]}" \
     --manifest "$labels/dev.json" "${alignments[@]}" --max_frames 6000 --output "$exp/diagnostics"
 
 python scripts/report.py --run "$exp" --output "$exp/report.html"

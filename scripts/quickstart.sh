@@ -20,9 +20,9 @@
 #     bash scripts/quickstart.sh --manifests DIR       # a folder with NeMo manifests train*.json, dev*.json and test*.json
 #
 # Every stage is one of the public scripts, printed as it is run; some run at the same time. Run it again: finished
-# stages are skipped, an interrupted one goes on.  --exp DIR: where everything goes (exp/quickstart).  --alignments FILE:
-# words or phones in time (JSONL, .gz) of train and dev, for the quality of the labels.  --updates N and
-# --finetune_updates N: of either pre-training and fine-tuning.
+# stages are skipped, an interrupted one goes on; where a finished one had other options, it says what to remove.
+# --exp DIR: where everything goes (exp/quickstart).  --alignments FILE: words or phones in time (JSONL, .gz) of train and
+# dev, for the quality of the labels.  --updates N and --finetune_updates N: of either pre-training and fine-tuning.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 
@@ -41,6 +41,7 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+exp=$(realpath -m -- "$exp")
 
 # The manifests of a split, into `found`. Printed, they would be read from a subshell, whose exit ends only itself.
 find_split() {

@@ -41,6 +41,17 @@ stage() {
     if announce "$@"; then run_stage "$@"; fi
 }
 
+# resuming NAME OUTPUT COMMAND...: run a script that itself repeats nothing of what is done, whatever is there: its
+# options may have changed, as to one more model.
+resuming() {
+    show "$1" "${@:3}"
+    if [ -e "$2" ] && is_noted "$1" "${@:3}"; then
+        run_logged "$@" # the time of the report is that of the work, not of a look at it
+    else
+        run_stage "$@"
+    fi
+}
+
 # beside NAME OUTPUT COMMAND...: the same in the background, with its output in its log alone, beside the stages that
 # follow, until `wait_beside`. When the script ends, however it does, so do they.
 beside=()
@@ -66,10 +77,17 @@ trap end_beside EXIT
 
 announce() {
     if [ -e "$2" ]; then
+        refuse_other_options "$@"
         printf '\n== %s: done, %s is there\n' "$1" "$2"
         return 1
     fi
-    printf '\n== %s\n   %s\n' "$1" "$(quoted "${@:3}")"
+    show "$1" "${@:3}"
+    mkdir -p "$exp"
+    as_begun "$@" >>"$exp/begun.tsv"
+}
+
+show() {
+    printf '\n== %s\n   %s\n' "$1" "$(quoted "${@:2}")"
 }
 
 # A command line as one may type it.
@@ -79,15 +97,75 @@ quoted() {
     echo "${line% }"
 }
 
+# The line of a stage in the file begun.tsv: its name, output and command, with EXP for the folder $exp, which may be
+# moved or written in another way.
+as_begun() {
+    local fields=("${@//"$exp"/EXP}")
+    printf '%s\t%s\t%s\n' "${fields[0]}" "${fields[1]}" "$(quoted "${fields[@]:2}")"
+}
+
+# End the script where the output of a stage was made by another command: its results would be shown as those of this
+# one. Of stages that were begun before there was a begun.tsv, nothing is known.
+refuse_other_options() {
+    local name command earlier="" now
+    [ -f "$exp/begun.tsv" ] || return 0
+    while IFS=$'\t' read -r name _ command; do
+        if [ "$name" = "$1" ]; then earlier=$command; fi # the last time is the one that made it
+    done <"$exp/begun.tsv"
+    now=$(as_begun "$@")
+    now=${now##*$'\t'}
+    if [ -z "$earlier" ] || [ "$earlier" = "$now" ]; then return 0; fi
+    {
+        printf '\n%s: the stage "%s" is done, but was given other options:\n' "${0##*/}" "$1"
+        printf '    then  %s\n    now   %s\n' "$(words_of "$earlier" "$now")" "$(words_of "$now" "$earlier")"
+        printf 'Give the same again, or another --exp, or remove what this stage and those after it have made:\n'
+        printf '    rm -r %s\n' "$(made_since "$1")"
+    } >&2
+    exit 1
+}
+
+# words_of LINE OTHER: the words of the one that are not in the other, or all where only their order differs.
+words_of() {
+    local words word found=() line
+    read -ra words <<<"$1"
+    for word in "${words[@]}"; do
+        [[ " $2 " == *" $word "* ]] || found+=("$word")
+    done
+    line=${found[*]:-$1}
+    echo "${line//EXP\//"$exp"/}"
+}
+
+# made_since NAME: the folders of the outputs of a stage and those begun after it, of a training with its checkpoints.
+made_since() {
+    local name output made since=()
+    while IFS=$'\t' read -r name output _; do
+        if [ "$name" = "$1" ]; then since=(); fi
+        made=${output/#EXP/"$exp"}
+        case "$output" in EXP/*/*) made=${made%/*} made=${made%/checkpoints} ;; esac
+        if [ -e "$made" ] && [[ " ${since[*]} " != *" $(quoted "$made") "* ]]; then since+=("$(quoted "$made")"); fi
+    done <"$exp/begun.tsv"
+    echo "${since[*]}"
+}
+
 # Notes for the report, in the folder $exp, when the stage started and how long it took.
 run_stage() {
-    local name=$1 output=$2 start
+    local start
+    start=$(date +%s)
+    run_logged "$@"
+    printf '%s\t%s\t%s\t%s\n' "$1" "$start" "$(($(date +%s) - start))" "$(quoted "${@:3}")" >>"$exp/stages.tsv"
+}
+
+# is_noted NAME COMMAND...: has the stage ended before, with this command?
+is_noted() {
+    [ -f "$exp/stages.tsv" ] && grep -qxF -- "$1"$'\t'"$(quoted "${@:2}")" <(cut -f 1,4- "$exp/stages.tsv")
+}
+
+run_logged() {
+    local name=$1 output=$2
     shift 2
     mkdir -p "$exp/logs"
-    start=$(date +%s)
     # tee outlives the signal of end_beside: a training says on its way out that it writes a checkpoint
     "$@" 2>&1 | (trap "" TERM && tee "$exp/logs/${name// /_}.log") ||
         { echo "$name failed; see $exp/logs" >&2; exit 1; }
     [ -e "$output" ] || { echo "$name ended without $output; see $exp/logs" >&2; exit 1; }
-    printf '%s\t%s\t%s\t%s\n' "$name" "$start" "$(($(date +%s) - start))" "$(quoted "$@")" >>"$exp/stages.tsv"
 }

@@ -222,8 +222,8 @@ def test_no_environment_is_made_with_a_python_in_which_nemo_restores_no_model(tm
 def stages(tmp_path):
     """``stages("stage a ...")``: a script with the functions of stages.sh; the process, its output and the folder."""
 
-    def start(script):
-        head = f"set -euo pipefail\nexp={tmp_path}/exp\nsource {SCRIPTS}/stages.sh\n"
+    def start(script, exp="exp"):
+        head = f"set -euo pipefail\nexp={tmp_path}/{exp}\nsource {SCRIPTS}/stages.sh\n"
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         return subprocess.Popen(["bash", "-c", head + script], cwd=tmp_path, **pipes)
 
@@ -240,6 +240,90 @@ def test_commands_of_stages_can_be_typed(stages, tmp_path):
     assert shlex.split(command) == expected and f"== a b\n   {command}\n" in output and " plain=1 " in command
 
 
+CHAIN = """
+    make() { mkdir -p "${1%%/*}" && touch "$1"; }
+    stage label "$exp/labels/iter1/a.json" make "$exp/labels/iter1/a.json"
+    stage train "$exp/run/checkpoints/run.nemo" make "$exp/run/checkpoints/run.nemo" "name=a b" updates=%s
+    stage evaluate "$exp/results/a.json" make "$exp/results/a.json" --model "$exp/run/checkpoints/run.nemo"
+"""
+
+
+@pytest.fixture
+def chain(stages):
+    """``chain(updates)``: three stages of a folder, each of the one before; exit status, output and stages that ran."""
+
+    def run(updates, **others):
+        process = stages(CHAIN % updates, **others)
+        output, _ = process.communicate(timeout=20)
+        return process.returncode, output, re.findall(r"^== (\w+)$", output, re.MULTILINE)
+
+    return run
+
+
+def test_finished_stages_with_other_options_are_not_passed_off_as_new(chain, tmp_path):
+    """A trial of 100 updates was shown as the result of the 800 asked for later; what to remove must be all that
+    depends on it, or the rest is still that of the trial."""
+    exp = tmp_path / "exp"
+    assert chain(100)[::2] == (0, ["label", "train", "evaluate"])
+    status, output, ran = chain(100)
+    assert (status, ran) == (0, []) and output.count(": done, ") == 3
+    status, output, ran = chain(800)
+    assert (status, ran) == (1, []) and "evaluate" not in output
+    assert (
+        'the stage "train" is done, but was given other options:\n    then  updates=100\n    now   updates=800'
+        in output
+    )
+    remove = output.splitlines()[-1].strip()
+    assert remove == f"rm -r {exp}/run {exp}/results"
+    assert chain(100)[::2] == (0, [])
+    subprocess.run(shlex.split(remove), check=True)
+    assert chain(800)[::2] == (0, ["train", "evaluate"])
+    assert chain(800)[::2] == (0, [])
+    assert chain(100)[0] == 1
+
+
+def test_a_folder_of_stages_may_be_moved(chain, tmp_path):
+    """The same options in a path written otherwise are no other options."""
+    chain(100)
+    (tmp_path / "exp").rename(tmp_path / "moved")
+    (tmp_path / "link").symlink_to("moved")
+    assert [chain(100, exp=name)[::2] for name in ("moved", "link")] == [(0, [])] * 2
+    status, output, _ = chain(800, exp="link")
+    assert status == 1 and output.endswith(f"rm -r {tmp_path}/link/run {tmp_path}/link/results\n")
+
+
+def test_a_folder_of_an_earlier_version_is_gone_on_with(chain, tmp_path):
+    """It does not say with which options its stages were begun."""
+    chain(100)
+    (tmp_path / "exp" / "begun.tsv").unlink()
+    (tmp_path / "exp" / "results" / "a.json").unlink()
+    assert chain(800)[::2] == (0, ["evaluate"])
+    assert chain(800)[::2] == (0, [])
+
+
+def test_an_interrupted_stage_goes_on(stages, tmp_path):
+    """It has made no result yet, so also with other options; what it ended with is what it is held to."""
+    script = 'train() { [ "$1" != killed ] && touch "$exp/model"; }\nstage train "$exp/model" train %s'
+    statuses = []
+    for option in ("killed", "800", "800", "killed"):
+        process = stages(script % option)
+        process.communicate(timeout=20)
+        statuses.append(process.returncode)
+    assert statuses == [1, 0, 0, 1] and (tmp_path / "exp" / "model").exists()
+
+
+def test_a_script_that_skips_by_itself_is_called_anyway(stages, tmp_path):
+    """One more model is one more curve; the time in the report stays that of the work."""
+    script = 'add() { touch "$exp/cca"; echo "$@" >>"$exp/models"; }\nresuming cca "$exp/cca" add %s'
+    for models in ("a", "a", "a b"):
+        process = stages(script % models)
+        output, _ = process.communicate(timeout=20)
+        assert process.returncode == 0, output
+    assert (tmp_path / "exp" / "models").read_text() == "a\na\na b\n"
+    notes = [line.split("\t") for line in (tmp_path / "exp" / "stages.tsv").read_text().splitlines()]
+    assert [note[3] for note in notes] == ["add a", "add a b"]
+
+
 @pytest.mark.parametrize(
     "value", ["a/b-c_1.json", "my data/a=b, (c).json", "it's.json", "x__OP_0..3_CL_.tar", "müller/[b] & ~"]
 )
@@ -254,17 +338,19 @@ def test_any_path_passes_through_hydra(stages, value):
 def test_stages_beside_each_other(stages, tmp_path):
     """Each waits for what the other makes, so they run at the same time; only one of them may fill the terminal."""
     script = """
-        beside first a bash -c "echo quiet; until [ -e b ]; do sleep 0.05; done; touch a"
+        first=(first a bash -c "echo quiet; until [ -e b ]; do sleep 0.05; done; echo >>runs; touch a")
+        beside "${first[@]}"
         stage second b bash -c "echo loud; touch b"
         wait_beside
         [ -e a ]
-        beside first a false
+        beside "${first[@]}"
         wait_beside
     """
     process = stages(script)
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 0 and "loud" in output and "\nquiet" not in output
     assert "== first\n" in output and "first: done, a is there" in output
+    assert (tmp_path / "runs").read_text() == "\n"
     assert (tmp_path / "exp" / "logs" / "first.log").read_text() == "quiet\n"
     notes = [line.split("\t") for line in (tmp_path / "exp" / "stages.tsv").read_text().splitlines()]
     assert sorted(note[0] for note in notes) == ["first", "second"]

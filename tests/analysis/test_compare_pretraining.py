@@ -18,6 +18,7 @@ skipped."""
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -102,15 +103,51 @@ def test_models_differ_in_their_config_and_seeds_in_their_seed(compare, tmp_path
     assert "phones" in phones and "words" in words and "random weights" not in " ".join(calls[-2])
 
 
-def test_a_second_call_makes_the_report_only(compare, tmp_path):
+def test_a_second_call_trains_what_is_missing_only(compare, tmp_path):
+    """The scripts that measure are called, since a model may be new; what is done they skip by themselves."""
     exp = tmp_path / "exp"
     compare(*ARGUMENTS, "--seeds", "1", "--exp", str(exp))
+    again = ["analyze_cca.py", "diagnose.py", "report.py"]
+    status, output, calls = compare(*ARGUMENTS, "--seeds", "1", "--exp", "exp")  # the same folder
+    assert status == 0 and [Path(call[0]).name for call in calls] == again
     (exp / "noswap_seed1" / "checkpoints" / "noswap_seed1.nemo").unlink()
     status, output, calls = compare(*ARGUMENTS, "--seeds", "1", "--exp", str(exp))
-    assert status == 0 and [Path(call[0]).name for call in calls] == ["pretrain.py", "report.py"]
+    assert status == 0 and [Path(call[0]).name for call in calls] == ["pretrain.py", *again]
     assert "mshubert_tiny_noswap" in calls[0] and "pre-train HuBERT, seed 1: done" in output
     stages = [line.split("\t") for line in (exp / "stages.tsv").read_text().splitlines()]
     assert [len(stage) for stage in stages] == [4] * len(stages) and stages[-1][0] == "pre-train - Swap, seed 1"
+
+
+def test_more_seeds_are_in_all_that_is_shown(compare, tmp_path):
+    """CCA and diagnostics of two seeds were shown beside the training curves of three."""
+    compare(*ARGUMENTS, "--words", "words.jsonl", "--seeds", "1 2", "--exp", "exp")
+    status, output, calls = compare(*ARGUMENTS, "--words", "words.jsonl", "--seeds", "1 2 3", "--exp", "exp")
+    assert status == 0, output
+    new = ["pretrain.py"] * 3 + ["ssl_to_ctc.py"] + ["analyze_cca.py"] * 2 + ["diagnose.py", "report.py"]
+    assert [Path(call[0]).name for call in calls] == new
+    assert all("model.seed=3" in call for call in calls[:3])
+    for call, curves in zip(calls[4:7], (4, 4, 3)):
+        assert len([argument for argument in call if argument.endswith(".nemo")]) == 3 * curves
+
+
+@pytest.mark.parametrize("option, value", [("--updates", "8"), ("--kmeans", "other.npz")])
+def test_other_options_do_not_show_the_models_of_an_earlier_call(compare, tmp_path, option, value):
+    """A trial of 100 updates was shown as the comparison of 800; what to remove is named, and is enough."""
+    exp = tmp_path / "exp"
+    (tmp_path / "other.npz").touch()
+    compare(*ARGUMENTS, "--updates", "4", "--seeds", "1 2", "--exp", "exp")
+    changed = [*ARGUMENTS, "--updates", "4", "--seeds", "1 2", "--exp", "exp", option, value]
+    status, output, calls = compare(*changed)
+    assert status == 1 and not calls and "is done, but was given other options" in output and value in output
+    remove = shlex.split(output.splitlines()[-1])
+    assert remove[:2] == ["rm", "-r"] and set(remove[2:]) == {
+        str(path) for path in exp.iterdir() if path.name.endswith(("_seed1", "_seed2")) or path.name == "random"
+    } | ({str(exp / "labels" / "iter2")} if option == "--kmeans" else set())
+    subprocess.run(remove, check=True)
+    status, output, calls = compare(*changed)
+    names = [Path(call[0]).name for call in calls]
+    assert status == 0 and names.count("pretrain.py") == 6 and names.count("label.py") == 2 * (option == "--kmeans")
+    assert all(any(value in argument for argument in call) for call in calls if call[0].endswith("pretrain.py"))
 
 
 @pytest.mark.parametrize(
