@@ -42,7 +42,7 @@ from nemo_mshubert.decoding.ngram import (
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--text", nargs="+", help="text to train on: plain, .gz, or NeMo manifests (.json, .jsonl)")
+    source.add_argument("--text", nargs="+", help="text or NeMo manifests to train on, plain or .gz")
     source.add_argument("--arpa", help="an ARPA (plain or .gz) to take as it is")
     parser.add_argument("--output", required=True, help="path of the results, without suffix")
     parser.add_argument("--order", type=int, default=4, help="2 to 6; the paper's LM is a 4-gram")

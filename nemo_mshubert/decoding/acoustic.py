@@ -110,9 +110,21 @@ def _scaled_as_a_whole(preprocessor: nn.Module, wave: np.ndarray) -> Iterator[np
 def use_chunks(model: EncDecCTCModel) -> None:
     """Make ``model.transcribe()`` run files of more than a minute as `long_log_probs` does; training stays as it is.
 
-    It holds for this object, as for every forward pass in evaluation mode, and is not saved with the model.
+    It holds for this object, as for every forward pass in evaluation mode, and is neither saved nor exported with the
+    model.
     """
     model.forward = MethodType(_chunked_forward, model)
+    model.export = MethodType(_export_stock_forward, model)
+
+
+def _export_stock_forward(model: EncDecCTCModel, *args: Any, **kwargs: Any) -> Any:
+    """``model.export()`` of the network as it is, since NeMo replaces ``forward`` in the class, which ours would hide."""
+    chunked = model.forward
+    del model.forward
+    try:
+        return type(model).export(model, *args, **kwargs)
+    finally:
+        model.forward = chunked
 
 
 def _chunked_forward(

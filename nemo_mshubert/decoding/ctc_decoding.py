@@ -15,24 +15,29 @@
 """Lexicon beam search inside a stock NeMo letter model, for ``model.transcribe()``."""
 
 from types import MethodType
-from typing import List, Union
+from typing import Any, List, Union
 
 from nemo.collections.asr.models import EncDecCTCModel
 from nemo.collections.asr.parts.submodules.ctc_decoding import CTCDecoding, CTCDecodingConfig
 from nemo.collections.asr.parts.utils.rnnt_utils import Hypothesis
+from nemo.collections.asr.parts.utils.timestamp_utils import get_segment_offsets
 from torch import Tensor
 
 from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder, LexiconHypothesis
 from nemo_mshubert.decoding.parallel import ParallelDecoder
 
 Decoder = Union[LexiconBeamSearchDecoder, ParallelDecoder]
+SEGMENTS = ("segment_seperators", "segment_gap_threshold")  # NeMo's settings, as it spells them
 
 
 class LexiconCTCDecoding(CTCDecoding):
-    """NeMo's decoding object with the search replaced; ids and letters are still converted by NeMo."""
+    """NeMo's decoding object with the search replaced; ids and letters are still converted by NeMo.
 
-    def __init__(self, decoder: Decoder):
-        super().__init__(CTCDecodingConfig(), decoder.labels)
+    ``segments``: of `SEGMENTS`, where they differ from NeMo's defaults.
+    """
+
+    def __init__(self, decoder: Decoder, **segments: Any):
+        super().__init__(CTCDecodingConfig(**segments), decoder.labels)
         self._lexicon_decoder = decoder
 
     def ctc_decoder_predictions_tensor(
@@ -45,7 +50,8 @@ class LexiconCTCDecoding(CTCDecoding):
         """Best transcription of each row of log-probabilities ``[B, T, V]``, trimmed to ``decoder_lengths``.
 
         ``fold_consecutive`` and ``return_hypotheses`` are NeMo's and change nothing: repeats are always folded, and
-        the hypotheses always hold text, score, ids of its letters and word timings (``timestamp["word"]``, as NeMo's).
+        the hypotheses always hold text, score, ids of its letters and timings of words and segments
+        (``timestamp["word"]`` and ``["segment"]``, as NeMo's).
         """
         lengths = [decoder_outputs.shape[1]] * len(decoder_outputs) if decoder_lengths is None else decoder_lengths
         results = self._lexicon_decoder.decode_batch(decoder_outputs, lengths)
@@ -65,13 +71,18 @@ class LexiconCTCDecoding(CTCDecoding):
         ]
         # not all: a lexicon may spell "dr." as "doctor"
         letters = [self.vocabulary.index(letter) for letter in best.text if letter in self.vocabulary]
-        return Hypothesis(best.score, letters, best.text, timestamp={"timestep": [], "word": words}, length=length)
+        # without NeMo's supported_punctuation, of which comes a warning only, also where no times were asked for
+        segments = get_segment_offsets(
+            words, self.segment_seperators, segment_gap_threshold=self.segment_gap_threshold
+        )
+        timestamp = {"timestep": [], "word": words, "segment": segments}
+        return Hypothesis(best.score, letters, best.text, timestamp=timestamp, length=length)
 
 
 def use_lexicon_decoder(model: EncDecCTCModel, decoder: Decoder) -> None:
     """Make ``model.transcribe()`` decode with ``decoder``, until ``model.change_decoding_strategy(cfg)`` is called.
 
-    Validation during training keeps its greedy WER.
+    Validation during training keeps its greedy WER. Segments end where the model's decoding config says.
 
     Raises:
         ValueError: the decoder was built for other labels than the model's.
@@ -82,16 +93,19 @@ def use_lexicon_decoder(model: EncDecCTCModel, decoder: Decoder) -> None:
             f"the decoder was built for the labels {decoder.labels}, the model has {labels}. Build the decoder with "
             "the model's decoder.vocabulary; a lexicon decodes letter models, not BPE."
         )
-    model.decoding = LexiconCTCDecoding(decoder)
+    segments = {name: model.cfg.decoding[name] for name in SEGMENTS if name in model.cfg.decoding}
+    model.decoding = LexiconCTCDecoding(decoder, **segments)
     model.change_decoding_strategy = MethodType(_change_decoding_strategy, model)
 
 
 def _change_decoding_strategy(model: EncDecCTCModel, decoding_cfg=None, verbose: bool = True) -> None:
     """Ignore the call that ``transcribe(timestamps=...)`` makes, quietly and with the model's own config.
 
-    It would silently replace the lexicon by greedy decoding; our hypotheses hold word timings in any case.
+    It would silently replace the lexicon by greedy decoding; our hypotheses hold timings in any case. When
+    ``change_vocabulary()`` has replaced the decoding, the call is the model's own again, which turns timings on.
     """
-    if decoding_cfg is not None and decoding_cfg is model.cfg.decoding and not verbose:
+    is_ours = isinstance(model.decoding, LexiconCTCDecoding)
+    if is_ours and decoding_cfg is not None and decoding_cfg is model.cfg.decoding and not verbose:
         return
     del model.change_decoding_strategy  # the stock method again
     model.change_decoding_strategy(decoding_cfg, verbose=verbose)

@@ -19,6 +19,7 @@ PATH, ``scripts/build_kenlm.sh`` builds them.
 """
 
 import gzip
+import json
 import os
 import shutil
 import subprocess
@@ -26,9 +27,9 @@ import unicodedata
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Iterable, Iterator, List, Optional, Sequence, Union
+from typing import IO, BinaryIO, Iterable, Iterator, List, Optional, Sequence, Union
 
-from nemo_mshubert.data.manifest import PathLike, atomic_write, iter_manifest
+from nemo_mshubert.data.manifest import PathLike, atomic_write, parse_lines
 from nemo_mshubert.decoding.lexicon import WORD_DELIMITER, fold_case, require_same_alphabet
 
 ORDERS = range(2, 7)  # KenLM is compiled for at most 6
@@ -50,9 +51,13 @@ def find_kenlm_tool(name: str, folder: Optional[PathLike] = None) -> str:
     return found
 
 
+def _open(path: PathLike) -> BinaryIO:
+    return gzip.open(path) if str(path).endswith(".gz") else open(path, "rb")
+
+
 def text_lines(path: PathLike) -> Iterator[str]:
     """Lines of UTF-8 text, plain or ``.gz``; raises ``ValueError`` with file and line where it is not UTF-8."""
-    with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as stream:
+    with _open(path) as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 yield line.decode("utf-8")
@@ -86,7 +91,7 @@ def _spaced_words(text: str, labels: Sequence[str]) -> List[str]:
 
 
 def normalized_sentences(paths: Sequence[PathLike], labels: Sequence[str]) -> Iterator[str]:
-    """Normalised lines of text files (plain, ``.gz``) and ``text`` fields of NeMo manifests (``.json``, ``.jsonl``).
+    """Normalised lines of text files and ``text`` fields of NeMo manifests, plain or ``.gz``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -95,7 +100,7 @@ def normalized_sentences(paths: Sequence[PathLike], labels: Sequence[str]) -> It
     """
     for path in paths:
         if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such text. Give plain text, .gz, or a NeMo manifest (.json, .jsonl).")
+            raise FileNotFoundError(f"{path}: no such text. Give plain text or a NeMo manifest, or either as .gz.")
     for path in paths:  # once to the end: what is wrong in the last should not be found when lmplz has read the others
         _checked_sentences(path, labels)
         for _ in _lines(path):
@@ -111,13 +116,26 @@ def _checked_sentences(path: PathLike, labels: Sequence[str]) -> Iterator[str]:
 
 
 def _lines(path: PathLike) -> Iterator[str]:
-    if Path(path).suffix not in (".json", ".jsonl"):
+    if not _is_manifest(path):
         yield from text_lines(path)
         return
-    for where, entry in iter_manifest(path):
-        if not isinstance(entry.get("text"), str):
-            raise ValueError(f'{where}: no "text". Give a manifest with transcripts, or remove the line.')
-        yield entry["text"]
+    with _open(path) as stream:
+        for where, entry in parse_lines(stream, str(path)):
+            if not isinstance(entry.get("text"), str):
+                raise ValueError(f'{where}: no "text". Give a manifest with transcripts, or remove the line.')
+            yield entry["text"]
+
+
+def _is_manifest(path: PathLike) -> bool:
+    """By its name, or by a JSON object in its first line: names are free, and keys would be words of the LM."""
+    if str(path).removesuffix(".gz").endswith((".json", ".jsonl")):
+        return True
+    with _open(path) as stream:
+        first = next((line for line in stream if not line.isspace()), b"")
+    try:
+        return isinstance(json.loads(first.decode("utf-8-sig")), dict)
+    except ValueError:  # not JSON, or not UTF-8, which is said with its line when it is read
+        return False
 
 
 def train_arpa(

@@ -163,6 +163,20 @@ def test_chunks_change_nothing_in_training(small_chunks, tiny_ctc, longest_input
     assert passes == [16000 * 8] and log_probs.requires_grad and frames.tolist() == [frame_count(16000 * 8)]
 
 
+def test_chunks_do_not_hinder_an_export(small_chunks, tiny_ctc, tmp_path):
+    """It ended in a TypeError about arguments of forward; transcribe() must go on by chunks behind it."""
+    model = tiny_ctc(conv_norm="layer_norm")
+    wave = noise(16000)
+    expected = model_log_probs(model, [wave])[0]
+    use_chunks(model)
+    model.export(str(tmp_path / "ctc.ts"))
+    exported = torch.jit.load(tmp_path / "ctc.ts")
+    found = exported(torch.from_numpy(wave)[None, None], torch.tensor([len(wave)]))
+    np.testing.assert_allclose((found[0] if isinstance(found, tuple) else found)[0].numpy(), expected, atol=1e-3)
+    long = noise(16000 * 9)
+    np.testing.assert_array_equal(model_log_probs(model, [long])[0], long_log_probs(model, long))
+
+
 def test_memory_of_a_long_file_is_that_of_a_chunk(small_chunks, tiny_ctc, longest_input, tmp_path):
     """An hour for chunks of a minute, scaled down: six minutes for chunks of six seconds. Nothing that the model sees
     grows with the file, and every frame is there.

@@ -15,10 +15,8 @@
 """Evaluation of a manifest: the error rates, and every file it leaves behind, against independent computations."""
 
 import copy
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,10 +39,10 @@ from nemo_mshubert.decoding.evaluation import (
 from nemo_mshubert.decoding.log_probs import LogProbs
 from nemo_mshubert.decoding.results import results_table
 from nemo_mshubert.parallel.launched import launched_ranks
+from tests.conftest import load_script
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
 pytestmark = pytest.mark.unit
-SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 LENGTHS = [16000, 24000, 100, 20000]
 TEXTS = ["the sea is far", "a cat sat", "oh", "dogs"]
 
@@ -375,10 +373,7 @@ def test_a_model_that_diverged_has_no_error_rate(name, request, manifest, tmp_pa
 @pytest.fixture
 def script():
     """scripts/evaluate.py as a module."""
-    spec = importlib.util.spec_from_file_location("script_evaluate", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("evaluate")
 
 
 def test_the_last_manifest_is_read_before_the_model(script, manifest, tmp_path, monkeypatch):

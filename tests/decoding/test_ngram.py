@@ -99,6 +99,41 @@ def test_text_comes_from_plain_files_gzip_and_manifests(tmp_path):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("name", ["train.json.gz", "train.jsonl.gz", "train.txt", "train.gz", "TRAIN.JSON", "train"])
+def test_a_manifest_is_known_by_its_content(tmp_path, name):
+    """The LM was trained on keys and file names, whose words its lexicon then offered, where a suffix was not .json."""
+    lines = [
+        json.dumps({"audio_filepath": "seagull.flac", "duration": 1.5, "text": text}) for text in ("Four", "five")
+    ]
+    content = "\n".join(["", *lines, ""]).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert list(normalized_sentences([tmp_path / name], ENGLISH_LABELS)) == ["four", "five"]
+    broken = content.replace(b'"five"', b"five")
+    (tmp_path / name).write_bytes(gzip.compress(broken) if name.endswith(".gz") else broken)
+    with pytest.raises(ValueError, match=f"{name}:3: not JSON"):
+        normalized_sentences([tmp_path / name], ENGLISH_LABELS)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_json_of_something_else_is_no_text(tmp_path, start):
+    """Nobody speaks JSON; a byte order mark of Windows must not hide it."""
+    (tmp_path / "corpus.txt").write_text(start + '{"text": "four"}\n')
+    with pytest.raises(ValueError, match='corpus.txt:1: .*("audio_filepath"|not JSON)'):
+        normalized_sentences([tmp_path / "corpus.txt"], ENGLISH_LABELS)
+
+
+@pytest.mark.unit
+def test_text_that_looks_like_json_is_text(tmp_path):
+    """A number, a quotation or a bracket may begin a text."""
+    (tmp_path / "a.json.txt").write_text('"one"\n')
+    (tmp_path / "b.txt").write_text("{two} three\n")
+    (tmp_path / "c.txt").write_text("4\nfive\n")
+    paths = [tmp_path / name for name in ("a.json.txt", "b.txt", "c.txt")]
+    assert list(normalized_sentences(paths, ENGLISH_LABELS)) == ["one", "two three", "4", "five"]
+
+
+@pytest.mark.unit
 def test_text_without_words_or_in_another_alphabet_is_refused_before_training(tmp_path):
     (tmp_path / "empty.txt").write_text("\n...\n")
     (tmp_path / "russian.txt").write_text("\u0434\u043e\u0431\u0440\u044b\u0439 \u0434\u0435\u043d\u044c ok\n")

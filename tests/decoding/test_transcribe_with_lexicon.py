@@ -17,7 +17,7 @@
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 nemo_models = pytest.importorskip("nemo.collections.asr.models")
 
@@ -31,8 +31,7 @@ FRAME_SECONDS = 0.01  # of this mel front end without subsampling
 WORDS = ["the", "sea", "see", "a", "to"]
 
 
-@pytest.fixture(scope="module")
-def model():
+def new_model():
     """A stock letter model with random weights, and audio that makes it say something."""
     torch.manual_seed(0)
     jasper = {"filters": 16, "repeat": 1, "kernel": [3], "stride": [1], "dilation": [1], "dropout": 0.0}
@@ -60,6 +59,11 @@ def model():
         },
     }
     return nemo_models.EncDecCTCModel(OmegaConf.create(config)).eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return new_model()
 
 
 @pytest.fixture
@@ -122,6 +126,40 @@ def test_transcribe_decodes_with_the_lexicon_and_goes_back(model, decoder, audio
     finally:
         model.change_decoding_strategy(None, verbose=False)
     assert [hypothesis.text for hypothesis in model.transcribe(audio, batch_size=1, verbose=False)] == greedy
+
+
+@pytest.mark.parametrize("gap", [None, 1])
+def test_segments_are_those_of_nemo(decoder, audio, gap):
+    """What makes subtitles of timestamp["segment"] ended in a KeyError; NeMo cuts at pauses where it is told to."""
+    model = new_model()
+    with open_dict(model.cfg.decoding):
+        model.cfg.decoding.segment_gap_threshold = gap
+    use_lexicon_decoder(model, decoder)
+    (found, _) = model.transcribe(audio, batch_size=1, timestamps=True, verbose=False)
+    words, segments = found.timestamp["word"], found.timestamp["segment"]
+    assert " ".join(segment["segment"] for segment in segments) == found.text and len(words) > 1
+    assert (segments[0]["start"], segments[-1]["end"]) == (words[0]["start"], words[-1]["end"])
+    pauses = [later["start_offset"] - word["end_offset"] for word, later in zip(words, words[1:])]
+    assert len(segments) == 1 + (0 if gap is None else sum(pause >= gap for pause in pauses))
+    assert gap is None or len(segments) > 1
+
+
+def test_no_words_have_no_segments(decoder):
+    """A silent file must not end transcribe()."""
+    blank = torch.full((1, 5, len(ENGLISH_LABELS) + 1), -20.0)
+    blank[..., -1] = 0.0
+    (best,) = LexiconCTCDecoding(decoder).ctc_decoder_predictions_tensor(blank)
+    assert (best.text, best.timestamp["word"], best.timestamp["segment"]) == ("", [], [])
+
+
+def test_a_new_vocabulary_ends_the_lexicon(decoder, audio):
+    """The decoding was NeMo's again, and transcribe(timestamps=True) gave no times without a word."""
+    model = new_model()
+    use_lexicon_decoder(model, decoder)
+    model.change_vocabulary([*ENGLISH_LABELS, "\u00e9"])
+    found = model.transcribe(audio, batch_size=1, timestamps=True, verbose=False)
+    assert all(hypothesis.timestamp["word"] and hypothesis.timestamp["char"] for hypothesis in found)
+    assert "change_decoding_strategy" not in vars(model)
 
 
 def test_a_decoder_of_other_labels_is_refused(model, tmp_path, write_arpa, write_lexicon_of, make_config):
