@@ -21,7 +21,7 @@ A feature maker has a ``description``, a ``name``, a ``dimension``, a ``device``
 
 import hashlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import List, Optional
 
 import numpy as np
@@ -35,6 +35,7 @@ from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, f
 from nemo_mshubert.modules.unit_variance import to_unit_variance
 
 MFCC_HOP_SAMPLES = 160  # 10 ms
+NORMALIZED = "-normalized"  # behind the fingerprint of an encoder whose audio is scaled to unit variance
 MAX_CHUNK_SECONDS = 100  # fairseq: dump_hubert_feature.py, max_chunk 1,600,000 samples
 
 
@@ -45,13 +46,20 @@ class FeatureDescription:
     kind: str  # "mfcc" or "hidden"
     dimension: int
     layer: Optional[int] = None  # of "hidden": counted from 1
-    encoder: Optional[str] = None  # of "hidden": encoder_fingerprint
+    encoder: Optional[str] = None  # of "hidden": encoder_fingerprint, and NORMALIZED where its audio is scaled
 
     @property
     def name(self) -> str:
         if self.kind == "mfcc":
             return f"{self.dimension} MFCC features"
         return f"{self.dimension} hidden features of layer {self.layer} of encoder {self.encoder}"
+
+    def differs_in_scaling(self, other: "FeatureDescription") -> bool:
+        """Whether they are of the same layer of the same encoder, but its audio is scaled in one of them only."""
+        plain = [
+            replace(each, encoder=each.encoder and each.encoder.removesuffix(NORMALIZED)) for each in (self, other)
+        ]
+        return self != other and plain[0] == plain[1]
 
 
 class FeatureMaker:
@@ -137,12 +145,20 @@ class HiddenFeatures(FeatureMaker):
         self.layer = layer
         self.max_chunk_samples = int(max_chunk_seconds * SAMPLE_RATE)
         (one_frame,) = self._run([np.zeros(RECEPTIVE_FIELD_SAMPLES, np.float32)])
-        self.description = FeatureDescription("hidden", one_frame.shape[1], layer, encoder_fingerprint(encoder))
+        scaling = NORMALIZED if self.normalized_input else ""
+        self.description = FeatureDescription(
+            "hidden", one_frame.shape[1], layer, encoder_fingerprint(encoder) + scaling
+        )
+
+    @property
+    def normalized_input(self) -> bool:
+        """Whether utterances are scaled to zero mean and unit variance."""
+        return bool(getattr(self.encoder, "normalized_input", False))
 
     def __call__(self, waveforms: List[np.ndarray]) -> List[Tensor]:
         pieces, owners = [], []
         for owner, waveform in enumerate(waveforms):
-            if getattr(self.encoder, "normalized_input", False):
+            if self.normalized_input:
                 waveform = to_unit_variance(waveform)
             chunks = cut_at_frames(len(waveform), self.max_chunk_samples, HOP_SAMPLES)
             pieces += [waveform[chunk] for chunk in chunks]

@@ -36,6 +36,12 @@ from nemo_mshubert.data.manifest import PathLike, atomic_write
 FORMAT = "nemo_mshubert label maker 1"
 ASSIGNMENTS = ("nested", "nearest")
 LIBRARIES = ("numpy", "scikit-learn", "torch", "lhotse", "scipy")
+FEATURES_DIFFER = "Use the encoder and the layer that its k-means was fitted with, or fit a k-means on this encoder."
+SCALING_DIFFERS = (
+    "Encoder and layer are the same, but only for one of them is every utterance scaled to unit variance first. Give "
+    "the file of the encoder that its k-means was fitted with, or fit the k-means again: those of earlier versions do "
+    "not say that audio was scaled."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +89,7 @@ class LabelMaker:
         if features != self.features:
             raise ValueError(
                 f"label maker {self.id} was fitted on {self.features.name}, not on {features.name}. "
-                "Use the encoder and the layer that its k-means was fitted with, or fit a k-means on this encoder."
+                f"{SCALING_DIFFERS if self.features.differs_in_scaling(features) else FEATURES_DIFFER}"
             )
 
     def label(self, features: Union[np.ndarray, Tensor]) -> Dict[int, np.ndarray]:

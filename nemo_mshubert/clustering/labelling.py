@@ -39,6 +39,7 @@ from nemo_mshubert.data.labels import FrameLabels, check_maker
 from nemo_mshubert.data.manifest import (
     SAMPLE_RATE,
     PathLike,
+    absolute_path,
     iter_manifest,
     load_audio_and_rate,
     manifest_lines,
@@ -250,13 +251,29 @@ def measure_manifest(manifest: PathLike, maker: LabelMaker, alignments: Optional
 
 
 def check_aligned(manifest: PathLike, alignments: Alignments) -> None:
-    """Raise ``ValueError`` if the alignments are of none of the utterances."""
-    entries = [entry for _, entry in iter_manifest(manifest)]
-    if not any(utterance_id(entry) in alignments.intervals for entry in entries):
+    """Raise ``ValueError`` if the alignments are of none of the utterances, or one is of two of them."""
+    if not aligned_lines(iter_manifest(manifest), alignments):
         raise ValueError(
-            f"{manifest}: none of {len(entries)} utterances is aligned. Ids of the alignments look like "
+            f"{manifest}: none of {count_lines(manifest)} utterances is aligned. Ids of the alignments look like "
             f'{next(iter(alignments.intervals), None)!r}; give the manifest such ids as "utt_id".'
         )
+
+
+def aligned_lines(lines: Iterable[Tuple[str, Dict[str, Any]]], alignments: Alignments) -> Dict[str, str]:
+    """``{utterance id: "<file>:<line>"}`` of the manifest lines that are aligned.
+
+    Raises:
+        ValueError: two of them have one id, and would both be measured against the alignment of one.
+    """
+    places: Dict[str, str] = {}
+    for where, entry in lines:
+        utt_id = utterance_id(entry)
+        if utt_id in alignments.intervals and places.setdefault(utt_id, where) != where:
+            raise ValueError(
+                f"{where}: {utt_id} is the utterance of {places[utt_id]} already, and there is one alignment of it. "
+                'Give the lines "utt_id" that differ, such as the speaker before the name, and the alignments too.'
+            )
+    return places
 
 
 def count_lines(manifest: PathLike) -> int:
@@ -373,8 +390,7 @@ def _is_labelled(line: bytes, labelled: Path, entry: Dict[str, Any], maker_id: s
 
 def _unlabelled(entry: Dict[str, Any], manifest: Path = Path()) -> Dict[str, Any]:
     """The entry without what labelling writes, its audio path absolute; in ``manifest`` it may be relative."""
-    path = os.path.abspath(manifest.parent / entry["audio_filepath"])  # as manifest_lines does
     return {
         **{key: value for key, value in entry.items() if key not in ("labels", *RATE_FIELDS)},
-        "audio_filepath": path,
+        "audio_filepath": str(absolute_path(manifest.parent / entry["audio_filepath"])),  # as manifest_lines does
     }

@@ -20,6 +20,7 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Dict, Iterable, Iterator, List, Tuple, Union
+from uuid import uuid4
 
 import numpy as np
 
@@ -37,7 +38,8 @@ def atomic_write(path: PathLike, mode: str = "w"):
     """Open a temporary neighbour of ``path`` and rename it on success, so that ``path`` is whole or absent."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # the pid alone is not enough: in containers on several machines it is often the same
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid4().hex[:8]}.tmp")
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
@@ -47,12 +49,21 @@ def atomic_write(path: PathLike, mode: str = "w"):
 
 
 def iter_manifest(path: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:
-    """Yield what `iter_lines` yields, with ``audio_filepath`` resolved against the manifest's folder."""
-    folder = Path(path).parent
+    """Yield what `iter_lines` yields, with ``audio_filepath`` resolved as NeMo does: see `_audio_path`."""
     for where, entry in iter_lines(path):
-        audio = Path(entry["audio_filepath"])
-        entry["audio_filepath"] = str(audio if audio.is_absolute() else folder / audio)
+        entry["audio_filepath"] = _audio_path(path, entry)
         yield where, entry
+
+
+def _audio_path(manifest: PathLike, entry: Dict[str, Any]) -> str:
+    """The path of a line below the manifest's folder; where no file is there, but one at the path as it is written,
+    from the working directory or with ~, that one."""
+    path = entry["audio_filepath"]
+    below = str(Path(manifest).parent / path)  # an absolute path as it is
+    if os.path.isabs(path) or entry.get("shard_id") is not None or os.path.isfile(below):  # in a tar: not looked for
+        return below
+    as_written = os.path.expanduser(path)
+    return as_written if os.path.isfile(as_written) else below
 
 
 def iter_lines(path: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:
@@ -140,7 +151,7 @@ def check_audio_files(manifest: PathLike) -> None:
     """
     for where, entry in iter_lines(manifest):
         path = entry["audio_filepath"]
-        if "://" not in path and not (Path(manifest).parent / path).is_file():
+        if "://" not in path and not os.path.isfile(_audio_path(manifest, entry)):
             raise FileNotFoundError(
                 f"{where}: {path}: {no_audio_file(entry)} Where the audio is in tars, give them too (train_tars)."
             )
@@ -156,9 +167,26 @@ def manifest_lines(path: PathLike, entries: Iterable[Dict[str, Any]]) -> Iterato
     """The lines of `write_manifest`."""
     folder = Path(os.path.abspath(path)).parent  # not resolve(): a symlinked file keeps its own name
     for entry in entries:
-        audio = Path(os.path.abspath(entry["audio_filepath"]))
+        audio = absolute_path(entry["audio_filepath"])
         name = str(audio.relative_to(folder)) if audio.is_relative_to(folder) else str(audio)
         yield json.dumps({**entry, "audio_filepath": name}, ensure_ascii=False) + "\n"
+
+
+def absolute_path(path: PathLike) -> Path:
+    """``os.path.abspath``, but ``link/..`` is the folder that holds what ``link`` points to, as it is for the system.
+
+    Other symbolic links stay as they are: what lies below a folder is named relative to it.
+    """
+    if ".." not in Path(path).parts:
+        return Path(os.path.abspath(path))
+    absolute = Path.cwd() / path
+    found = Path(absolute.anchor)
+    for part in absolute.parts[1:]:
+        if part != "..":
+            found /= part
+        else:
+            found = (Path(os.path.realpath(found)) if found.is_symlink() else found).parent
+    return found
 
 
 def utterance_id(entry: Dict[str, Any]) -> str:

@@ -20,8 +20,9 @@ import json
 import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score
+from sklearn.metrics.cluster import expected_mutual_information
 
-from nemo_mshubert.clustering.metrics import LabelMetrics, load_alignments, unit_agreement
+from nemo_mshubert.clustering.metrics import LabelMetrics, chance_information, load_alignments, unit_agreement
 
 
 def test_agreement_in_closed_form():
@@ -40,6 +41,30 @@ def test_extremes():
     assert unit_agreement(np.array([[3, 4]]))["pnmi"] == 0  # one phone: nothing to tell
 
 
+@pytest.mark.parametrize("units, clusters, frames", [(2, 3, 7), (6, 40, 300), (40, 300, 9000), (3, 5, 200_000)])
+def test_chance_is_that_of_scikit_learn(units, clusters, frames):
+    """Few and many frames per cell, and units and clusters of any size: terms left out of the sum would be missed."""
+    rng = np.random.default_rng(0)
+    shares = np.outer(rng.dirichlet(np.full(units, 0.5)), rng.dirichlet(np.full(clusters, 0.5)))
+    joint = rng.multinomial(frames, shares.ravel()).reshape(shares.shape)
+    there = joint[joint.any(axis=1)][:, joint.any(axis=0)]
+    assert chance_information(joint) == pytest.approx(expected_mutual_information(there, frames), rel=1e-7)
+
+
+def test_meaningless_labels_reach_pnmi_by_chance():
+    """1000 clusters that know nothing of 60 phones look like a result on a minute of speech, where only the PNMI is
+    shown; on hours they do not."""
+    rng = np.random.default_rng(0)
+    joint = np.zeros((60, 1000), np.int64)
+    np.add.at(joint, (rng.integers(0, 60, 3000), rng.integers(0, 1000, 3000)), 1)
+    agreement = unit_agreement(joint)
+    assert agreement["pnmi"] > 0.5
+    assert agreement["pnmi_chance"] == pytest.approx(agreement["pnmi"], abs=0.01)
+    assert unit_agreement(np.full((60, 1000), 200))["pnmi_chance"] < 0.001
+    assert unit_agreement(np.diag([300] * 60))["pnmi_chance"] < 0.05  # and it is not raised by labels that do know
+    assert unit_agreement(np.array([[3, 4]]))["pnmi_chance"] == 0
+
+
 def test_streaming_equals_all_frames_at_once():
     rng = np.random.default_rng(0)
     units, labels = rng.integers(-1, 5, 900), rng.integers(0, 12, 900)
@@ -55,6 +80,7 @@ def test_streaming_equals_all_frames_at_once():
         assert result[clusters]["frames"] == 901 and result[clusters]["aligned_frames"] == inside.sum()
         expected = mutual_info_score(units[inside], stream[inside]) / -(p * np.log(p)).sum()
         assert result[clusters]["pnmi"] == pytest.approx(expected)
+        assert 0 < result[clusters]["pnmi_chance"] < expected
         best = [np.bincount(units[inside][stream[inside] == each]).max() for each in np.unique(stream[inside])]
         assert result[clusters]["unit_purity"] == pytest.approx(sum(best) / inside.sum())
 
@@ -105,6 +131,16 @@ def test_a_bad_alignment_is_named(tmp_path, line):
     path = write_alignments(tmp_path / "align.jsonl.gz", [{"utt_id": "a", "phones": [phone("T", 0, 1)]}, line])
     with pytest.raises(ValueError, match="align.jsonl.gz:2: not an alignment"):
         load_alignments(path)
+
+
+@pytest.mark.parametrize("first", [[phone("T", 0, 1)], []])
+def test_an_utterance_that_is_aligned_twice_is_named(tmp_path, first):
+    """The last line silently won: of TIMIT's SA1, which every speaker reads, all but one speaker were measured
+    against the times of another."""
+    lines = [{"utt_id": "SA1", "phones": first}, {"utt_id": "SA2", "phones": [phone("T", 0, 1)]}]
+    lines.append({"utt_id": "SA1", "phones": [phone("AH", 0, 1)]})
+    with pytest.raises(ValueError, match='align.jsonl.gz:3: SA1 is aligned in line 1 already.*different "utt_id"'):
+        load_alignments(write_alignments(tmp_path / "align.jsonl.gz", lines))
 
 
 def test_no_alignment_is_an_error(tmp_path):

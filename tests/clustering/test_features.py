@@ -14,6 +14,8 @@
 
 """If these fail, features (and labels) are shifted against the audio, or are not those the k-means was fitted on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -156,6 +158,19 @@ def test_hidden_features_say_what_they_are(encoder):
     assert (features.description.kind, features.dimension, features.description.layer) == ("hidden", 6, 6)
     assert features.description.encoder == encoder_fingerprint(encoder)
     assert "layer 6" in features.name and features.description.encoder in features.name
+
+
+def test_features_say_whether_audio_is_scaled(encoder):
+    """One encoder in two files: labels of scaled audio would pass for those of a k-means of audio as it is."""
+    encoder.normalized_input = False
+    plain = HiddenFeatures(encoder, layer=6).description
+    encoder.normalized_input = True
+    scaled = HiddenFeatures(encoder, layer=6).description
+    assert plain.encoder == encoder_fingerprint(encoder)  # label makers of such encoders keep their ids
+    assert scaled.encoder == f"{plain.encoder}-normalized" and scaled != plain
+    assert scaled.differs_in_scaling(plain) and plain.differs_in_scaling(scaled)
+    assert not plain.differs_in_scaling(plain) and not plain.differs_in_scaling(replace(scaled, layer=5))
+    assert not plain.differs_in_scaling(MfccFeatures.description)
 
 
 def test_fingerprint_sees_every_weight_and_nothing_else():

@@ -20,7 +20,7 @@ import joblib
 import numpy as np
 import pytest
 
-from nemo_mshubert.clustering.features import FeatureDescription
+from nemo_mshubert.clustering.features import NORMALIZED, FeatureDescription
 from nemo_mshubert.clustering.hierarchy import check_cluster_counts, compose_tables, fit_hierarchy
 from nemo_mshubert.clustering.label_maker import LabelMaker, fit_label_maker
 
@@ -210,3 +210,12 @@ def test_other_features_are_refused(nested):
     for other in (replace(FEATURES, layer=9), replace(FEATURES, encoder="f" * 16), FeatureDescription("mfcc", 39)):
         with pytest.raises(ValueError, match="was fitted on 5 hidden features of layer 6 .* not on"):
             nested.check_features(other)
+
+
+def test_the_encoder_in_a_file_that_scales_otherwise_is_refused(nested):
+    """ "Use the encoder and the layer that its k-means was fitted with" was what one had done."""
+    scaled = replace(FEATURES, encoder=FEATURES.encoder + NORMALIZED)
+    for maker, features in ((nested, scaled), (replace(nested, features=scaled), FEATURES)):
+        with pytest.raises(ValueError, match="the same, but only for one of them .* scaled .*fit the k-means again"):
+            maker.check_features(features)
+    replace(nested, features=scaled).check_features(scaled)

@@ -15,8 +15,8 @@
 """If these fail, hours of labelling are lost to one bad line, or an output is half of one k-means and half of
 another."""
 
-import importlib.util
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -34,6 +34,7 @@ from nemo_mshubert.clustering.features import FeatureDescription, FeatureMaker, 
 from nemo_mshubert.clustering.label_maker import LabelMaker, fit_label_maker
 from nemo_mshubert.clustering.labelling import (
     Shard,
+    check_aligned,
     label_manifest,
     measure_manifest,
     merge_shards,
@@ -41,11 +42,17 @@ from nemo_mshubert.clustering.labelling import (
 )
 from nemo_mshubert.clustering.metrics import Alignments
 from nemo_mshubert.data.labels import FrameLabels, check_labelled_manifest
-from nemo_mshubert.data.manifest import iter_manifest, load_audio, read_manifest, write_manifest
+from nemo_mshubert.data.manifest import (
+    absolute_path,
+    atomic_write,
+    iter_manifest,
+    load_audio,
+    read_manifest,
+    write_manifest,
+)
 from nemo_mshubert.modules.frames import frame_count
+from tests.conftest import load_script
 from tests.parallel.ranks_of_a_test import run_on_ranks
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 class WindowFeatures(FeatureMaker):
@@ -438,14 +445,67 @@ def test_metrics_of_a_manifest(corpus, tmp_path, assignment):
         measure_manifest(tmp_path / "labelled.json", maker, Alignments("phone", ["a"], {"x": intervals["u7"]}))
 
 
+def test_an_aligned_utterance_that_occurs_twice_is_named(corpus, maker, tmp_path):
+    """Both were measured against the alignment of one of them; and before the labelling, not after it."""
+    entries = read_manifest(corpus)
+    (tmp_path / "other").mkdir()
+    again = tmp_path / "other" / "u5.wav"
+    again.write_bytes(Path(entries[5]["audio_filepath"]).read_bytes())
+    write_manifest(corpus, [*entries, {**entries[5], "audio_filepath": str(again)}])
+    times = np.array([0.0]), np.array([1.0]), np.array([0])
+    with pytest.raises(ValueError, match=f'{corpus}:13: u5 is the utterance of {corpus}:6 .*Give the lines "utt_id"'):
+        check_aligned(corpus, Alignments("phone", ["a"], {"u5": times}))
+    check_aligned(corpus, Alignments("phone", ["a"], {"u4": times}))  # what is not aligned is not measured
+    label_manifest(corpus, tmp_path / "labelled.json", maker, WindowFeatures())
+    with pytest.raises(ValueError, match="labelled.json:13: u5 is the utterance of .*labelled.json:6 already"):
+        measure_manifest(tmp_path / "labelled.json", maker, Alignments("phone", ["a"], {"u5": times}))
+
+
+# --- paths and files -------------------------------------------------------------------------------------------------
+
+
+def test_a_manifest_in_a_linked_folder_keeps_its_audio(corpus, maker, tmp_path):
+    """``link/../audio`` was taken as text: the labelled manifest named audio beside the link, which is not there."""
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "manifests" / "up.json").write_text('{"audio_filepath": "../audio/u0.wav", "duration": 0.5}\n')
+    link, output = tmp_path / "elsewhere" / "link", tmp_path / "labelled.json"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "manifests")
+    assert label_manifest(link / "up.json", output, maker, WindowFeatures()) is True
+    assert json.loads(output.read_text())["audio_filepath"] == "audio/u0.wav"
+    assert label_manifest(link / "up.json", output, maker, WindowFeatures(fail_at_call=1)) is False
+    label_manifest(link / "up.json", link / "labelled.json", maker, WindowFeatures())
+    assert load_audio(read_manifest(link / "labelled.json")[0]).shape == (8000,)
+
+
+@pytest.mark.parametrize("path", ["a.wav", "b/../a.wav", "/x/../y//z/./a.wav", "../../a.wav", "/../a.wav"])
+def test_other_paths_are_made_absolute_as_text(path):
+    """A folder of audio that is a link keeps its name: else lines would no longer be relative to the manifest."""
+    assert str(absolute_path(path)) == os.path.abspath(path)
+
+
+def test_links_that_are_not_left_stay(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "audio")
+    assert absolute_path(tmp_path / "link" / "a.wav") == tmp_path / "link" / "a.wav"
+    assert absolute_path(tmp_path / "link" / "b" / ".." / "a.wav") == tmp_path / "link" / "a.wav"
+
+
+def test_two_writers_of_one_pid_do_not_share_a_file(tmp_path):
+    """Containers on two machines: the one took the half-written file of the other for its own."""
+    path = tmp_path / "out.json"
+    with atomic_write(path) as slow:
+        slow.write("slow")
+        with atomic_write(path) as quick:
+            quick.write("quick")
+        assert path.read_text() == "quick"
+    assert path.read_text() == "slow" and list(tmp_path.iterdir()) == [path]
+
+
 # --- scripts ---------------------------------------------------------------------------------------------------------
 
 
 def script(name):
-    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script(name).main
 
 
 def test_scripts_fit_make_and_check(corpus, tmp_path, capsys):

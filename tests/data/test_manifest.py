@@ -66,6 +66,37 @@ def test_missing_audio_is_named_with_its_line(write, tmp_path):
         check_audio_files(path)
 
 
+@pytest.mark.parametrize("written", ["clips/a.wav", "~/clips/a.wav"])
+def test_paths_are_looked_for_where_nemo_looks(write, tmp_path, monkeypatch, written):
+    """A manifest that NeMo's own scripts train on, with paths from the working directory or ~, was refused."""
+    get_full_path = pytest.importorskip("nemo.collections.common.parts.preprocessing.manifest").get_full_path
+    home = tmp_path / "home"
+    (home / "clips").mkdir(parents=True)
+    (home / "clips" / "a.wav").touch()
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("HOME", str(home))
+    path = write({**GOOD, "audio_filepath": written})
+    check_audio_files(path)
+    (entry,) = read_manifest(path)
+    assert entry["audio_filepath"] == get_full_path(written, str(path)) and os.path.isfile(entry["audio_filepath"])
+    below = tmp_path / written
+    below.parent.mkdir(parents=True)
+    below.touch()
+    (entry,) = read_manifest(path)
+    assert entry["audio_filepath"] == get_full_path(written, str(path)) == str(below)
+
+
+def test_a_line_of_a_tar_is_no_file_of_the_working_directory(write, tmp_path, monkeypatch):
+    """It would be taken for audio that happens to bear its name."""
+    (tmp_path / "cwd").mkdir()
+    (tmp_path / "cwd" / "a.wav").touch()
+    monkeypatch.chdir(tmp_path / "cwd")
+    path = write({**GOOD, "shard_id": 0})
+    assert read_manifest(path)[0]["audio_filepath"] == str(tmp_path / "a.wav")
+    with pytest.raises(FileNotFoundError, match="a.wav: no such audio file: the line is of a tarred dataset"):
+        check_audio_files(path)
+
+
 def test_a_line_that_is_not_utf8_is_named(write):
     """A transcript in Latin-1; the lines before it are decoded, those behind it are not touched."""
     path = write(GOOD, json.dumps(GOOD, ensure_ascii=False).encode("latin-1"), GOOD)
