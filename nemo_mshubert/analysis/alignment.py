@@ -26,6 +26,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 MAX_GAP_FRAMES = 10  # 0.2 s
 UTTERANCES_PER_WINDOW = 200  # whose log-probabilities are in memory
 TOLERANCES_MS = (20, 50, 100)
+SPECIAL_PIECE = re.compile(r"<.*>|\[.*\]")  # <unk>, [CLS]
 
 
 class WordTime(NamedTuple):
@@ -66,7 +68,8 @@ def align_words(model: EncDecCTCModel, log_probs_TV: np.ndarray, text: str) -> T
     """Times of the words of ``text``, and the mean log-probability per frame of the path: how well they fit.
 
     Raises:
-        CannotAlign: no words, a letter that the model lacks, or fewer frames than the transcript needs.
+        CannotAlign: no words, a letter that the model lacks, a word that its tokenizer drops, or fewer frames than
+            the transcript needs.
     """
     words = text.split()
     if not words:
@@ -100,19 +103,33 @@ def _tokens(model: EncDecCTCModel, words: Sequence[str]) -> Tuple[List[int], Lis
     labels = list(model.decoder.vocabulary)
     for number, word in enumerate(words):
         if isinstance(model, EncDecCTCModelBPE):
-            of_word = model.tokenizer.text_to_ids(word)
+            of_word = _piece_tokens(model, word, labels)
         else:
-            letters = fold_case(word, labels)
-            missing = sorted(set(letters) - set(labels))
-            if missing:
-                raise CannotAlign(f"the model has no letter {missing[0]!r}, as in {word!r}")
-            of_word = [labels.index(letter) for letter in letters]
+            of_word = _letter_tokens(word, labels)
             if number and " " in labels:
                 tokens.append(labels.index(" "))
                 owners.append(None)
         tokens += of_word
         owners += [number] * len(of_word)
     return tokens, owners
+
+
+def _letter_tokens(word: str, labels: List[str]) -> List[int]:
+    letters = fold_case(word, labels)
+    missing = sorted(set(letters) - set(labels))
+    if missing:
+        raise CannotAlign(f"the model has no letter {missing[0]!r}, as in {word!r}")
+    return [labels.index(letter) for letter in letters]
+
+
+def _piece_tokens(model: EncDecCTCModelBPE, word: str, labels: List[str]) -> List[int]:
+    pieces = [label for label in labels if not SPECIAL_PIECE.fullmatch(label)]  # whose case is not that of the text
+    tokens = model.tokenizer.text_to_ids(fold_case(word, pieces))
+    if not tokens:  # SentencePiece makes a space of a zero-width one
+        raise CannotAlign(f"the tokenizer makes no token of the word {word!r}")
+    if model.tokenizer.unk_id in tokens:  # which the model never emits
+        raise CannotAlign(f"the tokenizer lacks a letter of {word!r}")
+    return tokens
 
 
 def _word_spans(path: Sequence[int], word_of_token: Sequence[Optional[int]], num_words: int) -> List[Tuple[int, int]]:

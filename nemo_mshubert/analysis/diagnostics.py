@@ -19,7 +19,8 @@ predictions   masked and unmasked accuracy, loss, codes in use and entropies of 
               validation, on any manifest with labels of its label maker
 views         cosine of the masked and the clean view after every block, at masked and at unmasked frames: `exchanged`
               as trained with Swap (section 2.2.1), `apart` without exchange, as HuBERT and "- Swap" are trained
-pnmi          of k-means clusters of every layer with phones, on frames that the k-means has not seen (HuBERT, figure 2)
+pnmi          of k-means clusters of every layer with phones, on frames that k-means has not seen (HuBERT, figure 2);
+              `pnmi_chance`: what clusters that know nothing of phones reach on them
 
 <output>/models/<id>.json                   of one model; a model that is there is not measured again
 <output>/diagnostics.json, diagnostics.png  all models of the call
@@ -29,7 +30,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import lightning.pytorch as pl
 import numpy as np
@@ -39,7 +40,7 @@ from torch import Tensor, nn
 from nemo_mshubert.analysis.word_segments import UTTERANCES_AT_ONCE, AllHiddenStates
 from nemo_mshubert.clustering.features import encoder_fingerprint
 from nemo_mshubert.clustering.kmeans import assign, fit_kmeans, sample_frames
-from nemo_mshubert.clustering.labelling import audio_windows, window_features
+from nemo_mshubert.clustering.labelling import aligned_lines, audio_windows, check_aligned, window_features
 from nemo_mshubert.clustering.metrics import Alignments, unit_agreement
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike, atomic_write, iter_manifest, utterance_id
@@ -50,7 +51,7 @@ from nemo_mshubert.modules.masking import span_mask
 logger = logging.getLogger(__name__)
 
 Diagnosis = Dict[str, Any]
-METHOD_VERSION = 2  # raise it when the same call no longer gives the same numbers
+METHOD_VERSION = 3  # raise it when the same call no longer gives the same numbers
 KINDS = ("masked", "unmasked")
 MASK_SEED = 0
 
@@ -72,14 +73,18 @@ def diagnose_models(
         max_frames: aligned frames, half to fit the k-means on and half to measure.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, not a pre-trained model, labels of another label maker, unusable
-            audio, or too few aligned frames.
+        FileNotFoundError, ValueError: no such file, not a pre-trained model, models of one name and different depth,
+            labels of another label maker, unusable audio, an utterance that occurs twice, or too few aligned frames.
     """
     output, diagnoses = Path(output), []
+    manifest_hash = _file_hash(manifest)
+    if alignments is not None:
+        check_aligned(manifest, alignments)
+    check_depths(models)
     for name, path in models:
         logger.info("%s: %s", name, path)
         model = load_pretrained(path).to(device)
-        settings = (METHOD_VERSION, _file_hash(manifest), clusters, max_frames, alignments and alignments.digest())
+        settings = (METHOD_VERSION, manifest_hash, clusters, max_frames, alignments and alignments.digest())
         key = f"{encoder_fingerprint(model)}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
         stored = output / "models" / f"{key}.json"
         if not stored.is_file():
@@ -92,6 +97,23 @@ def diagnose_models(
     with atomic_write(output / "diagnostics.png", "wb") as stream:
         plot_diagnoses(diagnoses).savefig(stream, format="png", dpi=150)
     return diagnoses
+
+
+def check_depths(models: Sequence[Tuple[str, PathLike]]) -> None:
+    """Raise ``ValueError`` where ``(name, .nemo)`` of one name have encoders of different depth: they have no mean.
+
+    Only models that share their name are read.
+    """
+    names = [name for name, _ in models]
+    depths: Dict[str, Set[int]] = {}
+    for name, path in models:
+        if names.count(name) > 1:
+            depths.setdefault(name, set()).add(len(load_pretrained(path).encoder.layers))
+    for name, found in depths.items():
+        if len(found) > 1:
+            raise ValueError(
+                f"{name}: its files have {sorted(found)} layers. Give models of other depths other names."
+            )
 
 
 def load_pretrained(path: PathLike) -> pl.LightningModule:
@@ -122,8 +144,10 @@ def diagnose(
     )
     if alignments is not None:
         states = AllHiddenStates(model.encoder, model.preprocessor, model.device)
-        diagnosis["pnmi"] = layer_pnmi(states, lines, alignments, clusters, max_frames)
-        diagnosis["clusters"] = clusters
+        layers = layer_pnmi(states, lines, alignments, clusters, max_frames)
+        for key in ("pnmi", "pnmi_chance"):
+            diagnosis[key] = [layer[key] for layer in layers]
+        diagnosis.update(aligned_frames=layers[0]["aligned_frames"], clusters=clusters)
     return diagnosis
 
 
@@ -201,14 +225,15 @@ def _masked_batches(model, lines, mask_prob: float, mask_length: int) -> Iterato
 
 def layer_pnmi(
     states: AllHiddenStates, lines, alignments: Alignments, clusters: int, max_frames: int, seed: int = 0
-) -> List[float]:
-    """PNMI with units of k-means clusters of layers 0 to L: fitted on half of a sample of frames, measured on the
+) -> List[Dict[str, Any]]:
+    """`unit_agreement` of k-means clusters of layers 0 to L: fitted on half of a sample of frames, measured on the
     other.
 
     Raises:
-        ValueError: fewer than two aligned frames per cluster.
+        ValueError: fewer than two aligned frames per cluster, or an aligned utterance that occurs twice.
     """
     aligned = [line for line in lines if utterance_id(line[1]) in alignments.intervals]
+    aligned_lines(aligned, alignments)
     frames = sample_frames(_frames_with_units(states, aligned, alignments), max_frames, seed) if aligned else []
     if len(frames) < 4 * clusters:
         raise ValueError(
@@ -218,13 +243,13 @@ def layer_pnmi(
     frames = frames[np.random.default_rng(seed).permutation(len(frames))]
     half = len(frames) // 2
     units = frames[half:, -1].astype(np.int64)
-    scores = []
+    agreements = []
     for features in np.split(frames[:, :-1], states.num_states, axis=1):
         centres = fit_kmeans(np.ascontiguousarray(features[:half]), clusters, seed=seed)
         joint = np.zeros((len(alignments.names), clusters), np.int64)
         np.add.at(joint, (units, assign(features[half:], centres)), 1)
-        scores.append(unit_agreement(joint)["pnmi"])
-    return scores
+        agreements.append(unit_agreement(joint))
+    return agreements
 
 
 def _frames_with_units(states: AllHiddenStates, lines, alignments: Alignments) -> Iterator[np.ndarray]:
@@ -247,7 +272,7 @@ def _file_hash(path: PathLike) -> str:
 
 
 def plot_diagnoses(diagnoses: Sequence[Diagnosis]):
-    """Cosines of the views and PNMI over the layers, a colour per name: a `matplotlib.figure.Figure`.
+    """Cosines of the views, PNMI and PNMI by chance over the layers, a colour per name: a `matplotlib.figure.Figure`.
 
     Several runs (seeds) of one name are a curve of their mean, within their range.
     """
@@ -264,6 +289,8 @@ def plot_diagnoses(diagnoses: Sequence[Diagnosis]):
             cosines = [run["views"][mode]["masked"] for run in runs if mode in run["views"]]
             _draw_runs(axes[0], cosines, label=f"{name}, {mode}", linestyle=line, **style)
         _draw_runs(axes[-1], [run["pnmi"] for run in runs if "pnmi" in run], label=name, **style)
+        by_chance = [run["pnmi_chance"] for run in runs if "pnmi_chance" in run]  # files of earlier versions lack it
+        _draw_runs(axes[-1], by_chance, label=f"{name}, by chance", linestyle=":", **style)
     axes[0].set_ylabel("cosine of the views, masked frames")
     if with_pnmi:
         axes[1].set_ylabel("PNMI of clusters with phones")
@@ -301,6 +328,8 @@ def diagnosis_table(diagnoses: Sequence[Diagnosis]) -> str:
         }
         if "pnmi" in diagnosis:
             curves[f"PNMI of {diagnosis['clusters']} clusters"] = diagnosis["pnmi"]
+        if "pnmi_chance" in diagnosis:
+            curves[f"PNMI by chance, on {diagnosis['aligned_frames']} frames"] = diagnosis["pnmi_chance"]
         lines += ["", f"{diagnosis['name']}, layers 0 to {len(diagnosis['views']['apart']['masked']) - 1}:"]
         lines += [f"  {title}: {' '.join(f'{value:.3f}' for value in values)}" for title, values in curves.items()]
     return "\n".join(lines)

@@ -107,12 +107,17 @@ def _label_table(run: Run) -> Table:
     for label in run.labels:
         values = label.values
         row = [label.iteration, label.manifest, label.clusters]
-        row += [_decimals(values.get(key), 3) for key in ("pnmi", "unit_purity", "cluster_purity")]
+        row += [_decimals(values.get(key), 3) for key in ("pnmi", "pnmi_chance", "unit_purity", "cluster_purity")]
+        row.append(str(values.get("aligned_frames", ABSENT)))
         row += [_decimals(values["entropy_bits"], 2), str(values["dead_clusters"]), label.unit, label.features]
         rows.append(row)
-    header = ["labels", "manifest", "clusters", "PNMI", "unit purity", "cluster purity", "entropy, bits"]
-    note = "PNMI and purity are against the unit of the alignments, where the labelling was given some."
-    return Table("Labels", [*header, "dead clusters", "unit", "features"], rows, (0, 1, 8, 9), note)
+    header = ["labels", "manifest", "clusters", "PNMI", "PNMI by chance", "unit purity", "cluster purity"]
+    header += ["aligned frames", "entropy, bits", "dead clusters", "unit", "features"]
+    note = (
+        "PNMI and purity are against the unit of the alignments, where the labelling was given some. By chance: what "
+        "labels that know nothing of the units reach on as many frames."
+    )
+    return Table("Labels", header, rows, (0, 1, 10, 11), note)
 
 
 def _stage_table(run: Run) -> Table:

@@ -35,6 +35,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from nemo_mshubert.analysis.audio_source import audio_source
 from nemo_mshubert.analysis.textgrid import read_textgrid
 from nemo_mshubert.clustering.features import HiddenFeatures, encoder_fingerprint
 from nemo_mshubert.clustering.labelling import Utterance, audio_windows, window_features
@@ -152,11 +153,10 @@ class Sample:
 
     @property
     def id(self) -> str:
-        """16 hex digits that tell apart samples of other units, times or audio files."""
+        """16 hex digits that tell apart samples of other units, times, audio files or content of audio files."""
         digest = hashlib.sha256(repr((self.kind, self.names)).encode())
         for _, entry in self.lines:
-            audio = str(Path(entry["audio_filepath"]).resolve())
-            digest.update(repr((utterance_id(entry), audio, entry.get("offset"), entry.get("duration"))).encode())
+            digest.update(repr((utterance_id(entry), audio_source(entry))).encode())
         digest.update(repr(self.utterance).encode())
         digest.update(self.unit.tobytes() + self.start.tobytes() + self.end.tobytes())
         return digest.hexdigest()[:16]

@@ -15,10 +15,10 @@
 """CTC forced alignment: the best of all paths, edges of words by hand, known times, manifests, and what is left
 out."""
 
-import importlib.util
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,8 +38,8 @@ from nemo_mshubert.clustering.metrics import Alignments
 from nemo_mshubert.data.manifest import read_manifest, write_manifest
 from nemo_mshubert.decoding.evaluation import load_ctc_model
 from nemo_mshubert.models.ctc import LETTERS
+from tests.conftest import load_script
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "align.py"
 BLANK = len(LETTERS)
 
 
@@ -104,6 +104,38 @@ def test_what_cannot_be_aligned(model):
         align_words(model, log_probs, "a b9")
     with pytest.raises(CannotAlign, match="no words"):
         align_words(model, log_probs, " ")
+
+
+def test_what_a_bpe_model_cannot_align(bpe_path):
+    """Words of other letters were aligned as <unk>, which the model never emits, with times that mean nothing; a lone
+    zero-width space, of which SentencePiece makes nothing, ended the whole call."""
+    bpe = load_ctc_model(str(bpe_path), "cpu")
+    log_probs = log_probs_of([BLANK] * 60, np.random.default_rng(0))
+    with pytest.raises(CannotAlign, match="the tokenizer lacks a letter of 'b9'"):
+        align_words(bpe, log_probs, "the b9")
+    with pytest.raises(CannotAlign, match=r"the tokenizer makes no token of the word '\\u200b'"):
+        align_words(bpe, log_probs, "the \u200b sea")
+
+
+def test_case_does_not_matter_to_pieces_of_one_case(bpe_path):
+    """LibriSpeech's transcripts are upper case: every utterance would be left out."""
+    bpe = load_ctc_model(str(bpe_path), "cpu")
+    log_probs = log_probs_of([BLANK] * 60, np.random.default_rng(0))
+    (the, sea), score = align_words(bpe, log_probs, "the sea")
+    upper, upper_score = align_words(bpe, log_probs, "THE Sea")
+    assert upper == [the._replace(word="THE"), sea._replace(word="Sea")] and upper_score == score
+
+
+@pytest.mark.parametrize(
+    "pieces, text",
+    [(["<unk>", "▁THE", "S"], "THE"), (["[UNK]", "the", "##s"], "the"), (["<unk>", "▁The", "s"], "tHe")],
+)
+def test_the_case_of_pieces_is_not_that_of_unk(pieces, text):
+    """<unk> is lower case in every model: one of capitals would pass for one of both cases, and align nothing."""
+    asked = []
+    tokenizer = SimpleNamespace(text_to_ids=lambda word: asked.append(word) or [1], unk_id=0)
+    assert alignment._piece_tokens(SimpleNamespace(tokenizer=tokenizer), "tHe", pieces) == [1]
+    assert asked == [text]
 
 
 # --- Manifests -------------------------------------------------------------------------------------------------------
@@ -221,9 +253,7 @@ def test_offsets_by_hand():
 
 
 def test_script(letters_path, synthetic_corpus, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("script_align", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("align")
     known = synthetic_corpus.root / "align_words.jsonl.gz"
     script.main(
         f"--model {letters_path} --manifest {synthetic_corpus.test} --output {tmp_path / 'w.jsonl'} "

@@ -15,7 +15,6 @@
 """Word-CCA end to end: chords for words, minuscule encoders, results, resuming, the script."""
 
 import csv
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -39,8 +38,8 @@ from nemo_mshubert.analysis.cca_report import (
     summary_table,
 )
 from nemo_mshubert.analysis.word_segments import AllHiddenStates, pool_instances, read_alignments, sample_instances
+from tests.conftest import load_script
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "analyze_cca.py"
 NUM_WORDS, INSTANCES, WORD_SECONDS = 30, 16, 0.2
 WORDS = [f"w{number:02d}" for number in range(NUM_WORDS)]
 
@@ -242,10 +241,7 @@ def test_files_that_are_no_such_model(tmp_path, tiny_encoder, monkeypatch):
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("script_analyze_cca", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("analyze_cca")
 
 
 def test_script(script, chords, ssl_path, tmp_path, capsys):

@@ -16,6 +16,7 @@
 
 import gzip
 import json
+import os
 from collections import Counter
 
 import numpy as np
@@ -259,6 +260,17 @@ def test_the_seed_decides_the_instances(manifest, alignments):
     assert draw(0).id == draw(0).id != draw(1).id
     drawn = Counter(place for seed in range(60) for place in zip(draw(seed).utterance, draw(seed).start.tolist()))
     assert len(drawn) == 27 + 18  # none is left out for good
+
+
+def test_other_audio_under_the_same_name_is_another_sample(manifest, alignments, tmp_path):
+    """Its hidden states would be those of the audio before, from the files of an earlier call."""
+    path = tmp_path / "u3.wav"
+    ids = [sample_instances([manifest], alignments, ["the"], instances=15).id]
+    for content, changed in ((b"a", 1), (b"b", 2), (b"bb", 2)):  # there now; of the same size; of the same time
+        path.write_bytes(content)
+        os.utime(path, ns=(changed, changed))
+        ids.append(sample_instances([manifest], alignments, ["the"], instances=15).id)
+    assert len(set(ids)) == 4 and sample_instances([manifest], alignments, ["the"], instances=15).id == ids[-1]
 
 
 def test_unusable_manifests(manifest, alignments, tmp_path):

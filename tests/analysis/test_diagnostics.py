@@ -15,9 +15,9 @@
 """Diagnostics of a finished pre-training: cosines by a slow loop, PNMI of known clusters, and the command."""
 
 import gzip
-import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ import torch
 
 from nemo_mshubert.analysis import diagnostics
 from nemo_mshubert.analysis.diagnostics import (
+    check_depths,
     diagnose_models,
     diagnosis_table,
     layer_pnmi,
@@ -33,10 +34,9 @@ from nemo_mshubert.analysis.diagnostics import (
     view_cosines,
 )
 from nemo_mshubert.analysis.word_segments import AllHiddenStates, read_alignments
-from nemo_mshubert.data.manifest import iter_manifest, load_audio
+from nemo_mshubert.data.manifest import iter_manifest, load_audio, read_manifest, write_manifest
 from nemo_mshubert.modules.swap import swap, swap_source
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "diagnose.py"
+from tests.conftest import load_script
 
 
 @pytest.fixture
@@ -135,9 +135,13 @@ def test_pnmi_of_known_states(tiny_encoder, synthetic_corpus, alignments):
     utterances = {len(load_audio(entry)): Path(entry["audio_filepath"]).stem for _, entry in lines}
     states = Known(tiny_encoder(), alignments, utterances)
     noise, phones = layer_pnmi(states, lines, alignments, clusters=60, max_frames=1200)
-    assert phones > 0.9 and noise < 0.6 and phones - noise > 0.4
+    assert phones["pnmi"] > 0.9 and noise["pnmi"] < 0.6 and phones["pnmi"] - noise["pnmi"] > 0.4
+    assert noise["pnmi"] == pytest.approx(noise["pnmi_chance"], abs=0.05) and noise["aligned_frames"] == 600
     with pytest.raises(ValueError, match=r"are too few for 500 clusters. Give more aligned speech"):
         layer_pnmi(states, lines, alignments, clusters=500, max_frames=1200)
+    twice = [*lines, ("other.json:1", lines[0][1])]
+    with pytest.raises(ValueError, match='other.json:1: .* is the utterance of .*:1 already.*Give the lines "utt_id"'):
+        layer_pnmi(states, twice, alignments, clusters=60, max_frames=1200)
 
 
 # --- The command -----------------------------------------------------------------------------------------------------
@@ -145,10 +149,7 @@ def test_pnmi_of_known_states(tiny_encoder, synthetic_corpus, alignments):
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("script_diagnose", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("diagnose")
 
 
 def test_script(script, ssl_path, labelled, synthetic_corpus, tmp_path, capsys, monkeypatch):
@@ -162,7 +163,9 @@ def test_script(script, ssl_path, labelled, synthetic_corpus, tmp_path, capsys, 
         assert 0 <= values["masked_accuracy"] <= 1 and values["predicted_codes"] >= 1
         assert {"loss", "unmasked_accuracy", "label_entropy_bits", "predicted_entropy_bits"} <= set(values)
     assert len(found["pnmi"]) == 5 and all(0 < value < 1 for value in found["pnmi"])
-    assert "| tiny | 40 |" in printed and "PNMI of 10 clusters:" in printed
+    assert len(found["pnmi_chance"]) == 5 and found["aligned_frames"] > 20
+    assert all(0 < chance < value for chance, value in zip(found["pnmi_chance"], found["pnmi"]))
+    assert "| tiny | 40 |" in printed and "PNMI of 10 clusters:" in printed and "PNMI by chance, on" in printed
     assert (tmp_path / "diagnostics.png").read_bytes().startswith(b"\x89PNG")
     with monkeypatch.context() as patch:
         patch.setattr(diagnostics, "diagnose", None)  # may not be called: the model is done
@@ -183,6 +186,26 @@ def test_refusals(letters_path, ssl_path, labelled, tmp_path):
         diagnose_models([("tiny", ssl_path)], tmp_path / "gone.json", tmp_path)
 
 
+def test_models_of_one_name_and_other_depth_are_refused_before_any_is_measured(labelled, tmp_path, monkeypatch):
+    """There is no mean of their curves: the plot failed after hours of measuring."""
+    depths = {"a.nemo": 4, "b.nemo": 2, "c.nemo": 3}
+    encoders = {path: SimpleNamespace(layers=[0] * depth) for path, depth in depths.items()}
+    monkeypatch.setattr(diagnostics, "load_pretrained", lambda path: SimpleNamespace(encoder=encoders[path]))
+    monkeypatch.setattr(diagnostics, "diagnose", None)  # may not be called
+    models = [("ours", "a.nemo"), ("- Swap", "c.nemo"), ("ours", "b.nemo")]
+    with pytest.raises(ValueError, match=r"ours: its files have \[2, 4\] layers. Give models of other depths other"):
+        diagnose_models(models, labelled.dev, tmp_path)
+    check_depths(models[:2])
+
+
+def test_utterances_are_checked_before_any_model_is_read(labelled, tmp_path, alignments):
+    """Two of one id would end the call after the measuring of the first model."""
+    entries = read_manifest(labelled.dev)
+    write_manifest(tmp_path / "twice.json", [*entries, entries[0]])
+    with pytest.raises(ValueError, match="is the utterance of .*twice.json:1 already"):
+        diagnose_models([("tiny", "gone.nemo")], tmp_path / "twice.json", tmp_path, alignments)
+
+
 def test_plot_and_table_of_models_with_and_without_swap():
     views = {"apart": {"masked": [0.1, 0.2], "unmasked": [0.9, 0.8]}}
     sets = {"50": dict(masked_accuracy=0.1234, unmasked_accuracy=0.5, loss=2.0, predicted_codes=7.0)}
@@ -198,6 +221,12 @@ def test_plot_and_table_of_models_with_and_without_swap():
     cosine, pnmi = plot_diagnoses([without, with_swap]).axes
     assert [line.get_label() for line in cosine.get_lines()] == ["- Swap, apart", "ours, apart", "ours, exchanged"]
     assert pnmi.get_lines()[0].get_ydata().tolist() == [0.2, 0.3]
+    with_chance = {**with_swap, "pnmi_chance": [0.1, 0.15], "aligned_frames": 700}  # files of earlier versions lack it
+    lines = plot_diagnoses([with_chance]).axes[1].get_lines()
+    assert [line.get_label() for line in lines] == ["ours", "ours, by chance"]
+    assert lines[1].get_ydata().tolist() == [0.1, 0.15]
+    assert "PNMI by chance, on 700 frames: 0.100 0.150" in diagnosis_table([with_chance])
     table = diagnosis_table([without, with_swap])
+    assert "by chance" not in table
     assert "| - Swap | 50 | 12.34 | 50.00 | 2.000 | 7 | 5.00 / 2.50 |" in table
     assert "PNMI of 9 clusters: 0.200 0.300" in table

@@ -15,7 +15,6 @@
 
 """The report of a fake run folder must show what was written to it, and name what is missing."""
 
-import importlib.util
 import json
 import re
 from html import unescape
@@ -29,8 +28,8 @@ from nemo_mshubert.analysis.curves import join_sessions, read_experiments
 from nemo_mshubert.analysis.report import html_report, markdown_report
 from nemo_mshubert.analysis.report_tables import missing_parts, tables
 from nemo_mshubert.analysis.run_folder import read_run, read_runs
+from tests.conftest import load_script
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
 COMMAND = "python scripts/pretrain.py name=\"<b>a & b</b>\" 2>&1 | tee </log> # 'https'"
 
 
@@ -62,6 +61,8 @@ def run(tmp_path):
     run = tmp_path / "quickstart"
     aligned = dict(unit_purity=0.2473, cluster_purity=0.3081, pnmi=0.23992)
     write_label_metrics(run, "iter10", {"100": dict(entropy_bits=6.493, used_clusters=97, dead_clusters=3)})
+    with_chance = dict(aligned, pnmi_chance=0.1234, aligned_frames=5678)  # which metrics of earlier versions lack
+    write_label_metrics(run, "iter11", {"25": dict(entropy_bits=4.5, dead_clusters=0, **with_chance)}, unit="word")
     write_label_metrics(run, "iter9", {"50": dict(entropy_bits=5.51, dead_clusters=0, **aligned)}, unit="phone")
     write_events(
         run / "mshubert" / "version_0",
@@ -132,10 +133,7 @@ def captions(html):
 
 
 def main(*args):
-    spec = importlib.util.spec_from_file_location("script_report", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main([str(arg) for arg in args])
+    load_script("report").main([str(arg) for arg in args])
 
 
 # --- Tables ----------------------------------------------------------------------------------------------------------
@@ -144,8 +142,11 @@ EXPECTED_ROWS = [
     ["test set", "decoding", "words", "WER %, pre-trained", "WER %, from scratch"]
     + ["CER %, pre-trained", "CER %, from scratch"],
     ["test_clean", "greedy", "220", "33.33", "88.88", "11.11", "44.44"],
-    ["iter9", "train", "50", "0.240", "0.247", "0.308", "5.51", "0", "phone", "39 MFCC features"],
-    ["iter10", "train", "100", "–", "–", "–", "6.49", "3", "–", "39 MFCC features"],
+    ["labels", "manifest", "clusters", "PNMI", "PNMI by chance", "unit purity", "cluster purity", "aligned frames"]
+    + ["entropy, bits", "dead clusters", "unit", "features"],
+    ["iter9", "train", "50", "0.240", "–", "0.247", "0.308", "–", "5.51", "0", "phone", "39 MFCC features"],
+    ["iter10", "train", "100", "–", "–", "–", "–", "–", "6.49", "3", "–", "39 MFCC features"],
+    ["iter11", "train", "25", "0.240", "0.123", "0.247", "0.308", "5678", "4.50", "0", "word", "39 MFCC features"],
     ["labels", "12", "0:00:12"],
     ["pretrain", "3724", "1:02:04"],
     ["total", "3734", "1:02:14"],  # of two stages that ran beside each other for 2.4 s
@@ -159,7 +160,7 @@ def test_tables_show_what_was_written(run):
     for row in EXPECTED_ROWS:
         assert row in cells
         assert f"| {' | '.join(row)} |" in markdown
-    assert [row[0] for row in tables(found)[1].rows] == ["iter9", "iter10"]
+    assert [row[0] for row in tables(found)[1].rows] == ["iter9", "iter10", "iter11"]
     assert missing_parts(found) == []
 
 
@@ -281,6 +282,10 @@ def test_findings_of_all_analyses_are_shown(analysed):
         == 3
     )
     assert "| ours | PR | test-clean | 12.34 |" in markdown_report(read_run(analysed))
+    assert "Dotted there" not in html  # it is of a version without PNMI by chance
+    (folder, diagnoses), chance = read_run(analysed).findings.diagnostics[0], {"pnmi_chance": [0.1, 0.1]}
+    write_json(analysed / folder / "diagnostics.json", {**diagnoses, "models": [{**diagnoses["models"][0], **chance}]})
+    assert "Dotted there: what clusters that know nothing of phones reach" in html_report(read_run(analysed))
 
 
 @pytest.mark.unit

@@ -17,22 +17,27 @@
 LibriSpeech's train-clean-100 is 360 GB of a base model's 13 states in float16, hence the budget. What is cached and
 what is computed on the way are the same numbers: both are rounded to float16.
 
-    <folder>/<encoder>/<utterance>.npy      float16 [T, L + 1, D], for good; other encoders have folders of their own
+    <folder>/<encoder>/<place>-<state>.npy      float16 [T, L + 1, D]; other encoders have folders of their own
+
+A file is known by the place of its audio and by size and time of change of the audio file: where that is replaced, the
+states are computed anew.
 """
 
 import hashlib
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 from tqdm import tqdm
 
+from nemo_mshubert.analysis.audio_source import audio_place, file_state
 from nemo_mshubert.analysis.word_segments import UTTERANCES_AT_ONCE, AllHiddenStates
 from nemo_mshubert.clustering.labelling import Utterance, audio_windows, window_features
 from nemo_mshubert.data.manifest import PathLike, atomic_write, load_audio, utterance_id
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
 
 GIGABYTE = 1e9
+PLACE_DIGITS, STATE_DIGITS = 32, 8  # of the name of a file, hexadecimal
 Line = Tuple[str, Dict[str, Any]]  # ("<file>:<line>", entry)
 
 
@@ -71,23 +76,34 @@ class FrozenFeatures:
     def fill(self, lines: Sequence[Line]) -> CacheUse:
         """Put utterances into the cache, in order, until the budget is spent; those that are there cost nothing.
 
+        States of audio that has been replaced are removed.
+
         Raises:
             FileNotFoundError, ValueError: audio that is missing or unusable, or states that are not finite.
         """
         if self.folder is None:
             return CacheUse(len(lines), 0, 0.0)
+        paths = {where: self._path(entry) for where, entry in lines}  # of the audio as it is before it is read
+        self._remove_replaced(set(paths.values()))
         used = sum(path.stat().st_size for path in self.folder.glob("*.npy"))
-        missing = [line for line in lines if not self._path(line[1]).is_file()]
+        missing = [line for line in lines if not paths[line[0]].is_file()]
         with tqdm(total=len(missing), desc="caching hidden states", unit=" utterances", disable=None) as progress:
             for utterance, states in self._computed(missing):
                 if used + states.nbytes > self.gigabytes * GIGABYTE:
                     break
-                with atomic_write(self._path(utterance.entry), "wb") as stream:
+                with atomic_write(paths[utterance.where], "wb") as stream:
                     np.save(stream, states)
                 used += states.nbytes
                 progress.update()
-        cached = sum(self._path(entry).is_file() for _, entry in lines)
+        cached = sum(paths[where].is_file() for where, _ in lines)
         return CacheUse(len(lines), cached, used / GIGABYTE)
+
+    def _remove_replaced(self, current: Set[Path]) -> None:
+        """Else they, and those of earlier versions, which had no state in their names, would take up the budget."""
+        places = {path.name[:PLACE_DIGITS] for path in current}
+        for path in self.folder.glob("*.npy"):
+            if path.name[:PLACE_DIGITS] in places and path not in current:
+                path.unlink(missing_ok=True)  # another process may have been quicker
 
     def _computed(self, lines: Sequence[Line]) -> Iterator[Tuple[Utterance, np.ndarray]]:
         for window in audio_windows(lines):
@@ -140,5 +156,9 @@ class FrozenFeatures:
         return states
 
     def _path(self, entry: Dict[str, Any]) -> Path:
-        source = (str(Path(entry["audio_filepath"]).resolve()), entry.get("offset"), entry.get("duration"))
-        return self.folder / f"{hashlib.sha256(repr(source).encode()).hexdigest()[:32]}.npy"
+        place, state = (_digest(value) for value in (audio_place(entry), file_state(entry)))
+        return self.folder / f"{place[:PLACE_DIGITS]}-{state[:STATE_DIGITS]}.npy"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()

@@ -17,6 +17,7 @@
     A BOND          AH0 B AA1 N D       LibriSpeech's lexicon: word, white space, ARPAbet phones
     'bout(2)        B AW1 T # slang     CMUdict: further pronunciations numbered, comments behind "#"
 
+UTF-8, or Latin-1 as CMUdict 0.7b.
 The first pronunciation of the first file counts, as in s3prl's libriphone.py. Words are compared in lower case.
 """
 
@@ -120,8 +121,8 @@ def _read(path: Path):
     """Yield lower-case words and phones."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such pronunciation file. Give LibriSpeech's lexicon or CMUdict.")
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+        for number, line in enumerate(map(_decoded, stream), start=1):
             word, *phones = line.split("#")[0].split() or [""]
             if not word or word.startswith(";;;"):  # comments of older CMUdicts
                 continue
@@ -132,6 +133,14 @@ def _read(path: Path):
                     "line."
                 )
             yield ALTERNATIVE.sub("", word.lower()), phones
+
+
+def _decoded(line: bytes) -> str:
+    """UTF-8, else Latin-1: cmudict-0.7b writes "DÉJÀ" in it."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        return line.decode("latin-1")
 
 
 def _is_phone(name: str, stress: str) -> bool:

@@ -19,7 +19,8 @@
     <output>/lr_<rate>/result.json                 a probe that is done is not trained again
     <output>/results.json, layer_weights.png       the sweep, and what the chosen probe gives on the test sets
 
-A probe's folder is of one encoder, data and configuration; another call with the same ``output`` is refused.
+A probe's folder is of one encoder, data (transcripts and audio files) and configuration; another call with the same
+``output`` is refused.
 """
 
 import hashlib
@@ -34,6 +35,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_mshubert.analysis.audio_source import audio_source
 from nemo_mshubert.analysis.cca_report import load_hidden_states
 from nemo_mshubert.analysis.superb.batches import Targets, UtteranceBatches, endless, length_batches, loader
 from nemo_mshubert.analysis.superb.features import FrozenFeatures, Line
@@ -49,7 +51,8 @@ from nemo_mshubert.models.step_guard import NonFiniteTrainingError
 
 logger = logging.getLogger(__name__)
 
-METHOD_VERSION = 2  # raise it when the same probe no longer gives the same scores
+METHOD_VERSION = 3  # raise it when the same probe no longer gives the same scores, or `_claim` compares more
+DEFAULT_PRECISION = "32-true"  # of a Lightning trainer
 TASKS = {"asr": "WER", "pr": "PER"}
 FALLBACKS = {None: lambda: None, "espeak": EspeakPronunciations}
 
@@ -265,31 +268,38 @@ def _claim(output: Path, config: DictConfig, features: FrozenFeatures, splits: D
         "clip",
         "seed",
         "halve_above_seconds",
+        "max_nonfinite_steps",
     )
-    data = {
-        name: hashlib.sha256(repr([(utterance_id(entry), t) for (_, entry), t in zip(s.lines, s.tokens)]).encode())
-        for name, s in splits.items()
-        if name in ("train", "dev")
-    }
     identity = {
         "kind": "superb",
         "name": config.name,
         "version": METHOD_VERSION,
         "model": str(config.model),
         "encoder": features.hidden_states.fingerprint,
+        "normalized": features.hidden_states.normalized,
+        "precision": str(plain["trainer"].get("precision") or DEFAULT_PRECISION),
         **{key: plain[key] for key in method},
-        "data": {name: digest.hexdigest()[:16] for name, digest in data.items()},
+        "data": {name: _data_digest(splits[name]) for name in ("train", "dev")},
         "utterances": {name: len(s.lines) for name, s in splits.items()},
     }
     path = output / "probe.json"
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in ("version", "encoder", "data", *method) if found.get(key) != identity[key]]
+        compared = ("version", "encoder", "normalized", "precision", "data", *method)
+        changed = [key for key in compared if found.get(key) != identity[key]]
         if changed:
             raise ValueError(f"{output}: holds a probe with other {', '.join(changed)}. Give another output folder.")
     with atomic_write(path) as stream:
         json.dump(identity, stream, indent=1)
     return identity
+
+
+def _data_digest(targets: Targets) -> str:
+    """16 hex digits that tell apart other utterances, tokens or audio."""
+    lines = [
+        (utterance_id(entry), audio_source(entry), tokens) for (_, entry), tokens in zip(targets.lines, targets.tokens)
+    ]
+    return hashlib.sha256(repr(lines).encode()).hexdigest()[:16]
 
 
 @torch.inference_mode()

@@ -16,9 +16,11 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from omegaconf import OmegaConf
 
@@ -228,6 +230,28 @@ def test_other_encoders_and_scalings_have_folders_of_their_own(hidden_states, ti
     ):
         FrozenFeatures(states_of, tmp_path, 1).fill(lines[:1])
     assert len(list(tmp_path.iterdir())) == 3 and len(list(tmp_path.rglob("*.npy"))) == 3
+
+
+def test_replaced_audio_is_not_served_from_the_cache(hidden_states, lines, tmp_path):
+    """A corpus that was cut or scaled anew under the same names would be probed as it was before, for good."""
+    path = tmp_path / "a.wav"
+    path.write_bytes(Path(lines[0][1]["audio_filepath"]).read_bytes())
+    line = ("here:1", {**lines[0][1], "audio_filepath": str(path)})
+    features = FrozenFeatures(hidden_states, tmp_path / "cache", 1)
+    features.fill([line, lines[1]])
+    samples = load_audio(line[1])
+    soundfile.write(path, samples[::-1], 16000)
+    assert features.load(line).shape == samples.shape  # what is to be computed, not what is cached
+    calls = hidden_states.calls
+    use = features.fill([line, lines[1]])
+    assert use.cached == 2 and hidden_states.calls == calls + 1
+    (expected,) = FrozenFeatures(hidden_states).finish([line], [samples[::-1].copy()])
+    np.testing.assert_allclose(features.load(line), expected, atol=2e-2)
+    # The budget is for what is in use: neither states of the old audio are kept nor those of an earlier version.
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 2
+    (found,) = (tmp_path / "cache").rglob(f"{features._path(line[1]).name}")
+    found.rename(found.with_name(f"{found.name[:32]}.npy"))
+    assert features.fill([line]).cached == 1 and len(list((tmp_path / "cache").rglob("*.npy"))) == 2
 
 
 def test_damaged_cache_and_states_beyond_float16(hidden_states, lines, tmp_path):

@@ -68,6 +68,15 @@ def test_lines_that_are_no_pronunciation(write, line):
         Pronunciations([write(f"a AH0\n{line}\n")])
 
 
+@pytest.mark.parametrize("name", ["cmudict-0.7b", "cmudict-0.7b.gz"])
+def test_latin1_as_cmudict_is_written(tmp_path, name):
+    """A bare UnicodeDecodeError, which names neither file nor line, for the dictionary that the docs recommend."""
+    content = "A  AH0\nDÉJÀ  D EY1 ZH AA2\n".encode("latin-1") + "naïve N AY0 IY1 V\n".encode("utf-8")
+    with (gzip.open if name.endswith(".gz") else open)(tmp_path / name, "wb") as stream:
+        stream.write(content)
+    assert Pronunciations([tmp_path / name]).of_text("Déjà naïve") == "D EY1 ZH AA2 N AY0 IY1 V".split()
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.txt: no such pronunciation file"):
         Pronunciations([tmp_path / "gone.txt"])

@@ -17,9 +17,11 @@ refused."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -29,7 +31,7 @@ from nemo_mshubert.analysis.superb.features import FrozenFeatures
 from nemo_mshubert.analysis.superb.pronunciations import ARPABET
 from nemo_mshubert.analysis.superb.sweep import results_table, run_superb
 from nemo_mshubert.analysis.word_segments import AllHiddenStates
-from nemo_mshubert.data.manifest import read_manifest, write_manifest
+from nemo_mshubert.data.manifest import load_audio, read_manifest, write_manifest
 from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
 
 CONFIGS = Path(__file__).parents[3] / "conf" / "superb"
@@ -190,6 +192,33 @@ def test_a_folder_of_another_probe_is_refused(config, features, tiny_encoder):
         run_superb(cfg, FrozenFeatures(AllHiddenStates(tiny_encoder(seed=1))))
     with pytest.raises(ValueError, match="other probe, updates"):
         run_superb(config("pr", "updates=4", "eval_every=2", "probe.projection=8"), features)
+
+
+def test_a_folder_of_other_audio_or_settings_is_refused(config, features, tiny_encoder, tmp_path, monkeypatch):
+    """Results of one call were mixed of probes of two: the data was known by ids and transcripts alone."""
+    cfg = config("pr", "updates=2", "eval_every=2")
+    entries = read_manifest(cfg.train_manifests[0])
+    (tmp_path / "audio").mkdir()
+    for entry in entries:
+        copy = tmp_path / "audio" / Path(entry["audio_filepath"]).name
+        copy.write_bytes(Path(entry["audio_filepath"]).read_bytes())
+        entry["audio_filepath"] = str(copy)
+    write_manifest(cfg.train_manifests[0], entries)
+    run_superb(cfg, features)
+    monkeypatch.setattr(sweep, "train_probe", None)  # may not be called
+    preprocessor = SimpleNamespace(normalized=True)
+    scaled = FrozenFeatures(AllHiddenStates(tiny_encoder(), preprocessor))
+    with pytest.raises(ValueError, match="a probe with other normalized. Give another output"):
+        run_superb(cfg, scaled)
+    for changes, named in (
+        ({"trainer": {"precision": "bf16-mixed"}}, "precision"),
+        ({"max_nonfinite_steps": 3}, "max_nonfinite_steps"),
+    ):
+        with pytest.raises(ValueError, match=f"a probe with other {named}. Give another output"):
+            run_superb(OmegaConf.merge(cfg, changes), features)
+    soundfile.write(entries[1]["audio_filepath"], load_audio(entries[1])[::-1], 16000)
+    with pytest.raises(ValueError, match="a probe with other data. Give another output"):
+        run_superb(cfg, features)
 
 
 def test_bad_input(config, features, tmp_path):
