@@ -145,11 +145,13 @@ def test_the_case_of_pieces_is_not_that_of_unk(pieces, text):
 def test_a_manifest_becomes_alignments(fixture, request, synthetic_corpus, tmp_path):
     """What analyze_cca.py reads: each word of each utterance, in order, within the audio."""
     model = load_ctc_model(str(request.getfixturevalue(fixture)), "cpu")
-    report = align_manifest(model, synthetic_corpus.dev, tmp_path / "words.jsonl")
     entries = read_manifest(synthetic_corpus.dev)
-    assert report == {"aligned": len(entries), "left_out": 0}
+    spelled = [entry for entry in entries if fixture == "letters_path" or "'" not in entry["text"]]  # no piece has it
+    report = align_manifest(model, synthetic_corpus.dev, tmp_path / "words.jsonl")
+    assert report == {"aligned": len(spelled), "left_out": len(entries) - len(spelled)}
     alignments = read_alignments([tmp_path / "words.jsonl"], "word")
-    for entry in entries:
+    assert len(alignments.intervals) == len(spelled) > 1
+    for entry in spelled:
         start, end, unit = alignments.intervals[Path(entry["audio_filepath"]).stem]
         assert [alignments.names[number] for number in unit] == entry["text"].split()
         assert (start < end).all() and (end[:-1] <= start[1:] + 1e-9).all() and end[-1] <= entry["duration"]
