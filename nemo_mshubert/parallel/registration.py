@@ -53,7 +53,7 @@ def check_strategy(strategy: Any) -> None:
     if re.match(r"fsdp(?!2)|deepspeed", str(strategy)):
         raise ValueError(
             f"trainer.strategy={strategy}: ranks hold parts of the weights here, so that neither the norm of the "
-            "gradients nor the .nemo would be that of the model. Share large models with parallel=fsdp2."
+            "gradients nor the .nemo would be that of the model. Pre-training shares large models by parallel=fsdp2."
         )
     if tensor_parallel_size(strategy) > 1 and str(strategy) not in strategies():
         raise ValueError(

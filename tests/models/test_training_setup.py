@@ -133,7 +133,7 @@ def test_folder_is_that_of_exp_manager():
         ("+trainer.limit_train_batches=0.5", "limit_train_batches=0.5: the data would begin anew"),
         ("+trainer.overfit_batches=10", "overfit_batches=10: the data would begin anew"),
         ("trainer.log_every_n_steps=0", "log_every_n_steps=0: NeMo divides"),
-        ("trainer.strategy=fsdp", "strategy=fsdp: .*parallel=fsdp2"),
+        ("trainer.strategy=fsdp", "strategy=fsdp: .*by parallel=fsdp2"),
         ("trainer.strategy=deepspeed_stage_2", "strategy=deepspeed_stage_2: .*parallel=fsdp2"),
     ],
 )
