@@ -33,6 +33,7 @@ from torch import Tensor
 from nemo_mshubert.convert.checkpoint import WORD_DELIMITER, Checkpoint, CtcHead, LetterHead, Source, assemble
 from nemo_mshubert.convert.pickles import load_torch_file
 from nemo_mshubert.convert.tables import hugging_face_table
+from nemo_mshubert.data.manifest import temporary_neighbour
 
 PathLike = Union[str, Path]
 
@@ -233,7 +234,7 @@ def write_huggingface(checkpoint: Checkpoint, folder: PathLike) -> None:
         raise FileExistsError(f"{folder}: exists and is not empty. Choose another folder.")
     letters = checkpoint.ctc.letters() if checkpoint.ctc else None
     config = hugging_face_config(checkpoint.encoder, letters)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = temporary_neighbour(folder)
     temporary.mkdir(parents=True)
     try:
         _write_json(temporary / "config.json", config)

@@ -29,6 +29,7 @@ from typing import List, Union
 from nemo_mshubert.convert.conversion import read_checkpoint
 from nemo_mshubert.convert.huggingface import hugging_face_family, write_huggingface
 from nemo_mshubert.convert.model_card import Facts, model_card
+from nemo_mshubert.data.manifest import temporary_neighbour
 from nemo_mshubert.models.loading import is_foreign, local_path, restore_model, save_model
 
 CARD = "README.md"
@@ -58,7 +59,7 @@ def publish(model_name: Union[str, Path], folder: Union[str, Path], facts: Facts
             "nothing to publish. Fine-tune it (scripts/ssl_to_ctc.py, scripts/finetune_ctc.py) and publish the result."
         )
     model = restore_model(path)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = temporary_neighbour(folder)
     try:
         fits_transformers = _has_class(checkpoint.encoder)
         if fits_transformers:

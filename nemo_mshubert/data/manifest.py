@@ -33,13 +33,18 @@ SAMPLE_RATE = 16000  # Hz
 GZIP = b"\x1f\x8b"  # first bytes of a file of gzip
 
 
+def temporary_neighbour(path: Path, suffix: str = "") -> Path:
+    """A hidden name beside ``path`` that no other process takes: in containers on several machines pids are often the
+    same."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{uuid4().hex[:8]}.tmp{suffix}")
+
+
 @contextmanager
 def atomic_write(path: PathLike, mode: str = "w"):
     """Open a temporary neighbour of ``path`` and rename it on success, so that ``path`` is whole or absent."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # the pid alone is not enough: in containers on several machines it is often the same
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid4().hex[:8]}.tmp")
+    temporary = temporary_neighbour(path)
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream

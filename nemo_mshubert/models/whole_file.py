@@ -19,6 +19,8 @@ from pathlib import Path
 
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 
+from nemo_mshubert.data.manifest import temporary_neighbour
+
 
 class WholeFile(SaveRestoreConnector):
     """Packs under a temporary name, then renames: NeMo's own connector leaves a part of a file when it is killed."""
@@ -26,7 +28,7 @@ class WholeFile(SaveRestoreConnector):
     @staticmethod
     def _make_nemo_file_from_folder(filename: str, source_dir: str) -> None:
         path = Path(filename)
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.nemo")
+        temporary = temporary_neighbour(path, ".nemo")
         try:
             SaveRestoreConnector._make_nemo_file_from_folder(str(temporary), source_dir)
             os.replace(temporary, path)
