@@ -58,6 +58,7 @@ def span_mask(
     num_positions: Optional[int] = None,
     same_count: bool = True,
     generator: Optional[torch.Generator] = None,
+    min_spans: int = MIN_SPANS,
 ) -> Tensor:
     """Draw masks over the frames of a batch.
 
@@ -69,10 +70,11 @@ def span_mask(
         num_positions: width of the result; the largest length by default.
         same_count: un-mask random frames until every row has the fewest (fairseq's ``require_same_masks``).
         generator: CPU random generator; torch's global one by default.
+        min_spans: of a row. The two of fairseq are most of an utterance of half a second.
 
     Returns:
-        bool ``[B, num_positions]`` on the CPU, never True beyond a row's length. Rows of two or more frames are neither
-        fully masked nor fully visible, shorter ones are not masked.
+        bool ``[B, num_positions]`` on the CPU, never True beyond a row's length. Rows of two or more frames are not
+        fully masked and, with ``min_spans``, not fully visible; shorter ones are not masked.
     """
     rows = []
     for length in lengths:
@@ -80,7 +82,7 @@ def span_mask(
             rows.append(torch.zeros(length, dtype=torch.bool))
             continue
         width = min(span, length - 1)
-        num_spans = max(MIN_SPANS, _num_spans(length, mask_prob, width, generator))
+        num_spans = max(min_spans, _num_spans(length, mask_prob, width, generator))
         rows.append(_draw_row(length, num_spans, width, generator))
     if same_count:
         _equalise(rows, generator)

@@ -330,7 +330,9 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         num_rows, num_frames, width = x_BTD.shape
         if self.mask_prob > 0:
             # batches are padded: with the count of the shortest row, long rows would hardly be masked
-            mask_BT = span_mask(frames_B.tolist(), self.mask_prob, self.mask_length, num_frames, same_count=False)
+            mask_BT = span_mask(
+                frames_B.tolist(), self.mask_prob, self.mask_length, num_frames, same_count=False, min_spans=0
+            )
             x_BTD = torch.where(mask_BT.to(x_BTD.device)[..., None], self.mask_embedding.to(x_BTD.dtype), x_BTD)
         elif self.mask_embedding.requires_grad:
             x_BTD = x_BTD + (self.mask_embedding.sum() * 0.0).to(x_BTD.dtype)  # see zero_touch

@@ -487,6 +487,18 @@ def test_spans_of_finetuning_have_their_lengths(tiny_encoder):
 
 
 @pytest.mark.unit
+def test_short_words_are_masked_as_much_as_configured(tiny_encoder):
+    """Two spans at least, as in pre-training, hid two thirds of a spoken digit: none was learned."""
+    encoder = tiny_encoder(mask_prob=0.1, mask_length=10).train()
+    seen = []
+    encoder.pos_conv_embed.register_forward_hook(lambda module, arguments, output: seen.append(arguments[0].detach()))
+    torch.manual_seed(0)
+    encoder(audio_signal=torch.randn(400, 1, 8000), length=torch.full((400,), 8000))
+    share = (seen[0] == encoder.mask_embedding).all(dim=-1).float().mean().item()
+    assert share == pytest.approx(0.1, abs=0.03)
+
+
+@pytest.mark.unit
 def test_blocks_above_the_highest_tap_are_not_run(tiny_encoder, batch, masks):
     """A twelfth of the blocks of an update with dropped sets, for nothing."""
     encoder, calls = tiny_encoder().train(), []
