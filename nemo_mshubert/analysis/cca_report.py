@@ -98,7 +98,7 @@ def score_model(
     features: AllHiddenStates, sample: Sample, output: Path, settings: CcaSettings, where: str = "model"
 ) -> Run:
     """Layers and areas of one model, from the files of an earlier call as far as there are any."""
-    key = f"{features.fingerprint}{'-normalized' * features.normalized}-{sample.id}"
+    key = f"{features.fingerprint}{features.scaling}-{sample.id}"
     path = output / "scores" / f"{key}-{_short_hash(settings)}.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))

@@ -333,8 +333,8 @@ class AllHiddenStates(HiddenFeatures):
                 f"({SAMPLE_RATE / encoder.subsampling_factor:g} Hz), expected {HOP_SAMPLES} ({FRAME_RATE} Hz). Word "
                 "and phone spans are those of 50 Hz encoders; scores are not comparable at other rates."
             )
-        self.normalized = bool(getattr(preprocessor, "normalized", False))
-        super().__init__(StackedLayers(encoder, self.normalized), layer=0, device=device)
+        normalized = bool(getattr(preprocessor, "normalized", False))
+        super().__init__(StackedLayers(encoder, normalized), layer=0, device=device)
         self.fingerprint = encoder_fingerprint(encoder)
         self.num_states = len(encoder.layers) + 1
 

@@ -145,20 +145,24 @@ class HiddenFeatures(FeatureMaker):
         self.layer = layer
         self.max_chunk_samples = int(max_chunk_seconds * SAMPLE_RATE)
         (one_frame,) = self._run([np.zeros(RECEPTIVE_FIELD_SAMPLES, np.float32)])
-        scaling = NORMALIZED if self.normalized_input else ""
         self.description = FeatureDescription(
-            "hidden", one_frame.shape[1], layer, encoder_fingerprint(encoder) + scaling
+            "hidden", one_frame.shape[1], layer, encoder_fingerprint(encoder) + self.scaling
         )
 
     @property
-    def normalized_input(self) -> bool:
+    def normalized(self) -> bool:
         """Whether utterances are scaled to zero mean and unit variance."""
         return bool(getattr(self.encoder, "normalized_input", False))
+
+    @property
+    def scaling(self) -> str:
+        """Behind the fingerprint of the encoder in what names its features: `NORMALIZED`, or nothing."""
+        return NORMALIZED if self.normalized else ""
 
     def __call__(self, waveforms: List[np.ndarray]) -> List[Tensor]:
         pieces, owners = [], []
         for owner, waveform in enumerate(waveforms):
-            if self.normalized_input:
+            if self.normalized:
                 waveform = to_unit_variance(waveform)
             chunks = cut_at_frames(len(waveform), self.max_chunk_samples, HOP_SAMPLES)
             pieces += [waveform[chunk] for chunk in chunks]

@@ -268,12 +268,17 @@ def _plain_loader(
         config.shard_seed = config.seed  # alike on all ranks: they draw one order, and share it
         config.force_finite = True  # NeMo would mix several manifests for ever
     stock = get_lhotse_dataloader_from_config(config, rank, world_size, dataset)
+    return with_sampler(stock, numbered(stock.sampler))
+
+
+def with_sampler(loader: DataLoader, sampler) -> DataLoader:
+    """NeMo's Lhotse loader of plain manifests, whose sampler gives whole batches, with another one."""
     return DataLoader(
-        dataset,
-        sampler=numbered(stock.sampler),
+        loader.dataset,
+        sampler=sampler,
         batch_size=None,
-        num_workers=config.get("num_workers", 0),
-        pin_memory=stock.pin_memory,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
     )
 
 

@@ -21,6 +21,8 @@ from lhotse import CutSet
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
+from nemo_mshubert.data.resumable_loader import with_sampler
+
 
 class ResumedSampler:
     """The batches of NeMo's sampler; in the first pass of a resumed run without those that it has trained on.
@@ -46,10 +48,4 @@ class ResumedSampler:
 
 def resumable(loader: DataLoader, trainer: Trainer) -> DataLoader:
     """NeMo's Lhotse loader of plain manifests with a `ResumedSampler`."""
-    return DataLoader(
-        loader.dataset,
-        sampler=ResumedSampler(loader.sampler, trainer),
-        batch_size=None,
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory,
-    )
+    return with_sampler(loader, ResumedSampler(loader.sampler, trainer))

@@ -61,8 +61,7 @@ class FrozenFeatures:
 
     def __init__(self, hidden_states: AllHiddenStates, folder: Optional[PathLike] = None, gigabytes: float = 0.0):
         self.hidden_states = hidden_states
-        scaling = "-normalized" * hidden_states.normalized
-        self.folder = Path(folder) / f"{hidden_states.fingerprint}{scaling}" if folder else None
+        self.folder = Path(folder) / f"{hidden_states.fingerprint}{hidden_states.scaling}" if folder else None
         self.gigabytes = gigabytes
 
     @property
