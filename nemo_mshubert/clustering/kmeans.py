@@ -71,7 +71,8 @@ def sample_frames(batches_of_features: Iterable[Union[np.ndarray, Tensor]], max_
 
 
 def choose_backend(backend: str) -> str:
-    """ "sklearn" or "cuml"; asked before a pass over the corpus, it spares one that ends without cuML.
+    """What ``backend`` stands for, "sklearn" or "cuml". Asked before a pass over the corpus, it spares one that ends
+    without cuML.
 
     Raises:
         ValueError: no such backend.

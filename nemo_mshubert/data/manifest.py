@@ -14,6 +14,7 @@
 
 """NeMo manifests (JSON lines) and the audio they name: reading with errors that say where, writing atomically."""
 
+import gzip
 import json
 import math
 import os
@@ -84,6 +85,11 @@ def iter_lines(path: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:
         raise FileNotFoundError(f"{path}: no such manifest. Make one with scripts/prepare_librispeech.py.")
     with open(path, "rb") as stream:
         yield from parse_lines(stream, str(path))
+
+
+def open_maybe_gzip(path: PathLike) -> BinaryIO:
+    """The bytes of a file, unpacked where it is ``.gz``."""
+    return gzip.open(path) if str(path).endswith(".gz") else open(path, "rb")
 
 
 def parse_lines(stream: BinaryIO, name: str) -> Iterator[Tuple[str, Dict[str, Any]]]:

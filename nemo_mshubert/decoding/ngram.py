@@ -18,7 +18,6 @@
 PATH, ``scripts/build_kenlm.sh`` builds them.
 """
 
-import gzip
 import json
 import os
 import shutil
@@ -27,9 +26,9 @@ import unicodedata
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, BinaryIO, Iterable, Iterator, List, Optional, Sequence, Union
+from typing import IO, Iterable, Iterator, List, Optional, Sequence, Union
 
-from nemo_mshubert.data.manifest import PathLike, atomic_write, parse_lines
+from nemo_mshubert.data.manifest import PathLike, atomic_write, open_maybe_gzip, parse_lines
 from nemo_mshubert.decoding.lexicon import WORD_DELIMITER, fold_case, require_same_alphabet
 
 ORDERS = range(2, 7)  # KenLM is compiled for at most 6
@@ -51,13 +50,9 @@ def find_kenlm_tool(name: str, folder: Optional[PathLike] = None) -> str:
     return found
 
 
-def _open(path: PathLike) -> BinaryIO:
-    return gzip.open(path) if str(path).endswith(".gz") else open(path, "rb")
-
-
 def text_lines(path: PathLike) -> Iterator[str]:
     """Lines of UTF-8 text, plain or ``.gz``; raises ``ValueError`` with file and line where it is not UTF-8."""
-    with _open(path) as stream:
+    with open_maybe_gzip(path) as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 yield line.decode("utf-8")
@@ -119,7 +114,7 @@ def _lines(path: PathLike) -> Iterator[str]:
     if not _is_manifest(path):
         yield from text_lines(path)
         return
-    with _open(path) as stream:
+    with open_maybe_gzip(path) as stream:
         for where, entry in parse_lines(stream, str(path)):
             if not isinstance(entry.get("text"), str):
                 raise ValueError(f'{where}: no "text". Give a manifest with transcripts, or remove the line.')
@@ -130,7 +125,7 @@ def _is_manifest(path: PathLike) -> bool:
     """By its name, or by a JSON object in its first line: names are free, and keys would be words of the LM."""
     if str(path).removesuffix(".gz").endswith((".json", ".jsonl")):
         return True
-    with _open(path) as stream:
+    with open_maybe_gzip(path) as stream:
         first = next((line for line in stream if not line.isspace()), b"")
     try:
         return isinstance(json.loads(first.decode("utf-8-sig")), dict)

@@ -22,14 +22,13 @@ The first pronunciation of the first file counts, as in s3prl's libriphone.py. W
 """
 
 import ctypes
-import gzip
 import os
 import re
 from functools import cached_property
 from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Optional, Sequence
 
-from nemo_mshubert.data.manifest import PathLike
+from nemo_mshubert.data.manifest import PathLike, open_maybe_gzip
 
 VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split()
 CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()
@@ -121,7 +120,7 @@ def _read(path: Path):
     """Yield lower-case words and phones."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such pronunciation file. Give LibriSpeech's lexicon or CMUdict.")
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+    with open_maybe_gzip(path) as stream:
         for number, line in enumerate(map(_decoded, stream), start=1):
             word, *phones = line.split("#")[0].split() or [""]
             if not word or word.startswith(";;;"):  # comments of older CMUdicts
