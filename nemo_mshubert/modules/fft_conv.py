@@ -35,11 +35,12 @@ def fft_conv(x_BTD: Tensor, weight_OIK: Tensor, bias_O: Tensor, groups: int) -> 
         weight_OIK, bias_O: as in ``conv1d``, ``I = D / groups``.
 
     Returns:
-        ``[B, T, O]``, computed in fp32, in the dtype of autocast, without it in that of ``x_BTD``.
+        ``[B, T, O]``, computed in fp32 (fp64 in fp64), in the dtype of autocast, without it in that of ``x_BTD``.
     """
     x_BTD = to_autocast_dtype(x_BTD)
+    dtype = torch.promote_types(x_BTD.dtype, torch.float32)
     with torch.autocast(x_BTD.device.type, enabled=False):
-        y_BTO = _fft_conv(x_BTD.float(), weight_OIK.float(), groups) + bias_O.float()
+        y_BTO = _fft_conv(x_BTD.to(dtype), weight_OIK.to(dtype), groups) + bias_O.to(dtype)
         return y_BTO.to(x_BTD.dtype)
 
 
