@@ -17,16 +17,18 @@
 N rows (masked frames of the views that enter the loss), D width, E head width, K clusters.
 """
 
-from typing import Dict, List, Mapping, Optional, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from nemo.core.classes import NeuralModule
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
 INTERMEDIATE_LAYER = (
     0.4  # lowest supervised block as a share of all (hubert-facts: ICASSP 2023 code of the first author)
 )
+
+SHORTEST = 1e-12  # F.normalize divides by no less
 
 
 def place_label_sets(
@@ -86,11 +88,47 @@ class LabelHead(nn.Module):
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """``[N, D]`` -> fp32 logits ``[N, K]``; one normalised product, never an ``[N, K, E]`` tensor."""
-        projected_NE = self.final_proj(x_ND)
-        with torch.autocast(x_ND.device.type, enabled=False):
-            projected_NE = F.normalize(projected_NE.float(), dim=-1)
-            embeddings_KE = F.normalize(self.label_embeddings.float(), dim=-1)
-            return projected_NE @ embeddings_KE.T / self.temperature
+        return _CosineLogits.apply(self.final_proj(x_ND), self.label_embeddings, self.temperature)
+
+
+class _CosineLogits(torch.autograd.Function):
+    """``F.normalize(x_NE.float()) @ F.normalize(w_KE.float()).T / temperature``, in fp32 under autocast, too.
+
+    Autograd takes twice as many kernels for the gradients, most of them tiny, and keeps two more tensors of the size
+    of ``x_NE``, in fp32, for each label set.
+    """
+
+    @staticmethod
+    def forward(ctx, x_NE: Tensor, w_KE: Tensor, temperature: float) -> Tensor:
+        length_N1, length_K1 = _length(x_NE), _length(w_KE) * temperature
+        ctx.save_for_backward(x_NE, w_KE, length_N1, length_K1)
+        ctx.temperature = temperature
+        with torch.autocast(x_NE.device.type, enabled=False):
+            return (x_NE / length_N1) @ (w_KE / length_K1).T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient_NK: Tensor) -> Tuple[Tensor, Tensor, None]:
+        x_NE, w_KE, length_N1, length_K1 = ctx.saved_tensors
+        a_NE, b_KE = x_NE / length_N1, w_KE / length_K1  # what was multiplied
+        with torch.autocast(x_NE.device.type, enabled=False):
+            of_a_NE, of_b_KE = gradient_NK @ b_KE, gradient_NK.T @ a_NE
+        of_x_NE = _through_division(of_a_NE, a_NE, length_N1, 1.0)
+        of_w_KE = _through_division(of_b_KE, b_KE, length_K1, ctx.temperature)
+        return of_x_NE.to(x_NE.dtype), of_w_KE.to(w_KE.dtype), None
+
+
+def _length(x: Tensor) -> Tensor:
+    """Euclidean lengths ``[..., 1]`` of ``[..., E]`` in fp32 (of fp64 in fp64), at least `SHORTEST`."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).clamp_(min=SHORTEST)
+
+
+def _through_division(gradient: Tensor, quotient: Tensor, divisor: Tensor, scale: float) -> Tensor:
+    """The gradient of ``x`` from that of ``quotient = x / divisor``, ``divisor`` being ``scale`` times the length of
+    ``x``: what is along ``x`` changes the length alone, and the quotient not at all."""
+    along = (gradient * quotient).sum(dim=-1, keepdim=True)
+    return gradient.addcmul(along, quotient, value=-(scale**2)) / divisor
 
 
 class LabelHeads(NeuralModule):

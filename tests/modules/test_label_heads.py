@@ -71,6 +71,38 @@ def test_logits_are_fp32_under_autocast():
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_equal_those_of_autograd(dtype):
+    """Their formula is written out: wrong, and the encoder learns something else than the loss says."""
+    torch.manual_seed(0)
+    head = LabelHeads(d_model=6, label_sets=[5], d_head=4).heads["5"]
+    x_ND, upstream_NK = torch.randn(7, 6), torch.randn(7, 5)
+
+    def gradients(logits_of):
+        x = x_ND.clone().requires_grad_()
+        head.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits_NK = logits_of(x)
+        (logits_NK * upstream_NK).sum().backward()
+        return [logits_NK.detach(), x.grad, *(parameter.grad.clone() for parameter in head.parameters())]
+
+    def plainly(x):
+        projected_NE = head.final_proj(x)
+        with torch.autocast("cpu", enabled=False):
+            unit_NE = torch.nn.functional.normalize(projected_NE.float(), dim=-1)
+            return unit_NE @ torch.nn.functional.normalize(head.label_embeddings, dim=-1).T / 0.1
+
+    for found, expected in zip(gradients(head), gradients(plainly)):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    head = head.double()
+    assert torch.autograd.gradcheck(head, x_ND.double().requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda w: torch.func.functional_call(head, {"label_embeddings": w}, x_ND.double()),
+        torch.rand(5, 4, dtype=torch.float64, requires_grad=True),
+    )
+
+
+@pytest.mark.unit
 def test_embeddings_start_uniform_as_in_fairseq():
     """label_embs_concat ~ U(0, 1)."""
     embeddings = LabelHeads(16, [1000]).heads["1000"].label_embeddings
