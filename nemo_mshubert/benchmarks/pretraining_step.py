@@ -48,7 +48,7 @@ from nemo_mshubert.modules.label_heads import LabelHeads, place_label_sets
 from nemo_mshubert.modules.masking import span_mask
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 
-STEPS = ("ours", "ours, no Swap", "transformers")  # the rows of `traffic` and `host`
+STEPS = ("ours", "ours, no Swap", "ours, one head", "transformers")  # the rows of `traffic` and `host`
 OUT_OF_MEMORY = ": out of memory"
 COLUMNS = [
     Column("size", "size"),

@@ -21,7 +21,8 @@ FLOPs of products. The kernels follow one another, so a step takes at least the 
     max(bytes / bandwidth, FLOPs / speed of products)
 
 which is the bound of unfused kernels that reach both: what a change of the kernels can save shows before a GPU is at
-hand. Caches, launches and communication are left out.
+hand. Caches, launches and communication are left out. The tensors that autograd keeps for the backward pass are counted,
+too: with weights, gradients and moments they are what the step needs of a GPU's memory.
 
 "meta" knows neither autocast, nor the fused dropout and attention of GPUs; `GpuKernels` puts them in their places.
 """
@@ -34,6 +35,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -52,6 +54,7 @@ COLUMNS = [
     Column("gigabytes", "GB", ".2f"),
     Column("teraflop", "TFLOP", ".2f"),
     Column("milliseconds", "bound, ms", ".2f"),
+    Column("kept_gigabytes", "kept for backward, GB", ".2f"),
 ]
 KINDS = {
     "products": ("mm", "addmm", "bmm", "convolution", "convolution_backward"),
@@ -104,9 +107,9 @@ def benchmark(
             torch.manual_seed(0)  # of the masks: the same count every time
             batch = Batch(seconds, utterance_seconds, config, META)
             for name in STEPS:
-                kernels = kernels_of(lambda: found[name].build(config, batch))
+                traffic = traffic_of(lambda: found[name].build(config, batch))
                 common = {"size": size, "batch_seconds": batch.seconds, "row": name}
-                yield from ({**common, **row} for row in _rows(kernels, batch.seconds, teraflops, terabytes))
+                yield from ({**common, **row} for row in _rows(traffic, batch.seconds, teraflops, terabytes))
 
 
 class Kernel(NamedTuple):
@@ -120,16 +123,28 @@ class Kernel(NamedTuple):
         return max(self.num_bytes / terabytes, self.flops / teraflops) / 1e12
 
 
-def _rows(kernels: List[Kernel], audio_seconds: float, teraflops: float, terabytes: float) -> Iterator[Row]:
+class Traffic(NamedTuple):
+    """Kernels of a step, and bytes that autograd keeps between forward and backward pass, weights not counted."""
+
+    kernels: List[Kernel]
+    kept_bytes: int
+
+
+def _rows(traffic: Traffic, audio_seconds: float, teraflops: float, terabytes: float) -> Iterator[Row]:
     """A row per kind, the largest bound first, and that of all."""
     of_kind = defaultdict(list)
-    for kernel in kernels:
+    for kernel in traffic.kernels:
         of_kind[kernel.kind].append(kernel)
     rows = [_row(kind, group, teraflops, terabytes) for kind, group in of_kind.items()]
     yield from sorted(rows, key=lambda row: -row["milliseconds"])
-    total = _row("", kernels, teraflops, terabytes)
+    total = _row("", traffic.kernels, teraflops, terabytes)
     speed = audio_seconds / total["milliseconds"] * 1e3
-    yield {**total, "kind": f"**all**, at most {speed:.0f} audio-s/s", "audio_seconds_per_second": speed}
+    yield {
+        **total,
+        "kind": f"**all**, at most {speed:.0f} audio-s/s",
+        "audio_seconds_per_second": speed,
+        "kept_gigabytes": traffic.kept_bytes / 1e9,
+    }
 
 
 def _row(kind: str, kernels: List[Kernel], teraflops: float, terabytes: float) -> Row:
@@ -142,18 +157,31 @@ def _row(kind: str, kernels: List[Kernel], teraflops: float, terabytes: float) -
     }
 
 
-def kernels_of(build: Callable[[], Any]) -> List[Kernel]:
-    """Kernels of one step, as many as a GPU with fused AdamW has, of the `pretraining_step.Step` that ``build``
+def traffic_of(build: Callable[[], Any]) -> Traffic:
+    """One step, with as many kernels as a GPU with fused AdamW has, of the `pretraining_step.Step` that ``build``
     makes."""
     step, counter = build(), KernelCounter()
-    with _autocast_on_meta(), counter, GpuKernels(counter):
+    kept: Dict[int, int] = {}  # storages, which stay where they are until the backward pass, and their bytes
+    weights = {_storage(parameter) for parameter in step.parameters}
+
+    def note(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in weights:
+            kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with _autocast_on_meta(), counter, GpuKernels(counter), saved_tensors_hooks(note, lambda tensor: tensor):
         step.backpropagate()
     num_weights = sum(parameter.numel() for parameter in step.parameters)
     # Gradients are read for their norm, then read and written; weights, gradients and two moments are read, and all but
     # the gradients written.
     counter.add("clipping", 4.0 * num_weights * (1 + 2))
     counter.add("adamw", 4.0 * num_weights * (4 + 3))
-    return counter.kernels
+    return Traffic(counter.kernels, sum(kept.values()))
+
+
+def _storage(tensor: Tensor) -> int:
+    """Which memory it is in; on "meta" all have the address 0."""
+    return tensor.untyped_storage()._cdata
 
 
 class KernelCounter(TorchDispatchMode):
@@ -238,15 +266,16 @@ class _FlashAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q_BHTE, k_BHTE, v_BHTE, counter):
-        ctx.save_for_backward(q_BHTE, k_BHTE, v_BHTE)
+        y_BHTE = torch.empty_like(q_BHTE)
+        ctx.save_for_backward(q_BHTE, k_BHTE, v_BHTE, y_BHTE)
         ctx.counter = counter
         ctx.flops = 2.0 * q_BHTE.numel() * k_BHTE.shape[2]  # of one product of all queries and keys
         counter.add("attention", 4.0 * _bytes_in_memory(q_BHTE), 2 * ctx.flops)
-        return torch.empty_like(q_BHTE)
+        return y_BHTE
 
     @staticmethod
     def backward(ctx, _):
-        q_BHTE, k_BHTE, v_BHTE = ctx.saved_tensors
+        q_BHTE, k_BHTE, v_BHTE, _ = ctx.saved_tensors
         ctx.counter.add("attention", 8.0 * _bytes_in_memory(q_BHTE), 5 * ctx.flops)  # the scores once more
         return torch.empty_like(q_BHTE), torch.empty_like(k_BHTE), torch.empty_like(v_BHTE), None
 

@@ -21,7 +21,7 @@ import torch
 
 from nemo_mshubert.benchmarks.host import CPU, benchmark, narrow
 from nemo_mshubert.benchmarks.pretraining_step import STEPS, Batch, encoder_options, load_config, variants
-from nemo_mshubert.benchmarks.traffic import META, kernels_of
+from nemo_mshubert.benchmarks.traffic import META, traffic_of
 
 pytestmark = pytest.mark.unit
 CONFIGS = Path(__file__).parents[2] / "conf" / "pretrain"
@@ -43,7 +43,7 @@ def test_narrow_layers_send_the_same_kernels(row, size):
         torch.manual_seed(0)
         batch = Batch(0.25, 0.25, config, META)
         found = variants(encoder_options(config), list(config.model.label_sets), on_gpu=False)
-        kernels.append(kernels_of(lambda: found[row].build(config, batch)))
+        kernels.append(traffic_of(lambda: found[row].build(config, batch)).kernels)
     whole, small = kernels
     assert [kernel.kind for kernel in small] == [kernel.kind for kernel in whole]
     assert sum(kernel.flops for kernel in small) < 1e8  # about a millisecond of one core

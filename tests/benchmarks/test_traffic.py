@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from nemo_mshubert.benchmarks.flops import step_flops
 from nemo_mshubert.benchmarks.pretraining_step import Batch, encoder_options, load_config, variants
-from nemo_mshubert.benchmarks.traffic import META, benchmark, kernels_of
+from nemo_mshubert.benchmarks.traffic import META, benchmark, traffic_of
 
 pytestmark = pytest.mark.unit
 CONFIGS = Path(__file__).parents[2] / "conf" / "pretrain"
@@ -36,8 +36,8 @@ def of(kernels, *kinds):
     return sum(kernel.num_bytes for kernel in kernels if kernel.kind in kinds)
 
 
-def kernels_of_layer(run):
-    """Kernels of ``run(x, linear, norm)`` and its backward pass, x of N rows in fp32 that need a gradient."""
+def traffic_of_layer(run):
+    """Of ``run(x, linear, norm)`` and its backward pass, x of N rows in fp32 that need a gradient."""
     linear, norm = nn.Linear(D, E, device=META), nn.LayerNorm(D, device=META)
 
     def backpropagate():
@@ -46,12 +46,14 @@ def kernels_of_layer(run):
             y = run(x_ND, linear, norm)
         y.backward(torch.empty_like(y))
 
-    return kernels_of(lambda: SimpleNamespace(backpropagate=backpropagate, parameters=[*linear.parameters()]))
+    return traffic_of(lambda: SimpleNamespace(backpropagate=backpropagate, parameters=[*linear.parameters()]))
 
 
 def test_linear_by_hand():
-    """Each operand is converted, with its gradient back; three products of three matrices each; the optimizer."""
-    kernels = kernels_of_layer(lambda x, linear, norm: linear(x))
+    """Each operand is converted, with its gradient back; three products of three matrices each; the optimizer. Both
+    operands are kept, as they were converted."""
+    kernels, kept_bytes = traffic_of_layer(lambda x, linear, norm: linear(x))
+    assert kept_bytes == 2 * (N * D + D * E)
     weights = D * E + E
     assert of(kernels, "conversions between fp32 and bf16") == 2 * (4 + 2) * (N * D + weights)
     bias = 2 * E
@@ -62,11 +64,11 @@ def test_linear_by_hand():
 
 def test_a_weight_is_converted_once_and_norms_are_in_fp32():
     """As autocast has it; a count with a conversion per use would blame autocast for what it does not do."""
-    twice = kernels_of_layer(lambda x, linear, norm: linear(x) + linear(x))
-    once = kernels_of_layer(lambda x, linear, norm: linear(x))
+    twice = traffic_of_layer(lambda x, linear, norm: linear(x) + linear(x)).kernels
+    once = traffic_of_layer(lambda x, linear, norm: linear(x)).kernels
     conversions = "conversions between fp32 and bf16"
     assert of(twice, conversions) - of(once, conversions) == 2 * (4 + 2) * N * D
-    normed = kernels_of_layer(lambda x, linear, norm: norm(F.dropout(x.bfloat16(), 0.1, True)))
+    normed = traffic_of_layer(lambda x, linear, norm: norm(F.dropout(x.bfloat16(), 0.1, True))).kernels
     statistics = 2 * 4 * N
     assert of(normed, "norms") == (2 * 4 * N * D + 2 * 4 * D + statistics) + (3 * 4 * N * D + 4 * 4 * D + statistics)
     mask = N * D
@@ -79,7 +81,7 @@ def test_flops_of_a_step_are_those_of_the_formula(name):
     config = load_config(CONFIGS, "tiny")
     batch = Batch(4.0, 2.0, config, META)
     variant = variants(encoder_options(config), list(config.model.label_sets), on_gpu=False)[name]
-    kernels = kernels_of(lambda: variant.build(config, batch))
+    kernels = traffic_of(lambda: variant.build(config, batch)).kernels
     found = sum(kernel.flops * (6 / 7 if kernel.kind == "attention" else 1) for kernel in kernels)
     sets, d_head = config.model.label_sets, config.model.label_heads.d_head
     views = 1 if name == "ours, no Swap" else 2
