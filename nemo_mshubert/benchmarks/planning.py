@@ -258,9 +258,8 @@ def _storage(hours: float, sizes: Sizes, reports: Reports) -> List[Line]:
 def _labelling(hours: float, reports: Reports) -> Line:
     rows = [row for row in reports.get("labelling", []) if row["row"] == "labels"]
     if not rows:
-        return Line(
-            "labels of the corpus", None, "device-hours", "python scripts/benchmark.py labelling --manifest FILE"
-        )
+        command = "python scripts/benchmark.py labelling --manifest FILE --output FILE"
+        return Line("labels of the corpus", None, "device-hours", command)
     speed = rows[0]["audio_seconds_per_second"]
     source = f"{speed:.0f} audio-s/s on {rows[0]['machine']}; shards run side by side (label.py make --shard)"
     return Line("labels of the corpus", hours / speed, "device-hours", source)

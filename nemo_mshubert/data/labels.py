@@ -126,7 +126,7 @@ class FrameLabels:
             if len(labels) >= MIN_CONSTANT_FRAMES and highest == labels.min():
                 raise ValueError(
                     f"{where}: all {len(labels)} labels of set {clusters} are {highest}. The audio is silent (remove "
-                    "the line) or the label maker is dead (look at its entropy with scripts/label.py check)."
+                    "the line), or the label maker is dead (then other lines fail too: fit the k-means again)."
                 )
 
     def check_audio(self, num_samples: int, offset: Optional[float], where: str) -> None:

@@ -55,7 +55,7 @@ class UnreadableCount:
         if self.count > self.limit:
             raise UnreadableAudioError(
                 f"{self.count} utterances could not be used, the last one {utterance}: {problem}. "
-                "Repair the data, or raise max_unreadable of the dataset."
+                f"Repair the data or remove the line{', or raise model.train_ds.max_unreadable' if self.limit else ''}."
             )
 
 
@@ -85,7 +85,8 @@ class CountedAudio:
         if not waves:
             names = ", ".join(cut.id for cut in cuts)
             raise UnreadableAudioError(
-                f"No utterance of a batch could be read (see the log): {names}. Repair the data."
+                f"No utterance of a batch could be read (see the log): {names}. Repair the data or remove "
+                "their lines."
             )
         lengths = torch.tensor([len(wave) for wave in waves], dtype=torch.int32)
         return collate_vectors(waves, padding_value=0.0), lengths, CutSet.from_cuts(readable)

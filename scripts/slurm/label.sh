@@ -21,6 +21,7 @@
 #         --manifest train.json --output train_labelled.json
 #
 # A job that is started again goes on behind its last line. Of tasks that failed: SHARDS=64 sbatch --array 5,17 ...
+# The Python environment is .venv; another one: VENV=/path/to/it sbatch ...
 #SBATCH --job-name=label
 #SBATCH --nodes=1
 #SBATCH --ntasks=1

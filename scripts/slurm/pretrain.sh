@@ -20,6 +20,7 @@
 #
 # Five minutes before its time is over SLURM sends SIGTERM, as it does on preemption: the tasks write a checkpoint, and the
 # job is queued again and goes on from it. Leave exp_manager.max_time_per_run alone: a job that it ends is not queued again.
+# The Python environment is .venv; another one: VENV=/path/to/it sbatch ...
 #SBATCH --job-name=mshubert
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8
