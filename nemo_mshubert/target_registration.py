@@ -21,6 +21,7 @@ without importing NeMo (which takes seconds). NeMo's check of the *class* of a t
 This module imports neither torch nor NeMo: it also runs in every Hydra application, through ``hydra_plugins``.
 """
 
+import importlib
 import os
 
 import wrapt
@@ -38,9 +39,8 @@ def _append_prefix(nemo_common_module) -> None:
 
 
 def _register_schedule(_) -> None:
-    from nemo_mshubert.optim.tri_stage import register  # imports NeMo's schedules, which are loaded by now
-
-    register()
+    # A module that registers itself at its end: it may be what has imported NeMo, and not be there whole yet.
+    importlib.import_module("nemo_mshubert.optim.tri_stage")
 
 
 def register_with_nemo() -> None:

@@ -18,7 +18,7 @@ import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -77,6 +77,13 @@ def test_schedule_is_registered():
     from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
 
     assert "TriStageAnnealing" in AVAILABLE_SCHEDULERS
+
+
+def test_the_module_of_the_schedule_may_be_what_imports_nemo(monkeypatch):
+    """Then NeMo's hook comes while it is half loaded; asking it for anything ended the import."""
+    half_loaded = ModuleType("nemo_mshubert.optim.tri_stage")
+    monkeypatch.setitem(sys.modules, half_loaded.__name__, half_loaded)
+    target_registration._register_schedule(None)
 
 
 @pytest.mark.parametrize("opted_out", [False, True])

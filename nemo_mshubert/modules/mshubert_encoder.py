@@ -214,10 +214,16 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
             x_BTD = x_BTD + zero_touch(self).to(x_BTD.dtype)
         return x_BTD.transpose(1, 2), frames_B
 
+    def train(self, mode: bool = True) -> "MSHuBERTEncoder":
+        """PyTorch's; the mode from before a `freeze` is of no account then."""
+        self._was_training = False
+        return super().train(mode)
+
     def freeze(self) -> None:
         """NeMo's, which ends in evaluation mode; `unfreeze` goes back."""
-        self._was_training = self.training or self._was_training
+        was_training = self.training or self._was_training
         super().freeze()
+        self._was_training = was_training
 
     def unfreeze(self, partial: bool = False) -> None:
         """NeMo's; with ``partial`` it ends in the mode before `freeze`, or that which was chosen since.
@@ -225,7 +231,6 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         NeMo's own ends in training mode, and with it ``transcribe()``: what is computed behind it would be masked.
         """
         was_training = self.training or self._was_training
-        self._was_training = False
         super().unfreeze(partial)
         if partial:
             self.train(was_training)
@@ -375,6 +380,8 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         for number, layer in enumerate(self.layers[:last_layer], start=1):  # numbered from 1, as in the paper
             if self.training and self.layerdrop > 0 and torch.rand((), generator=generator).item() < self.layerdrop:
                 x_NTD = x_NTD + zero_touch(layer)  # the identity: taps and the parity of the exchanges stay
+                if self.position_bias is not None:  # of all blocks, which may all be skipped
+                    x_NTD = x_NTD + zero_touch(self.position_bias)
             else:
                 x_NTD = layer(x_NTD, key_mask, position_bias)
             if source_R is not None:

@@ -60,7 +60,5 @@ class TriStageAnnealing(WarmupHoldPolicy):
         return math.exp(math.log(self.final_lr_scale) * decayed)
 
 
-def register() -> None:
-    """Make the schedule known to NeMo; does nothing the second time."""
-    if NAME not in AVAILABLE_SCHEDULERS:
-        register_scheduler(NAME, TriStageAnnealing, TriStageAnnealingParams)
+if NAME not in AVAILABLE_SCHEDULERS:  # a notebook may load this module anew, and NeMo takes a name but once
+    register_scheduler(NAME, TriStageAnnealing, TriStageAnnealingParams)

@@ -529,6 +529,10 @@ def test_a_frozen_encoder_goes_back_to_training(tiny_encoder):
     with encoder.as_frozen():
         pass
     assert not encoder.training
+    encoder.train().freeze()
+    encoder.eval()  # whoever says so means it
+    encoder.unfreeze(partial=True)
+    assert not encoder.training
 
 
 class Heard(pl.Callback):
