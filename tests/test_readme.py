@@ -31,13 +31,12 @@ TEXTS = [
     *sorted((ROOT / "scripts").glob("*.sh")),
     ROOT / "Jenkinsfile",
 ]
-COMMAND = re.compile(r"(?<![\w/])(scripts/(?:slurm/pretrain\.sh|\w+\.py))((?: (?:\\\n|[^\n`|#])*)?)")
+COMMAND = re.compile(r"(?<![\w/])(scripts/\w+\.py)((?: (?:\\\n|[^\n`|#])*)?)")
 
 
 def commands():
     for text in TEXTS:
         for script, rest in COMMAND.findall(text.read_text(encoding="utf-8")):
-            script = script.replace("slurm/pretrain.sh", "pretrain.py")  # which passes its options on
             yield pytest.param(script, rest.replace("\\\n", " "), id=f"{text.name}-{script}")
 
 

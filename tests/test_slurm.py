@@ -41,7 +41,7 @@ def slurm(tmp_path):
         'echo "PreemptTime=None";; *) echo "scontrol $*" >> calls;; esac',
         "scancel": 'echo "scancel $*" >> calls; touch signalled',
         "srun": 'echo "srun $*" >> calls; trap "echo killed >> calls; exit 137" TERM\n'
-        'case "$*" in *fail*) exit 3;; *short*) exit 0;; *preempted*) touch preempted; exit 0;; esac\n'
+        'case "$*" in *fail*) exit 3;; *short*) exit 0;; *start*) touch preempted; exit 143;; *preempted*) touch preempted; exit 0;; esac\n'
         "until [ -e signalled ]; do sleep 0.05; done; echo checkpoint >> calls",
     }
     for name, body in programs.items():
@@ -62,7 +62,7 @@ NODES = dict(SLURM_NNODES="4", SLURM_NTASKS_PER_NODE="8", SLURM_CPUS_PER_TASK="1
 
 
 def test_job_out_of_time_writes_a_checkpoint_and_is_queued_again(slurm):
-    job = slurm("pretrain.sh", "--config-name", "mshubert_base", **NODES)
+    job = slurm("train.sh", "scripts/pretrain.py", "--config-name", "mshubert_base", **NODES)
     deadline = time.monotonic() + 20
     while not slurm.calls():
         assert time.monotonic() < deadline
@@ -75,15 +75,16 @@ def test_job_out_of_time_writes_a_checkpoint_and_is_queued_again(slurm):
     assert slurm.calls() == [srun, "scancel --signal=TERM 77", "checkpoint", "scontrol requeue 77"]
 
 
-def test_job_whose_tasks_alone_were_signalled_is_queued_again(slurm):
-    assert slurm("pretrain.sh", "preempted", **NODES).wait(timeout=20) == 0
+@pytest.mark.parametrize("kind, code", [("preempted", 0), ("preempted at its start", 143)])
+def test_job_whose_tasks_alone_were_signalled_is_queued_again(slurm, kind, code):
+    assert slurm("train.sh", "scripts/finetune_ctc.py", kind, **NODES).wait(timeout=20) == code
     assert slurm.calls()[1:] == ["scontrol requeue 77"]
 
 
 @pytest.mark.parametrize("kind, code", [("short", 0), ("fail", 3)])
 def test_finished_and_failed_jobs_are_not_queued_again(slurm, kind, code):
     """A job that fails on a typing error must not come back for ever."""
-    assert slurm("pretrain.sh", kind, **NODES).wait(timeout=20) == code
+    assert slurm("train.sh", "scripts/pretrain.py", kind, **NODES).wait(timeout=20) == code
     assert len(slurm.calls()) == 1
 
 

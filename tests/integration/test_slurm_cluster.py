@@ -150,7 +150,7 @@ def pretrain(cluster, tmp_path):
     jobs = []
 
     def submit(option):
-        jobs.append(Job(cluster, tmp_path, *size, str(SCRIPTS / "pretrain.sh"), option))
+        jobs.append(Job(cluster, tmp_path, *size, str(SCRIPTS / "train.sh"), "scripts/pretrain.py", option))
         return jobs[-1]
 
     yield submit

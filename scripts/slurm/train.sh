@@ -13,10 +13,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-# Pre-training on a SLURM cluster, one task per GPU; srun ends all tasks when one fails. Options go to scripts/pretrain.py:
+# Pre-training or fine-tuning on a SLURM cluster, one task per GPU; srun ends all tasks when one fails. Options go to the
+# script that is named first:
 #
-#     sbatch --nodes 4 scripts/slurm/pretrain.sh --config-name mshubert_base label_maker=km6.npz train_manifest=... \
-#         train_tars=... validation_manifest=dev-other_labelled.json
+#     sbatch --nodes 4 scripts/slurm/train.sh scripts/pretrain.py --config-name mshubert_base label_maker=km6.npz \
+#         train_manifest=... train_tars=... validation_manifest=dev-other_labelled.json
+#     sbatch --nodes 1 scripts/slurm/train.sh scripts/finetune_ctc.py --config-name 960h init_model=ctc.nemo ...
 #
 # Five minutes before its time is over SLURM sends SIGTERM, as it does on preemption: the tasks write a checkpoint, and the
 # job is queued again and goes on from it. Leave exp_manager.max_time_per_run alone: a job that it ends is not queued again.
@@ -40,7 +42,7 @@ export OMP_NUM_THREADS=1                      # decoding and crops run in loader
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1      # a broken link is an error, not a wait
 
 # srun does not take over the CPUs per task of sbatch (since 22.05): the loaders would share one
-srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" python scripts/pretrain.py "$@" \
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" python "${1:?scripts/pretrain.py or scripts/finetune_ctc.py}" "${@:2}" \
     trainer.num_nodes="$SLURM_NNODES" trainer.devices="$SLURM_NTASKS_PER_NODE" &
 step=$!
 stopped=0
@@ -54,7 +56,8 @@ if [ "$stopped" = 1 ]; then                   # what ended the first wait was th
 fi
 # preemption with a grace time signals the tasks, not this script
 preempted() { scontrol show job "$SLURM_JOB_ID" | grep -q "PreemptTime=[0-9]"; }
-if [ "$code" = 0 ] && { [ "$stopped" = 1 ] || preempted; }; then
+# 143: SIGTERM came before training had begun, from when on it is awaited
+if { [ "$code" = 0 ] || [ "$code" = 143 ]; } && { [ "$stopped" = 1 ] || preempted; }; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
