@@ -39,8 +39,7 @@ from nemo_mshubert.callbacks.rank_watch import RankWatch
 from nemo_mshubert.callbacks.same_start import SameStart
 from nemo_mshubert.callbacks.sentence_average import SentenceAverage
 from nemo_mshubert.models.ctc import restore_for_finetuning, seed_of_session
-from nemo_mshubert.models.run_lock import hold_folder
-from nemo_mshubert.models.training_setup import checkpoint_folder, keep_whole_checkpoints, make_trainer, plan_updates
+from nemo_mshubert.models.training_setup import checkpoint_folder, claim_folder, make_trainer, plan_updates
 
 
 def mark_when_finished(folder: Path) -> pl.Callback:
@@ -65,9 +64,9 @@ def main(cfg):
     folder = checkpoint_folder(cfg.exp_manager)
     callbacks = [EncoderFreeze(cfg.freeze_encoder_updates), DataWait(), *guards, mark_when_finished(folder)]
     trainer = make_trainer(cfg.trainer, callbacks)
-    hold_folder(folder, trainer)
-    keep_whole_checkpoints(folder, cfg.exp_manager.checkpoint_callback_params.save_top_k)
-    (folder / "finished").unlink(missing_ok=True)  # this run may have more updates to make than the one before
+    claim_folder(folder, cfg.exp_manager.checkpoint_callback_params.save_top_k, trainer)
+    if trainer.is_global_zero:
+        (folder / "finished").unlink(missing_ok=True)  # this run may have more updates to make than the one before
     exp_manager(trainer, cfg.exp_manager)
     model = restore_for_finetuning(cfg.init_model, cfg.model, trainer)
     trainer.callbacks.append(SameStart(model))

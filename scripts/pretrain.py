@@ -29,8 +29,7 @@ from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted, take_time_limit
 from nemo_mshubert.callbacks.rank_watch import RankWatch
 from nemo_mshubert.models import MSHuBERTModel
-from nemo_mshubert.models.run_lock import hold_folder
-from nemo_mshubert.models.training_setup import checkpoint_folder, keep_whole_checkpoints, make_trainer, plan_updates
+from nemo_mshubert.models.training_setup import checkpoint_folder, claim_folder, make_trainer, plan_updates
 from nemo_mshubert.parallel.registration import register
 
 
@@ -41,9 +40,7 @@ def main(cfg):
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     preemption = SaveWhenPreempted(take_time_limit(cfg.exp_manager))
     trainer = make_trainer(cfg.trainer, [preemption, DataWait(), RankWatch()])
-    folder = checkpoint_folder(cfg.exp_manager)
-    hold_folder(folder, trainer)
-    keep_whole_checkpoints(folder, cfg.exp_manager.checkpoint_callback_params.save_top_k)
+    claim_folder(checkpoint_folder(cfg.exp_manager), cfg.exp_manager.checkpoint_callback_params.save_top_k, trainer)
     exp_manager(trainer, cfg.exp_manager)
     model = MSHuBERTModel(cfg=cfg.model, trainer=trainer)
     model.maybe_init_from_pretrained_checkpoint(cfg)

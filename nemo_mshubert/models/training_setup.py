@@ -17,15 +17,15 @@
 import math
 import os
 import shutil
-import tempfile
+import time
 import zipfile
-from contextlib import suppress
 from pathlib import Path
-from typing import Iterable, Sequence
+from typing import List, Sequence
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from nemo.utils import logging
 from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
 from nemo.utils.trainer_utils import resolve_trainer_cfg
@@ -37,9 +37,13 @@ from nemo_mshubert.callbacks.saved_update import SavedUpdate
 from nemo_mshubert.callbacks.unknown_score import UnknownScore
 from nemo_mshubert.callbacks.updates_bar import UpdatesProgressBar
 from nemo_mshubert.callbacks.validation_schedule import ValidationSchedule
+from nemo_mshubert.data.manifest import temporary_neighbour
+from nemo_mshubert.models.run_lock import hold_folder
 from nemo_mshubert.parallel.registration import check_strategy, tensor_parallel_size
 
 NO_LIMIT = 1_000_000_000  # of batches, as in conf/finetune
+NO_SCORE = "=nan-"  # in the name of a checkpoint
+PATIENCE_SECONDS = 1200.0  # of other ranks, while rank 0 copies what may be gigabytes
 PRECISIONS = ("32", "32-true", "bf16-mixed", "16-mixed", "64", "64-true")
 
 
@@ -149,14 +153,25 @@ def _check_limits(trainer_config: DictConfig) -> None:
 
 
 def _check_launch(trainer_config: DictConfig) -> None:
-    """Raise ``ValueError`` where torchrun has started other ranks than the trainer expects: each would train alone."""
-    launched, expected = int(os.environ.get("WORLD_SIZE", 1)), num_ranks(trainer_config)
-    if "TORCHELASTIC_RUN_ID" in os.environ and launched != expected:
-        raise ValueError(
-            f"torchrun has started {launched} processes, but trainer.devices and trainer.num_nodes make {expected}: "
-            f"set trainer.devices={os.environ.get('LOCAL_WORLD_SIZE', launched)} and trainer.num_nodes to the number "
-            "of machines."
-        )
+    """Raise ``ValueError`` where torchrun or SLURM has started other ranks than the trainer expects: each would train
+    alone, on a part of the data and of the update."""
+    expected = num_ranks(trainer_config)
+    if TorchElasticEnvironment.detect():
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched != expected:
+            raise ValueError(
+                f"torchrun has started {launched} processes, but trainer.devices and trainer.num_nodes make "
+                f"{expected}: set trainer.devices={os.environ.get('LOCAL_WORLD_SIZE', launched)} and trainer.num_nodes "
+                "to the number of machines."
+            )
+    elif SLURMEnvironment.detect():
+        launched = int(os.environ["SLURM_NTASKS"])
+        if launched != expected:
+            raise ValueError(
+                f"SLURM's job or step has {launched} tasks, but trainer.devices and trainer.num_nodes make {expected} "
+                "processes, and Lightning starts none itself where SLURM has tasks. Start one task per GPU with srun "
+                "(scripts/slurm/train.sh), or use torchrun, or `unset SLURM_NTASKS` for the GPUs of this machine."
+            )
 
 
 def _choose_device(trainer_config: DictConfig) -> None:
@@ -201,6 +216,29 @@ def checkpoint_folder(exp_manager_config: DictConfig) -> Path:
     return Path(config.checkpoint_callback_params.get("dirpath") or Path(log_folder) / "checkpoints")
 
 
+def claim_folder(folder: Path, save_top_k: int, trainer: pl.Trainer) -> None:
+    """Have this run alone in the folder of its checkpoints (`run_lock.hold_folder`), and go on from what is there
+    (`keep_whole_checkpoints`): rank 0 does so, and the others wait until it has.
+
+    Raises:
+        RuntimeError: another run is under way in the folder.
+    """
+    hold_folder(folder, trainer)
+    if trainer.is_global_zero:
+        keep_whole_checkpoints(folder, save_top_k)
+        return
+    # Not all ranks: a second run in the folder is found out by its rank 0 alone, and the checkpoint that the first run
+    # is writing looks like one that was left unfinished.
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not _is_in_order(folder, save_top_k):
+        if time.monotonic() > end:
+            raise RuntimeError(
+                f"{folder}: rank 0 has not set its checkpoints in order within {PATIENCE_SECONDS:g} s. See its log: it "
+                "may have ended, or another run writes checkpoints there."
+            )
+        time.sleep(1)
+
+
 def keep_whole_checkpoints(folder: Path, save_top_k: int = 1) -> None:
     """Leave what a run can go on from, where it was killed while it wrote a checkpoint: NeMo would stop and ask for
     that.
@@ -208,55 +246,62 @@ def keep_whole_checkpoints(folder: Path, save_top_k: int = 1) -> None:
     Unfinished checkpoints go, damaged ones are set aside under another name. Of several last ones the newest stays;
     where there is none, the newest other one, which holds as much, becomes it. One whose score is not a number, which
     NeMo cannot read back from its name, is set aside. So are the best ones where the run no longer keeps any
-    (``save_top_k`` 0), as without a validation: NeMo would delete them, and stop. All ranks may call this at the same
-    time, before the first checkpoint is written.
+    (``save_top_k`` 0), as without a validation: NeMo would delete them, and stop.
     """
-    for marker in folder.glob(f"*{NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}"):
+    for marker in _markers(folder):
         name = marker.name.removesuffix(NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX)
         logging.warning(f"{folder / name}.ckpt: the run was killed while it was written; it is removed.")
         (folder / f"{name}.ckpt").unlink(missing_ok=True)
-        marker.unlink(missing_ok=True)
-    for path in folder.glob("*.ckpt"):
-        _set_aside_if_damaged(path)
-    newest_first = sorted(folder.glob("*.ckpt"), key=_time_written, reverse=True)
-    last = [path for path in newest_first if path.stem.endswith("last")]
-    for path in last[1:]:
-        path.unlink(missing_ok=True)
-    if newest_first and not last:
-        path = newest_first[0]
-        logging.warning(f"{path}: the newest whole checkpoint, from which the run goes on.")
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as copy:  # ranks elsewhere have other names
-            with open(path, "rb") as stream:
-                shutil.copyfileobj(stream, copy)
-        shutil.copymode(path, copy.name)
-        os.replace(copy.name, path.with_name(f"{path.stem}-last.ckpt"))
-    _set_aside(folder.glob("*=nan-*.ckpt"), "nan")
-    if save_top_k == 0:
-        _set_aside(folder.glob("*.ckpt"), "best")
-
-
-def _set_aside(checkpoints: Iterable[Path], suffix: str) -> None:
-    """Give all but the last one a name that NeMo does not read."""
-    for path in checkpoints:
-        if not path.stem.endswith("last"):
-            with suppress(FileNotFoundError):  # another rank was faster
-                os.replace(path, path.with_name(f"{path.name}.{suffix}"))
-
-
-def _set_aside_if_damaged(path: Path) -> None:
-    with suppress(FileNotFoundError):  # another rank was faster
-        with open(path, "rb") as stream:
-            if zipfile.is_zipfile(stream):  # by its end: one that was cut off, as by a full disk or a copy, has none
-                return
-        os.replace(path, path.with_name(f"{path.name}.damaged"))
+        marker.unlink()
+    for path in filter(_is_damaged, list(folder.glob("*.ckpt"))):
+        _set_aside(path, "damaged")
         logging.warning(
             f"{path}: damaged, since the end of the file is missing. It is now {path.name}.damaged, and the run goes "
             "on from the newest whole checkpoint; copy it again if you have it elsewhere."
         )
+    newest_first = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    last = [path for path in newest_first if _is_last(path)]
+    for path in last[1:]:
+        path.unlink()
+    if newest_first and not last:
+        path = newest_first[0]
+        logging.warning(f"{path}: the newest whole checkpoint, from which the run goes on.")
+        copy = temporary_neighbour(path)
+        shutil.copy(path, copy)
+        os.replace(copy, path.with_name(f"{path.stem}-last.ckpt"))
+    for path in list(folder.glob("*.ckpt")):
+        if not _is_last(path) and (save_top_k == 0 or NO_SCORE in path.name):
+            _set_aside(path, "nan" if NO_SCORE in path.name else "best")
 
 
-def _time_written(path: Path) -> float:
+def _is_in_order(folder: Path, save_top_k: int) -> bool:
+    """Whether there is nothing for `keep_whole_checkpoints` to do."""
+    checkpoints = list(folder.glob("*.ckpt"))
+    last = [path for path in checkpoints if _is_last(path)]
+    others = [path for path in checkpoints if not _is_last(path)]
     try:
-        return path.stat().st_mtime
-    except FileNotFoundError:  # another rank has removed it since it was listed
-        return 0.0
+        to_do = any(_markers(folder)) or any(map(_is_damaged, checkpoints))
+    except FileNotFoundError:  # at work
+        return False
+    unwanted = [path for path in others if save_top_k == 0 or NO_SCORE in path.name]
+    return not (to_do or unwanted or len(last) != bool(checkpoints))
+
+
+def _markers(folder: Path) -> List[Path]:
+    """NeMo's, beside checkpoints that are being written."""
+    return list(folder.glob(f"*{NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}"))
+
+
+def _is_last(path: Path) -> bool:
+    return path.stem.endswith("last")
+
+
+def _is_damaged(path: Path) -> bool:
+    """By the end of the file: one that was cut off, as by a full disk or a copy, has none."""
+    with open(path, "rb") as stream:
+        return not zipfile.is_zipfile(stream)
+
+
+def _set_aside(path: Path, suffix: str) -> None:
+    """Give it a name that NeMo does not read."""
+    os.replace(path, path.with_name(f"{path.name}.{suffix}"))

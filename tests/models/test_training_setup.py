@@ -15,13 +15,16 @@
 """What a run finds of its checkpoints after a kill; the trainer is in tests/callbacks/test_updates_bar.py."""
 
 import os
+import time
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from nemo_mshubert.models import training_setup
-from nemo_mshubert.models.training_setup import checkpoint_folder, keep_whole_checkpoints, plan_updates
+from nemo_mshubert.models import run_lock, training_setup
+from nemo_mshubert.models.training_setup import checkpoint_folder, claim_folder, keep_whole_checkpoints, plan_updates
 
 pytestmark = pytest.mark.unit
 
@@ -44,7 +47,11 @@ def folder(tmp_path):
             if kind == "?":
                 os.truncate(path, path.stat().st_size - 1)
             os.utime(path, (1e9 - age, 1e9 - age))
+        in_order = training_setup._is_in_order(tmp_path, save_top_k=1)
+        before = sorted(tmp_path.iterdir())
         keep_whole_checkpoints(tmp_path)
+        assert in_order == (sorted(tmp_path.iterdir()) == before)
+        assert training_setup._is_in_order(tmp_path, save_top_k=1)
         left = {path.name.removesuffix(".ckpt"): path for path in tmp_path.iterdir()}
         return {
             name: "damaged" if path.suffix == ".damaged" else torch.load(path)["name"] for name, path in left.items()
@@ -80,6 +87,7 @@ def test_a_score_that_is_no_number_does_not_stop_a_resume(folder):
 def test_best_checkpoints_are_kept_where_none_are_wanted(folder, tmp_path):
     """A run goes on without validation: NeMo deleted the best weights, and ended in an IndexError."""
     folder("m--val_loss=2.5-step=4", "m--val_loss=2.5-step=5-last")
+    assert not training_setup._is_in_order(tmp_path, save_top_k=0)
     keep_whole_checkpoints(tmp_path, save_top_k=0)
     assert {path.name for path in tmp_path.iterdir()} == {
         "m--val_loss=2.5-step=4.ckpt.best",
@@ -115,6 +123,25 @@ def test_a_damaged_last_checkpoint_and_the_whole_one_before_it(folder):
 def test_newest_of_two_last_checkpoints(folder):
     """Between writing one and removing the other; NeMo stops where there are two."""
     assert folder("m-step=5-last", "m-step=6-last") == {"m-step=6-last": "m-step=6-last"}
+
+
+def test_other_ranks_wait_for_rank_0(tmp_path, monkeypatch):
+    """A second run by mistake: its rank 0 is told of the first run, whose checkpoint the other ranks took for one that
+    was left unfinished, and deleted while it was written."""
+    torch.save({}, tmp_path / "m-step=6-last.ckpt")
+    (tmp_path / "m-step=6-last-unfinished").touch()
+    monkeypatch.setattr(training_setup, "PATIENCE_SECONDS", 0.0)
+    rank_1, rank_0 = (SimpleNamespace(is_global_zero=is_zero) for is_zero in (False, True))
+    with pytest.raises(RuntimeError, match="rank 0 has not set its checkpoints in order"):
+        claim_folder(tmp_path, 1, rank_1)
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr(training_setup, "PATIENCE_SECONDS", 60.0)
+    rank_0_acts = Thread(target=lambda: (time.sleep(0.5), claim_folder(tmp_path, 1, rank_0)))
+    rank_0_acts.start()
+    claim_folder(tmp_path, 1, rank_1)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
+    rank_0_acts.join()
+    run_lock._held.pop().close()
 
 
 def test_folder_is_that_of_exp_manager():
@@ -158,3 +185,19 @@ def test_torchrun_with_another_number_of_devices_is_refused(monkeypatch, tiny_co
         plan_updates(config)
     config.trainer.devices = 2
     plan_updates(config)
+
+
+def test_a_slurm_job_with_another_number_of_tasks_is_refused(monkeypatch, tiny_config):
+    """A job of one task and two GPUs: Lightning starts no second rank there, and the run trained on its half of the
+    data, with updates half as large, without a word."""
+    config = tiny_config("trainer.devices=2")
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "run")
+    with pytest.raises(ValueError, match="has 1 tasks, but .* make 2 processes.*srun.*unset SLURM_NTASKS"):
+        plan_updates(config)
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    plan_updates(tiny_config("trainer.devices=2"))
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    plan_updates(tiny_config("trainer.devices=1"))
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # interactive: Lightning starts the ranks
+    plan_updates(tiny_config("trainer.devices=2"))
