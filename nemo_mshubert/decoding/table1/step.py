@@ -15,19 +15,24 @@
 """A step of an experiment: one script, run once, whose folder says by which command and from which files it was
 made."""
 
+import errno
+import fcntl
 import json
+import os
 import shlex
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import atomic_write
 
 STEP_FILE = "step.json"
+LOCK_FILE = "step.lock"
 
 
 class Step(NamedTuple):
@@ -87,12 +92,18 @@ def write_record(folder: Path, record: Dict[str, Any], finished: bool) -> None:
 
 
 def run_step(step: Step, scripts: Path) -> None:
-    """Run ``step``, with its command line printed, unless it has ended well before.
+    """Run ``step``, with its command line printed, unless it has ended well before. Where another process is at it, as
+    on a machine that makes other splits of the same model, wait until that has ended.
 
     Raises:
         ValueError: it was begun with another command or other inputs; says which, and what to remove.
         RuntimeError: the script failed, as it says on the terminal, or was ended before it had done all.
     """
+    with _alone_in(step.folder, step.name):
+        _run_alone(step, scripts)
+
+
+def _run_alone(step: Step, scripts: Path) -> None:
     record, before = step.record, _read_record(step.folder)
     if before:
         _require_same(before, record, step)
@@ -113,6 +124,22 @@ def run_step(step: Step, scripts: Path) -> None:
     write_record(step.folder, record, finished=True)
 
 
+@contextmanager
+def _alone_in(folder: Path, name: str) -> Iterator[None]:
+    """No second process goes on before this one has ended or left; a warning where the file system has no locks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK_FILE, "a", encoding="utf-8") as stream:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                print(f"== {name}: another process is at it; waiting until it has ended", flush=True)
+                fcntl.lockf(stream, fcntl.LOCK_EX)
+            else:
+                print(f"{stream.name}: cannot be locked ({error}); take care that no second process makes {folder}.")
+        yield
+
+
 def run_to_its_end(command: Sequence[str]) -> int:
     """The status of a command that is awaited, also when this process is asked to end: it may have a checkpoint to
     write, or processes of its own to end.
@@ -120,7 +147,9 @@ def run_to_its_end(command: Sequence[str]) -> int:
     Raises:
         KeyboardInterrupt, SystemExit: what was asked, when the command has ended.
     """
-    process, asked = subprocess.Popen(command), None
+    # Lightning would take the tasks of a SLURM job that this is one of for its ranks, and start none.
+    environment = {name: value for name, value in os.environ.items() if name != "SLURM_NTASKS"}
+    process, asked = subprocess.Popen(command, env=environment), None
     while True:
         try:
             status = process.wait()

@@ -15,6 +15,7 @@
 """Steps of Table 1: run once, in order, never mixed with those of another experiment."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -29,7 +30,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from nemo_mshubert.decoding.table1.cells import Cells, hydra_value, recipe_files
 from nemo_mshubert.decoding.table1.run import chosen
 from nemo_mshubert.decoding.table1.spec import read_spec
-from nemo_mshubert.decoding.table1.step import Step, is_current, is_finished, run_step
+from nemo_mshubert.decoding.table1.step import Step, is_current, is_finished, run_step, run_to_its_end
 
 pytestmark = pytest.mark.unit
 SCRIPTS = Path("scripts")
@@ -190,6 +191,28 @@ def test_what_follows_a_step_that_is_made_anew_is_refused(step, run_with, tmp_pa
     assert is_current(step) and not is_current(after)
     with pytest.raises(ValueError, match="sets: made when .*step.json held something else"):
         run_step(after, SCRIPTS)
+
+
+def test_two_processes_make_a_step_once(step, tmp_path, monkeypatch):
+    """Two machines with other splits of one model share its first step; made twice, it outdated the fine-tuning that
+    the first machine had begun behind it."""
+    (tmp_path / "tune.py").write_text("import time\ntime.sleep(1)\nopen('made', 'a').write('x')\n")
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=run_step, args=(step, tmp_path)) for _ in range(2)]
+    monkeypatch.chdir(tmp_path)
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0] and is_finished(step.folder)
+    assert (tmp_path / "made").read_text() == "x"
+
+
+def test_steps_do_not_take_the_tasks_of_a_slurm_job_for_their_ranks(monkeypatch, tmp_path):
+    """Lightning would start no ranks, and fine-tune on one of the GPUs."""
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    (tmp_path / "look.py").write_text("import os, sys\nsys.exit('SLURM_NTASKS' in os.environ)\n")
+    assert run_to_its_end([sys.executable, str(tmp_path / "look.py")]) == 0
 
 
 def test_a_status_of_zero_is_not_the_end_of_a_training(step, run_with, tmp_path):
