@@ -42,6 +42,7 @@ from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike, atomic_write, iter_manifest, utterance_id
 from nemo_mshubert.decoding.acoustic import FRAMES_PER_SECOND, manifest_log_probs
 from nemo_mshubert.decoding.lexicon import fold_case
+from nemo_mshubert.decoding.log_probs import checked_log_probs
 
 logger = logging.getLogger(__name__)
 
@@ -170,8 +171,8 @@ def align_manifest(
         numbers of utterances ``aligned`` and ``left_out``.
 
     Raises:
-        FileNotFoundError, ValueError: no manifest, an utterance without "text" or "duration", unreadable audio, or no
-            utterance that can be aligned.
+        FileNotFoundError, ValueError: no manifest, an utterance without "text" or "duration", unreadable audio, NaN in
+            the log-probabilities of one, or no utterance that can be aligned.
     """
     output = Path(output)
     lines = _checked(manifest)
@@ -213,6 +214,7 @@ def _checked(manifest: PathLike) -> List[Dict[str, Any]]:
 def _aligned(model: EncDecCTCModel, entry: Dict[str, Any], log_probs_TV: np.ndarray) -> Dict[str, Any]:
     """The output line of an utterance, or with "reason" that of one that cannot be aligned."""
     utt_id = utterance_id(entry)
+    log_probs_TV = checked_log_probs(log_probs_TV, len(model.decoder.vocabulary), utt_id)
     try:
         words, score = align_words(model, log_probs_TV, entry["text"])
     except CannotAlign as reason:

@@ -35,7 +35,7 @@ from nemo_mshubert.analysis.alignment import (
 )
 from nemo_mshubert.analysis.word_segments import read_alignments
 from nemo_mshubert.clustering.metrics import Alignments
-from nemo_mshubert.data.manifest import read_manifest, write_manifest
+from nemo_mshubert.data.manifest import read_manifest, utterance_id, write_manifest
 from nemo_mshubert.decoding.evaluation import load_ctc_model
 from nemo_mshubert.models.ctc import LETTERS
 from tests.conftest import load_script
@@ -220,6 +220,19 @@ def test_utterances_without_alignment_are_left_out_and_counted(model, synthetic_
     write_manifest(tmp_path / "twice.json", [entries[0], entries[0]])
     with pytest.raises(ValueError, match="twice.json:2: utterance .* occurs twice"):
         align_manifest(model, tmp_path / "twice.json", tmp_path / "t.jsonl")
+
+
+@pytest.mark.parametrize("name", ["letters_path", "bpe_path"])
+def test_a_model_that_diverged_aligns_nothing(name, request, synthetic_corpus, tmp_path):
+    """It ended in an IndexError that names neither the utterance nor what is wrong with the model."""
+    diverged = load_ctc_model(str(request.getfixturevalue(name)), "cpu")
+    with torch.no_grad():
+        diverged.decoder.decoder_layers[0].bias[0] = float("nan")
+    write_manifest(tmp_path / "one.json", read_manifest(synthetic_corpus.dev)[:1])
+    utt_id = utterance_id(read_manifest(synthetic_corpus.dev)[0])
+    with pytest.raises(ValueError, match=f"{utt_id}: log-probabilities are NaN or infinite at frame 0"):
+        align_manifest(diverged, tmp_path / "one.json", tmp_path / "w.jsonl")
+    assert not (tmp_path / "w.jsonl").exists()
 
 
 # --- Comparison with known times -------------------------------------------------------------------------------------
