@@ -55,8 +55,8 @@ def tune(
     Args:
         config: LM, lexicon, beams, and the weights of the first trial.
         log_probs: files of `write_log_probs`.
-        output: the YAML to write the chosen config to. Beside it appear ``.trials.jsonl``, from which an interrupted
-            search resumes, and ``.png``.
+        output: the YAML to write the chosen config to. Of the same name, without ``.yaml``, are ``.trials.jsonl``,
+            from which an interrupted search resumes, and ``.png``.
         workers: processes to decode with.
 
     Raises:
@@ -83,15 +83,21 @@ def tune(
             print(f"WER {100 * rate:.2f} %: {described}")
             return rate
 
-        trials_path = Path(output).with_suffix(".trials.jsonl")
+        trials_path = _beside(output, ".trials.jsonl")
         first = {name: getattr(config, name) for name in RANGES}
         trials = search(wer, trials_path, _setup(config, log_probs, seed), first, num_trials, seed)
 
     tuning = Tuning(greedy, trials)
     comment = f"{len(trials)} trials: WER {100 * tuning.best.wer:.2f} %, {100 * greedy.rate:.2f} % without LM"
     write_config(output, dataclasses.replace(config, **tuning.best.weights), comment)
-    plot_trials(trials, Path(output).with_suffix(".png"))
+    plot_trials(trials, _beside(output, ".png"))
     return tuning
+
+
+def _beside(output: PathLike, ending: str) -> Path:
+    """Only ``.yaml`` makes room for ``ending``: the searches for ``lr0.1`` and ``lr0.2`` have files of their own."""
+    path = Path(output)
+    return path.with_name((path.stem if path.suffix in (".yaml", ".yml") else path.name) + ending)
 
 
 def _setup(config: LexiconBeamConfig, log_probs: Sequence[PathLike], seed: int) -> Dict:

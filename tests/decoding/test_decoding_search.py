@@ -151,6 +151,16 @@ def test_script_tunes_and_writes_what_evaluation_reads(tmp_path, dev_set):
 
 
 @pytest.mark.integration
+def test_outputs_that_differ_behind_a_dot_have_trials_of_their_own(tmp_path, dev_set, make_config):
+    """lr0.2 found the trials of lr0.1, which it refused or went on from, and drew over their picture."""
+    config = make_config(dev_set["--lm"], dev_set["--lexicon"])
+    for seed, output in enumerate(("lr0.1", "lr0.2", "lr0.3.yml")):  # trials of another seed are refused
+        tune(config, [dev_set["--log_probs"]], tmp_path / output, num_trials=1, seed=seed, workers=1)
+    expected = {f"lr0.{number}{ending}" for number in (1, 2, 3) for ending in (".trials.jsonl", ".png")}
+    assert {path.name for path in tmp_path.glob("lr*")} == {*expected, "lr0.1", "lr0.2", "lr0.3.yml"}
+
+
+@pytest.mark.integration
 def test_trials_of_another_model_are_not_resumed(tmp_path, dev_set, make_config, emit):
     """The model was trained on and evaluated anew, into the same file: the old trials would be those of the new
     one."""
