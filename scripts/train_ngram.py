@@ -67,10 +67,12 @@ def main() -> None:
     labels = [WORD_DELIMITER, *args.letters]
     arpa = args.arpa or f"{args.output}.arpa"
     if args.words:
-        listed_words(args.words)  # what is wrong with it is found before the LM has been trained
+        listed = listed_words(args.words)  # what is wrong with it is found before the LM has been trained
     if args.text:
         train_arpa(normalized_sentences(args.text, labels), arpa, args.order, args.prune, args.kenlm)
     words = lexicon_words(args.words, arpa) if args.words else arpa_words(arpa)
+    if args.words:
+        print(f"{args.words}: {len(listed) - len(words)} of {len(listed)} words left out, which the LM does not know")
     written, left_out = write_lexicon(f"{args.output}.lexicon", words, labels)
     print(f"{args.output}.lexicon: {written} words; {left_out} left out, with letters that the model lacks")
     binarize(arpa, f"{args.output}.bin", args.kenlm)

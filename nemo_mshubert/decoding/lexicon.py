@@ -48,14 +48,17 @@ def fold_case(text: str, labels: Sequence[str]) -> str:
 
 
 def can_spell(word: str, labels: Sequence[str]) -> bool:
-    """Whether every letter of ``word`` is a label of the model; case does not matter to a model of a single case."""
-    return bool(word) and WORD_DELIMITER not in word and set(fold_case(word, labels)) <= set(labels)
+    """Whether every letter of ``word`` is a label of the model; case does not matter to a model of a single case.
+
+    Words with white space of any kind are none: they would be several in a line of the lexicon.
+    """
+    return word.split() == [word] and set(fold_case(word, labels)) <= set(labels)
 
 
 def write_lexicon(path: PathLike, words: Iterable[str], labels: Sequence[str]) -> Tuple[int, int]:
     """Write the spelling of every word that the model's letters can spell.
 
-    Words with other letters are left out: the model could never emit them.
+    Words with other letters are left out: the model could never emit them. So are those with white space (U+00A0).
 
     Returns:
         Numbers of words written and left out.

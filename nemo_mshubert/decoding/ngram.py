@@ -20,6 +20,7 @@ PATH, ``scripts/build_kenlm.sh`` builds them.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import unicodedata
@@ -33,6 +34,7 @@ from nemo_mshubert.decoding.lexicon import WORD_DELIMITER, fold_case, require_sa
 
 ORDERS = range(2, 7)  # KenLM is compiled for at most 6
 MARKERS = {"<s>", "</s>", "<unk>", "<UNK>"}
+ARPA_SPACES = re.compile(r"[ \t\r\n\0]+")  # kenlm: lm/read_arpa.cc; other white space may be part of a word
 KENLM_FOLDER = Path.home() / ".cache" / "nemo_mshubert" / "kenlm" / "bin"  # default of scripts/build_kenlm.sh
 MEMORY = "25%"  # of the machine, for sorting; KenLM's default of 80 % kills neighbours, and it sorts on disk anyway
 SENTENCES_PEEKED = 1000
@@ -51,16 +53,21 @@ def find_kenlm_tool(name: str, folder: Optional[PathLike] = None) -> str:
 
 
 def text_lines(path: PathLike) -> Iterator[str]:
-    """Lines of UTF-8 text, plain or ``.gz``; raises ``ValueError`` with file and line where it is not UTF-8."""
+    """Lines of UTF-8 text, plain or ``.gz``, without the byte order mark that Windows writes before the first.
+
+    Raises:
+        ValueError: not UTF-8; names file and line.
+    """
     with open_maybe_gzip(path) as stream:
         for number, line in enumerate(stream, start=1):
             try:
-                yield line.decode("utf-8")
+                text = line.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(
                     f"{path}:{number}: not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1}). "
                     "Convert the file, for instance from Latin-1: iconv -f latin1 -t utf-8 OLD > NEW."
                 ) from error
+            yield text.removeprefix("\ufeff") if number == 1 else text
 
 
 def normalize_text(text: str, labels: Sequence[str]) -> str:
@@ -198,6 +205,8 @@ def _run(command: List[str], lines: Iterable[str] = (), stdout: Union[int, IO] =
 def arpa_words(path: PathLike) -> Iterator[str]:
     """Words of an ARPA (plain or ``.gz``), without ``<s>``, ``</s>`` and ``<unk>``, in its own case.
 
+    They may hold other white space than KenLM splits at, such as U+00A0; `can_spell` tells whether a lexicon may.
+
     Raises:
         FileNotFoundError: no such ARPA.
         ValueError: no unigram section; names the file, or the line that is no unigram.
@@ -210,8 +219,7 @@ def arpa_words(path: PathLike) -> Iterator[str]:
             return  # the bigrams: the rest of the file, most of it, is not read
         if line.strip() == "\\1-grams:":
             inside = True
-        elif inside and line.strip():
-            fields = line.split()
+        elif inside and (fields := [field for field in ARPA_SPACES.split(line) if field]):
             if len(fields) not in (2, 3):
                 raise ValueError(f"{path}:{number}: expected log10 probability, word, back-off; found {line!r}.")
             if fields[1] not in MARKERS:

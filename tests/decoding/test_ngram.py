@@ -31,6 +31,7 @@ from nemo_mshubert.decoding.ngram import (
     arpa_words,
     binarize,
     lexicon_words,
+    listed_words,
     normalize_text,
     normalized_sentences,
     train_arpa,
@@ -193,6 +194,44 @@ def test_words_of_an_arpa_without_markers(tmp_path, write_arpa):
     (tmp_path / "no.arpa").write_text("hello\n")
     with pytest.raises(ValueError, match="no.arpa: no .*1-grams"):
         list(arpa_words(tmp_path / "no.arpa"))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("space", ["\u00a0", "\u202f", "\u3000", "\x0b", "\x85", "\u2028"])
+def test_words_with_white_space_are_those_of_kenlm(tmp_path, write_arpa, space):
+    """French "aujourd'hui\u00a0!" is a word to KenLM: the LM was refused as no ARPA, or a part of it was taken."""
+    scores = {f"the{space}sea": -1.0, space: -1.0, "see": -1.0}
+    path = write_arpa(scores)
+    assert list(arpa_words(path)) == list(scores) and all(word in kenlm.Model(path) for word in arpa_words(path))
+    Path(path).write_bytes(Path(path).read_bytes().replace(b"\n", b"\r\n"))
+    assert list(arpa_words(path)) == list(scores)
+    Path(path).write_bytes(Path(path).read_bytes().replace(b"see", b"s ee\t"))
+    with pytest.raises(ValueError, match="expected log10 probability, word, back-off"):
+        list(arpa_words(path))
+
+
+@pytest.mark.unit
+def test_a_byte_order_mark_is_no_part_of_the_first_word(tmp_path, write_arpa):
+    """Lists of Windows begin with one: their first word was missing from the lexicon, unnoticed."""
+    path = write_arpa({"the": -1.0, "sea": -1.0})
+    (tmp_path / "words.txt").write_text("the\n\ufeffsea\n", encoding="utf-8-sig")
+    assert listed_words(tmp_path / "words.txt") == ["the", "\ufeffsea"]  # only there it is a mark
+    assert lexicon_words(tmp_path / "words.txt", path) == ["the"]
+    (tmp_path / "words.txt.gz").write_bytes(gzip.compress("sea\n".encode("utf-8-sig")))
+    assert lexicon_words(tmp_path / "words.txt.gz", path) == ["sea"]
+
+
+@pytest.mark.unit
+def test_listed_words_that_the_lm_does_not_know_are_counted(tmp_path, write_arpa, monkeypatch, capsys):
+    """A lexicon of half of the list looked like one of all of it."""
+    (tmp_path / "words.txt").write_text("the\nsea\ndogs\nthe\n")
+    arguments = ["--arpa", write_arpa({"the": -1.0, "sea": -1.0}), "--words", tmp_path / "words.txt"]
+    monkeypatch.setattr(sys, "argv", ["train_ngram.py", *map(str, arguments), "--output", str(tmp_path / "lm")])
+    monkeypatch.setattr(ngram, "binarize", lambda *_: None)
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    output = capsys.readouterr().out
+    assert "words.txt: 1 of 3 words left out, which the LM does not know" in output
+    assert "lm.lexicon: 2 words; 0 left out" in output
 
 
 @pytest.mark.unit
