@@ -22,6 +22,7 @@ from torch import Tensor
 
 from nemo_mshubert.convert.architecture import check_finite, check_weights, infer_architecture
 from nemo_mshubert.convert.tables import NOT_ENCODER, KeyTable, listed
+from nemo_mshubert.decoding.lexicon import fold_case
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # the first rows of every fairseq dictionary, in this order
 # fairseq: examples/wav2vec/dict.ltr.txt of LibriSpeech, behind the specials
@@ -46,20 +47,28 @@ class CtcHead:
     keeps_case: bool = False
 
     def letters(self) -> Optional["LetterHead"]:
-        """Rows in NeMo's order: labels, then the blank; without special rows. None if the tokens are not letters."""
+        """Rows in NeMo's order: labels, then the blank; without special rows. None if the tokens are not letters.
+
+        Raises:
+            ValueError: two rows of one letter.
+        """
         if self.tokens is None:
             return None
-        rows = {
-            " " if token == WORD_DELIMITER else token: row
-            for row, token in enumerate(self.tokens)
-            if row != self.blank and token not in self.specials
-        }
-        if not rows or any(len(label) != 1 for label in rows):
+        rows = [row for row, token in enumerate(self.tokens) if row != self.blank and token not in self.specials]
+        labels = [" " if self.tokens[row] == WORD_DELIMITER else self.tokens[row] for row in rows]
+        if not rows or any(len(label) != 1 for label in labels):
             return None
-        if not self.keeps_case and len({label.lower() for label in rows}) == len(rows):
-            rows = {label.lower(): row for label, row in rows.items()}
-        labels = sorted(rows, key=_nemo_order)
-        order = [rows[label] for label in labels] + [self.blank]
+        for index, label in enumerate(labels):
+            if label in labels[:index]:
+                first, second = rows[labels.index(label)], rows[index]
+                raise ValueError(
+                    f"rows {first} and {second} of the output layer, {self.tokens[first]!r} and "
+                    f"{self.tokens[second]!r}, are one letter, and one of them would be lost ({WORD_DELIMITER!r} is "
+                    "the space). Give each row a token of its own in the model's vocabulary."
+                )
+        row_of = dict(zip(labels if self.keeps_case else _small(labels), rows))
+        labels = sorted(row_of, key=_nemo_order)
+        order = [row_of[label] for label in labels] + [self.blank]
         return LetterHead(labels, self.weight[order], self.bias[order])
 
 
@@ -133,6 +142,14 @@ def assemble(source: Source) -> "tuple[Checkpoint, Dict[str, Tensor]]":
 def random_mask_embedding(d_model: int, seed: int = 0) -> Tensor:
     """U(0, 1), as the encoder starts with."""
     return torch.rand(d_model, generator=torch.Generator().manual_seed(seed))
+
+
+def _small(labels: Sequence[str]) -> Sequence[str]:
+    """Small letters; as they are where two of them would become one, or one would become two."""
+    is_turkish = {"I", "İ"} <= set(labels)  # whose small letters are ı and i
+    small = [fold_case(label, "ı" if is_turkish else "i") for label in labels]
+    fits = len(set(small)) == len(small) and all(len(letter) == 1 for letter in small)
+    return small if fits else labels
 
 
 def _nemo_order(label: str) -> tuple:

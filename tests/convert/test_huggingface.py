@@ -156,6 +156,9 @@ def test_letters_of_a_ctc_model(peer, save_peer, audio):
         (["<pad>", "|", "b", "A"], [" ", "a", "b"]),  # mixed case without collisions
         (["<pad>", "|", "a", "A"], [" ", "A", "a"]),  # case matters
         (["<pad>", "<unk>", "ä", "|"], [" ", "ä"]),
+        (["<pad>", "|", "I", "İ", "Ş"], [" ", "i", "ı", "ş"]),  # Turkish
+        (["<pad>", "|", "I", "İ", "i", "ı"], [" ", "I", "i", "İ", "ı"]),
+        (["<pad>", "|", "A", "İ"], [" ", "A", "İ"]),  # whose small letter would be two characters
         (["<pad>", "|", "aa", "b"], None),  # phones
         (["<pad>"], None),
         (None, None),
@@ -166,6 +169,30 @@ def test_which_vocabularies_are_letters(tokens, labels):
     size = len(tokens or "abc")
     letters = CtcHead(torch.randn(size, 4), torch.randn(size), tokens).letters()
     assert (letters and letters.labels) == labels
+
+
+@pytest.mark.unit
+def test_turkish_rows_stay_with_their_letters():
+    """I and İ became i and two characters: no transcript of the model had a dotless i."""
+    tokens = ["<pad>", "|", "İ", "B", "I"]
+    head = CtcHead(torch.randn(5, 4), torch.randn(5), tokens)
+    letters = head.letters()
+    for label, row in (("ı", 4), ("i", 2), ("b", 3), (" ", 1)):
+        assert torch.equal(letters.weight[letters.labels.index(label)], head.weight[row])
+        assert letters.bias[letters.labels.index(label)] == head.bias[row]
+    assert torch.equal(letters.weight[-1], head.weight[0])
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("keeps_case", [False, True])
+@pytest.mark.parametrize("tokens", [["<pad>", "|", "a", " "], ["<pad>", "a", "|", "a"]])
+def test_two_rows_of_one_letter_are_refused(tokens, keeps_case):
+    """One was dropped without a word, and which of them the model writes nobody knows."""
+    head = CtcHead(torch.randn(4, 4), torch.randn(4), tokens, keeps_case=keeps_case)
+    with pytest.raises(ValueError, match="rows 1 and 3 of the output layer, '.*', are one letter.*of its own"):
+        head.letters()
+    pieces = CtcHead(torch.randn(5, 4), torch.randn(5), [*tokens, "aa"], keeps_case=keeps_case)
+    assert pieces.letters() is None
 
 
 # --- Out -------------------------------------------------------------------------------------------------------------
