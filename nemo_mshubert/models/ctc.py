@@ -32,6 +32,7 @@ from nemo_mshubert.data.resumed_sampler import resumable
 from nemo_mshubert.data.tarred import check_shards, local_paths
 from nemo_mshubert.data.transcripts import check_transcripts
 from nemo_mshubert.data.unreadable import MAX_UNREADABLE, CountedAudio
+from nemo_mshubert.decoding.lexicon import WRITTEN_DELIMITER
 from nemo_mshubert.models.loading import is_foreign, local_path, restore_model
 from nemo_mshubert.models.seeding import seed_of
 from nemo_mshubert.models.whole_file import WholeFile
@@ -86,12 +87,16 @@ def ssl_to_ctc(
         letters: of another language, in one string, without the word delimiter; `LETTERS` by default.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, another architecture, or letters that are there twice or together
-            with a tokenizer.
+        FileNotFoundError, ValueError: no such file, another architecture, or letters that are there twice, that are
+            white space or ``|``, or together with a tokenizer.
     """
-    if letters is not None and (tokenizer_dir or not letters or len(set(letters)) < len(letters) or " " in letters):
+    unfit = [letter for letter in letters or "" if letter.isspace() or letter == WRITTEN_DELIMITER]
+    if letters is not None and (tokenizer_dir or not letters or len(set(letters)) < len(letters) or unfit):
+        found = f"; {unfit} cannot be among them" if unfit else ""
         raise ValueError(
-            f"letters {letters!r}: give each letter once, without the space (it is added), and no tokenizer with them."
+            f"letters {letters!r}{found}: give each letter once, and no tokenizer with them. The space is added; no "
+            f"other white space can be written in a lexicon, where {WRITTEN_DELIMITER!r}, as in other ecosystems, "
+            "stands for the space."
         )
     ssl_model = restore_model(ssl_path)
     if not isinstance(getattr(ssl_model, "encoder", None), MSHuBERTEncoder):

@@ -135,6 +135,16 @@ def test_letters_of_another_language(ssl_path, waves, tmp_path):
         ssl_to_ctc(str(ssl_path), "tokenizer", letters="abc")
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize("letter", ["\t", "\u00a0", "|", " "])
+def test_letters_that_no_lexicon_has_a_place_for(letter):
+    """The lexicon of such a model was cut at its letter, or ended words there, when it had long been fine-tuned."""
+    with pytest.raises(ValueError) as error:
+        ssl_to_ctc("not read", letters=f"ab{letter}c")
+    assert f"; [{letter!r}] cannot be among them: " in str(error.value)
+    assert "no other white space can be written in a lexicon, where '|', as in other ecosys" in str(error.value)
+
+
 @pytest.mark.integration
 def test_finetuning_in_another_language(ssl_path, overrides, tmp_path):
     """Its letters reach the targets; NeMo's parser would drop those it does not know, and train on the rest."""
