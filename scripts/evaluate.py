@@ -18,9 +18,9 @@
     python scripts/evaluate.py --model finetuned.nemo --manifest test.json --output results --decode tuned.yaml \\
         --beam_size 1500
 
-Prints a table and writes results.json (where those of other manifests of this model stay), a manifest with predictions
-per decoding, and the log-probabilities for scripts/tune_decoding.py. Files longer than a minute are run in overlapping
-chunks. Under torchrun the ranks share the utterances:
+Prints a table and writes results.json (where those of other manifests and other decodings of this model stay), a
+manifest with predictions per decoding, and the log-probabilities for scripts/tune_decoding.py. Files longer than a
+minute are run in overlapping chunks. Under torchrun the ranks share the utterances:
 `torchrun --nproc_per_node 8 scripts/evaluate.py ... --workers 4` (processes of the beam search, of each rank).
 """
 

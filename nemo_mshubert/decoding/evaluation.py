@@ -30,7 +30,14 @@ from nemo_mshubert.decoding.error_rates import ErrorCounts, character_errors, wo
 from nemo_mshubert.decoding.greedy import greedy_ids, greedy_text
 from nemo_mshubert.decoding.log_probs import checked_log_probs, write_log_probs
 from nemo_mshubert.decoding.references import check_case, check_manifest
-from nemo_mshubert.decoding.results import Results, earlier_results, write_results
+from nemo_mshubert.decoding.results import (
+    Results,
+    earlier_results,
+    require_same_set,
+    source_of,
+    with_new,
+    write_results,
+)
 from nemo_mshubert.device import available_cores, choose_device
 from nemo_mshubert.models.loading import restore_model
 from nemo_mshubert.parallel.launched import LaunchedRanks
@@ -107,24 +114,30 @@ def evaluate_manifests(
     batch_seconds: float = 120,
     ranks: Optional[LaunchedRanks] = None,
 ) -> Optional[Results]:
-    """`evaluate_manifest` of each, and ``results.json`` after each, beside what it holds of this model already.
+    """`evaluate_manifest` of each, and ``results.json`` after each, beside what it holds of this model already: other
+    manifests, and other decodings of these.
 
     Args:
         name: of the model, for ``results.json``.
 
     Raises:
         FileNotFoundError, ValueError: what `evaluate_manifest` finds before the model runs, of all manifests first; or
-            ``output`` holds results of another model.
+            ``output`` holds results of another model, or of another manifest of the same file name.
     """
     for manifest in manifests:
         _check(model, manifest)
     path, weights = Path(output) / "results.json", encoder_fingerprint(model)
-    results, new = earlier_results(path, weights), {}
+    stored, new = earlier_results(path, weights), {}
+    sources = {Path(manifest).stem: source_of(manifest) for manifest in manifests}
+    for manifest_name, source in sources.items():
+        require_same_set(path, stored, manifest_name, source)
     for manifest in manifests:
         found = evaluate_manifest(model, manifest, output, decoders, batch_seconds, ranks)
         if found is not None:
-            new[Path(manifest).stem] = found
-            write_results(path, name, weights, {**results, **new})
+            manifest_name = Path(manifest).stem
+            new[manifest_name] = found
+            stored = with_new(stored, manifest_name, sources[manifest_name], found)
+            write_results(path, name, weights, stored)
     return new or None
 
 

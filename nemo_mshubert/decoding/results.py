@@ -16,24 +16,50 @@
 
 import json
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, NamedTuple
 
+from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike, atomic_write
 
 Results = Dict[str, Dict[str, Dict[str, Any]]]  # name of a manifest -> decoding -> summary
 
 
-def earlier_results(path: PathLike, weights: str) -> Results:
+class Source(NamedTuple):
+    """A manifest as it was when it was evaluated."""
+
+    path: str
+    sha256: str
+
+
+class Stored(NamedTuple):
+    """What a results.json holds of its model.
+
+    Attributes:
+        results: by the file names of manifests, without suffix.
+        manifests: of the same names; files of before this was kept have none.
+    """
+
+    results: Results
+    manifests: Dict[str, Source]
+
+
+def source_of(manifest: PathLike) -> Source:
+    """Where it is, and what it holds."""
+    return Source(str(Path(manifest).resolve()), file_digest(manifest))
+
+
+def earlier_results(path: PathLike, weights: str) -> Stored:
     """What ``path`` holds of the model with these weights (`encoder_fingerprint`); nothing where there is no such file.
 
     Raises:
         ValueError: it holds results of another model, or something else.
     """
     if not Path(path).is_file():
-        return {}
+        return Stored({}, {})
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         model, theirs, results = content["model"], content.get("weights"), dict(content["results"])
+        manifests = {name: Source(**source) for name, source in content.get("manifests", {}).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: not a results.json of scripts/evaluate.py ({error!r}). Remove it or choose another --output."
@@ -43,13 +69,35 @@ def earlier_results(path: PathLike, weights: str) -> Results:
             f"{path}: holds results of {model}, whose weights (or their --precision) are not those of this model. "
             "Choose another --output, or remove that folder."
         )
-    return results
+    return Stored(results, manifests)
 
 
-def write_results(path: PathLike, model: str, weights: str, results: Results) -> None:
-    """Write ``results`` of the model of this name with these weights."""
+def require_same_set(path: PathLike, stored: Stored, name: str, source: Source) -> None:
+    """Raise ``ValueError`` where ``path`` has the results of another set under ``name``.
+
+    A manifest that was moved or copied is the same set, and so is one that was written anew where it was.
+    """
+    known = stored.manifests.get(name)
+    if known and known.path != source.path and known.sha256 != source.sha256:
+        raise ValueError(
+            f"{path}: its {name!r} is {known.path}, whose results and predictions those of {source.path} would "
+            "replace. Choose another --output, or rename the manifest."
+        )
+
+
+def with_new(stored: Stored, name: str, source: Source, found: Dict[str, Dict[str, Any]]) -> Stored:
+    """``stored`` with what was ``found`` by each decoder; those of other decoders stay if the manifest is the same."""
+    known = stored.manifests.get(name)
+    others = stored.results.get(name, {}) if known and known.sha256 == source.sha256 else {}
+    return Stored({**stored.results, name: {**others, **found}}, {**stored.manifests, name: source})
+
+
+def write_results(path: PathLike, model: str, weights: str, stored: Stored) -> None:
+    """Write what is ``stored`` of the model of this name with these weights."""
+    manifests = {name: source._asdict() for name, source in stored.manifests.items()}
+    content = {"model": model, "weights": weights, "manifests": manifests, "results": stored.results}
     with atomic_write(path) as stream:
-        json.dump({"model": model, "weights": weights, "results": results}, stream, indent=2)
+        json.dump(content, stream, indent=2)
 
 
 def results_table(results: Results) -> str:

@@ -15,6 +15,7 @@
 """Evaluation of a manifest: the error rates, and every file it leaves behind, against independent computations."""
 
 import copy
+import hashlib
 import json
 import sys
 
@@ -235,6 +236,82 @@ def test_results_of_one_model_add_up(letters_path, manifest, tmp_path):
     evaluate_manifests(model, "b.nemo", [tmp_path / "dev.json"], output, decoders)
     results = json.loads((output / "results.json").read_text())["results"]
     assert results["dev"]["greedy"]["words"]["reference_length"] == 3  # the newest
+
+
+@pytest.fixture
+def other_folder(manifest, tmp_path):
+    """Write lines as test.json into another folder than that of ``manifest``."""
+
+    def write(entries, folder="elsewhere"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test.json").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        return tmp_path / folder / "test.json"
+
+    return write
+
+
+def test_another_set_of_the_same_name_is_refused(letters_path, manifest, other_folder, tmp_path, monkeypatch):
+    """LibriSpeech's test.json, then Common Voice's: numbers, predictions and log-probabilities of the first were
+    gone."""
+    model, output = load_ctc_model(letters_path, "cpu"), tmp_path / "out"
+    decoders = {"greedy": greedy_decoder(model)}
+    evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    another = other_folder(read_whole(manifest)[:2])
+    monkeypatch.setattr(model, "forward", None)  # refused before an hour of it
+    write_manifest(tmp_path / "dev.json", read_whole(manifest)[:1])
+    message = f"results.json: its 'test' is {manifest}, .* those of {another} would replace. Choose another --output"
+    with pytest.raises(ValueError, match=f"{message}, or rename the manifest"):
+        evaluate_manifests(model, "a.nemo", [tmp_path / "dev.json", another], output, decoders)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+def test_decodings_of_one_manifest_add_up(letters_path, manifest, other_folder, tmp_path):
+    """A beam search with hours behind it, then greedy alone: the second call took away the numbers of the first."""
+    model, output = load_ctc_model(letters_path, "cpu"), tmp_path / "out"
+
+    def right(utterances, log_probs):
+        return TEXTS
+
+    def silent(utterances, log_probs):
+        return [""] * len(utterances)
+
+    def evaluate(manifest, **decoders):
+        """WER of each decoding, and the manifest, in results.json."""
+        evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
+        stored = json.loads((output / "results.json").read_text())
+        wers = {decoder: summary["wer"] for decoder, summary in stored["results"]["test"].items()}
+        return wers, stored["manifests"]["test"]
+
+    here, copied = other_folder(read_whole(manifest), "here"), other_folder(read_whole(manifest), "copy")
+    digest = hashlib.sha256(here.read_bytes()).hexdigest()
+    assert evaluate(here, beam=silent) == ({"beam": 1.0}, {"path": str(here), "sha256": digest})
+    both = {"beam": 1.0, "greedy": 0.0}
+    assert evaluate(copied, greedy=right) == (both, {"path": str(copied), "sha256": digest})  # the same set
+    assert evaluate(copied, beam=right)[0] == {"beam": 0.0, "greedy": 0.0}  # with another LM
+    copied.write_text(copied.read_text().replace("dogs", "a dog"))  # a corrected set: no table of both
+    assert evaluate(copied, greedy=silent)[0] == {"greedy": 1.0}
+
+
+def test_results_of_before_manifests_were_kept(letters_path, manifest, tmp_path):
+    """They are taken as they are; what they are of nobody knows."""
+    model, output = load_ctc_model(letters_path, "cpu"), tmp_path / "out"
+    decoders = {"greedy": greedy_decoder(model)}
+    evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
+    old = json.loads((output / "results.json").read_text())
+    results = {"test": {"beam": old["results"]["test"]["greedy"]}, "dev": old["results"]["test"]}
+    del old["manifests"]
+    (output / "results.json").write_text(json.dumps({**old, "results": results}))
+    evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
+    new = json.loads((output / "results.json").read_text())
+    assert list(new["manifests"]) == ["test"]
+    assert {name: list(decodings) for name, decodings in new["results"].items()} == {
+        "test": ["greedy"],
+        "dev": ["greedy"],
+    }
+    (output / "results.json").write_text(json.dumps({**new, "manifests": {"test": {"path": "a"}}}))
+    with pytest.raises(ValueError, match="results.json: not a results.json of scripts/evaluate.py"):
+        evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
 
 
 def test_results_of_another_model_are_not_replaced(letters_path, manifest, tmp_path, monkeypatch):
