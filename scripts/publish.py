@@ -33,15 +33,15 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="new folder; its name becomes the model's")
     parser.add_argument("--licence", required=True, help="as the hub names it: apache-2.0, cc-by-4.0, ...")
     parser.add_argument("--data", nargs="+", required=True, help="a sentence per corpus")
-    parser.add_argument("--results", help="results.json of scripts/evaluate.py")
+    parser.add_argument("--results", help="results.json of scripts/evaluate.py, of this model")
     parser.add_argument("--language", default="en")
     arguments = parser.parse_args()
     # after the options, so that --help need not wait for these imports
     from nemo_mshubert.convert.model_card import Facts, read_results
     from nemo_mshubert.convert.publishing import publish
 
-    results = read_results(arguments.results) if arguments.results else {}
-    facts = Facts(arguments.licence, arguments.data, arguments.language, results)
+    results, evaluated = read_results(arguments.results) if arguments.results else ({}, None)
+    facts = Facts(arguments.licence, arguments.data, arguments.language, results, evaluated)
     print(f"wrote {arguments.output}: {', '.join(publish(arguments.model, arguments.output, facts))}")
 
 

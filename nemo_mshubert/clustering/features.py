@@ -191,12 +191,16 @@ class HiddenFeatures(FeatureMaker):
         return [row[:count] for row, count in zip(features.float(), frame_count(length).tolist())]
 
 
-def encoder_fingerprint(module: nn.Module) -> str:
-    """16 hex digits of the SHA-256 of all weights: names, shapes and fp32 bytes, in the order of names."""
+def encoder_fingerprint(module: nn.Module, dtype: torch.dtype = torch.float32) -> str:
+    """16 hex digits of the SHA-256 of all weights: names, shapes and fp32 bytes, in the order of names.
+
+    With ``dtype``, that of ``module.to(dtype)``, while the module stays as it is.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        tensor = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
+        digest.update(tensor.to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -17,13 +17,15 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
+import torch
 from huggingface_hub import EvalResult, ModelCardData
 from nemo.collections.asr.models import EncDecCTCModel
 from nemo.core.classes import ModelPT
 from omegaconf import OmegaConf
 
+from nemo_mshubert.clustering.features import encoder_fingerprint
 from nemo_mshubert.decoding.results import Results, results_table
 from nemo_mshubert.models.ctc import pretraining_labels
 from nemo_mshubert.package_info import __version__
@@ -47,6 +49,7 @@ class Facts:
         data: one sentence per corpus: of pre-training, of fine-tuning.
         language: code, e.g. ``en``.
         results: of scripts/evaluate.py.
+        evaluated: `encoder_fingerprint` of the model that they are of; None where it is not known.
         citation: BibTeX; the paper's by default.
     """
 
@@ -54,11 +57,12 @@ class Facts:
     data: Sequence[str]
     language: str = "en"
     results: Results = field(default_factory=dict)
+    evaluated: Optional[str] = None
     citation: str = PAPER
 
 
-def read_results(path: Union[str, Path]) -> Results:
-    """``results`` of a results.json of scripts/evaluate.py.
+def read_results(path: Union[str, Path]) -> Tuple[Results, Optional[str]]:
+    """``results`` and ``evaluated`` of `Facts` in a results.json of scripts/evaluate.py.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or another one.
@@ -66,11 +70,22 @@ def read_results(path: Union[str, Path]) -> Results:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file. Write it with scripts/evaluate.py, or leave --results out.")
     try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))["results"]
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        results, evaluated = content["results"], content.get("weights")
         results_table(results)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a results.json of scripts/evaluate.py ({error!r}).") from error
-    return results
+    return results, evaluated
+
+
+def require_results_of(model: ModelPT, facts: Facts, where: Union[str, Path]) -> None:
+    """Raise ``ValueError`` where ``facts.results`` are of another model than this one, which is named ``where``."""
+    precisions = (torch.float32, torch.bfloat16)  # those of scripts/evaluate.py
+    if facts.evaluated and all(facts.evaluated != encoder_fingerprint(model, each) for each in precisions):
+        raise ValueError(
+            f"{where}: the results are of a model with other weights. Evaluate this one with scripts/evaluate.py into "
+            "a folder of its own, and give the results.json in it, or leave --results out."
+        )
 
 
 def model_card(model: ModelPT, name: str, facts: Facts, has_transformers_files: bool) -> str:

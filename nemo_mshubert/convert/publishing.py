@@ -28,7 +28,7 @@ from typing import List, Union
 
 from nemo_mshubert.convert.conversion import read_checkpoint
 from nemo_mshubert.convert.huggingface import hugging_face_family, write_huggingface
-from nemo_mshubert.convert.model_card import Facts, model_card
+from nemo_mshubert.convert.model_card import Facts, model_card, require_results_of
 from nemo_mshubert.data.manifest import temporary_neighbour
 from nemo_mshubert.models.loading import is_foreign, local_path, restore_model, save_model
 
@@ -46,7 +46,7 @@ def publish(model_name: Union[str, Path], folder: Union[str, Path], facts: Facts
     Raises:
         FileExistsError: the folder holds something.
         FileNotFoundError, ValueError: as `restore_model`; an encoder of another ecosystem without an output layer over
-            letters.
+            letters; results of another model.
     """
     folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -59,6 +59,7 @@ def publish(model_name: Union[str, Path], folder: Union[str, Path], facts: Facts
             "nothing to publish. Fine-tune it (scripts/ssl_to_ctc.py, scripts/finetune_ctc.py) and publish the result."
         )
     model = restore_model(path)
+    require_results_of(model, facts, model_name)
     temporary = temporary_neighbour(folder)
     try:
         fits_transformers = _has_class(checkpoint.encoder)

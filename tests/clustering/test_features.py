@@ -193,6 +193,18 @@ def test_fingerprint_sees_every_weight_and_nothing_else():
 
 
 @pytest.mark.unit
+def test_fingerprint_in_bf16_is_that_of_the_module_in_bf16():
+    """Whether an evaluation with --precision bf16 is of these weights; the module must stay in fp32 meanwhile."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))  # which counts in int64
+    module[1].num_batches_tracked += 257  # not a number in bf16
+    original = encoder_fingerprint(module)
+    in_bf16 = encoder_fingerprint(module, torch.bfloat16)
+    assert encoder_fingerprint(module) == original and module[0].weight.dtype == torch.float32
+    assert in_bf16 != original and in_bf16 == encoder_fingerprint(module.to(torch.bfloat16))
+
+
+@pytest.mark.unit
 def test_an_encoder_of_another_frame_rate_is_refused(encoder, monkeypatch):
     """Its labels would be counted, or cut off, as if they were 20 ms apart."""
     features = HiddenFeatures(encoder, layer=1)

@@ -24,8 +24,11 @@ import transformers
 from huggingface_hub import ModelCard
 from nemo.collections.asr.models import ASRModel
 
+from nemo_mshubert.clustering.features import encoder_fingerprint
 from nemo_mshubert.convert.model_card import Facts, model_card, read_results
 from nemo_mshubert.convert.publishing import publish
+from nemo_mshubert.decoding.evaluation import load_ctc_model
+from nemo_mshubert.decoding.results import Stored, write_results
 from nemo_mshubert.models.loading import restore_model, save_model
 from nemo_mshubert.package_info import __version__
 from tests.conftest import REPOSITORY, TINY_CLUSTERS
@@ -137,6 +140,26 @@ def test_command_line(letters_path, tmp_path, monkeypatch, capsys):
     runpy.run_path(str(REPOSITORY / "scripts" / "publish.py"), run_name="__main__")
     assert "README.md" in capsys.readouterr().out
     assert "| dev-other | lexicon_beam |" in (tmp_path / "mini" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_results_are_those_of_the_model(letters_path, bpe_path, tmp_path, monkeypatch, precision):
+    """The card of one model with the WER of another, which whoever downloads it would not reach."""
+    evaluated = encoder_fingerprint(load_ctc_model(letters_path, "cpu", precision))
+    write_results(tmp_path / "results.json", "x.nemo", evaluated, Stored(RESULTS, {}))
+
+    def publish_it(path):
+        arguments = ["--model", path, "--output", tmp_path / path.stem, "--licence", "cc0-1.0", "--data", "Nothing"]
+        arguments += ["--results", tmp_path / "results.json"]
+        monkeypatch.setattr("sys.argv", ["publish.py", *map(str, arguments)])
+        runpy.run_path(str(REPOSITORY / "scripts" / "publish.py"), run_name="__main__")
+
+    publish_it(letters_path)
+    published = ASRModel.restore_from(str(tmp_path / "letters" / "letters.nemo"), map_location="cpu")
+    assert_same_weights(published.state_dict(), restore_model(letters_path).state_dict())  # in fp32, as it was
+    with pytest.raises(ValueError, match="bpe.nemo: the results are of a model with other weights. Evaluate this one"):
+        publish_it(bpe_path)
+    assert not (tmp_path / "bpe").exists()
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"results": {"dev": {"greedy": {}}}}', "{}"])
