@@ -197,6 +197,22 @@ def test_a_resume_reads_no_audio_of_what_it_passes_over(tarred, monkeypatch):
     assert sorted(reads) == sorted(batch["utterances"])
 
 
+@pytest.mark.unit
+def test_a_resume_streams_no_tars_of_what_it_passes_over(tarred, monkeypatch):
+    """Tars behind a pipe or an address cannot be passed over unread: after weeks they were terabytes."""
+    tarred.tarred_audio_filepaths = f"pipe:cat {tarred.tarred_audio_filepaths}"
+    lines, states = train(tarred, 1, 300, (0, None))
+    assert max(visit for visit, _ in lines) > 100
+    streamed = []
+    stream = Shard._stream
+    monkeypatch.setattr(Shard, "_stream", lambda self: (streamed.append(self.tar), stream(self))[1])
+    more, _ = train(tarred, 1, 1, states)
+    held_back = 2 * 20  # utterances for each bucket, before and after, at most each of another shard
+    assert len(streamed) <= held_back
+    more, _ = train(tarred, 1, 12, states)
+    assert len(set(lines + more)) == len(lines) + len(more)
+
+
 def lines_in(record, sizes):
     return {(visit, line) for visit, size in enumerate(sizes) for line in range(size) if record.has(visit, line, size)}
 
