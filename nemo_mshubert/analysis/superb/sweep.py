@@ -154,12 +154,28 @@ class ProbeData(pl.LightningDataModule):
         return self._loader(split, self._batches(split))
 
 
+class BestProbe(ModelCheckpoint):
+    """``best-step=<update>.ckpt`` by dev error, and ``last.ckpt``, which knows the best one also where the folder has
+    been moved since: Lightning then forgets it, and takes the next one for the best."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder, "best-{step}", DEV_ERROR, mode="min", save_last=True, save_on_train_epoch_end=True)
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return path and str(Path(self.dirpath) / Path(path).name)
+
+        paths = {name: here(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        kept = {here(path): score for path, score in state["best_k_models"].items()}
+        super().load_state_dict({**state, **paths, "best_k_models": kept, "dirpath": self.dirpath})
+
+
 def train_probe(config: DictConfig, rate: float, probe: CtcProbe, data: ProbeData, folder: Path) -> Dict[str, Any]:
     """Train with one learning rate, or go on; returns its line of the sweep: the best dev error and where it was."""
     result = folder / "result.json"
     if result.is_file():
         return json.loads(result.read_text(encoding="utf-8"))
-    best = ModelCheckpoint(folder, "best-{step}", DEV_ERROR, mode="min", save_last=True, save_on_train_epoch_end=True)
+    best = BestProbe(folder)
     trainer = pl.Trainer(
         **OmegaConf.to_container(config.trainer, resolve=True),
         **one_device(config.device),

@@ -136,7 +136,7 @@ def test_states_that_hold_the_letters_beat_a_random_encoder(config, synthetic_co
 
 
 def test_an_interrupted_probe_ends_like_an_uninterrupted_one(config, features, monkeypatch):
-    """Order, dropout and SpecAugment included: days on a GPU are several jobs."""
+    """Order, dropout and SpecAugment included: days on a GPU are several jobs. The folder may be elsewhere then."""
     overrides = ["updates=6", "eval_every=2", "batch_size=2", "accumulate=2", "probe.spec_augment.freq_width=4"]
     whole, parts = config("asr", *overrides), config("asr", *overrides)
     parts.output += "_parts"
@@ -153,6 +153,7 @@ def test_an_interrupted_probe_ends_like_an_uninterrupted_one(config, features, m
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         run_superb(parts, features)
     assert not (Path(parts.output) / "results.json").is_file()
+    parts.output = str(Path(parts.output).rename(f"{parts.output}_moved"))
     monkeypatch.setattr(sweep.ProbeData, "train_dataloader", batches)
     resumed = run_superb(parts, features)
     assert taken == [0, 1]
@@ -162,6 +163,19 @@ def test_an_interrupted_probe_ends_like_an_uninterrupted_one(config, features, m
         for cfg in (whole, parts)
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_probe_in_a_moved_folder_knows_its_best_checkpoint(tmp_path):
+    """A later and worse one was reported, tested, and compared with the other learning rates."""
+    before, moved = (sweep.BestProbe(tmp_path / name) for name in ("before", "moved"))
+    best = str(tmp_path / "before" / "best-step=2.ckpt")
+    before.best_model_path = before.kth_best_model_path = best
+    before.best_model_score = before.kth_value = torch.tensor(0.1)
+    before.best_k_models = {best: before.best_model_score}
+    moved.load_state_dict(before.state_dict())
+    here = str(tmp_path / "moved" / "best-step=2.ckpt")
+    assert (moved.best_model_path, moved.best_model_score, moved.last_model_path) == (here, 0.1, "")
+    assert moved.best_k_models == {here: 0.1} and moved.kth_best_model_path == here
 
 
 def test_the_sweep_chooses_on_dev_and_survives_divergence(config, features, monkeypatch):
