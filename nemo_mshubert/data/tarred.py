@@ -169,24 +169,25 @@ def _without_offset(entry: Entry) -> Entry:
     return entry
 
 
-def check_shards(manifests: Union[str, List], tars: Union[str, List]) -> None:
+def check_shards(manifests: Union[str, List], tars: Union[str, List], rank: int = 0, world_size: int = 1) -> None:
     """Look at every local shard before a long run, which would find a broken one only when its turn comes.
 
     Shards of a dataset that are left out are a warning.
 
     Args:
         manifests, tars: NeMo's ``manifest_filepath`` and ``tarred_audio_filepaths``.
+        rank, world_size: this process looks at its share.
 
     Raises:
         FileNotFoundError, ValueError: a missing shard, or a tar without its end mark (truncated).
     """
     manifest_paths, tar_paths = local_paths(manifests), local_paths(tars)
-    for path in manifest_paths + tar_paths:
+    for path in manifest_paths[rank::world_size] + tar_paths[rank::world_size]:
         if not Path(path).is_file():
             raise FileNotFoundError(
                 f"{path}: no such shard. Run scripts/make_tarred.py again: it makes what is missing."
             )
-    for path in tar_paths:
+    for path in tar_paths[rank::world_size]:
         with open(path, "rb") as stream:
             stream.seek(max(os.path.getsize(path) - len(TAR_END), 0))
             if stream.read() != TAR_END:

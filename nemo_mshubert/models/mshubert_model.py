@@ -197,7 +197,7 @@ class MSHuBERTModel(ModelPT):
             return None
         config = self._cfg.train_ds
         if config.get("tarred_audio_filepaths") is not None:
-            check_shards(config.manifest_filepath, config.tarred_audio_filepaths)
+            check_shards(config.manifest_filepath, config.tarred_audio_filepaths, *self.data_ranks)
         own_batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         first_batch = self.data_position.first_batch(own_batches, self.data_ranks.count)
         dataset = self._dataset(config, seed=seed_of(self._cfg.seed, "crops", self.data_ranks.rank))
