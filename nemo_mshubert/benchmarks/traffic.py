@@ -54,7 +54,6 @@ COLUMNS = [
     Column("gigabytes", "GB", ".2f"),
     Column("teraflop", "TFLOP", ".2f"),
     Column("milliseconds", "bound, ms", ".2f"),
-    Column("kept_gigabytes", "kept for backward, GB", ".2f"),
 ]
 KINDS = {
     "products": ("mm", "addmm", "bmm", "convolution", "convolution_backward"),
@@ -138,13 +137,9 @@ def _rows(traffic: Traffic, audio_seconds: float, teraflops: float, terabytes: f
     rows = [_row(kind, group, teraflops, terabytes) for kind, group in of_kind.items()]
     yield from sorted(rows, key=lambda row: -row["milliseconds"])
     total = _row("", traffic.kernels, teraflops, terabytes)
-    speed = audio_seconds / total["milliseconds"] * 1e3
-    yield {
-        **total,
-        "kind": f"**all**, at most {speed:.0f} audio-s/s",
-        "audio_seconds_per_second": speed,
-        "kept_gigabytes": traffic.kept_bytes / 1e9,
-    }
+    speed, kept = audio_seconds / total["milliseconds"] * 1e3, traffic.kept_bytes / 1e9
+    summary = f"**all**, at most {speed:.0f} audio-s/s; kept for the backward pass: {kept:.2f} GB"
+    yield {**total, "kind": summary, "audio_seconds_per_second": speed, "kept_gigabytes": kept}
 
 
 def _row(kind: str, kernels: List[Kernel], teraflops: float, terabytes: float) -> Row:
