@@ -15,6 +15,9 @@
 
 # Sourced by the other scripts: their options, and the stages that some of them run.
 
+# In a job of SLURM Lightning would take its tasks for the ranks of a training, and start none on the other GPUs.
+unset SLURM_NTASKS
+
 # usage OPTION: print the comment at the head of the script, and end; with an error where OPTION is not --help.
 usage() {
     local text

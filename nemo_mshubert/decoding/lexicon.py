@@ -107,7 +107,7 @@ def read_lexicon(path: PathLike, labels: Sequence[str]) -> Dict[str, List[List[i
     index = {label: number for number, label in enumerate(labels)}
     index[WRITTEN_DELIMITER] = index[WORD_DELIMITER]
     lexicon: Dict[str, List[List[int]]] = {}
-    with open(path, encoding="utf-8") as stream:
+    with open(path, encoding="utf-8-sig") as stream:  # Windows writes a byte order mark
         for number, line in enumerate(stream, start=1):
             if line.strip():
                 word, *spelling = line.split()

@@ -44,6 +44,13 @@ def test_words_that_a_line_would_cut_are_left_out_and_counted(tmp_path, space):
     assert list(read_lexicon(tmp_path / "l", labels)) == ["tea", "milk", "cat"]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_word(tmp_path):
+    """An editor on Windows adds one: the word would be written with it, and each time count as an error."""
+    path = tmp_path / "l"
+    path.write_text("\ufeffmr\tm r |\n", encoding="utf-8")
+    assert list(read_lexicon(path, ENGLISH_LABELS)) == ["mr"]
+
+
 def test_a_word_may_have_several_spellings(tmp_path):
     path = tmp_path / "l"
     path.write_text("mr\tm r |\nmr\tm i s t e r |\n")
