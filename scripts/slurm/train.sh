@@ -34,6 +34,8 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 set -euo pipefail
+script=${1:?scripts/pretrain.py or scripts/finetune_ctc.py}
+shift
 cd "${SLURM_SUBMIT_DIR:?submit it with sbatch from the repository}"
 # shellcheck disable=SC1091
 source "${VENV:-.venv}/bin/activate"
@@ -42,7 +44,7 @@ export OMP_NUM_THREADS=1                      # decoding and crops run in loader
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1      # a broken link is an error, not a wait
 
 # srun does not take over the CPUs per task of sbatch (since 22.05): the loaders would share one
-srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" python "${1:?scripts/pretrain.py or scripts/finetune_ctc.py}" "${@:2}" \
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" python "$script" "$@" \
     trainer.num_nodes="$SLURM_NNODES" trainer.devices="$SLURM_NTASKS_PER_NODE" &
 step=$!
 stopped=0
