@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from nemo_mshubert.data.manifest import iter_manifest
 from nemo_mshubert.data.shard_visits import ShardProgress, Visits, lines_of
 from nemo_mshubert.data.tar_shards import only_path, shards_of, with_audio
-from nemo_mshubert.data.tarred import all_paths, has_remote_paths, is_local, local_paths
+from nemo_mshubert.data.tarred import all_paths, has_remote_paths, local_paths
 
 VISITS = "mshubert_shard_visits"  # our type of source for NeMo's loader
 PER_BUCKET = 20  # utterances that a process holds back at least, so that most buckets can fill a batch
@@ -308,7 +308,7 @@ def _tarred_loader(
         selector = config.pop("channel_selector", None)
         config.force_map_dataset = False
     order, streams = _identity(config, len(shards), world_size)
-    if not all(is_local(shard.tar) for shard in shards):  # to pass over what was trained on would be to read it again
+    if has_remote_paths(config.tarred_audio_filepaths):  # to pass over what was trained on would be to read it again
         streams = json.dumps([streams, {"first_batch": first_batch}])
     before = progress.begin(order, streams, first_batch)
     visits = Visits(

@@ -269,22 +269,25 @@ def keep_whole_checkpoints(folder: Path, save_top_k: int = 1) -> None:
         copy = temporary_neighbour(path)
         shutil.copy(path, copy)
         os.replace(copy, path.with_name(f"{path.stem}-last.ckpt"))
-    for path in list(folder.glob("*.ckpt")):
-        if not _is_last(path) and (save_top_k == 0 or NO_SCORE in path.name):
-            _set_aside(path, "nan" if NO_SCORE in path.name else "best")
+    for path in _unwanted(folder, save_top_k):
+        _set_aside(path, "nan" if NO_SCORE in path.name else "best")
 
 
 def _is_in_order(folder: Path, save_top_k: int) -> bool:
     """Whether there is nothing for `keep_whole_checkpoints` to do."""
     checkpoints = list(folder.glob("*.ckpt"))
-    last = [path for path in checkpoints if _is_last(path)]
-    others = [path for path in checkpoints if not _is_last(path)]
+    one_is_last = sum(map(_is_last, checkpoints)) == bool(checkpoints)
     try:
-        to_do = any(_markers(folder)) or any(map(_is_damaged, checkpoints))
+        is_broken = any(_markers(folder)) or any(map(_is_damaged, checkpoints))
     except FileNotFoundError:  # at work
         return False
-    unwanted = [path for path in others if save_top_k == 0 or NO_SCORE in path.name]
-    return not (to_do or unwanted or len(last) != bool(checkpoints))
+    return one_is_last and not is_broken and not _unwanted(folder, save_top_k)
+
+
+def _unwanted(folder: Path, save_top_k: int) -> List[Path]:
+    """Checkpoints besides the last one that NeMo cannot read, or would delete."""
+    checkpoints = [path for path in folder.glob("*.ckpt") if not _is_last(path)]
+    return [path for path in checkpoints if save_top_k == 0 or NO_SCORE in path.name]
 
 
 def _markers(folder: Path) -> List[Path]:
