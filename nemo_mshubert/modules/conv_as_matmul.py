@@ -62,15 +62,16 @@ class _ConvAsMatmul(torch.autograd.Function):
         channels_out, channels_in, kernel = weight_OCK.shape
         batch, num_frames = x_BTC.shape[:2]
         count = (num_frames - kernel) // stride + 1
-        if bias_O is None:
-            y_BTO = x_BTC.new_zeros(batch, count, channels_out)
-        else:
-            y_BTO = bias_O.expand(batch, count, channels_out).clone()
         for first, taps in _groups(kernel, stride):
-            weight_IO = (
-                weight_OCK[:, :, first : first + taps].permute(2, 1, 0).reshape(taps * channels_in, channels_out)
-            )
-            y_BTO.baddbmm_(_windows(x_BTC, first, taps, stride, count), weight_IO.expand(batch, -1, -1))
+            windows = _windows(x_BTC, first, taps, stride, count)
+            weight_OCk = weight_OCK[:, :, first : first + taps]
+            weight_BIO = weight_OCk.permute(2, 1, 0).reshape(taps * channels_in, channels_out).expand(batch, -1, -1)
+            if first > 0:
+                y_BTO.baddbmm_(windows, weight_BIO)
+            elif bias_O is None:
+                y_BTO = torch.bmm(windows, weight_BIO)
+            else:
+                y_BTO = torch.baddbmm(bias_O, windows, weight_BIO)
         return y_BTO
 
     @staticmethod
@@ -80,13 +81,19 @@ class _ConvAsMatmul(torch.autograd.Function):
         grad_BTO = grad_BTO.contiguous()
         channels_out, channels_in, kernel = weight_OCK.shape
         batch, count = grad_BTO.shape[:2]
-        grad_x = torch.zeros_like(x_BTC) if ctx.needs_input_grad[0] else None
+        grad_x = torch.empty_like(x_BTC) if ctx.needs_input_grad[0] else None
         grad_weight = torch.empty_like(weight_OCK) if ctx.needs_input_grad[1] else None
         for first, taps in _groups(kernel, ctx.stride):
             if grad_x is not None:
-                weight_OI = weight_OCK[:, :, first : first + taps].permute(0, 2, 1).reshape(channels_out, -1)
+                weight_OCk = weight_OCK[:, :, first : first + taps]
+                weight_BOI = weight_OCk.permute(0, 2, 1).reshape(channels_out, -1).expand(batch, -1, -1)
                 rows = _windows(grad_x, first, taps, ctx.stride, count)
-                rows += torch.bmm(grad_BTO, weight_OI.expand(batch, -1, -1))
+                if first > 0:
+                    rows.baddbmm_(grad_BTO, weight_BOI)
+                else:
+                    # Written, not cleared and added to: first windows lie side by side, but for kernels below the stride.
+                    grad_x[:, count * taps if taps == ctx.stride else 0 :] = 0
+                    torch.bmm(grad_BTO, weight_BOI, out=rows)
             if grad_weight is not None:
                 rows = _windows(x_BTC, first, taps, ctx.stride, count)
                 grad_IO = torch.bmm(rows.transpose(1, 2), grad_BTO).sum(0)

@@ -60,3 +60,23 @@ def test_computes_in_fp32_and_returns_the_precision_of_its_surroundings():
         torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.1)
     gradients = torch.autograd.grad(under_autocast.float().sum(), inputs)
     assert [gradient.dtype for gradient in gradients] == [torch.float32] * 3
+
+
+@pytest.mark.unit
+def test_numerical_gradient():
+    """The backward is hand-written: against finite differences."""
+    inputs = operands(4, 9, torch.float64)
+    assert torch.autograd.gradcheck(lambda *tensors: fft_conv(*tensors, groups=3), inputs)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_frozen_inputs(frozen):
+    """Frozen weights get no gradient, and what is before them the same as ever."""
+    inputs = operands(16, 40, torch.float64)
+    inputs[frozen].requires_grad_(False)
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    ours = torch.autograd.grad(fft_conv(*inputs, groups=3).square().sum(), wanted)
+    theirs = torch.autograd.grad(by_conv1d(*inputs).square().sum(), wanted)
+    for our, their in zip(ours, theirs):
+        torch.testing.assert_close(our, their)
