@@ -24,7 +24,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import IO, Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ from nemo_mshubert.data.manifest import (
     write_manifest,
 )
 from nemo_mshubert.data.read_ahead import read_ahead
+from nemo_mshubert.file_lock import try_to_lock
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
 
 logger = logging.getLogger(__name__)
@@ -140,7 +141,10 @@ def label_manifest(
     partial = output.with_name(f".{output.name}.{maker.id}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     with open(partial, "a", encoding="utf-8") as stream:
-        _lock(stream)
+        if not try_to_lock(stream, fcntl.flock):  # of the file as opened here: it is opened a second time below
+            raise RuntimeError(
+                f"{partial}: another process is labelling these lines. Wait for it, or give this one another --shard."
+            )
         done, size = _labelled_prefix(manifest, partial, maker.id, lines)
         os.truncate(partial, size)
         if done:
@@ -156,22 +160,6 @@ def label_manifest(
         os.replace(partial, output)
     logger.info("%s: %d utterances labelled.", output, len(lines))
     return True
-
-
-def _lock(stream: IO[str]) -> None:
-    """Until the file is closed; a warning where the file system has no locks.
-
-    Raises:
-        RuntimeError: another process labels the same lines into it.
-    """
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise RuntimeError(
-            f"{stream.name}: another process is labelling these lines. Wait for it, or give this one another --shard."
-        ) from error
-    except OSError as error:
-        logger.warning("%s: cannot be locked (%s). Take care that no second process labels it.", stream.name, error)
 
 
 def merge_shards(manifest: PathLike, output: PathLike, maker: LabelMaker, count: int) -> bool:

@@ -14,7 +14,6 @@
 
 """One run in a folder: a second one would overwrite its checkpoints."""
 
-import errno
 import fcntl
 import os
 import socket
@@ -22,7 +21,8 @@ from pathlib import Path
 from typing import IO, List
 
 import lightning.pytorch as pl
-from nemo.utils import logging
+
+from nemo_mshubert.file_lock import try_to_lock
 
 _held: List[IO] = []  # a lock ends with its open file
 
@@ -39,19 +39,12 @@ def hold_folder(folder: Path, trainer: pl.Trainer) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     stream = open(folder / "run.lock", "a+", encoding="utf-8")
-    try:
-        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            logging.warning(
-                f"{stream.name}: cannot be locked ({error}). Take care that no second run uses this folder."
-            )
-            return
+    if not try_to_lock(stream, fcntl.lockf):
         stream.seek(0)
         raise RuntimeError(
             f"{folder}: another run is under way in it ({stream.read() or 'just started'}). They would overwrite each "
             "other's checkpoints. Wait for it or end it, or give this run another name=."
-        ) from error
+        )
     stream.truncate(0)
     stream.write(f"pid {os.getpid()} on {socket.gethostname()}")
     stream.flush()

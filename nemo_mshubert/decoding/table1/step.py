@@ -15,7 +15,6 @@
 """A step of an experiment: one script, run once, whose folder says by which command and from which files it was
 made."""
 
-import errno
 import fcntl
 import json
 import os
@@ -30,6 +29,7 @@ from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import atomic_write
+from nemo_mshubert.file_lock import try_to_lock
 
 STEP_FILE = "step.json"
 LOCK_FILE = "step.lock"
@@ -129,14 +129,9 @@ def _alone_in(folder: Path, name: str) -> Iterator[None]:
     """No second process goes on before this one has ended or left; a warning where the file system has no locks."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK_FILE, "a", encoding="utf-8") as stream:
-        try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                print(f"== {name}: another process is at it; waiting until it has ended", flush=True)
-                fcntl.lockf(stream, fcntl.LOCK_EX)
-            else:
-                print(f"{stream.name}: cannot be locked ({error}); take care that no second process makes {folder}.")
+        if not try_to_lock(stream, fcntl.lockf):
+            print(f"== {name}: another process is at it; waiting until it has ended", flush=True)
+            fcntl.lockf(stream, fcntl.LOCK_EX)
         yield
 
 
