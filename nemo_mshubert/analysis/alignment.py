@@ -40,7 +40,7 @@ from nemo_mshubert.clustering.features import encoder_fingerprint
 from nemo_mshubert.clustering.metrics import Alignments
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike, atomic_write, iter_manifest, utterance_id
-from nemo_mshubert.decoding.acoustic import FRAMES_PER_SECOND, manifest_log_probs
+from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.lexicon import fold_case
 from nemo_mshubert.decoding.log_probs import checked_log_probs
 
@@ -92,9 +92,10 @@ def align_words(model: EncDecCTCModel, log_probs_TV: np.ndarray, text: str) -> T
     score = float(np.mean([log_probs_TV[frame, states[state]] for frame, state in enumerate(path)]))
     spans = _word_spans(path, word_of_token, len(words))
     frames = share_gaps(spans, len(log_probs_TV))
-    return [
-        WordTime(word, first / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND) for word, (first, end) in zip(words, frames)
-    ], score
+    # As in NeMo's timestamps; microseconds, so that 35 * 0.02 is 0.7.
+    frame_seconds = model.cfg.preprocessor.window_stride * model.encoder.subsampling_factor
+    times = [(round(first * frame_seconds, 6), round(end * frame_seconds, 6)) for first, end in frames]
+    return [WordTime(word, start, end) for word, (start, end) in zip(words, times)], score
 
 
 def _tokens(model: EncDecCTCModel, words: Sequence[str]) -> Tuple[List[int], List[Optional[int]]]:

@@ -35,3 +35,7 @@ class EncoderFreeze(pl.Callback):
                 f"Update {trainer.global_step}: the encoder is {'frozen' if frozen else 'trained'} from now on."
             )
             pl_module.encoder.frozen = frozen
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer) -> None:
+        if pl_module.encoder.frozen:  # its gradients are zeros, for which DDP waits: Adam would step by weight decay
+            pl_module.encoder.zero_grad(set_to_none=True)

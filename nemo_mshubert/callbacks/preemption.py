@@ -43,7 +43,8 @@ def take_time_limit(exp_manager_config: DictConfig) -> Optional[timedelta]:
         return None
     if not re.fullmatch(r"\d+:\d\d?:\d\d?:\d\d?", str(text)):
         raise ValueError(
-            f"exp_manager.max_time_per_run={text}: expected days:hours:minutes:seconds, as in 00:03:50:00."
+            f"exp_manager.max_time_per_run={text}: expected days:hours:minutes:seconds, as in 00:03:50:00 (in a YAML "
+            'file in quotes, "01:03:50:00", or it is read as a number).'
         )
     with open_dict(exp_manager_config):
         exp_manager_config.max_time_per_run = None

@@ -83,14 +83,24 @@ def model_log_probs(model: EncDecCTCModel, waves: Sequence[np.ndarray]) -> List[
 
 
 def long_log_probs(model: EncDecCTCModel, wave: np.ndarray) -> np.ndarray:
-    """`model_log_probs` of one long waveform by chunks of a minute: memory does not grow with its square."""
+    """`model_log_probs` of one long waveform by chunks of a minute: memory does not grow with its square.
+
+    Raises:
+        ValueError: the model's frames are not those of HuBERT, at which the waveform is cut.
+    """
     if not is_long(len(wave)):
         return model_log_probs(model, [wave])[0]
     parts = []
     with _scaled_as_a_whole(model.preprocessor, wave) as wave:
         for first, end, keep_first, keep_end in chunk_frames(frame_count(len(wave))):
             samples = wave[first * HOP_SAMPLES : (end - 1) * HOP_SAMPLES + RECEPTIVE_FIELD_SAMPLES]
-            parts.append(model_log_probs(model, [samples])[0][keep_first - first : keep_end - first])
+            log_probs = model_log_probs(model, [samples])[0]
+            if len(log_probs) != end - first:
+                raise ValueError(
+                    f"The model makes {len(log_probs)} frames of {len(samples)} samples, HuBERT {end - first}, at which "
+                    f"files of more than {MAX_CHUNK_SECONDS} s are cut. Cut them into shorter ones for this model."
+                )
+            parts.append(log_probs[keep_first - first : keep_end - first])
     return np.concatenate(parts)
 
 

@@ -38,7 +38,7 @@ from nemo_mshubert.clustering.metrics import Alignments
 from nemo_mshubert.data.manifest import read_manifest, utterance_id, write_manifest
 from nemo_mshubert.decoding.evaluation import load_ctc_model
 from nemo_mshubert.models.ctc import LETTERS
-from tests.conftest import load_script
+from tests.conftest import TINY_ENCODER, load_script
 
 BLANK = len(LETTERS)
 
@@ -84,6 +84,15 @@ def test_known_times_come_back(model):
     sea, ship, too = ((round(word.start * 50), round(word.end * 50)) for word in words)
     # "sea" is frames 40 to 47, "ship" 53 to 63, "too" 116 to 123; the gap of 5 is halved, the others are silence
     assert sea == (40 - 5, 48 + 2) and ship == (50, 64 + 5) and too == (116 - 5, 124 + 5)
+
+
+@pytest.mark.parametrize("added, frame_seconds", [([], 0.02), ([[16, 2, 2]], 0.04)])
+def test_times_are_those_of_the_frames_of_the_model(tiny_ctc, added, frame_seconds):
+    """Of a model of 25 Hz all times were half of the true ones."""
+    model = tiny_ctc(conv_layers=[*TINY_ENCODER["conv_layers"], *added])
+    path = [BLANK] * 20 + [LETTERS.index("a")] * 20
+    (word,), _ = align_words(model, log_probs_of(path, np.random.default_rng(0)), "a")
+    assert word.end == pytest.approx(40 * frame_seconds)
 
 
 def test_gaps_are_shared_up_to_a_limit():
@@ -204,6 +213,30 @@ def test_a_call_with_another_model_starts_anew(model, letters_path, synthetic_co
         other.decoder.decoder_layers[0].bias += torch.linspace(0, 1, BLANK + 1)
     align_manifest(other, tmp_path / "one.json", words)
     assert computed == [1] and not list(tmp_path.glob(".w.jsonl*"))
+
+
+@pytest.mark.unit
+def test_a_call_with_repaired_transcripts_starts_anew(model, synthetic_corpus, tmp_path, monkeypatch):
+    """Words of the wrong transcripts would stay among those of the right ones."""
+    entries = read_manifest(synthetic_corpus.dev)[:2]
+    manifest, words = tmp_path / "two.json", tmp_path / "words.jsonl"
+    write_manifest(manifest, [{**entry, "text": "a"} for entry in entries])
+    monkeypatch.setattr(alignment, "UTTERANCES_PER_WINDOW", 1)
+    compute, calls = alignment.manifest_log_probs, []
+
+    def stop(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(alignment, "manifest_log_probs", stop)
+    with pytest.raises(KeyboardInterrupt):
+        align_manifest(model, manifest, words)
+    write_manifest(manifest, [{**entry, "text": "b"} for entry in entries])
+    align_manifest(model, manifest, words)
+    spoken = [[word["word"] for word in json.loads(line)["words"]] for line in words.read_text().splitlines()]
+    assert spoken == [["b"], ["b"]]
 
 
 def test_utterances_without_alignment_are_left_out_and_counted(model, synthetic_corpus, tmp_path, caplog):

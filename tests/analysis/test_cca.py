@@ -338,6 +338,29 @@ def test_features_without_a_solution(rng):
         score_views(features, unit)
 
 
+@pytest.mark.unit
+def test_dead_features_do_not_make_a_view_the_wider_one(rng):
+    """The weights are those of the narrower view: an encoder with dead dimensions would be scored by other weights
+    than one without."""
+    unit = words(num_words=12)
+    features = one_hot(unit) @ rng.normal(size=(12, 8)) + rng.normal(size=(len(unit), 8))
+    dead = np.concatenate([features, np.full((len(unit), 10), 5.0)], axis=1)
+    settings = CcaSettings(num_splits=5, num_trials=2)
+    expected = [trial.score for trial in score_views(features, unit, settings)]
+    assert [trial.score for trial in score_views(dead, unit, settings)] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("constant", [0, 1])
+def test_rounding_errors_do_not_correlate(rng, constant):
+    """A word or a feature that a held-out split lacks: what is left of it is noise of 1e-16, which may correlate to 1."""
+    views = [rng.normal(size=(50, 2)), rng.normal(size=(50, 2))]
+    views[constant][:, 1] = 1e-12 * views[1 - constant][:, 1]
+    found = column_correlations(*views)
+    assert found[0] == pytest.approx(np.corrcoef(views[0][:, 0], views[1][:, 0])[0, 1])
+    assert found[1] == 0
+
+
 def test_a_constant_feature_is_dropped(rng):
     unit = words()
     features = rng.normal(size=(30, 12))[unit] + rng.normal(size=(len(unit), 12))

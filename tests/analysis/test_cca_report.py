@@ -195,6 +195,20 @@ def test_another_sample_or_setting_is_computed_anew(chords, sample, load, tmp_pa
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.unit
+def test_one_encoder_of_scaled_and_of_plain_audio_has_two_curves(sample, tiny_encoder, tmp_path):
+    """Its two files differ in their preprocessor alone: the scores of one would be shown as those of the other."""
+
+    def load(path):
+        return AllHiddenStates(tiny_encoder(), SimpleNamespace(normalized=path == "scaled.nemo"))
+
+    runs = analyze_models([("plain", "plain.nemo"), ("scaled", "scaled.nemo")], sample, tmp_path, load=load)
+    scores = [[row["score"] for row in run["layers"]] for run in runs]
+    assert scores[0] != scores[1]
+    (alone,) = analyze_models([("scaled", "scaled.nemo")], sample, tmp_path / "alone", load=load)
+    assert [row["score"] for row in alone["layers"]] == scores[1]
+
+
 def test_pooled_features_on_disk(sample, load, tmp_path):
     pooled = pool_instances(sample, load("1.nemo"))
     stored = PooledFeatures(tmp_path / "features.npz")

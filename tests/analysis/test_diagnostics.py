@@ -108,6 +108,16 @@ def test_exchanged_views_of_the_last_block_are_those_of_pre_training(model, labe
     assert view_cosines(model, list(iter_manifest(labelled.dev))[:2], 0.65, 10, with_exchange=True) == views
 
 
+@pytest.mark.unit
+def test_a_model_without_swap_has_no_exchanged_views(model, labelled, monkeypatch):
+    """The curve of a network that was never trained would stand beside that of one which was."""
+    monkeypatch.setattr(diagnostics, "validate", lambda *_: {})
+    for swaps, modes in ((True, {"apart", "exchanged"}), (False, {"apart"})):
+        model.cfg.swap = swaps
+        found = diagnostics.diagnose(model, labelled.dev)
+        assert set(found["views"]) == modes and found["swap"] is swaps
+
+
 # --- Clusters --------------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +154,37 @@ def test_pnmi_of_known_states(tiny_encoder, synthetic_corpus, alignments):
         layer_pnmi(states, twice, alignments, clusters=60, max_frames=1200)
 
 
+class Placed(Known):
+    """State 0 says in its first column which utterance a frame is of, and in the second which frame it is."""
+
+    def __call__(self, waveforms):
+        outputs = super().__call__(waveforms)
+        for waveform, output in zip(waveforms, outputs):
+            output[:, 0] = list(self.utterances).index(len(waveform))
+            output[:, 1] = torch.arange(len(output))
+        return outputs
+
+
+@pytest.mark.unit
+def test_clusters_are_measured_on_frames_they_were_not_fitted_on(
+    tiny_encoder, synthetic_corpus, alignments, monkeypatch
+):
+    """Fitted on what it is measured on, a k-means tells more phones than it knows; fitted on the first speakers of a
+    manifest, fewer."""
+    lines = list(iter_manifest(synthetic_corpus.train))[:6]
+    utterances = {len(load_audio(entry)): Path(entry["audio_filepath"]).stem for _, entry in lines}
+    fitted, measured = [], []
+    fit_kmeans, assign = diagnostics.fit_kmeans, diagnostics.assign
+    monkeypatch.setattr(
+        diagnostics, "fit_kmeans", lambda x, *args, **kw: fitted.append(x) or fit_kmeans(x, *args, **kw)
+    )
+    monkeypatch.setattr(diagnostics, "assign", lambda x, *args: measured.append(x) or assign(x, *args))
+    layer_pnmi(Placed(tiny_encoder(), alignments, utterances), lines, alignments, clusters=10, max_frames=10**6)
+    places = [set(map(tuple, rows[0][:, :2].tolist())) for rows in (fitted, measured)]
+    assert not places[0] & places[1] and abs(len(places[0]) - len(places[1])) <= 1
+    assert [{utterance for utterance, _ in half} for half in places] == [set(range(len(utterances)))] * 2
+
+
 # --- The command -----------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +218,36 @@ def test_script(script, ssl_path, labelled, synthetic_corpus, tmp_path, capsys, 
     (tmp_path / "repaired.jsonl").write_text("".join(json.dumps(line) + "\n" for line in repaired))
     script.main([*arguments.replace(str(phones), f"{tmp_path}/repaired.jsonl").split(), "--output", str(tmp_path)])
     assert json.loads((tmp_path / "diagnostics.json").read_text())["models"][0]["pnmi"] != found["pnmi"]
+
+
+@pytest.mark.unit
+def test_models_are_diagnosed_in_evaluation_mode(ssl_path):
+    """Dropout and layerdrop of training would be in the cosines of the views: other numbers at every call."""
+    assert not any(module.training for module in load_pretrained(ssl_path).modules())
+
+
+@pytest.mark.unit
+def test_other_settings_or_data_are_measured_anew(ssl_path, labelled, tmp_path, monkeypatch):
+    """The numbers of another manifest, or of another k-means, would be shown under this one's name."""
+    calls = []
+
+    def measure(model, manifest, alignments, clusters, max_frames):
+        calls.append((str(manifest), clusters, max_frames))
+        return {"call": len(calls), "sets": {}, "views": {"apart": {"masked": [0.0], "unmasked": [0.0]}}}
+
+    monkeypatch.setattr(diagnostics, "diagnose", measure)
+    write_manifest(tmp_path / "short.json", read_manifest(labelled.dev)[:1])
+    wanted = [
+        (str(labelled.dev), 100, 1000),
+        (str(tmp_path / "short.json"), 100, 1000),
+        (str(labelled.dev), 50, 1000),
+        (str(labelled.dev), 100, 2000),
+    ]
+    for _ in range(2):  # the second time all is there
+        for number, (manifest, clusters, max_frames) in enumerate(wanted, start=1):
+            (found,) = diagnose_models([("tiny", ssl_path)], manifest, tmp_path, None, clusters, max_frames)
+            assert found["call"] == number
+    assert calls == wanted
 
 
 def test_refusals(letters_path, ssl_path, labelled, tmp_path):

@@ -66,13 +66,13 @@ def batches():
     return DataLoader([batch] * 100, batch_size=None)
 
 
-def train(model, max_updates, num_updates=FROZEN_UPDATES, resume_from=None, save_to=None):
+def train(model, max_updates, num_updates=FROZEN_UPDATES, resume_from=None, save_to=None, weight_decay=0.0):
     recorder = Recorder()
     trainer = quiet_trainer(
         max_steps=max_updates, accumulate_grad_batches=ACCUMULATE, callbacks=[EncoderFreeze(num_updates), recorder]
     )
     model.set_trainer(trainer)
-    model.setup_optimization({"name": "adam", "lr": 1e-3})
+    model.setup_optimization({"name": "adam", "lr": 1e-3, "weight_decay": weight_decay})
     model._train_dl = batches()
     trainer.fit(model, ckpt_path=resume_from)
     if save_to:
@@ -93,10 +93,12 @@ def trainable(model):
     return {name for name in names if not name.startswith("encoder.feature_extractor.")}
 
 
-def test_encoder_is_kept_for_n_updates_and_the_front_end_for_good(model):
-    """A random output layer would wreck the pre-trained encoder; counted in updates, not in micro-batches."""
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-3])
+def test_encoder_is_kept_for_n_updates_and_the_front_end_for_good(model, weight_decay):
+    """A random output layer would wreck the pre-trained encoder; counted in updates, not in micro-batches. Adam scales
+    the gradient of weight decay, where there is no other, to whole steps."""
     model = model()
-    recorder = train(model, FROZEN_UPDATES + 3)
+    recorder = train(model, FROZEN_UPDATES + 3, weight_decay=weight_decay)
     decoder = {f"decoder.{name}" for name, _ in model.decoder.named_parameters()}
     for update in range(1, FROZEN_UPDATES + 1):
         assert recorder.changed(update) == decoder

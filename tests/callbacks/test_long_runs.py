@@ -134,6 +134,8 @@ def test_the_time_limit_is_nemos_option():
     assert config.max_time_per_run is None and take_time_limit(config) is None  # NeMo's timer is not made
     with pytest.raises(ValueError, match="max_time_per_run=4h: expected days:hours:minutes:seconds"):
         take_time_limit(OmegaConf.create({"max_time_per_run": "4h"}))
+    with pytest.raises(ValueError, match="max_time_per_run=229800: expected .* in quotes"):
+        take_time_limit(OmegaConf.create("max_time_per_run: 1:03:50:00"))  # base 60, says YAML
 
 
 @pytest.mark.parametrize("micro_batch", [4, 5])

@@ -116,6 +116,16 @@ def test_a_frame_has_the_unit_at_its_centre(tmp_path):
     assert alignments.frame_units("b", 5) is None
 
 
+@pytest.mark.unit
+def test_phones_in_any_order_are_the_same_alignment(tmp_path):
+    """Purities and PNMI of a file that lists phones by name would be those of other frames, without a word."""
+    phones = [phone(name, 0.02 * t, 0.02 * (t + 1)) for t, name in enumerate(["T", "AH", "S", "IY"])]
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 0, 1]):
+        line = {"utt_id": "a", "phones": [phones[place] for place in order]}
+        alignments = load_alignments(write_alignments(tmp_path / "align.jsonl.gz", [line]))
+        assert [alignments.names[unit] for unit in alignments.frame_units("a", 4)] == ["T", "AH", "S", "IY"]
+
+
 def test_words_are_units_too(tmp_path):
     path = tmp_path / "align.jsonl"
     path.write_text(json.dumps({"utt_id": "a", "words": [{"word": "so", "start": 0, "end": 1}]}) + "\n")

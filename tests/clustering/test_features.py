@@ -149,6 +149,17 @@ def test_hidden_features_do_not_depend_on_chunks_or_neighbours(encoder):
             np.testing.assert_allclose(row, expected_row.detach().numpy(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.unit
+def test_utterances_of_corpora_are_not_cut(encoder):
+    """A chunk does not see its neighbours: labels of a cut utterance are not those of the whole one, which fairseq
+    makes of up to 100 s."""
+    features = HiddenFeatures(encoder, layer=1)
+    encoder.batches.clear()
+    features([noise(35 * 16000)])  # LibriSpeech's longest
+    features([noise(100 * 16000)])
+    assert encoder.batches == [(1, 35 * 16000), (1, 100 * 16000)]
+
+
 def windows_of(waveform):
     return [waveform[start : start + 400] for start in range(0, len(waveform) - 399, 320)]
 
@@ -190,6 +201,18 @@ def test_fingerprint_sees_every_weight_and_nothing_else():
     assert encoder_fingerprint(renamed) != original
     reshaped = nn.ParameterDict({"weight": module.weight.detach().view(3, 2), "bias": module.bias.detach()})
     assert encoder_fingerprint(reshaped) != original
+
+
+@pytest.mark.unit
+def test_fingerprint_does_not_depend_on_the_order_of_definition():
+    """A version that defines the parts of its encoder in another order would refuse all labels and k-means of before."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(3, 2), nn.Linear(2, 2)
+    module, reordered = nn.Module(), nn.Module()
+    module.first, module.second = first, second
+    reordered.second, reordered.first = second, first
+    assert list(module.state_dict()) != list(reordered.state_dict())
+    assert encoder_fingerprint(module) == encoder_fingerprint(reordered)
 
 
 @pytest.mark.unit

@@ -142,6 +142,19 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(corpus, maker, tmp_path):
     assert not partial.exists()
 
 
+@pytest.mark.unit
+def test_a_line_that_lacks_its_end_alone_is_made_again(corpus, maker, tmp_path):
+    """The next line would follow it on the same line: two utterances lost, found when training starts days later."""
+    label_manifest(corpus, tmp_path / "whole.json", maker, WindowFeatures())
+    output = tmp_path / "labelled.json"
+    with pytest.raises(RuntimeError, match="power cut"):
+        label_manifest(corpus, output, maker, WindowFeatures(fail_at_call=3))
+    (partial,) = tmp_path.glob(".labelled.json.*.partial")
+    partial.write_bytes(partial.read_bytes().removesuffix(b"\n"))
+    label_manifest(corpus, output, maker, WindowFeatures())
+    assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
 @pytest.mark.parametrize("rate", [8000, 16000, 44100])
 def test_the_loader_needs_no_header_of_labelled_audio(maker, tmp_path, rate):
     """Otherwise one file that is gone ends the run while the sampler looks at its header, instead of being skipped."""

@@ -194,6 +194,14 @@ def test_a_bad_line_is_named(manifest, changes, message):
     assert "1 lines with a problem" in str(error.value) and f"{manifest}:2: " in str(error.value)
 
 
+@pytest.mark.unit
+def test_a_segment_that_was_moved_is_named(manifest):
+    """As long as before, but of other audio: its labels would be those of the words beside it."""
+    rewrite(manifest, 3, offset=0.5)
+    with pytest.raises(ValueError, match="train.json:3: labels of .* at offset 0.77701, audio of .* at offset 0.5"):
+        check_labelled_manifest(manifest)
+
+
 def test_all_problems_are_listed_up_to_a_limit(manifest):
     """One run tells the user all that is to be repaired, without flooding the terminal."""
     entries = [entry for _, entry in iter_manifest(manifest)]

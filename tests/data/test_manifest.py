@@ -29,6 +29,7 @@ from nemo_mshubert.data.manifest import (
     load_audio,
     load_audio_and_rate,
     read_manifest,
+    utterance_id,
 )
 
 pytestmark = pytest.mark.unit
@@ -161,3 +162,10 @@ def test_the_rate_is_that_of_the_file(tmp_path, rate):
     soundfile.write(tmp_path / "a.wav", np.zeros(rate), rate)
     samples, found = load_audio_and_rate({"audio_filepath": str(tmp_path / "a.wav")})
     assert (len(samples), found) == (16000, rate)
+
+
+def test_segments_of_one_file_have_ids_of_their_own():
+    """Two words of one second would share an id: their alignments and predictions would be mixed up."""
+    ids = [utterance_id({"audio_filepath": "far/a.wav", "offset": offset}) for offset in (1.2, 1.35, 0.0, None)]
+    assert ids == ["a-1200ms", "a-1350ms", "a", "a"]
+    assert utterance_id({"audio_filepath": "a.wav", "offset": 1.2, "utt_id": "mine"}) == "mine"

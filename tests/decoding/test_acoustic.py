@@ -34,6 +34,7 @@ from nemo_mshubert.models.ctc import LETTERS
 from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor
 from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.waveform_preprocessor import WaveformPreprocessor
+from tests.conftest import TINY_ENCODER
 
 pytestmark = pytest.mark.unit
 KEPT, CONTEXT = 2500, 250  # frames: 50 s and 5 s
@@ -114,6 +115,13 @@ def test_chunks_of_a_model_of_scaled_audio_keep_their_loudness(small_chunks, tin
     whole, chunked = model_log_probs(model, [wave])[0], long_log_probs(model, wave)
     assert np.abs(chunked - whole).max() < 0.5 and (chunked.argmax(1) == whole.argmax(1)).mean() > 0.97
     assert model.preprocessor.normalized
+
+
+def test_a_model_of_other_frames_is_not_cut_at_those_of_hubert(small_chunks, tiny_ctc):
+    """Half of the text of a long file was lost at 100 Hz, without a word."""
+    model = tiny_ctc(conv_layers=TINY_ENCODER["conv_layers"][:-1], conv_norm="layer_norm")
+    with pytest.raises(ValueError, match=r"makes \d+ frames of \d+ samples, HuBERT \d+.* Cut them into shorter ones"):
+        long_log_probs(model, noise(16000 * 12))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import itertools
 import math
 import pickle
 import re
+from types import SimpleNamespace
 
 import kenlm
 import numpy as np
@@ -264,3 +265,39 @@ def test_absent_or_broken_lm_is_named(tmp_path, write_lexicon_of, make_config):
     (tmp_path / "text.bin").write_text("not an LM\n")
     with pytest.raises(ValueError, match="text.bin: KenLM cannot load it"):
         LexiconBeamSearchDecoder(AB, make_config(str(tmp_path / "text.bin"), lexicon))
+
+
+def test_every_spelling_of_a_word_counts(write_arpa, make_config, emit, tmp_path):
+    """A word that a lexicon spells in two ways would be heard in the first alone, and be an error in the other."""
+    lexicon = tmp_path / "spellings.lexicon"
+    lexicon.write_text("doctor\ta b |\ndoctor\tb b a |\nnurse\tb a |\n")
+    decoder = LexiconBeamSearchDecoder(AB, make_config(write_arpa({"doctor": -1.0, "nurse": -1.0}), str(lexicon)))
+    for heard in ("ab", "b_ba", "ab|b_ba"):
+        assert best_text(decoder, emit(heard, AB)) == " ".join(["doctor"] * (1 + heard.count("|")))
+
+
+def test_of_equal_words_the_best_alignment_stays(sea, monkeypatch):
+    """Score and times of a transcription would be those of its worst path in the beam."""
+    config, log_probs = sea
+    decoder = LexiconBeamSearchDecoder(ENGLISH_LABELS, config)
+    the, blank = decoder._words.index("the"), len(ENGLISH_LABELS)
+    letters = [ENGLISH_LABELS.index(letter) for letter in "the"]
+
+    def path(start, score):
+        tokens, words = [blank] * 12, [-1] * 12
+        tokens[start : start + 3], tokens[start + 3], words[start + 3] = letters, decoder._delimiter, the
+        return SimpleNamespace(tokens=tokens, words=words, score=score)
+
+    found = SimpleNamespace(decode=lambda *_: [path(3, -1.0), path(7, -2.0)])
+    monkeypatch.setattr(decoder, "_decoder", found)
+    (best,) = decoder.decode(log_probs, "utt", n_best=2)
+    assert (best.text, best.score, best.words[0].start) == ("the", -1.0, pytest.approx(2 * FRAME_SECONDS))
+
+
+def test_a_pickled_decoder_keeps_its_frame_rate(sea):
+    """Workers rebuild it; timestamps of a model of 40 ms frames would be half of the true ones."""
+    config, log_probs = sea
+    decoder = LexiconBeamSearchDecoder(ENGLISH_LABELS, config, frame_seconds=0.04)
+    expected = decoder.decode(log_probs, "utt")
+    assert pickle.loads(pickle.dumps(decoder)).decode(log_probs, "utt") == expected
+    assert expected[0].words[-1].end == pytest.approx(0.04 * len(log_probs))

@@ -152,6 +152,18 @@ def test_no_words_have_no_segments(decoder):
     assert (best.text, best.timestamp["word"], best.timestamp["segment"]) == ("", [], [])
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize("is_own, verbose", [(True, True), (False, True), (False, False)])
+def test_whoever_asks_for_another_decoding_gets_it(decoder, is_own, verbose):
+    """Only the call within transcribe(timestamps=True) is passed over; results that were meant to be greedy would be
+    those of the lexicon."""
+    model = new_model()
+    use_lexicon_decoder(model, decoder)
+    config = model.cfg.decoding if is_own else model.cfg.decoding.copy()
+    model.change_decoding_strategy(config, verbose=verbose)
+    assert not isinstance(model.decoding, LexiconCTCDecoding) and "change_decoding_strategy" not in vars(model)
+
+
 def test_a_new_vocabulary_ends_the_lexicon(decoder, audio):
     """The decoding was NeMo's again, and transcribe(timestamps=True) gave no times without a word."""
     model = new_model()

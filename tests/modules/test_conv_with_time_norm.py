@@ -71,6 +71,18 @@ def test_padding_has_no_say():
     assert folded(signal, *parameters, counts=[0, 39]).isfinite().all()
 
 
+@pytest.mark.parametrize("kernel", [8, 16])
+def test_a_kernel_that_fills_whole_rows_keeps_its_shift(kernel):
+    """The shift rides on an added sample; without one behind 8 or 16 of them the norm would lose its mean and bias."""
+    torch.manual_seed(kernel)
+    signal, weight, scale, bias = (
+        torch.randn(shape, dtype=torch.float64) for shape in [(2, 203), (7, kernel), (7,), (7,)]
+    )
+    torch.testing.assert_close(
+        folded(signal + 1.0, weight, scale, bias), one_after_the_other(signal + 1.0, weight, scale, bias)
+    )
+
+
 def test_samples_far_from_zero():
     """A microphone with an offset: squares of large numbers would swallow the variance in fp32."""
     tensors = operands(16000, torch.float32, offset=30.0)

@@ -14,8 +14,11 @@
 
 """The encoder: parity with transformers, indifference to padding, and every knob that training turns."""
 
+import inspect
+
 import pytest
 import torch
+import yaml
 from nemo.core.classes.common import typecheck
 from transformers import HubertConfig, HubertModel
 
@@ -23,7 +26,7 @@ from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.label_heads import LabelHeads
 from nemo_mshubert.modules.masking import span_mask
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
-from tests.conftest import needs_compiler
+from tests.conftest import REPOSITORY, needs_compiler
 
 LENGTHS = torch.tensor([16000, 7000, 400])
 LAYOUTS = {
@@ -199,6 +202,19 @@ def test_default_is_hubert_base(base):
     heads = LabelHeads(base.d_model, [1000, 500, 250, 125, 50, 25])
     assert size(base) + size(heads) == pytest.approx(96.05e6, abs=5e3)
     assert base.subsampling_factor == 320 and base._feat_in == 1 and base._feat_out == 768
+
+
+@pytest.mark.unit
+def test_defaults_are_those_of_the_experiment():
+    """`MSHuBERTEncoder()` in a script of one's own would regularise otherwise than fairseq's hubert_base_librispeech."""
+    written = {}
+    for name in ("_common.yaml", "size/base.yaml"):
+        written.update(yaml.safe_load((REPOSITORY / "conf" / "pretrain" / name).read_text())["model"]["encoder"])
+    del written["_target_"]
+    defaults = {name: p.default for name, p in inspect.signature(MSHuBERTEncoder).parameters.items()}
+    defaults["conv_layers"] = [list(layer) for layer in defaults["conv_layers"]]
+    assert {name: defaults[name] for name in written} == written
+    assert (defaults["mask_length"], defaults["mask_channel_length"]) == (10, 64)  # fairseq's fine-tuning
 
 
 @pytest.mark.unit

@@ -18,6 +18,7 @@ import pytest
 import torch
 from transformers import Wav2Vec2FeatureExtractor
 
+from nemo_mshubert.modules.unit_variance import to_unit_variance
 from nemo_mshubert.modules.waveform_preprocessor import WaveformPreprocessor
 
 
@@ -49,6 +50,16 @@ def test_normalisation_equals_transformers_one_at_a_time(batch):
         expected = theirs(samples, sampling_rate=16000, return_tensors="pt").input_values[0]
         torch.testing.assert_close(signal[row, 0, : length[row]], expected, rtol=1e-5, atol=1e-5)
     assert not signal[1, 0, 400:].any() and signal.isfinite().all()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("loudness", [1.0, 1e-3, 1e-4, 0.0])
+def test_long_files_are_scaled_as_short_ones(loudness):
+    """A quiet file of an hour, scaled whole before it is cut, would sound to the model unlike its first minute alone."""
+    waveform = loudness * (0.3 + torch.randn(1, 1000))
+    signal, _ = WaveformPreprocessor(normalize="per_feature")(input_signal=waveform, length=torch.tensor([1000]))
+    scaled = torch.from_numpy(to_unit_variance(waveform[0].numpy()))
+    torch.testing.assert_close(scaled, signal[0, 0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.unit
