@@ -24,6 +24,7 @@ our own. Its output layer is random unless the source had one. What was assumed 
 """
 
 import argparse
+import os
 
 
 def main() -> None:
@@ -34,6 +35,8 @@ def main() -> None:
     parser.add_argument("--from", dest="source", choices=sources, default="auto", help="auto: looks what it is")
     parser.add_argument("--to", dest="target", choices=targets, help="default: as the output's name says")
     arguments = parser.parse_args()
+    if os.path.abspath(arguments.input) == os.path.abspath(arguments.output):
+        parser.error(f"--input and --output are both {arguments.output}, which would be lost")
     # after the options, so that --help need not wait for these imports
     from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
     from nemo_mshubert.models.loading import local_path

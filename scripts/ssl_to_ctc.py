@@ -19,6 +19,7 @@ python scripts/ssl_to_ctc.py --ssl mshubert_base.nemo --tokenizer_dir tokenizer 
 """
 
 import argparse
+import os
 
 
 def main() -> None:
@@ -32,6 +33,8 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
     arguments = parser.parse_args()
+    if os.path.abspath(arguments.ssl) == os.path.abspath(arguments.output):
+        parser.error(f"--ssl and --output are both {arguments.output}, which would be lost")
     # after the options, so that --help need not wait for these imports
     import lightning.pytorch as pl
 

@@ -43,7 +43,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes; by default one per core")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.trials < 1:
+        parser.error(f"--trials {args.trials}: at least 1")
+    return args
 
 
 def main() -> None:

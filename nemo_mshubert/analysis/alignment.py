@@ -21,6 +21,7 @@ CTC emits a letter when it is sure of it, not when it begins: between two words,
 shared evenly, since speech goes on there; a longer one is silence.
 """
 
+import fcntl
 import glob
 import hashlib
 import json
@@ -43,6 +44,7 @@ from nemo_mshubert.data.manifest import PathLike, atomic_write, iter_manifest, u
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.lexicon import fold_case
 from nemo_mshubert.decoding.log_probs import checked_log_probs
+from nemo_mshubert.file_lock import try_to_lock
 
 logger = logging.getLogger(__name__)
 
@@ -166,16 +168,19 @@ def align_manifest(
     """Write ``{"utt_id", "score", "words": [{"word", "start", "end"}]}`` per line, as `load_alignments` reads it.
 
     Utterances that cannot be aligned are left out, logged and counted. Lines go to ``.<output>.<id>.partial`` first,
-    and an interrupted call with the same model and manifest goes on from there.
+    and an interrupted call with the same model and manifest goes on from there. An earlier alignment is replaced.
 
     Returns:
         numbers of utterances ``aligned`` and ``left_out``.
 
     Raises:
         FileNotFoundError, ValueError: no manifest, an utterance without "text" or "duration", unreadable audio, NaN in
-            the log-probabilities of one, or no utterance that can be aligned.
+            the log-probabilities of one, no utterance that can be aligned, or an ``output`` that is something else than
+            an earlier alignment.
+        RuntimeError: another process aligns the same manifest into it.
     """
     output = Path(output)
+    _check_output(output)
     lines = _checked(manifest)
     identity = hashlib.sha256((encoder_fingerprint(model) + file_digest(manifest)).encode()).hexdigest()[:8]
     partial = output.with_name(f".{output.name}.{identity}.partial")
@@ -183,6 +188,8 @@ def align_manifest(
     done = _whole_lines(partial)
     todo = [entry for entry in lines if utterance_id(entry) not in done]
     with open(partial, "a", encoding="utf-8") as stream:
+        if not try_to_lock(stream, fcntl.flock):
+            raise RuntimeError(f"{partial}: another process is aligning these utterances. Wait for it.")
         for first in range(0, len(todo), UTTERANCES_PER_WINDOW):
             window = todo[first : first + UTTERANCES_PER_WINDOW]
             log_probs = manifest_log_probs(model, window, batch_seconds, progress="aligning")
@@ -195,8 +202,26 @@ def align_manifest(
     with atomic_write(output) as stream:
         stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in aligned)
     for finished in output.parent.glob(f".{glob.escape(output.name)}.*.partial"):  # those of other models, too
-        finished.unlink()
+        with open(finished, "a", encoding="utf-8") as stream:
+            if try_to_lock(stream, fcntl.flock):  # else another process is at it
+                finished.unlink()
     return {"aligned": len(aligned), "left_out": len(lines) - len(aligned)}
+
+
+def _check_output(output: Path) -> None:
+    """Raise ``ValueError`` where writing would destroy what is no alignment, such as the manifest."""
+    if output.is_dir():
+        raise ValueError(f"{output}: a folder. Name a file in it as --output.")
+    if not output.exists():
+        return
+    with open(output, "rb") as stream:
+        line = stream.readline()
+    try:
+        is_alignment = {"utt_id", "words"} <= json.loads(line).keys()
+    except (ValueError, AttributeError):
+        is_alignment = False
+    if not is_alignment:
+        raise ValueError(f"{output}: is there already, and no alignment. Give another --output, or remove the file.")
 
 
 def _checked(manifest: PathLike) -> List[Dict[str, Any]]:

@@ -14,6 +14,7 @@
 
 """NeMo manifests (JSON lines) and the audio they name: reading with errors that say where, writing atomically."""
 
+import codecs
 import gzip
 import json
 import math
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 PathLike = Union[str, Path]
 SAMPLE_RATE = 16000  # Hz
 GZIP = b"\x1f\x8b"  # first bytes of a file of gzip
+MAX_DURATION_ERROR = 0.3  # seconds between file and manifest: rounding, and what MP3 adds, but not another file
 
 
 def temporary_neighbour(path: Path, suffix: str = "") -> Path:
@@ -103,7 +105,7 @@ def parse_lines(stream: BinaryIO, name: str) -> Iterator[Tuple[str, Dict[str, An
 
 def _parse_line(line: bytes, where: str) -> Dict[str, Any]:
     try:
-        entry = json.loads(line.decode("utf-8"))
+        entry = json.loads(line.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: {_not_utf8(line, error)}") from error
     except json.JSONDecodeError as error:
@@ -134,6 +136,8 @@ def _parse_line(line: bytes, where: str) -> Dict[str, Any]:
 def _not_utf8(line: bytes, error: UnicodeDecodeError) -> str:
     if line.startswith(GZIP):
         return "compressed with gzip. Unpack the manifest with gunzip."
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16. Convert the manifest: iconv -f utf-16 -t utf-8 OLD > NEW."
     return (
         f"not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1}). Convert the manifest, for instance "
         "from Latin-1: iconv -f latin1 -t utf-8 OLD > NEW."
@@ -156,16 +160,34 @@ def read_manifest(path: PathLike) -> List[Dict[str, Any]]:
 
 
 def check_audio_files(manifest: PathLike) -> None:
-    """Raise ``FileNotFoundError`` with file and line where a local audio file is missing.
+    """Look for the local audio files of all lines.
 
     Stock loaders pass over what is missing, and end in an error of their own where that is all of a batch.
+
+    Raises:
+        FileNotFoundError: one is missing; names file and line.
+        ValueError: one is over before the ``offset`` of its line, or before its end.
     """
     for where, entry in iter_lines(manifest):
         path = entry["audio_filepath"]
-        if "://" not in path and not os.path.isfile(_audio_path(manifest, entry)):
+        if "://" in path:
+            continue
+        if not os.path.isfile(_audio_path(manifest, entry)):
             raise FileNotFoundError(
                 f"{where}: {path}: {no_audio_file(entry)} Where the audio is in tars, give them too (train_tars)."
             )
+        if entry.get("offset") is not None:
+            _check_segment({**entry, "audio_filepath": str(_audio_path(manifest, entry))}, where)
+
+
+def _check_segment(entry: Dict[str, Any], where: str) -> None:
+    from lhotse import Recording  # as in load_audio_and_rate
+
+    try:
+        recording = Recording.from_file(entry["audio_filepath"])
+    except Exception:  # counted when its turn comes
+        return
+    cut_of_line(recording, entry, f"{where}: {entry['audio_filepath']}")
 
 
 def write_manifest(path: PathLike, entries: Iterable[Dict[str, Any]]) -> None:
@@ -265,13 +287,22 @@ def cut_of_line(recording: "Recording", entry: Dict[str, Any], where: str) -> "C
     """The part of the audio file that a manifest line is about, as a lhotse cut at 16 kHz.
 
     Raises:
-        ValueError: the file is over before the ``offset``.
+        ValueError: the file is over before the ``offset``, or holds more or less than the ``duration``, as a truncated
+            WAV does, of which libsndfile says nothing.
     """
-    offset = entry.get("offset")
+    offset, duration = entry.get("offset"), entry.get("duration")
     if offset is not None and offset >= recording.duration:
         raise ValueError(
             f"{where}: the offset of {offset} s is not within the {recording.duration} s of the file. Correct the "
             "line or remove it."
         )
+    found = recording.duration - (offset or 0)
+    error = 0 if duration is None else found - duration
+    if error < -MAX_DURATION_ERROR or (offset is None and error > MAX_DURATION_ERROR):
+        behind = "" if offset is None else f" behind the offset of {offset} s"
+        raise ValueError(
+            f"{where}: {found:g} s of audio{behind}, the manifest says {duration:g}. Replace the file, or correct the "
+            "line or remove it."
+        )
     cut = recording.resample(SAMPLE_RATE).to_cut()
-    return cut if offset is None else cut.truncate(offset=offset, duration=entry.get("duration"))
+    return cut if offset is None else cut.truncate(offset=offset, duration=duration)

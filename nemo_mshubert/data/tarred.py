@@ -34,9 +34,16 @@ import soundfile
 from tqdm import tqdm
 
 from nemo_mshubert.data.digest import file_digest
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, atomic_write, load_audio, no_audio_file, read_manifest
+from nemo_mshubert.data.manifest import (
+    MAX_DURATION_ERROR,
+    SAMPLE_RATE,
+    PathLike,
+    atomic_write,
+    load_audio,
+    no_audio_file,
+    read_manifest,
+)
 
-MAX_DURATION_ERROR = 0.1  # seconds between header and manifest: rounding, not another file
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)  # two zero blocks close an archive
 SOURCE = "source.json"  # in a tarred dataset: what it was made of
 Entry = Dict[str, Any]

@@ -78,9 +78,12 @@ class CountedAudio:
         waves, readable = [], []
         for cut in cuts:
             try:
-                waves.append(torch.from_numpy(cut.load_audio()).mean(dim=0))  # [C, S] -> [S]
+                wave = torch.from_numpy(cut.load_audio()).mean(dim=0)  # [C, S] -> [S]
+                if not wave.isfinite().all():
+                    raise ValueError("holds NaN or infinite samples")
+                waves.append(wave)
                 readable.append(cut)
-            except Exception as error:  # whatever the codec raises on a broken or missing file
+            except Exception as error:  # whatever the codec raises on a broken or missing file; NaN
                 self.unreadable.add(cut.id, reason(error))
         if not waves:
             names = ", ".join(cut.id for cut in cuts)

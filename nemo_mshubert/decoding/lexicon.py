@@ -107,12 +107,18 @@ def read_lexicon(path: PathLike, labels: Sequence[str]) -> Dict[str, List[List[i
     index = {label: number for number, label in enumerate(labels)}
     index[WRITTEN_DELIMITER] = index[WORD_DELIMITER]
     lexicon: Dict[str, List[List[int]]] = {}
-    with open(path, encoding="utf-8-sig") as stream:  # Windows writes a byte order mark
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                word, *spelling = line.split()
-                _check_spelling(f"{path}:{number}", word, spelling, index)
-                lexicon.setdefault(word, []).append([index[letter] for letter in spelling])
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # Windows writes a byte order mark
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: no lexicon in UTF-8 ({error.reason} at byte {error.start}). Give the text file of words and "
+            "letters that scripts/train_ngram.py writes beside the LM."
+        ) from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            word, *spelling = line.split()
+            _check_spelling(f"{path}:{number}", word, spelling, index)
+            lexicon.setdefault(word, []).append([index[letter] for letter in spelling])
     if not lexicon:
         raise ValueError(f"{path}: the lexicon holds no words. Write it anew with scripts/train_ngram.py.")
     return lexicon

@@ -125,6 +125,7 @@ def _check_options(cfg: DictConfig) -> None:
         )
     if not cfg.model.train_ds.get("batch_duration"):
         raise ValueError("model.train_ds.batch_duration: give seconds of audio, from which accumulation follows.")
+    _check_numbers(cfg)
     warmup = OmegaConf.select(cfg, "model.optim.sched.warmup_steps") or 0
     if warmup >= cfg.max_updates:
         logging.warning(
@@ -136,6 +137,18 @@ def _check_options(cfg: DictConfig) -> None:
             f"The encoder is never trained: it is frozen for {cfg.freeze_encoder_updates} updates, and the run has "
             f"{cfg.max_updates}. Lower freeze_encoder_updates, or raise max_updates."
         )
+
+
+def _check_numbers(cfg: DictConfig) -> None:
+    for name, kinds, kind in (
+        ("max_updates", int, "a whole number"),
+        ("validate_every_updates", int, "a whole number"),
+        ("seconds_per_update", (int, float), "a number"),
+        ("model.train_ds.batch_duration", (int, float), "a number"),
+    ):
+        value = OmegaConf.select(cfg, name)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not value > 0:
+            raise ValueError(f"{name}={value}: expected {kind} above 0.")
 
 
 def _check_limits(trainer_config: DictConfig) -> None:

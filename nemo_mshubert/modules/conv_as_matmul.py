@@ -66,12 +66,12 @@ class _ConvAsMatmul(torch.autograd.Function):
             windows = _windows(x_BTC, first, taps, stride, count)
             weight_OCk = weight_OCK[:, :, first : first + taps]
             weight_BIO = weight_OCk.permute(2, 1, 0).reshape(taps * channels_in, channels_out).expand(batch, -1, -1)
-            if first > 0:
-                y_BTO.baddbmm_(windows, weight_BIO)
-            elif bias_O is None:
-                y_BTO = torch.bmm(windows, weight_BIO)
+            if first == 0:
+                y_BTO = (
+                    torch.bmm(windows, weight_BIO) if bias_O is None else torch.baddbmm(bias_O, windows, weight_BIO)
+                )
             else:
-                y_BTO = torch.baddbmm(bias_O, windows, weight_BIO)
+                y_BTO.baddbmm_(windows, weight_BIO)
         return y_BTO
 
     @staticmethod
@@ -88,12 +88,12 @@ class _ConvAsMatmul(torch.autograd.Function):
                 weight_OCk = weight_OCK[:, :, first : first + taps]
                 weight_BOI = weight_OCk.permute(0, 2, 1).reshape(channels_out, -1).expand(batch, -1, -1)
                 rows = _windows(grad_x, first, taps, ctx.stride, count)
-                if first > 0:
-                    rows.baddbmm_(grad_BTO, weight_BOI)
-                else:
+                if first == 0:
                     # Written, not cleared and added to: first windows lie side by side, but for kernels below the stride.
                     grad_x[:, count * taps if taps == ctx.stride else 0 :] = 0
                     torch.bmm(grad_BTO, weight_BOI, out=rows)
+                else:
+                    rows.baddbmm_(grad_BTO, weight_BOI)
             if grad_weight is not None:
                 rows = _windows(x_BTC, first, taps, ctx.stride, count)
                 grad_IO = torch.bmm(rows.transpose(1, 2), grad_BTO).sum(0)

@@ -300,6 +300,43 @@ def test_offsets_by_hand():
         compare_times(times(v=[("a", 0.0, 1.0)]), known)
 
 
+def test_what_is_no_alignment_is_not_replaced(model, synthetic_corpus, tmp_path, monkeypatch):
+    """--output of the manifest itself: its paths and transcripts were gone."""
+    monkeypatch.setattr(alignment, "manifest_log_probs", None)  # before any work
+    manifest = tmp_path / "some.json"
+    write_manifest(manifest, read_manifest(synthetic_corpus.dev)[:1])
+    (tmp_path / "notes.txt").write_text("kept\n")
+    for output, message in (
+        (manifest, "no alignment"),
+        (tmp_path / "notes.txt", "no alignment"),
+        (tmp_path, "a folder"),
+    ):
+        with pytest.raises(ValueError, match=f"{output}: .*{message}"):
+            align_manifest(model, manifest, output)
+    assert (tmp_path / "notes.txt").read_text() == "kept\n" and read_manifest(manifest)
+
+
+def test_two_calls_at_once_leave_each_other_s_work(model, synthetic_corpus, tmp_path, monkeypatch):
+    """The one that ended first removed what the other had done; two of one manifest wrote into one file."""
+    entries = read_manifest(synthetic_corpus.dev)
+    write_manifest(tmp_path / "first.json", entries[:1])
+    write_manifest(tmp_path / "second.json", entries[1:2])
+    compute, inner = alignment.manifest_log_probs, []
+
+    def meanwhile(*args, **kwargs):
+        if not inner:
+            inner.append(True)
+            with pytest.raises(RuntimeError, match="another process is aligning these utterances"):
+                align_manifest(model, tmp_path / "first.json", tmp_path / "w.jsonl")
+            align_manifest(model, tmp_path / "second.json", tmp_path / "w.jsonl")
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(alignment, "manifest_log_probs", meanwhile)
+    align_manifest(model, tmp_path / "first.json", tmp_path / "w.jsonl")
+    (line,) = (tmp_path / "w.jsonl").read_text().splitlines()
+    assert json.loads(line)["utt_id"] == utterance_id(entries[0]) and not list(tmp_path.glob(".w.jsonl*"))
+
+
 def test_script(letters_path, synthetic_corpus, tmp_path, capsys):
     script = load_script("align")
     known = synthetic_corpus.root / "align_words.jsonl.gz"

@@ -362,6 +362,9 @@ def bad_audio(tmp_path, kind):
         soundfile.write(path, np.where(noise > 0.2, np.nan, noise).astype(np.float32), 16000, subtype="FLOAT")
     elif kind == "garbage":
         path.write_bytes(b"RIFF nothing")
+    elif kind == "truncated":
+        soundfile.write(path, noise, 16000)
+        path.write_bytes(path.read_bytes()[:-16000])
     elif kind == "empty":
         soundfile.write(path, noise[:0], 16000)
     elif kind == "silent":
@@ -379,11 +382,14 @@ def bad_audio(tmp_path, kind):
         ("empty", "no samples"),
         ("missing", "no such audio file"),
         ("silent", "all 149 labels"),
+        ("truncated", "bad.wav: 0.5 s of audio, the manifest says 1. Replace the file"),
     ],
 )
 def test_bad_audio_is_named_and_work_before_it_is_kept(corpus, maker, tmp_path, kind, message):
     good = read_manifest(corpus)
-    bad = {**good[8], "audio_filepath": bad_audio(tmp_path, kind)}
+    bad = {**good[8], "audio_filepath": bad_audio(tmp_path, kind), "duration": 1.0}
+    if kind != "truncated":
+        del bad["duration"]
     write_manifest(corpus, good[:8] + [bad] + good[9:])
     output = tmp_path / "labelled.json"
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:

@@ -14,6 +14,7 @@
 
 """A broken line of a manifest is named, with what to do, before it can end a run in the middle."""
 
+import codecs
 import gzip
 import json
 import math
@@ -67,6 +68,16 @@ def test_missing_audio_is_named_with_its_line(write, tmp_path):
         check_audio_files(path)
 
 
+@pytest.mark.parametrize("segment", [{"offset": 1.5}, {"offset": 0.6, "duration": 0.8}])
+def test_a_segment_that_is_not_in_its_file_is_named(write, tmp_path, segment):
+    """NeMo's loader passes over the line: the WER of a validation is that of another set."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
+    check_audio_files(write({**GOOD, "offset": 0.4, "duration": 0.6}))
+    path = write(GOOD, {**GOOD, **segment})
+    with pytest.raises(ValueError, match=f"{path}:2: {tmp_path}/a.wav: .*the line"):
+        check_audio_files(path)
+
+
 @pytest.mark.parametrize("written", ["clips/a.wav", "~/clips/a.wav"])
 def test_paths_are_looked_for_where_nemo_looks(write, tmp_path, monkeypatch, written):
     """A manifest that NeMo's own scripts train on, with paths from the working directory or ~, was refused."""
@@ -109,6 +120,17 @@ def test_a_file_name_that_is_not_utf8_is_named(write):
     """Python reads such names of old disks as half characters, which nothing can write."""
     path = write(GOOD, json.dumps({**GOOD, "audio_filepath": os.fsdecode(b"caf\xe9.wav")}).encode())
     with pytest.raises(ValueError, match=f"{path}:2: the name of the file.*is not UTF-8. Rename"):
+        read_manifest(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_line(write):
+    """Windows writes it, no editor shows it: the line looked as it should."""
+    path = write(GOOD, GOOD)
+    expected = read_manifest(path)
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    assert read_manifest(path) == expected
+    path.write_text(path.read_text(encoding="utf-8-sig"), encoding="utf-16")
+    with pytest.raises(ValueError, match=f"{path}:1: UTF-16. .*iconv -f utf-16"):
         read_manifest(path)
 
 

@@ -57,6 +57,13 @@ def test_a_word_may_have_several_spellings(tmp_path):
     assert len(read_lexicon(path, ENGLISH_LABELS)["mr"]) == 2
 
 
+def test_what_is_no_text_is_named(tmp_path):
+    """LM and lexicon in each other's place: an error of a codec named neither."""
+    (tmp_path / "lm.bin").write_bytes(b"mmap lm \x80\xff")
+    with pytest.raises(ValueError, match="lm.bin: no lexicon in UTF-8 .*train_ngram.py"):
+        read_lexicon(tmp_path / "lm.bin", ENGLISH_LABELS)
+
+
 @pytest.mark.parametrize(
     "line, message",
     [

@@ -53,6 +53,8 @@ def write_audio(path, kind):
     """A second of noise, or what users have found in its place."""
     if kind == "nan":
         soundfile.write(path, np.where(np.arange(16000) < 8000, noise(16000), np.nan), 16000, subtype="FLOAT")
+    elif kind == "overflow":  # numbers that are finite, and whose sums are not
+        soundfile.write(path, 3e38 * np.sign(noise(16000)), 16000, subtype="FLOAT")
     elif kind == "stereo":
         soundfile.write(path, np.stack([noise(16000), noise(16000, 1)], axis=1), 16000)
     elif kind in ("0", "1", "399"):
@@ -90,8 +92,8 @@ def corpus(tmp_path):
     "kind, message",
     [
         ("0", "the file holds no samples. Remove the line"),
-        ("1", "1 samples, fewer than the 400 of one frame. Remove the line"),
-        ("399", "399 samples, fewer than the 400 of one frame"),
+        ("1", "6.25e-05 s of audio, the manifest says 1. Replace the file, or correct the line or remove it"),
+        ("399", "0.0249375 s of audio, the manifest says 1"),
         ("nan", "NaN or infinite samples. Replace the file"),
         ("stereo", "2 channels, expected 1. Mix down"),
         ("garbage", "cannot be read as audio"),
@@ -318,20 +320,31 @@ def test_finetuning_survives_short_and_stereo_audio(corpus, fine_tune, kind):
     assert all(parameter.isfinite().all() for parameter in model.parameters()) and guard.num_skipped == 0
 
 
-def test_nan_in_one_file_skips_its_updates_and_no_more(corpus, fine_tune, letters_path):
-    """Without the guard, one NaN sample makes every weight NaN, and the WER of the run 100 %."""
-    model, guard = fine_tune(corpus("nan"))
+def test_finetuning_skips_nan_by_name(corpus, fine_tune, synthetic_corpus):
+    """Its update was skipped instead, "batch 7"; in the validation set, the weights of the first validation became the
+    final ones, since no loss is less than NaN."""
+    manifest = corpus("nan")
+    model, guard = fine_tune(manifest)
+    assert guard.num_skipped == 0 and all(parameter.isfinite().all() for parameter in model.parameters())
+    for options in (dict(max_unreadable=0), dict(validation=manifest)):
+        with pytest.raises(UnreadableAudioError, match=f"u{BAD}.* NaN or infinite samples"):
+            fine_tune(synthetic_corpus.train if "validation" in options else manifest, **options)
+
+
+def test_an_overflow_skips_its_updates_and_no_more(corpus, fine_tune, letters_path):
+    """Without the guard, one such file makes every weight NaN, and the WER of the run 100 %."""
+    model, guard = fine_tune(corpus("overflow"))
     assert 1 <= guard.num_skipped < 4
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     untrained, _ = restore_state(letters_path)
     assert not torch.equal(model.decoder.decoder_layers[0].weight, untrained["decoder.decoder_layers.0.weight"])
 
 
-def test_nan_everywhere_ends_the_run(corpus, fine_tune, tmp_path):
+def test_overflows_everywhere_end_the_run(corpus, fine_tune, tmp_path):
     """A run that skips all of its updates must not pretend to train for days."""
     manifest = corpus()
     for number in range(6):
-        write_audio(tmp_path / f"u{number}.wav", "nan")
+        write_audio(tmp_path / f"u{number}.wav", "overflow")
     with pytest.raises(RuntimeError, match="2 updates in a row were not finite.*the loss is not finite.*batch"):
         fine_tune(manifest, max_nonfinite_steps=2)
 

@@ -170,6 +170,17 @@ def test_options_that_would_train_something_else_are_refused(tiny_config, option
         plan_updates(tiny_config(option))
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["max_updates=0", "max_updates=abc", "validate_every_updates=0", "seconds_per_update=-3"]
+    + ["model.train_ds.batch_duration=-8", "validate_every_updates=1.5"],
+)
+def test_numbers_that_count_nothing_are_refused(tiny_config, option):
+    """Zero updates between validations were a checkpoint after every update, -3 s of an update 8 s."""
+    with pytest.raises(ValueError, match=f"{option}: expected a .*number above 0"):
+        plan_updates(tiny_config(option))
+
+
 @pytest.mark.parametrize("option", ["+trainer.limit_train_batches=1.0", "trainer.strategy=fsdp2"])
 def test_options_that_change_nothing_are_taken(tiny_config, option):
     plan_updates(tiny_config(option))
