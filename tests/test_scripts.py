@@ -67,6 +67,22 @@ def test_layouts_offered_are_those_that_can_be_read_and_written(monkeypatch, cap
     assert set(sources.split(",")) == {"auto", *READERS, "nemo"} and set(targets.split(",")) == set(TARGETS)
 
 
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("ssl_to_ctc.py --ssl a.nemo --output ./a.nemo", "--ssl and --output are both ./a.nemo"),
+        ("convert_checkpoint.py --input a.nemo --output a.nemo", "--input and --output are both a.nemo"),
+        ("tune_decoding.py --log_probs a --output b --trials 0", "--trials 0: at least 1"),
+    ],
+)
+def test_what_would_destroy_the_input_or_do_nothing_is_refused(monkeypatch, capsys, command, message):
+    script, *options = command.split()
+    monkeypatch.setattr(sys, "argv", [script, *options])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+    assert message in capsys.readouterr().err
+
+
 # --- Options of Python scripts ---------------------------------------------------------------------------------------
 
 

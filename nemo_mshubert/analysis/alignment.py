@@ -185,11 +185,11 @@ def align_manifest(
     identity = hashlib.sha256((encoder_fingerprint(model) + file_digest(manifest)).encode()).hexdigest()[:8]
     partial = output.with_name(f".{output.name}.{identity}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    done = _whole_lines(partial)
-    todo = [entry for entry in lines if utterance_id(entry) not in done]
     with open(partial, "a", encoding="utf-8") as stream:
-        if not try_to_lock(stream, fcntl.flock):
+        if not try_to_lock(stream, fcntl.flock):  # of the file as opened here: it is opened a second time below
             raise RuntimeError(f"{partial}: another process is aligning these utterances. Wait for it.")
+        done = _whole_lines(partial)
+        todo = [entry for entry in lines if utterance_id(entry) not in done]
         for first in range(0, len(todo), UTTERANCES_PER_WINDOW):
             window = todo[first : first + UTTERANCES_PER_WINDOW]
             log_probs = manifest_log_probs(model, window, batch_seconds, progress="aligning")

@@ -19,9 +19,10 @@ import gzip
 import json
 import math
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Dict, Iterable, Iterator, List, Tuple, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 from uuid import uuid4
 
 import numpy as np
@@ -168,26 +169,25 @@ def check_audio_files(manifest: PathLike) -> None:
         FileNotFoundError: one is missing; names file and line.
         ValueError: one is over before the ``offset`` of its line, or before its end.
     """
+    recording_of = lru_cache(maxsize=100)(_recording)  # segments of one file lie near each other
     for where, entry in iter_lines(manifest):
-        path = entry["audio_filepath"]
+        path, found = entry["audio_filepath"], _audio_path(manifest, entry)
         if "://" in path:
             continue
-        if not os.path.isfile(_audio_path(manifest, entry)):
+        if not os.path.isfile(found):
             raise FileNotFoundError(
                 f"{where}: {path}: {no_audio_file(entry)} Where the audio is in tars, give them too (train_tars)."
             )
-        if entry.get("offset") is not None:
-            _check_segment({**entry, "audio_filepath": str(_audio_path(manifest, entry))}, where)
+        if entry.get("offset") is not None and (recording := recording_of(found)):
+            cut_of_line(recording, entry, f"{where}: {path}")
 
 
-def _check_segment(entry: Dict[str, Any], where: str) -> None:
+def _recording(path: str) -> Optional["Recording"]:
+    """From the header; None where that cannot be read, which loaders say when its turn comes."""
     from lhotse import Recording  # as in load_audio_and_rate
 
-    try:
-        recording = Recording.from_file(entry["audio_filepath"])
-    except Exception:  # counted when its turn comes
-        return
-    cut_of_line(recording, entry, f"{where}: {entry['audio_filepath']}")
+    with suppress(Exception):
+        return Recording.from_file(path)
 
 
 def write_manifest(path: PathLike, entries: Iterable[Dict[str, Any]]) -> None:
@@ -247,8 +247,8 @@ def load_audio(entry: Dict[str, Any], where: str = "") -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unreadable, empty, with more than one channel, not finite, or over before the ``offset``; names the
-            file, and says what to do.
+        ValueError: unreadable, empty, with more than one channel, not finite, over before the ``offset``, or of another
+            length than the line's ``duration``; names the file, and says what to do.
     """
     return load_audio_and_rate(entry, where)[0]
 
