@@ -92,6 +92,8 @@ class MSHuBERTModel(ModelPT):
         super().__init__(cfg=cfg, trainer=trainer)
         self._save_restore_connector = WholeFile()
         cfg = self._cfg
+        if not OmegaConf.is_list(cfg.label_sets):
+            raise ValueError(f"model.label_sets={cfg.label_sets}: expected a list of numbers, as in [500,250].")
         unknown = set(cfg.label_sets) - set(self.label_maker.sets)
         if unknown:
             raise ValueError(
