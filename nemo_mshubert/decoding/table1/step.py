@@ -144,16 +144,18 @@ def run_to_its_end(command: Sequence[str]) -> int:
     """
     # Lightning would take the tasks of a SLURM job that this is one of for its ranks, and start none.
     environment = {name: value for name, value in os.environ.items() if name != "SLURM_NTASKS"}
-    process, asked = subprocess.Popen(command, env=environment), None
+    process, asked, to_be_told = subprocess.Popen(command, env=environment), None, False
     while True:
         try:
+            if to_be_told:  # within the try: schedulers may send a second signal meanwhile
+                process.terminate()
+                to_be_told = False
             status = process.wait()
             break
         except KeyboardInterrupt as interrupt:  # Ctrl-C, which the terminal has sent to the command, too
             asked = interrupt
         except SystemExit as ending:  # SIGTERM, by the handler of scripts/table1.py
-            asked = ending
-            process.terminate()
+            asked, to_be_told = ending, True
     if asked is not None:
         raise asked
     return status

@@ -23,6 +23,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -284,6 +285,24 @@ def test_a_step_may_save_its_work_after_ctrl_c(table, tmp_path):
     os.killpg(table.pid, signal.SIGINT)  # as a terminal does: the step gets it, too
     assert table.wait(timeout=30) == -signal.SIGINT
     assert (tmp_path / "saved").exists() and not is_finished(tmp_path / "slow")
+
+
+@pytest.mark.unit
+def test_a_second_signal_while_a_step_is_told_does_not_leave_it(monkeypatch):
+    """It would go on alone, or be killed with the job before it has saved its work."""
+    calls, signals = [], {1: SystemExit(143), 2: SystemExit(143)}  # at which calls they come
+
+    def call(name):
+        calls.append(name)
+        if len(calls) in signals:
+            raise signals[len(calls)]
+        return 0
+
+    process = SimpleNamespace(wait=lambda: call("wait"), terminate=lambda: call("terminate"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: process)
+    with pytest.raises(SystemExit):
+        run_to_its_end(["step"])
+    assert calls == ["wait", "terminate", "terminate", "wait"]
 
 
 @pytest.mark.integration
