@@ -253,7 +253,7 @@ def _whole_lines(path: Path) -> Dict[str, Dict[str, Any]]:
     """Lines of an interrupted call by utterance; one cut off in the middle of a write is removed from the file."""
     lines: Dict[str, Dict[str, Any]] = {}
     size = 0
-    for line in open(path, "rb") if path.is_file() else ():
+    for line in open(path, "rb"):
         if not line.endswith(b"\n"):
             os.truncate(path, size)
             break

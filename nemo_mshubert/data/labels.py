@@ -35,7 +35,7 @@ import numpy as np
 from scipy.special import entr
 from tqdm import tqdm
 
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, cut_of_line, iter_manifest, no_audio_file
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, cut_of_line, iter_manifest, no_audio_file, read_header
 from nemo_mshubert.modules.frames import FRAME_RATE, frame_count
 
 MAX_CLUSTERS = 65535  # labels are uint16
@@ -282,17 +282,9 @@ def _check_line(where: str, entry: Any, maker: Optional[str], sets: List[int]) -
 
 def _header_samples(entry: Dict[str, Any], where: str) -> int:
     """The number of 16 kHz samples that `load_audio` returns, from the header of the audio file alone."""
-    from lhotse import Recording  # as in load_audio: readers of labels stay quick
-
     path = entry["audio_filepath"]
     if not Path(path).is_file():
         # of a tarred dataset all lines are so: a FileNotFoundError ends the check at the first
         kind = ValueError if entry.get("shard_id") is None else FileNotFoundError
         raise kind(f"{where}: {path}: {no_audio_file(entry)}")
-    try:
-        recording = Recording.from_file(path)
-    except Exception as error:
-        raise ValueError(
-            f"{where}: {path}: cannot be read as audio ({error}). Replace it or remove the line."
-        ) from error
-    return cut_of_line(recording, entry, where).num_samples
+    return cut_of_line(read_header(path, f"{where}: {path}"), entry, where).num_samples

@@ -19,10 +19,10 @@ import gzip
 import json
 import math
 import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, Dict, Iterable, Iterator, List, Tuple, Union
 from uuid import uuid4
 
 import numpy as np
@@ -169,7 +169,7 @@ def check_audio_files(manifest: PathLike) -> None:
         FileNotFoundError: one is missing; names file and line.
         ValueError: one is over before the ``offset`` of its line, or before its end.
     """
-    recording_of = lru_cache(maxsize=100)(_recording)  # segments of one file lie near each other
+    header_of = lru_cache(maxsize=100)(read_header)  # segments of one file lie near each other
     for where, entry in iter_lines(manifest):
         path, found = entry["audio_filepath"], _audio_path(manifest, entry)
         if "://" in path:
@@ -178,16 +178,12 @@ def check_audio_files(manifest: PathLike) -> None:
             raise FileNotFoundError(
                 f"{where}: {path}: {no_audio_file(entry)} Where the audio is in tars, give them too (train_tars)."
             )
-        if entry.get("offset") is not None and (recording := recording_of(found)):
+        if entry.get("offset") is not None:
+            try:
+                recording = header_of(found)
+            except ValueError:  # loaders say so when its turn comes
+                continue
             cut_of_line(recording, entry, f"{where}: {path}")
-
-
-def _recording(path: str) -> Optional["Recording"]:
-    """From the header; None where that cannot be read, which loaders say when its turn comes."""
-    from lhotse import Recording  # as in load_audio_and_rate
-
-    with suppress(Exception):
-        return Recording.from_file(path)
 
 
 def write_manifest(path: PathLike, entries: Iterable[Dict[str, Any]]) -> None:
@@ -255,18 +251,11 @@ def load_audio(entry: Dict[str, Any], where: str = "") -> np.ndarray:
 
 def load_audio_and_rate(entry: Dict[str, Any], where: str = "") -> Tuple[np.ndarray, int]:
     """What `load_audio` returns, and the sample rate that the file itself has."""
-    from lhotse import Recording  # lhotse takes seconds to import; manifest tools without audio stay quick
-
     path = entry["audio_filepath"]
     where = f"{where}: {path}" if where else path
     if not Path(path).is_file():
         raise FileNotFoundError(f"{where}: {no_audio_file(entry)}")
-    try:
-        recording = Recording.from_file(path)
-    except Exception as error:
-        raise ValueError(
-            f"{where}: cannot be read as audio ({error}). Replace the file or remove the line."
-        ) from error
+    recording = read_header(path, where)
     if recording.num_channels != 1:
         raise ValueError(
             f"{where}: {recording.num_channels} channels, expected 1. Mix down or select one channel first."
@@ -281,6 +270,22 @@ def load_audio_and_rate(entry: Dict[str, Any], where: str = "") -> Tuple[np.ndar
     if not np.isfinite(samples).all():
         raise ValueError(f"{where}: holds NaN or infinite samples. Replace the file or remove the line.")
     return samples.astype(np.float32, copy=False), recording.sampling_rate
+
+
+def read_header(path: PathLike, where: str = "") -> "Recording":
+    """What the header of an audio file says of it.
+
+    Raises:
+        ValueError: it cannot be read; begins with ``where``, or else the path.
+    """
+    from lhotse import Recording  # lhotse takes seconds to import; manifest tools without audio stay quick
+
+    try:
+        return Recording.from_file(path)
+    except Exception as error:
+        raise ValueError(
+            f"{where or path}: cannot be read as audio ({error}). Replace the file or remove the line."
+        ) from error
 
 
 def cut_of_line(recording: "Recording", entry: Dict[str, Any], where: str) -> "Cut":

@@ -159,7 +159,7 @@ def _audio_bytes(entry: Entry) -> bytes:
 
 def _check_header(data: bytes, path: Path, duration: Optional[float]) -> None:
     """Stock readers pass over a member whose header they cannot read, or that is shorter than ``min_duration``."""
-    from lhotse import Recording  # as in load_audio: readers of manifests stay quick
+    from lhotse import Recording  # as in read_header: readers of manifests stay quick
 
     try:
         found = Recording.from_bytes(data, path.stem).duration
@@ -206,7 +206,7 @@ def check_shards(manifests: Union[str, List], tars: Union[str, List], rank: int 
 
 
 def _warn_of_shards_left_out(tar_paths: List[str]) -> None:
-    from nemo.utils import logging  # as in load_audio
+    from nemo.utils import logging  # as in read_header
 
     for folder, count in Counter(Path(path).parent for path in set(tar_paths)).items():
         source = folder / SOURCE
