@@ -103,7 +103,8 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog)
 
     monkeypatch.setattr(run_lock.fcntl, "lockf", refuse)
     hold_folder(tmp_path, RANK_0)
-    assert "run.lock: cannot be locked" in caplog.text and "No locks available" in caplog.text
+    (warning,) = caplog.messages
+    assert "run.lock: cannot be locked" in warning and "No locks available" in warning
 
 
 @pytest.mark.parametrize("started_by", ["torchrun", "lightning", "srun"])
