@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from nemo_mshubert.modules import reference
 from nemo_mshubert.modules.adapters import AdaptableBlock, EncoderAdapters
 from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor
+from nemo_mshubert.modules.dropout import Dropout
 from nemo_mshubert.modules.frames import HUBERT_KERNELS_AND_STRIDES, RECEPTIVE_FIELD_SAMPLES, valid_positions
 from nemo_mshubert.modules.layer_norm import LayerNorm
 from nemo_mshubert.modules.masking import channel_mask, span_mask
@@ -67,7 +68,7 @@ class FeatureProjection(nn.Module):
         super().__init__()
         self.layer_norm = LayerNorm(channels)
         self.projection = nn.Linear(channels, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         return self.dropout(self.projection(self.layer_norm(x_BTC)))
@@ -162,7 +163,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
             self.position_bias = RelativePositionBias(position_buckets, position_max_distance, num_heads)
             attention = GatedSelfAttention
         self.layer_norm = LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             AdaptableBlock(
                 d_model,

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from nemo_mshubert.modules import reference
 from nemo_mshubert.modules.autocast import to_autocast_dtype
+from nemo_mshubert.modules.dropout import Dropout, attention_with_dropout, dropout
 from nemo_mshubert.modules.fft_conv import fft_conv
 from nemo_mshubert.modules.layer_norm import LayerNorm
 
@@ -88,11 +89,10 @@ class SelfAttention(nn.Module):
             proj(operand_BTD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        dropout = self.dropout if self.training else 0.0
         mask = self.attention_mask(x_BTD, key_mask_B11T, position_bias_HTT)
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(q_BHTE.dtype)
-        y_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, attn_mask=mask, dropout_p=dropout)
+        y_BHTE = attention_with_dropout(q_BHTE, k_BHTE, v_BHTE, mask, self.dropout if self.training else 0.0)
         return self.out_proj(y_BHTE.transpose(1, 2).flatten(2))
 
     def attention_mask(
@@ -113,7 +113,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         hidden = F.gelu(self.intermediate_dense(x_BTD))
-        return self.output_dense(F.dropout(hidden, self.activation_dropout, self.training))
+        return self.output_dense(dropout(hidden, self.activation_dropout, self.training))
 
 
 class TransformerBlock(nn.Module):
@@ -135,7 +135,7 @@ class TransformerBlock(nn.Module):
         self.layer_norm = LayerNorm(d_model)
         self.feed_forward = FeedForward(d_model, d_inner, activation_dropout)
         self.final_layer_norm = LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.pre_norm = pre_norm
 
     def forward(

@@ -1,0 +1,166 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Dropout from sixteen random bits, against PyTorch's own dropout and attention."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nemo_mshubert.modules import reference
+from nemo_mshubert.modules.dropout import LEVELS, Dropout, attention_with_dropout, dropout
+
+MASKS = {
+    "none": None,
+    "padding": torch.tensor([[True] * 7 + [False] * 2, [True] * 9])[:, None, None, :],
+    "bias": torch.linspace(-3, 3, 4 * 81).view(1, 4, 9, 9),  # of WavLM
+}
+
+
+@pytest.fixture
+def dropped_by_pytorch(monkeypatch):
+    """Calls of ``F.dropout``, by the rate."""
+    rates, original = [], F.dropout
+    monkeypatch.setattr(F, "dropout", lambda x, p, training: rates.append(p) or original(x, p, training))
+    return rates
+
+
+def qkv(seed: int = 0):
+    torch.manual_seed(seed)
+    return [torch.randn(2, 4, 9, 6, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_share_and_scale(rate, dropped_by_pytorch):
+    """Another rate than the recipe's is another regularisation; another scale shifts every activation in training."""
+    torch.manual_seed(0)
+    x = torch.rand(1000, 999) + 1
+    y = dropout(x, rate, True)
+    zero = y == 0
+    assert zero.float().mean().item() == pytest.approx(rate, abs=5 * math.sqrt(rate * (1 - rate) / x.numel()))
+    torch.testing.assert_close(y[~zero], (x / (1 - rate))[~zero], rtol=2e-4, atol=0)  # the rate is a multiple of 2^-16
+    assert y.mean().item() == pytest.approx(x.mean().item(), rel=0.01)
+    assert not dropped_by_pytorch
+
+
+@pytest.mark.unit
+def test_numbers_are_independent():
+    """Neighbours that fall together, as numbers out of one draw might, are another, stronger dropout."""
+    torch.manual_seed(0)
+    kept = (dropout(torch.ones(1 << 20), 0.5, True) > 0).double() * 2 - 1  # +1 and -1
+    for distance in (1, 2, 3, 4, 5, 8, 64):
+        correlation = (kept[distance:] * kept[:-distance]).mean().item()
+        assert abs(correlation) < 5 / math.sqrt(1 << 20), distance
+    by_place = kept.view(-1, 4).mean(dim=0)  # of a number in its draw
+    assert by_place.abs().max() < 5 / math.sqrt(1 << 18)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5, 31])
+def test_any_number_of_elements(size):
+    """Four numbers come out of one draw; utterances have any number of frames."""
+    assert dropout(torch.ones(size, 1), 0.5, True).shape == (size, 1)
+
+
+@pytest.mark.unit
+def test_gradient_passes_where_numbers_were_kept():
+    """A gradient through other numbers than the forward pass kept trains noise."""
+    x = torch.randn(40, 30, requires_grad=True)
+    y = dropout(x.transpose(0, 1), 0.3, True)
+    gradient = torch.randn(30, 40)
+    y.backward(gradient)
+    expected = torch.where(y == 0, 0.0, gradient * (y / x.T).max())
+    torch.testing.assert_close(x.grad, expected.T)
+
+
+@pytest.mark.unit
+def test_same_seed_same_numbers():
+    """A resumed training must go on as the uninterrupted one would have."""
+    x = torch.ones(50, 50)
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(dropout(x, 0.5, True))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.unit
+def test_what_pytorch_is_left(dropped_by_pytorch, monkeypatch):
+    """Rates of 0 and 1, inference and the reference path are its own."""
+    x = torch.randn(5, 5)
+    assert torch.equal(dropout(x, 0.0, True), x)
+    assert torch.equal(dropout(x, 0.5, False), x)
+    assert not dropout(x, 1.0, True).any()
+    module_of_encoder = Dropout(0.5)
+    assert torch.equal(module_of_encoder.eval()(x), x)
+    assert dropped_by_pytorch == [0.0, 0.5, 1.0, 0.5]
+    assert (module_of_encoder.train()(torch.ones(99, 99)) == 0).any() and len(dropped_by_pytorch) == 4
+    monkeypatch.setattr(reference, "forced", True)
+    module_of_encoder(x)
+    assert len(dropped_by_pytorch) == 5
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_attention_equals_pytorchs_but_for_dropout(mask, monkeypatch):
+    """With a rate too small to drop anything, values and gradients are those of the fused kernel."""
+    mask = mask if mask is None or mask.dtype == torch.bool else mask.double()
+    nothing = 0.5 / LEVELS
+    gradients = []
+    for rate in (nothing, 0.0):
+        q, k, v = qkv()
+        y = attention_with_dropout(q, k, v, mask, rate)
+        y.square().sum().backward()
+        gradients.append([y.detach(), q.grad, k.grad, v.grad])
+    for found, expected in zip(*gradients):
+        torch.testing.assert_close(found, expected)
+    called = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_, **options: called.append(options["dropout_p"]))
+    attention_with_dropout(*qkv(), mask, nothing)
+    assert not called
+    attention_with_dropout(*qkv(), mask, 0.0)
+    monkeypatch.setattr(reference, "forced", True)
+    attention_with_dropout(*qkv(), mask, 0.1)
+    assert called == [0.0, 0.1]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_attention_drops_weights_and_keeps_their_mean(mask):
+    """Over many draws it is the attention without dropout, and its spread that of PyTorch's dropout."""
+    mask = mask if mask is None or mask.dtype == torch.bool else mask.double()
+    q, k, v = (x.detach() for x in qkv())
+    many = 4000
+
+    def draws(attend):
+        outputs = torch.stack([attend() for _ in range(many)])
+        return outputs.mean(0), outputs.std(0)
+
+    mean, spread = draws(lambda: attention_with_dropout(q, k, v, mask, 0.3))
+    _, expected_spread = draws(lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=0.3))
+    exact = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    assert ((mean - exact).abs() < 6 * spread / math.sqrt(many)).all()
+    torch.testing.assert_close(spread, expected_spread, rtol=0.15, atol=1e-3)
+
+
+@pytest.mark.unit
+def test_bf16_under_autocast():
+    """Weights of attention are fp32 under autocast, hidden states bf16: both come back in their own precision."""
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = torch.randn(6, 7, dtype=torch.bfloat16)
+        assert dropout(hidden, 0.5, True).dtype == torch.bfloat16
+        assert attention_with_dropout(*(x.bfloat16() for x in qkv()), None, 0.5).dtype == torch.bfloat16
