@@ -12,9 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-# Sourced by quickstart.sh and test.sh: makes the virtual environment .venv where it is missing, installs the package in
-# it with the extras given in EXTRAS, and activates it. PYTHON names another interpreter, VENV another folder, TORCH what
-# pip installs as PyTorch, with options of pip, such as its CPU build (on Linux PyPI's is the CUDA build, several GB):
+# Sourced by what installs the package (quickstart.sh, compare_pretraining.sh, test.sh): makes the virtual environment
+# .venv where it is missing, installs the package in it with the extras given in EXTRAS, and activates it. PYTHON names
+# another interpreter, VENV another folder, TORCH what pip installs as PyTorch, with options of pip, such as its CPU build
+# (on Linux PyPI's is the CUDA build, several GB):
 #     TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu" bash scripts/quickstart.sh
 
 VENV="${VENV:-.venv}"

@@ -39,7 +39,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--manifest", nargs="+", required=True, help="training manifests")
     parser.add_argument("--features", choices=("mfcc", "hidden"), required=True)
     parser.add_argument("--encoder", help=".nemo, Hugging Face folder, .pt or hub id (hidden)")
-    parser.add_argument("--layer", type=int, default=6, help="transformer layer, from 1 (hidden); the paper: 6")
+    parser.add_argument("--layer", type=int, help="transformer layer, from 1 (hidden); default 6, as in the paper")
     parser.add_argument("--clusters", type=int, nargs="+", default=[1000, 500, 250, 125, 50, 25], help="finest first")
     parser.add_argument("--assignment", choices=ASSIGNMENTS, default="nested", help="how coarse labels are assigned")
     parser.add_argument(
@@ -52,6 +52,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.features == "hidden" and not args.encoder:
         parser.error("--features hidden needs --encoder")
+    if args.features == "mfcc" and (args.encoder or args.layer):
+        parser.error("--encoder and --layer are for --features hidden")
     if Path(args.output).exists():
         parser.error(f"{args.output} exists, and labels may depend on it: remove it, or choose another --output")
     try:
@@ -66,7 +68,7 @@ def make_features(args: argparse.Namespace) -> FeatureMaker:
         return MfccFeatures()
     from nemo_mshubert.models.loading import load_encoder  # imports NeMo, which MFCCs do without
 
-    return HiddenFeatures(load_encoder(args.encoder), args.layer, choose_device(args.device))
+    return HiddenFeatures(load_encoder(args.encoder), args.layer or 6, choose_device(args.device))
 
 
 def main(argv=None) -> None:

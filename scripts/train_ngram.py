@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     source.add_argument("--text", nargs="+", help="text or NeMo manifests to train on, plain or .gz")
     source.add_argument("--arpa", help="an ARPA (plain or .gz) to take as it is")
     parser.add_argument("--output", required=True, help="path of the results, without suffix")
-    parser.add_argument("--order", type=int, default=4, help="2 to 6; the paper's LM is a 4-gram")
+    parser.add_argument("--order", type=int, help="2 to 6; default 4, as in the paper")
     parser.add_argument(
         "--prune", type=int, nargs="+", default=[], help="drop n-grams seen at most so often, by order"
     )
@@ -57,6 +57,8 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--kenlm", help="folder of lmplz and build_binary, where they are not on the PATH")
     args = parser.parse_args()
+    if args.arpa and (args.order or args.prune):
+        parser.error("--order and --prune are for --text: an ARPA is taken as it is")
     if args.words and not Path(args.words).is_file():  # else found when the LM has been trained
         parser.error(f"{args.words}: no such word list.")
     return args
@@ -69,7 +71,7 @@ def main() -> None:
     if args.words:
         listed = listed_words(args.words)  # what is wrong with it is found before the LM has been trained
     if args.text:
-        train_arpa(normalized_sentences(args.text, labels), arpa, args.order, args.prune, args.kenlm)
+        train_arpa(normalized_sentences(args.text, labels), arpa, args.order or 4, args.prune, args.kenlm)
     words = lexicon_words(args.words, arpa) if args.words else arpa_words(arpa)
     if args.words:
         print(f"{args.words}: {len(listed) - len(words)} of {len(listed)} words left out, which the LM does not know")

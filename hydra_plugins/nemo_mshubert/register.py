@@ -14,8 +14,8 @@
 
 """Imported by Hydra's plugin scan, which ``import nemo.core`` triggers: see ``nemo_mshubert/target_registration.py``.
 
-The package is not imported here (the scan runs in the middle of ``import nemo.core``), only the one file that needs
-neither torch nor NeMo: ``nemo_mshubert/__init__.py`` imports nothing else.
+The scan runs in the middle of ``import nemo.core``, so nothing may be imported here that needs NeMo:
+``nemo_mshubert/__init__.py`` imports the registration alone.
 """
 
 import nemo_mshubert  # noqa: F401  (importing it registers the targets)

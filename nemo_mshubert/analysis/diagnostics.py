@@ -230,7 +230,7 @@ def layer_pnmi(
     other.
 
     Raises:
-        ValueError: fewer than two aligned frames per cluster, or an aligned utterance that occurs twice.
+        ValueError: fewer than four aligned frames per cluster, or an aligned utterance that occurs twice.
     """
     aligned = [line for line in lines if utterance_id(line[1]) in alignments.intervals]
     aligned_lines(aligned, alignments)

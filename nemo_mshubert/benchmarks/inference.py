@@ -37,8 +37,9 @@ from nemo_mshubert.benchmarks.measurement import Column, Row, median_seconds
 from nemo_mshubert.benchmarks.pretraining_step import encoder_options, load_config
 from nemo_mshubert.convert.huggingface import write_huggingface
 from nemo_mshubert.convert.nemo import read_nemo
+from nemo_mshubert.data.batching import batches_by_length
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, load_audio, read_manifest
-from nemo_mshubert.decoding.acoustic import batches_by_duration, manifest_log_probs
+from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.evaluation import greedy_decoder
 from nemo_mshubert.models.ctc import LETTERS, ctc_config
 from nemo_mshubert.models.loading import restore_model, save_model
@@ -139,7 +140,7 @@ def theirs(folder: Path, entries: List[Dict[str, Any]], device: torch.device, dt
     @torch.inference_mode()
     def transcribe(batch_seconds: float) -> List[str]:
         texts = [""] * len(entries)
-        for batch in batches_by_duration(durations, batch_seconds):
+        for batch in batches_by_length(durations, batch_seconds):
             waves = [load_audio(entries[index]) for index in batch]
             inputs = extractor(
                 waves, sampling_rate=SAMPLE_RATE, padding=True, return_attention_mask=True, return_tensors="pt"

@@ -38,8 +38,8 @@ from nemo_mshubert.clustering.features import HiddenFeatures
 from nemo_mshubert.clustering.kmeans import fit_kmeans
 from nemo_mshubert.clustering.label_maker import fit_label_maker
 from nemo_mshubert.clustering.labelling import label_manifest
+from nemo_mshubert.data.batching import batches_by_length
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, load_audio, read_manifest, write_manifest
-from nemo_mshubert.decoding.acoustic import batches_by_duration
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 
 COLUMNS = [
@@ -113,7 +113,7 @@ def encoder_alone(features: HiddenFeatures, waves: List[np.ndarray], device: tor
     """A call that runs the encoder over the batches of `HiddenFeatures`, which lie ready on the device."""
     ready = []
     durations = [len(wave) / SAMPLE_RATE for wave in waves]
-    for batch in batches_by_duration(durations, features.max_chunk_samples / SAMPLE_RATE):
+    for batch in batches_by_length(durations, features.max_chunk_samples / SAMPLE_RATE):
         audio = pad_sequence([torch.from_numpy(waves[index]) for index in batch], batch_first=True)
         length = torch.tensor([len(waves[index]) for index in batch])
         ready.append((audio.to(device), length.to(device)))

@@ -30,6 +30,7 @@ from lhotse.features.kaldi.layers import Wav2MFCC
 from scipy.signal import savgol_filter
 from torch import Tensor, nn
 
+from nemo_mshubert.data.batching import batches_by_length
 from nemo_mshubert.data.manifest import SAMPLE_RATE
 from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
 from nemo_mshubert.modules.unit_variance import to_unit_variance
@@ -168,7 +169,7 @@ class HiddenFeatures(FeatureMaker):
             pieces += [waveform[chunk] for chunk in chunks]
             owners += [owner] * len(chunks)
         outputs: List[Optional[Tensor]] = [None] * len(pieces)
-        for batch in _batches([len(piece) for piece in pieces], self.max_chunk_samples):
+        for batch in batches_by_length([len(piece) for piece in pieces], self.max_chunk_samples):
             for index, output in zip(batch, self._run([pieces[index] for index in batch])):
                 outputs[index] = output
         parts: List[List[Tensor]] = [[] for _ in waveforms]
@@ -227,13 +228,3 @@ def cut_at_frames(num_samples: int, max_samples: int, hop_samples: int) -> List[
 def _delta(features: np.ndarray) -> np.ndarray:
     """Kaldi's delta over 5 frames, edges replicated: the slope of the least-squares line; ``[T, D] -> [T, D]``."""
     return savgol_filter(features, window_length=5, polyorder=1, deriv=1, axis=0, mode="nearest")
-
-
-def _batches(lengths: List[int], max_padded: int) -> List[List[int]]:
-    """Indices of similar lengths together, longest first, at most ``max_padded`` samples with padding per batch."""
-    batches: List[List[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > max_padded:
-            batches.append([])
-        batches[-1].append(index)
-    return batches

@@ -66,7 +66,7 @@ def sample_frames(batches_of_features: Iterable[Union[np.ndarray, Tensor]], max_
         sample[place[kept]] = torch.as_tensor(batch)[kept].cpu().numpy()
         seen += len(batch)
     if not seen:
-        raise ValueError("no frames to sample: the manifests are empty.")
+        raise ValueError("no frames to sample.")
     return sample[:seen]
 
 

@@ -128,15 +128,17 @@ def label_manifest(
         FileNotFoundError, ValueError: ``features`` are not those of ``maker``; ``output``, or that of the shard, is the
             manifest, or another file than one labelled by ``maker``; or the first line whose audio is missing or
             unusable, or whose labels fail their checks.
+        RuntimeError: another process labels these lines.
     """
     maker.check_features(features.description)
     total = count_lines(manifest)
     _check_output(manifest, Path(output), maker.id)
-    for path, lines in {Path(output): range(total), shard.path(output): shard.lines(total)}.items():
-        if _is_complete(manifest, path, maker.id, lines):
+    own, lines = shard.path(output), shard.lines(total)
+    for path, expected in {Path(output): range(total), own: lines}.items():
+        if _is_complete(manifest, path, maker.id, expected):
             logger.info("%s: has labels of %s already.", path, maker.id)
             return False
-    output = path
+    output = own
     _check_output(manifest, output, maker.id)
     partial = output.with_name(f".{output.name}.{maker.id}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)

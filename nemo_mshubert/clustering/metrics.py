@@ -29,7 +29,6 @@ Frame ``t`` has the unit at its centre, ``(320 t + 200) / 16000`` seconds. Frame
 an alignment may be incomplete there: give silence a unit of its own to have it counted, as fairseq's numbers do.
 """
 
-import gzip
 import hashlib
 import json
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 
 from nemo_mshubert.data.labels import cluster_usage
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, open_maybe_gzip
 from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES
 
 Intervals = Tuple[np.ndarray, np.ndarray, np.ndarray]  # start [N] and end [N] in seconds, unit index [N]
@@ -88,7 +87,7 @@ def load_alignments(path: PathLike) -> Alignments:
     intervals: Dict[str, Intervals] = {}
     line_of: Dict[str, int] = {}
     kind = None
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as stream:
+    with open_maybe_gzip(path) as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 entry = json.loads(line)

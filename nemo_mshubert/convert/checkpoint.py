@@ -131,7 +131,7 @@ def assemble(source: Source) -> "tuple[Checkpoint, Dict[str, Tensor]]":
         mapped["mask_embedding"] = random_mask_embedding(encoder["d_model"])
         notes.append("drew a random mask embedding, since there is none: it serves only to mask frames in training")
     check_weights(mapped, encoder, source.table.spell, source.where)
-    check_finite({source.table.spell(name): tensor for name, tensor in heads.items()}, source.where)
+    _check_heads(heads, source)
     normalize = source.normalize
     if normalize is None:
         normalize = encoder["conv_norm"] == "layer_norm"
@@ -139,9 +139,20 @@ def assemble(source: Source) -> "tuple[Checkpoint, Dict[str, Tensor]]":
     return Checkpoint(encoder, mapped, normalize, notes=notes), heads
 
 
-def random_mask_embedding(d_model: int, seed: int = 0) -> Tensor:
+def _check_heads(heads: Mapping[str, Tensor], source: Source) -> None:
+    for head in ("ctc", "final_proj"):
+        missing = {f"{head}.weight", f"{head}.bias"} - heads.keys()
+        if len(missing) == 1:
+            raise ValueError(
+                f"{source.where}: missing tensor {source.table.spell(missing.pop())}. Get its weights again, or save the "
+                "model without that layer."
+            )
+    check_finite({source.table.spell(name): tensor for name, tensor in heads.items()}, source.where)
+
+
+def random_mask_embedding(d_model: int) -> Tensor:
     """U(0, 1), as the encoder starts with."""
-    return torch.rand(d_model, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(d_model, generator=torch.Generator().manual_seed(0))
 
 
 def _small(labels: Sequence[str]) -> Sequence[str]:

@@ -15,20 +15,19 @@
 """Any checkpoint in, any ecosystem out."""
 
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Optional, Sequence
 
 from nemo.utils import logging
 from torch import nn
 
 from nemo_mshubert.convert.checkpoint import Checkpoint
 from nemo_mshubert.convert.fairseq import from_fairseq, read_fairseq, write_fairseq
-from nemo_mshubert.convert.huggingface import read_huggingface, write_huggingface
+from nemo_mshubert.convert.huggingface import read_huggingface, refuse_weights_alone, write_huggingface
 from nemo_mshubert.convert.multiresolution import from_multiresolution, is_multiresolution
 from nemo_mshubert.convert.pickles import load_torch_file
 from nemo_mshubert.convert.torchaudio import from_torchaudio, read_torchaudio
+from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
-
-PathLike = Union[str, Path]
 
 READERS: Dict[str, Callable[[PathLike], Checkpoint]] = {
     "huggingface": read_huggingface,
@@ -55,8 +54,7 @@ def read_checkpoint(path: PathLike, source: str = "auto") -> Checkpoint:
         return READERS[source](path)
     if path.is_dir():
         return read_huggingface(path)
-    if path.suffix == ".safetensors" or path.name == "pytorch_model.bin":
-        raise ValueError(f"{path}: give its folder, which holds config.json too.")
+    refuse_weights_alone(path)
     return _from_content(load_torch_file(path), path)
 
 

@@ -27,6 +27,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
+from nemo_mshubert.convert.architecture import WAVLM_MAX_DISTANCE
 from nemo_mshubert.convert.checkpoint import (
     ENGLISH_LETTERS,
     SPECIALS,
@@ -135,7 +136,7 @@ def declared_architecture(model: Mapping[str, Any], where: str) -> Dict[str, Any
         declared["pos_conv_depth"] = depth
     if model.get("relative_position_embedding"):  # WavLM
         declared["position_buckets"] = model.get("num_buckets", 320)
-        declared["position_max_distance"] = model.get("max_distance", 800)
+        declared["position_max_distance"] = model.get("max_distance", WAVLM_MAX_DISTANCE)
     return declared
 
 
@@ -165,7 +166,7 @@ def parse_conv_layers(text: str, where: str = "conv_feature_layers") -> List[Lis
 def split_heads(
     heads: Mapping[str, Tensor], symbols: Optional[List[List[str]]], where: str, notes: List[str]
 ) -> List[PredictionHead]:
-    """Prediction heads of each label set, finest or first in the file's order.
+    """Prediction heads of each label set, finest first, or in the order of the file.
 
     fairseq stacks the rows of n sets in ``final_proj`` (``untie_final_proj``; else one projection serves all) and in
     ``label_embs_concat``, where each set begins with four special symbols that no frame has.

@@ -23,7 +23,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Union
+from typing import Any, Dict, Mapping, Optional
 
 import torch
 from safetensors import SafetensorError
@@ -33,11 +33,8 @@ from torch import Tensor
 from nemo_mshubert.convert.checkpoint import WORD_DELIMITER, Checkpoint, CtcHead, LetterHead, Source, assemble
 from nemo_mshubert.convert.pickles import load_torch_file
 from nemo_mshubert.convert.tables import hugging_face_table
-from nemo_mshubert.data.manifest import temporary_neighbour
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, temporary_neighbour
 
-PathLike = Union[str, Path]
-
-SAMPLE_RATE = 16000
 MODEL_TYPES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or either with .index.json: shards
 BLANK = "<pad>"
@@ -179,13 +176,15 @@ def _read_normalize(folder: Path) -> Optional[bool]:
     return own.get("do_normalize", nested.get("do_normalize"))
 
 
+def refuse_weights_alone(path: Path) -> None:
+    """Raises:
+    ValueError: a file of the folder that `read_huggingface` reads.
+    """
+    if path.suffix == ".safetensors" or path.name == "pytorch_model.bin":
+        raise ValueError(f"{path}: give its folder, which holds config.json too.")
+
+
 def _read_ctc_head(heads: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> CtcHead:
-    missing = {"ctc.weight", "ctc.bias"} - set(heads)
-    if missing:
-        raise ValueError(
-            f"{folder}: missing tensor {missing.pop().replace('ctc', 'lm_head')}. Get its weights again, or save the "
-            "model without its output layer."
-        )
     vocabulary = read_json(folder / "vocab.json")
     head = CtcHead(heads["ctc.weight"], heads["ctc.bias"], None, blank=config.get("pad_token_id") or 0)
     if vocabulary is None or any(

@@ -20,7 +20,7 @@ and SciPy are stubs that keep their state and do nothing, all else is refused be
 """
 
 from pathlib import Path
-from typing import Any, Dict, Union
+from typing import Any, Dict
 
 import numpy as np
 from joblib.numpy_pickle import NumpyArrayWrapper, NumpyUnpickler
@@ -30,8 +30,7 @@ from nemo_mshubert.clustering.hierarchy import check_cluster_counts, compose_tab
 from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.convert.pickles import Refused, Stub, named_errors, stub_class
 from nemo_mshubert.data.digest import file_digest
-
-PathLike = Union[str, Path]
+from nemo_mshubert.data.manifest import PathLike
 
 STUBBED_PACKAGES = ("_codecs", "numpy", "scipy", "sklearn")
 PICKLE = b"\x80"  # first byte of a pickle of protocol 2 or later; a compressed file begins with another

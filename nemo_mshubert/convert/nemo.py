@@ -19,8 +19,7 @@ over letters: with its own output layer where it has one, else with random weigh
 """
 
 import inspect
-from pathlib import Path
-from typing import Any, Dict, Tuple, Union
+from typing import Any, Dict, Tuple
 
 import torch
 from nemo.collections.asr.models import EncDecCTCModel
@@ -29,12 +28,12 @@ from omegaconf import OmegaConf
 from nemo_mshubert.convert.architecture import check_weights
 from nemo_mshubert.convert.checkpoint import WORD_DELIMITER, Checkpoint, CtcHead, PredictionHead
 from nemo_mshubert.convert.conversion import log_notes, read_checkpoint
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike
 from nemo_mshubert.models.ctc import LETTERS, ctc_config
 from nemo_mshubert.models.loading import restore_model, save_model
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.modules.waveform_preprocessor import WaveformPreprocessor
 
-SAMPLE_RATE = 16000
 # Options of the encoder that concern training only, or say the class
 TRAINING_OPTIONS = (
     "_target_",
@@ -52,7 +51,7 @@ TRAINING_OPTIONS = (
 RANDOM_OUTPUT_SEED = 0
 
 
-def read_nemo(path: Union[str, Path]) -> Checkpoint:
+def read_nemo(path: PathLike) -> Checkpoint:
     """The encoder and the heads of a pre-trained or fine-tuned ``.nemo``.
 
     Raises:
@@ -75,14 +74,14 @@ def read_nemo(path: Union[str, Path]) -> Checkpoint:
     return checkpoint
 
 
-def write_nemo(checkpoint: Checkpoint, path: Union[str, Path]) -> str:
+def write_nemo(checkpoint: Checkpoint, path: PathLike) -> str:
     """Write `to_model`; returns what its output layer is."""
     model, output_layer = to_model(checkpoint)
     save_model(model, path)
     return output_layer
 
 
-def read_as_model(path: Union[str, Path]) -> EncDecCTCModel:
+def read_as_model(path: PathLike) -> EncDecCTCModel:
     """`to_model` of a folder or file of another ecosystem; what was assumed is logged.
 
     Raises:

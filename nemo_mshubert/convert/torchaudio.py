@@ -58,7 +58,7 @@ def from_torchaudio(content: Any, where: str) -> Checkpoint:
     checkpoint, heads = assemble(source)
     if "ctc.weight" in heads:
         checkpoint.ctc = _ctc_head(heads, checkpoint.notes)
-    if "label_embeddings" in heads:
+    if "label_embeddings" in heads and "final_proj.weight" in heads:
         weights = (heads[f"final_proj.{leaf}"] for leaf in ("weight", "bias"))
         checkpoint.prediction_heads = [PredictionHead(*weights, heads["label_embeddings"])]
     return checkpoint

@@ -214,9 +214,10 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
             f"{config.get('max_duration') or float('inf')} s. Change min_duration and max_duration, or fill the "
             "manifest if it is empty."
         )
-    if config.get("use_bucketing") and count < config.get("num_buckets", 30):
+    num_buckets = config.get("num_buckets", 30)
+    if config.get("use_bucketing") and count < num_buckets:
         raise ValueError(
-            f"{config.manifest_filepath}: {count} utterances are too few for num_buckets {config.num_buckets}. Lower "
+            f"{config.manifest_filepath}: {count} utterances are too few for num_buckets {num_buckets}. Lower "
             "it (to 2 at least), or set use_bucketing=false."
         )
     return count

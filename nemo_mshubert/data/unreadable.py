@@ -14,7 +14,7 @@
 
 """Utterances that training cannot read: they are skipped, named and counted, and too many of them end the run."""
 
-from typing import Tuple
+from typing import Set, Tuple
 
 import torch
 from lhotse import CutSet
@@ -34,7 +34,7 @@ def reason(error: Exception) -> str:
 
 
 class UnreadableCount:
-    """Counts the utterances that one loader process could not read.
+    """Counts the utterances that one loader process could not read, each once: an endless loader meets it every epoch.
 
     Args:
         limit: utterances that are skipped and logged before an error.
@@ -42,7 +42,11 @@ class UnreadableCount:
 
     def __init__(self, limit: int):
         self.limit = limit
-        self.count = 0
+        self._utterances: Set[str] = set()
+
+    @property
+    def count(self) -> int:
+        return len(self._utterances)
 
     def add(self, utterance: str, problem: str) -> None:
         """Log one more.
@@ -50,12 +54,12 @@ class UnreadableCount:
         Raises:
             UnreadableAudioError: it is one too many.
         """
-        self.count += 1
+        self._utterances.add(utterance)
         logging.warning(f"Skipped utterance {utterance} ({self.count} so far in this process): {problem}")
         if self.count > self.limit:
             raise UnreadableAudioError(
                 f"{self.count} utterances could not be used, the last one {utterance}: {problem}. "
-                f"Repair the data or remove the line{', or raise model.train_ds.max_unreadable' if self.limit else ''}."
+                f"Repair the data or remove the line{', or raise max_unreadable' if self.limit else ''}."
             )
 
 

@@ -27,33 +27,21 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from nemo_mshubert.data.manifest import SAMPLE_RATE, load_audio, utterance_id
+from nemo_mshubert.data.batching import batches_by_length
+from nemo_mshubert.data.manifest import load_audio, utterance_id
 from nemo_mshubert.data.read_ahead import read_ahead
-from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
+from nemo_mshubert.modules.frames import FRAME_RATE, HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
 from nemo_mshubert.modules.unit_variance import to_unit_variance
 
 # Attention costs the square of the length; HuBERT's training crops are 15.6 s, so a minute gives more context than the
 # model has ever seen, and five seconds on either side of a seam are not used.
 MAX_CHUNK_SECONDS = 60
 CONTEXT_SECONDS = 5
-FRAMES_PER_SECOND = SAMPLE_RATE // HOP_SAMPLES
-
-
-def batches_by_duration(durations: Sequence[float], batch_seconds: float) -> Iterator[List[int]]:
-    """Indices of utterances in batches of at most ``batch_seconds`` (padded), the longest first."""
-    batch: List[int] = []
-    for index in sorted(range(len(durations)), key=lambda i: -durations[i]):
-        if batch and durations[batch[0]] * (len(batch) + 1) > batch_seconds:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 def is_long(num_samples: int) -> bool:
     """Whether so much audio has more frames than a chunk."""
-    return frame_count(num_samples) > MAX_CHUNK_SECONDS * FRAMES_PER_SECOND
+    return frame_count(num_samples) > MAX_CHUNK_SECONDS * FRAME_RATE
 
 
 def chunk_frames(num_frames: int) -> Iterator[Tuple[int, int, int, int]]:
@@ -64,8 +52,8 @@ def chunk_frames(num_frames: int) -> Iterator[Tuple[int, int, int, int]]:
 
     The kept parts tile the utterance; only its first and last chunk lack context on one side.
     """
-    kept = (MAX_CHUNK_SECONDS - 2 * CONTEXT_SECONDS) * FRAMES_PER_SECOND
-    context = CONTEXT_SECONDS * FRAMES_PER_SECOND
+    kept = (MAX_CHUNK_SECONDS - 2 * CONTEXT_SECONDS) * FRAME_RATE
+    context = CONTEXT_SECONDS * FRAME_RATE
     for start in range(0, num_frames, kept):
         end = min(start + kept, num_frames)
         yield max(start - context, 0), min(end + context, num_frames), start, end
@@ -165,7 +153,7 @@ def manifest_log_probs(
     """
     model.eval()
     durations = [entry["duration"] for entry in entries]
-    batches = list(batches_by_duration(durations, batch_seconds))
+    batches = list(batches_by_length(durations, batch_seconds))
     audio = read_ahead(
         itertools.chain.from_iterable(batches),
         lambda index: load_audio(entries[index], utterance_id(entries[index])),

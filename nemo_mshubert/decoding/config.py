@@ -16,12 +16,15 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Mapping, Optional, Type, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from nemo_mshubert.data.manifest import PathLike, atomic_write
+
+Config = TypeVar("Config")  # a dataclass
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,38 @@ def read_config(path: PathLike, **overrides: Any) -> LexiconBeamConfig:
         FileNotFoundError: no such YAML.
         ValueError: a value is missing, unknown, or of the wrong type; names the file and the key.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such decoding config. Start from conf/decode/lexicon_beam.yaml.")
     given = {key: value for key, value in overrides.items() if value is not None}
+    return read_structured(
+        path,
+        LexiconBeamConfig,
+        "Start from conf/decode/lexicon_beam.yaml.",
+        "Name the files in the YAML or as arguments.",
+        given,
+    )
+
+
+def read_structured(
+    path: PathLike, schema: Type[Config], start: str, remedy: str, given: Optional[Mapping[str, Any]] = None
+) -> Config:
+    """Read a YAML as a dataclass.
+
+    Args:
+        start: what to do where there is no file.
+        remedy: what to do where values are missing.
+        given: values that replace those of the file.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_config`.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file. {start}")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(LexiconBeamConfig), OmegaConf.load(path), given)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(path), given or {})
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
-            raise ValueError(f"{path}: {', '.join(missing)} not set. Name the files in the YAML or as arguments.")
+            raise ValueError(f"{', '.join(missing)} not set. {remedy}")
         return OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 

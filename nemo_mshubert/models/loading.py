@@ -88,12 +88,15 @@ def local_path(name: Name) -> Path:
 
     Raises:
         FileNotFoundError: no such file, folder or model of the hub, or a folder with neither.
-        ValueError: a folder with several ``.nemo`` files.
+        ValueError: a folder with several ``.nemo`` files, or weights for transformers without their folder.
     """
     path = Path(name)
     if path.is_dir():
         return _in_folder(path)
     if path.is_file():
+        from nemo_mshubert.convert.huggingface import refuse_weights_alone
+
+        refuse_weights_alone(path)
         return path
     if HUB_ID.fullmatch(str(name)) and path.suffix not in (".nemo", *FOREIGN_SUFFIXES):
         return _from_hub(str(name))

@@ -18,6 +18,7 @@ Legend: V = 2 views (0 masked, 1 clean), B utterances, S samples, T frames, M ma
 the views that enter the loss), D width, K clusters of a label set.
 """
 
+import copy
 import random
 from dataclasses import dataclass
 from functools import cached_property
@@ -176,10 +177,14 @@ class MSHuBERTModel(ModelPT):
         self._save_whole(save_path, weights)
 
     def _save_whole(self, save_path: str, weights: Mapping[str, Tensor]) -> None:
-        self._save_restore_connector = WholeWeights(weights)
-        with open_dict(self._cfg):
-            self._cfg.encoder.transformer_backend = "torch"  # that of a file
-        super().save_to(save_path)
+        connector, config = self._save_restore_connector, self._cfg
+        self._save_restore_connector, self._cfg = WholeWeights(weights), copy.deepcopy(config)
+        try:
+            with open_dict(self._cfg):
+                self._cfg.encoder.transformer_backend = "torch"  # that of a file
+            super().save_to(save_path)
+        finally:  # else the whole weights would stay in memory
+            self._save_restore_connector, self._cfg = connector, config
 
     # --- Data ----------------------------------------------------------------------------------------------------
 
@@ -383,7 +388,7 @@ class MSHuBERTModel(ModelPT):
         """Find the masked rows and the norm of the update; drop its gradients if they are not finite."""
         sum_over_data_ranks(self.masked_rows, self.data_ranks)
         norm = gradient_norm(parameter for group in optimizer.param_groups for parameter in group["params"])
-        # The one place of an update where the host waits for the GPU.
+        # Where the host waits for the GPU; with several ranks, it does so once more in `callbacks.preemption`.
         self._rows, norm_of_sum = torch.stack([self.masked_rows.clamp(min=1), norm.double()]).tolist()
         self.masked_rows.zero_()
         self._grad_norm = norm_of_sum / self._rows

@@ -44,19 +44,28 @@ from nemo_mshubert.parallel.registration import check_strategy, tensor_parallel_
 NO_LIMIT = 1_000_000_000  # of batches, as in conf/finetune
 NO_SCORE = "=nan-"  # in the name of a checkpoint
 PATIENCE_SECONDS = 1200.0  # of other ranks, while rank 0 copies what may be gigabytes
+ALL_DEVICES = (-1, "-1", "auto", None)  # as Lightning takes them
 PRECISIONS = ("32", "32-true", "bf16-mixed", "16-mixed", "64", "64-true")
 
 
 def num_ranks(trainer_config: DictConfig) -> int:
-    """Training processes of all nodes that ``trainer.devices`` and ``trainer.num_nodes`` stand for."""
+    """Training processes of all nodes that ``trainer.devices`` and ``trainer.num_nodes`` stand for.
+
+    Raises:
+        ValueError: devices that are neither a number nor a list.
+    """
     devices = trainer_config.get("devices", 1)
-    if isinstance(devices, (list, tuple)) or hasattr(devices, "_content"):
-        per_node = len(devices)
-    elif devices in (-1, "auto", "-1"):
+    if isinstance(devices, str) and "," in devices:  # "0,1", as Lightning takes them, too
+        devices = [part for part in devices.split(",") if part.strip()]
+    if devices in ALL_DEVICES:
         per_node = torch.cuda.device_count() if trainer_config.get("accelerator", "auto") != "cpu" else 1
         per_node = max(per_node, 1)
-    else:
+    elif isinstance(devices, (list, tuple)) or OmegaConf.is_list(devices):
+        per_node = len(devices)
+    elif str(devices).isdecimal():
         per_node = int(devices)
+    else:
+        raise ValueError(f"trainer.devices: expected how many, a list of GPUs, -1 or auto, found {devices!r}.")
     return per_node * int(trainer_config.get("num_nodes", 1))
 
 
@@ -192,7 +201,7 @@ def _choose_device(trainer_config: DictConfig) -> None:
     if torch.cuda.is_available() and trainer_config.accelerator != "cpu":
         return
     with open_dict(trainer_config):
-        if trainer_config.devices in (-1, "auto"):
+        if trainer_config.devices in ALL_DEVICES:
             trainer_config.devices = 1
         if trainer_config.accelerator == "auto" and torch.backends.mps.is_available():
             logging.warning("Training runs on the CPU: Apple's GPUs lack float64.")

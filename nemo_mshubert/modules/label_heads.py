@@ -24,9 +24,7 @@ from nemo.core.classes import NeuralModule
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-INTERMEDIATE_LAYER = (
-    0.4  # lowest supervised block as a share of all (hubert-facts: ICASSP 2023 code of the first author)
-)
+INTERMEDIATE_LAYER = 0.4  # lowest supervised block as a share of all (ICASSP 2023 code of the first author)
 
 SHORTEST = 1e-12  # F.normalize divides by no less
 

@@ -143,6 +143,18 @@ def test_a_bad_alignment_is_named(tmp_path, line):
         load_alignments(path)
 
 
+def test_an_alignment_in_another_encoding_is_named(tmp_path):
+    """Without its line, nobody finds the one word with an accent."""
+    path = tmp_path / "align.jsonl"
+    words = (
+        {"utt_id": "ab"[n], "words": [{"word": word, "start": 0, "end": 1}]}
+        for n, word in enumerate(("so", "caf\u00e9"))
+    )
+    path.write_bytes("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in words).encode("latin-1"))
+    with pytest.raises(ValueError, match="align.jsonl:2: not an alignment"):
+        load_alignments(path)
+
+
 @pytest.mark.parametrize("first", [[phone("T", 0, 1)], []])
 def test_an_utterance_that_is_aligned_twice_is_named(tmp_path, first):
     """The last line silently won: of TIMIT's SA1, which every speaker reads, all but one speaker were measured

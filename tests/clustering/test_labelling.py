@@ -538,6 +538,8 @@ def test_scripts_fit_make_and_check(corpus, tmp_path, capsys):
     assert report["maker"] == maker.id and list(report["sets"]) == ["20", "10", "5"]
     capsys.readouterr()
     script("label")(f"check --manifest {output} --kmeans {km}".split())
+    with pytest.raises(ValueError, match="km.npz is of 39 MFCC features, which need no --encoder"):
+        script("label")(f"make --kmeans {km} --encoder a.nemo --manifest {corpus} --output other.json".split())
     assert json.loads(capsys.readouterr().out)["utterances"] == 12
     with pytest.raises(SystemExit):
         script("fit_kmeans")(fit)  # never over a file that labels may depend on
@@ -578,10 +580,15 @@ def test_scripts_name_what_is_missing(corpus, tmp_path, capsys):
     for arguments, message in [
         ("--features hidden", "needs --encoder"),
         ("--features mfcc --clusters 5 10", "strictly descending"),
+        ("--features mfcc --layer 9", "--encoder and --layer are for --features hidden"),
+        ("--features mfcc --encoder a.nemo", "--encoder and --layer are for --features hidden"),
     ]:
         with pytest.raises(SystemExit):
             script("fit_kmeans")(f"--manifest {corpus} --output {tmp_path / 'km.npz'} {arguments}".split())
         assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        script("label")(f"make --kmeans km.npz --layer 9 --manifest {corpus} --output out.json".split())
+    assert "--layer: km.npz itself says of which layer it is" in capsys.readouterr().err
     for command in ("make", "merge --shards 2"):  # not when all is labelled
         options = f"{command} --kmeans km.npz --manifest {corpus} --output out.json --alignments gone.jsonl"
         with pytest.raises(SystemExit):

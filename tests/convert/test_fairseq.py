@@ -103,6 +103,20 @@ def test_bare_weights_are_read_with_assumptions(peer):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("layer", ["proj", "final_proj"])
+@pytest.mark.parametrize("leaf, lost", [("weight", "bias"), ("bias", "weight")])
+def test_half_a_head_is_named_as_fairseq_spells_it(peer, layer, leaf, lost):
+    """A file that somebody cut: the remedy, not a KeyError."""
+    state = {
+        **spell_as_fairseq(peer("hubert-base")),
+        f"{layer}.{leaf}": torch.zeros(8, 24),
+        "label_embs_concat": torch.zeros(9, 8),
+    }
+    with pytest.raises(ValueError, match=f"model.pt: missing tensor {layer}.{lost}. Get its weights again"):
+        from_fairseq(state, "model.pt")
+
+
+@pytest.mark.unit
 def test_fine_tuned_wrapper(peer, difference, tmp_path, dictionary):
     """``w2v_encoder.w2v_model.``; options of the encoder in w2v_args; the dictionary in the state of the task."""
     theirs = peer("wav2vec2-base")

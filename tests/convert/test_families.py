@@ -33,7 +33,7 @@ SIZES = {
 @pytest.mark.unit
 @pytest.mark.parametrize("family", SIZES)
 def test_base_has_the_published_size(family):
-    """Counts of hubert-facts; every name and shape is compared when weights are converted."""
+    """Published counts; every name and shape is compared when weights are converted."""
     arguments, expected = SIZES[family]
     with torch.device("meta"):
         encoder = MSHuBERTEncoder(**arguments)

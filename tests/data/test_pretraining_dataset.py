@@ -248,6 +248,18 @@ def test_too_many_unreadable_files_end_the_run(counting_corpus, tmp_path, warnin
 
 
 @pytest.mark.unit
+def test_a_broken_file_counts_once(counting_corpus, tmp_path, warnings):
+    """The loader is endless: after a hundred epochs one broken file in a million ended the run of weeks."""
+    cuts = CutSet.from_cuts(list(read_cuts(counting_corpus([8000] * 3))))
+    for number in range(2):
+        damage(tmp_path / "audio" / f"u{number}.wav", "missing")
+    dataset = PretrainingDataset(MAKER, [50], max_unreadable=2)
+    for _ in range(5):
+        assert len(dataset[0, cuts]["utterances"]) == 1
+    assert dataset.unreadable.count == 2 and len(warnings) == 10
+
+
+@pytest.mark.unit
 def test_a_batch_of_unreadable_files_weighs_nothing(counting_corpus, tmp_path, warnings):
     """The count of batches, by which a run resumes, must not depend on what could be read."""
     cuts = CutSet.from_cuts(list(read_cuts(counting_corpus([8000]))))

@@ -460,6 +460,15 @@ def check_on_a_rank(config, paths):
 
 
 @pytest.mark.unit
+def test_too_few_utterances_for_lhotses_number_of_buckets(plain):
+    """The message itself failed where the config leaves the number to Lhotse."""
+    del plain.num_buckets
+    plain.use_bucketing = True
+    with pytest.raises(ValueError, match="utterances are too few for num_buckets 30"):
+        check_utterances(plain)
+
+
+@pytest.mark.unit
 def test_ranks_share_the_check_of_the_manifests(plain, tmp_path):
     """One rank alone would need hours for a million hours of speech, and the others would not wait."""
     lines = open(plain.manifest_filepath, encoding="utf-8").read().splitlines()

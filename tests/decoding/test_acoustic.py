@@ -22,7 +22,6 @@ from kaldialign import edit_distance
 
 from nemo_mshubert.decoding import acoustic
 from nemo_mshubert.decoding.acoustic import (
-    batches_by_duration,
     chunk_frames,
     long_log_probs,
     manifest_log_probs,
@@ -195,26 +194,6 @@ def test_memory_of_a_long_file_is_that_of_a_chunk(small_chunks, tiny_ctc, longes
     results = manifest_log_probs(model, entries_of(tmp_path, [samples, 8000]), 1e9, "test")
     assert [len(results[number]) for number in (0, 1)] == [frame_count(samples), frame_count(8000)]
     assert max(passes) < 16000 * 6 + 320 and len(passes) == 360 / 2 + 1
-
-
-# --- Batches ---------------------------------------------------------------------------------------------------------
-
-
-def test_batches_are_within_the_limit_and_hold_every_utterance_once():
-    """Padded audio is what fills the memory: the longest times the number of rows."""
-    durations = np.random.default_rng(0).uniform(0.5, 30, 200).tolist()
-    batches = list(batches_by_duration(durations, 60))
-    assert sorted(index for batch in batches for index in batch) == list(range(200))
-    for batch in batches:
-        assert max(durations[index] for index in batch) * len(batch) <= 60
-    longest = [durations[batch[0]] for batch in batches]
-    assert longest == sorted(durations, reverse=True)[:1] + longest[1:] == sorted(longest, reverse=True)
-    assert len(batches) < 1.3 * sum(durations) / 60 + 1  # sorted by length, little is padding
-
-
-def test_an_utterance_longer_than_the_limit_is_a_batch_of_its_own():
-    assert list(batches_by_duration([1, 100, 2], 10)) == [[1], [2, 0]]
-    assert list(batches_by_duration([], 10)) == []
 
 
 # --- Manifests -------------------------------------------------------------------------------------------------------

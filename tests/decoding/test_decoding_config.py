@@ -45,13 +45,19 @@ def test_written_config_reads_back_from_anywhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "line, message", [("beem_size: 5", "beem_size"), ("beam_size: many", "beam_size"), ("beam_size: 0", "positive")]
+    "line, message",
+    [
+        ("beem_size: 5", "beem_size"),
+        ("beam_size: many", "beam_size"),
+        ("beam_size: 0", "positive"),
+        ("beam_size: [", "expected the node content"),
+    ],
 )
 def test_wrong_values_are_named(tmp_path, line, message):
     """A misspelt weight would otherwise silently keep its default."""
     values = "lm: a\nlexicon: b\nlm_weight: 1\nword_score: 0\nsil_score: 0\nbeam_threshold: 9\nbeam_size_token: null\n"
     (tmp_path / "c.yaml").write_text(values + ("beam_size: 5\n" if "beem" in line else "") + line + "\n")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"(?s)c.yaml: .*{message}"):
         read_config(tmp_path / "c.yaml")
     with pytest.raises(FileNotFoundError, match="lexicon_beam.yaml"):
         read_config(tmp_path / "absent.yaml")

@@ -56,6 +56,15 @@ def hf_folder(ssl_path, tmp_path):
     return tmp_path / "for_transformers"
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_without_their_folder(hf_folder, name):
+    """Their config lies beside them; NeMo would say that they are no gzip file."""
+    path = (hf_folder / "model.safetensors").rename(hf_folder / name)
+    for load in (restore_model, load_encoder):
+        with pytest.raises(ValueError, match=f"{name}: give its folder, which holds config.json too"):
+            load(path)
+
+
 def test_a_folder_with_a_nemo(letters_path, hf_folder, tmp_path):
     """A published folder: the .nemo counts, whatever lies beside it."""
     (hf_folder / "ours.nemo").write_bytes(letters_path.read_bytes())

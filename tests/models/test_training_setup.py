@@ -24,7 +24,13 @@ import torch
 from omegaconf import OmegaConf
 
 from nemo_mshubert.models import run_lock, training_setup
-from nemo_mshubert.models.training_setup import checkpoint_folder, claim_folder, keep_whole_checkpoints, plan_updates
+from nemo_mshubert.models.training_setup import (
+    checkpoint_folder,
+    claim_folder,
+    keep_whole_checkpoints,
+    num_ranks,
+    plan_updates,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -184,6 +190,20 @@ def test_numbers_that_count_nothing_are_refused(tiny_config, option):
 @pytest.mark.parametrize("option", ["+trainer.limit_train_batches=1.0", "trainer.strategy=fsdp2"])
 def test_options_that_change_nothing_are_taken(tiny_config, option):
     plan_updates(tiny_config(option))
+
+
+@pytest.mark.parametrize(
+    "devices, count",
+    [(2, 2), ("3", 3), ([0, 1], 2), ("0,1", 2), ("1,", 1), (-1, 1), ("-1", 1), ("auto", 1), (None, 1)],
+)
+def test_devices_are_counted_as_lightning_does(devices, count):
+    """Another number is another share of the data, and another size of an update."""
+    assert num_ranks(OmegaConf.create({"devices": devices, "accelerator": "cpu", "num_nodes": 3})) == 3 * count
+
+
+def test_devices_that_are_none_are_named():
+    with pytest.raises(ValueError, match="trainer.devices: expected how many, a list of GPUs, .* found 'two'"):
+        num_ranks(OmegaConf.create({"devices": "two"}))
 
 
 def test_torchrun_with_another_number_of_devices_is_refused(monkeypatch, tiny_config):

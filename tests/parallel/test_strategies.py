@@ -54,7 +54,9 @@ class Saver(pl.Callback):
 
     def on_train_end(self, trainer, pl_module):
         trainer.save_checkpoint(self.folder / "end.ckpt")
+        kept = pl_module.cfg, pl_module._save_restore_connector
         pl_module.save_to(str(self.folder / "end.nemo"))
+        assert (pl_module.cfg, pl_module._save_restore_connector) == kept  # else the whole weights stay in memory
 
 
 def train_in(folder, config, parts, devices=1, updates=UPDATES, **options):

@@ -179,9 +179,6 @@ class CtcProbe(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.log(DEV_ERROR, self.errors.rate, prog_bar=True)
 
-    test_step = validation_step
-    on_test_epoch_start = on_validation_epoch_start
-
     def decode(self, log_probs_BTV: Tensor, frames_B: Tensor) -> List[List[int]]:
         """Greedy: the best token of each frame, repeats merged, blanks dropped."""
         best_BT, blank = log_probs_BTV.argmax(dim=-1).cpu(), len(self.vocabulary)

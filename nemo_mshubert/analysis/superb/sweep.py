@@ -217,6 +217,8 @@ def run_superb(config: DictConfig, features: Optional[FrozenFeatures] = None) ->
     """
     if config.task not in TASKS:
         raise ValueError(f"task: expected one of {', '.join(TASKS)}, found {config.task!r}.")
+    if config.g2p not in FALLBACKS:
+        raise ValueError(f"g2p: expected null or espeak, found {config.g2p!r}.")
     if config.updates % config.eval_every:
         raise ValueError(
             f"updates {config.updates} is no multiple of eval_every {config.eval_every}: what was trained behind the "

@@ -31,7 +31,6 @@ import json
 import logging
 import multiprocessing
 import multiprocessing.connection
-import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
@@ -40,6 +39,7 @@ from tqdm import tqdm
 from nemo_mshubert.data.manifest import PathLike, atomic_write
 from nemo_mshubert.data.synthetic.speakers import Utterance, finished, synthesize_speaker
 from nemo_mshubert.data.synthetic.voices import SUBSETS, Voice, all_voices
+from nemo_mshubert.device import available_cores
 
 logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1  # raise it when the same settings no longer give the same files
@@ -100,7 +100,7 @@ def _synthesize_speakers(root: Path, voices: List[Voice], seconds: Dict[str, flo
     with tqdm(total=len(voices), desc="speaking", unit="speaker") as progress:
         try:
             while waiting or running:
-                while waiting and len(running) < (os.cpu_count() or 1):
+                while waiting and len(running) < available_cores():
                     voice = waiting.pop(0)
                     job = (voice, root, seconds[voice.subset], seed)
                     process = context.Process(target=synthesize_speaker, args=job)

@@ -19,12 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
 from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.data.transcripts import check_transcripts
-from nemo_mshubert.decoding.config import read_config
+from nemo_mshubert.decoding.config import read_config, read_structured
 from nemo_mshubert.decoding.search import require_ax
 from nemo_mshubert.models.ctc import LETTERS
 
@@ -94,16 +93,8 @@ def read_spec(path: PathLike) -> Table1Spec:
         FileNotFoundError: no such YAML.
         ValueError: a value is missing, unknown, of the wrong type, or contradicts another; names file and key.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file. Start from conf/table1/librispeech.yaml.")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Table1Spec), OmegaConf.load(path))
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            raise ValueError(f"{path}: {', '.join(missing)} not set. See conf/table1/librispeech.yaml.")
-        spec: Table1Spec = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{path}: {error}") from error
+    example = "conf/table1/librispeech.yaml"
+    spec = read_structured(path, Table1Spec, f"Start from {example}.", f"See {example}.")
     _check_names(spec, str(path))
     return spec
 

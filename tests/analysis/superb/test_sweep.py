@@ -238,6 +238,8 @@ def test_a_folder_of_other_audio_or_settings_is_refused(config, features, tiny_e
 def test_bad_input(config, features, tmp_path):
     with pytest.raises(ValueError, match="task: expected one of asr, pr"):
         run_superb(config("asr", "task=sid"), features)
+    with pytest.raises(ValueError, match="g2p: expected null or espeak, found 'espeak-ng'"):
+        run_superb(config("pr", "g2p=espeak-ng"), features)
     with pytest.raises(ValueError, match="needs LibriSpeech's lexicon or CMUdict"):
         run_superb(config("pr", "pronunciations=null"), features)
     with pytest.raises(ValueError, match="updates 6 is no multiple of eval_every 4"):

@@ -67,6 +67,12 @@ def test_wrong_values_are_named(write_spec, changes, message):
         read_spec(write_spec(**changes))
 
 
+def test_a_spec_that_is_no_yaml_is_named(tmp_path):
+    (tmp_path / "spec.yaml").write_text("models: [")
+    with pytest.raises(ValueError, match="spec.yaml: while parsing"):
+        read_spec(tmp_path / "spec.yaml")
+
+
 def test_absent_spec_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.yaml: no such file. Start from conf/table1/librispeech.yaml"):
         read_spec(tmp_path / "gone.yaml")
