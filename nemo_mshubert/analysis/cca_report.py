@@ -56,15 +56,11 @@ def load_hidden_states(path: PathLike, device: str = "cpu") -> AllHiddenStates:
     Raises:
         FileNotFoundError, ValueError: not a NeMo model, one with another encoder, or a frame rate other than 50 Hz.
     """
-    from nemo_mshubert.models.loading import restore_model  # imports NeMo, which takes seconds
-    from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+    from nemo_mshubert.models.loading import restore_mshubert  # imports NeMo, which takes seconds
 
-    model = restore_model(path)
-    encoder = getattr(model, "encoder", None)
-    if not isinstance(encoder, MSHuBERTEncoder):
-        raise ValueError(f"{path}: its encoder is {type(encoder).__name__}, expected MSHuBERTEncoder.")
+    model = restore_mshubert(path)
     try:
-        return AllHiddenStates(encoder, getattr(model, "preprocessor", None), device)
+        return AllHiddenStates(model.encoder, getattr(model, "preprocessor", None), device)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

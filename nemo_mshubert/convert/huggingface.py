@@ -20,8 +20,6 @@ their parts.
 """
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional
 
@@ -33,7 +31,7 @@ from torch import Tensor
 from nemo_mshubert.convert.checkpoint import WORD_DELIMITER, Checkpoint, CtcHead, LetterHead, Source, assemble
 from nemo_mshubert.convert.pickles import load_torch_file
 from nemo_mshubert.convert.tables import hugging_face_table
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, temporary_neighbour
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, atomic_folder
 
 MODEL_TYPES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or either with .index.json: shards
@@ -228,14 +226,9 @@ def write_huggingface(checkpoint: Checkpoint, folder: PathLike) -> None:
         FileExistsError: the folder holds something.
         ValueError: Hugging Face has no class for the encoder.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: exists and is not empty. Choose another folder.")
-    letters = checkpoint.ctc.letters() if checkpoint.ctc else None
-    config = hugging_face_config(checkpoint.encoder, letters)
-    temporary = temporary_neighbour(folder)
-    temporary.mkdir(parents=True)
-    try:
+    with atomic_folder(folder) as temporary:
+        letters = checkpoint.ctc.letters() if checkpoint.ctc else None
+        config = hugging_face_config(checkpoint.encoder, letters)
         _write_json(temporary / "config.json", config)
         save_file(
             _their_tensors(checkpoint, letters, config["model_type"]), temporary / WEIGHT_FILES[0], {"format": "pt"}
@@ -244,11 +237,6 @@ def write_huggingface(checkpoint: Checkpoint, folder: PathLike) -> None:
         if letters:
             _write_json(temporary / "vocab.json", {token: row for row, token in enumerate(_vocabulary(letters))})
             _write_json(temporary / "tokenizer_config.json", TOKENIZER_CONFIG)
-        if folder.exists():
-            folder.rmdir()
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def hugging_face_config(encoder: Mapping[str, Any], letters: Optional[LetterHead]) -> Dict[str, Any]:

@@ -30,7 +30,7 @@ from nemo_mshubert.convert.checkpoint import WORD_DELIMITER, Checkpoint, CtcHead
 from nemo_mshubert.convert.conversion import log_notes, read_checkpoint
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike
 from nemo_mshubert.models.ctc import LETTERS, ctc_config
-from nemo_mshubert.models.loading import restore_model, save_model
+from nemo_mshubert.models.loading import restore_mshubert, save_model
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.modules.waveform_preprocessor import WaveformPreprocessor
 
@@ -57,9 +57,7 @@ def read_nemo(path: PathLike) -> Checkpoint:
     Raises:
         FileNotFoundError, ValueError: no such file; not a NeMo model; another encoder.
     """
-    model = restore_model(path)
-    if not isinstance(getattr(model, "encoder", None), MSHuBERTEncoder):
-        raise ValueError(f"{path}: expected a model with an MSHuBERTEncoder, as our scripts make it.")
+    model = restore_mshubert(path)
     options = OmegaConf.to_container(model.cfg.encoder, resolve=True)
     encoder = _with_defaults({key: value for key, value in options.items() if key not in TRAINING_OPTIONS})
     weights = {name: tensor.detach().float() for name, tensor in model.encoder.state_dict().items()}

@@ -20,8 +20,6 @@ Uploaded as it is (``hf upload ORGANISATION/NAME FOLDER``), it is what ``ASRMode
 """
 
 import io
-import os
-import shutil
 import tarfile
 from pathlib import Path
 from typing import List, Union
@@ -29,7 +27,7 @@ from typing import List, Union
 from nemo_mshubert.convert.conversion import read_checkpoint
 from nemo_mshubert.convert.huggingface import hugging_face_family, write_huggingface
 from nemo_mshubert.convert.model_card import Facts, model_card, require_results_of
-from nemo_mshubert.data.manifest import temporary_neighbour
+from nemo_mshubert.data.manifest import atomic_folder
 from nemo_mshubert.models.loading import is_foreign, local_path, restore_model, save_model
 
 CARD = "README.md"
@@ -49,19 +47,17 @@ def publish(model_name: Union[str, Path], folder: Union[str, Path], facts: Facts
             letters; results of another model.
     """
     folder = Path(folder).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: exists and is not empty. Choose another folder.")
-    path = local_path(model_name)
-    checkpoint = read_checkpoint(path)
-    if is_foreign(path) and not (checkpoint.ctc and checkpoint.ctc.letters()):
-        raise ValueError(
-            f"{model_name}: has no output layer over letters, and the .nemo of a recogniser with a random one is "
-            "nothing to publish. Fine-tune it (scripts/ssl_to_ctc.py, scripts/finetune_ctc.py) and publish the result."
-        )
-    model = restore_model(path)
-    require_results_of(model, facts, model_name)
-    temporary = temporary_neighbour(folder)
-    try:
+    with atomic_folder(folder) as temporary:
+        path = local_path(model_name)
+        checkpoint = read_checkpoint(path)
+        if is_foreign(path) and not (checkpoint.ctc and checkpoint.ctc.letters()):
+            raise ValueError(
+                f"{model_name}: has no output layer over letters, and the .nemo of a recogniser with a random one is "
+                "nothing to publish. Fine-tune it (scripts/ssl_to_ctc.py, scripts/finetune_ctc.py) and publish the "
+                "result."
+            )
+        model = restore_model(path)
+        require_results_of(model, facts, model_name)
         fits_transformers = _has_class(checkpoint.encoder)
         if fits_transformers:
             write_huggingface(checkpoint, temporary)
@@ -69,11 +65,6 @@ def publish(model_name: Union[str, Path], folder: Union[str, Path], facts: Facts
         save_model(model, temporary / f"{folder.name}.nemo")
         add_card(temporary / f"{folder.name}.nemo", card)
         (temporary / CARD).write_text(card, encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return sorted(path.name for path in folder.iterdir())
 
 

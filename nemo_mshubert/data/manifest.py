@@ -19,6 +19,7 @@ import gzip
 import json
 import math
 import os
+import shutil
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -55,6 +56,27 @@ def atomic_write(path: PathLike, mode: str = "w"):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: PathLike) -> Iterator[Path]:
+    """A temporary neighbour of ``folder`` that takes its place on success, so that ``folder`` is whole or absent.
+
+    Raises:
+        FileExistsError: the folder holds something.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder}: exists and is not empty. Choose another folder.")
+    temporary = temporary_neighbour(folder)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if folder.exists():
+            folder.rmdir()
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def iter_manifest(path: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:

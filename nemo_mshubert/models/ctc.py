@@ -33,7 +33,7 @@ from nemo_mshubert.data.tarred import check_shards, local_paths
 from nemo_mshubert.data.transcripts import check_transcripts
 from nemo_mshubert.data.unreadable import MAX_UNREADABLE, CountedAudio
 from nemo_mshubert.decoding.lexicon import WRITTEN_DELIMITER
-from nemo_mshubert.models.loading import is_foreign, local_path, restore_model
+from nemo_mshubert.models.loading import is_foreign, local_path, restore_mshubert
 from nemo_mshubert.models.seeding import seed_of
 from nemo_mshubert.models.whole_file import WholeFile
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
@@ -98,9 +98,7 @@ def ssl_to_ctc(
             f"other white space can be written in a lexicon, where {WRITTEN_DELIMITER!r}, as in other ecosystems, "
             "stands for the space."
         )
-    ssl_model = restore_model(ssl_path)
-    if not isinstance(getattr(ssl_model, "encoder", None), MSHuBERTEncoder):
-        raise ValueError(f"{ssl_path}: expected a model with an MSHuBERTEncoder, as scripts/pretrain.py makes it.")
+    ssl_model = restore_mshubert(ssl_path)
     for name in ("tokenizer.model", "vocab.txt") if tokenizer_dir else ():
         if not (Path(tokenizer_dir) / name).is_file():
             raise FileNotFoundError(

@@ -72,12 +72,25 @@ def load_encoder(name: Name) -> nn.Module:
         from nemo_mshubert.convert.conversion import read_encoder
 
         return read_encoder(path)
-    model = restore_model(path)
+    model = restore_mshubert(path)
+    model.encoder.normalized_input = getattr(model.preprocessor, "normalized", False)
+    return model.encoder.eval()
+
+
+def restore_mshubert(name: Name) -> ModelPT:
+    """`restore_model`, of a model with an `MSHuBERTEncoder`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `restore_model`; a model with another encoder.
+    """
+    model = restore_model(name)
     encoder = getattr(model, "encoder", None)
     if not isinstance(encoder, MSHuBERTEncoder):
-        raise ValueError(f"{name}: its encoder is {type(encoder).__name__}, expected MSHuBERTEncoder.")
-    encoder.normalized_input = getattr(model.preprocessor, "normalized", False)
-    return encoder.eval()
+        raise ValueError(
+            f"{name}: its encoder is {type(encoder).__name__}, expected MSHuBERTEncoder: a .nemo of scripts/pretrain.py, "
+            "scripts/finetune_ctc.py or scripts/convert_checkpoint.py."
+        )
+    return model
 
 
 def local_path(name: Name) -> Path:

@@ -27,6 +27,7 @@ from nemo.core.classes import ModelPT
 from omegaconf import OmegaConf
 
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
+from nemo_mshubert.convert.nemo import read_nemo
 from nemo_mshubert.data.manifest import read_manifest, write_manifest
 from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.decoding.error_rates import error_counts
@@ -212,10 +213,9 @@ def stock_path(tmp_path_factory):
 @pytest.mark.unit
 def test_another_architecture_is_named(stock_path, ssl_path, letters_path, tmp_path):
     """Each script, given the file of another step: the message says what was expected, not a missing key."""
-    with pytest.raises(ValueError, match="stock.nemo: expected a model with an MSHuBERTEncoder"):
-        ssl_to_ctc(stock_path)
-    with pytest.raises(ValueError, match="stock.nemo: its encoder is ConvASREncoder, expected MSHuBERTEncoder"):
-        load_encoder(stock_path)
+    for read in (ssl_to_ctc, load_encoder, read_nemo):
+        with pytest.raises(ValueError, match="stock.nemo: its encoder is ConvASREncoder, expected MSHuBERTEncoder"):
+            read(stock_path)
     with pytest.raises(ValueError, match="stock.nemo: expected a CTC model with an MSHuBERTEncoder.*ssl_to_ctc.py"):
         restore_for_finetuning(stock_path, OmegaConf.create(), None)
     with pytest.raises(ValueError, match="ssl.nemo: expected a CTC model with an MSHuBERTEncoder.*ssl_to_ctc.py"):
