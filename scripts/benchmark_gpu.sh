@@ -15,7 +15,7 @@
 
 # What needs a GPU, in one go: the tests on it, then the rows of docs/performance.md that need one, of base and
 # of large at 56 and 225 s. Tables and JSON files go to OUTPUT; what was measured already is skipped when the same command is
-# run again.
+# run again. It runs in an environment with `pip install -e '.[test,gpu]'`.
 #
 #     bash scripts/benchmark_gpu.sh LABELLED_MANIFEST OUTPUT [CTC.nemo]
 #

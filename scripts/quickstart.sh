@@ -16,11 +16,12 @@
 # From nothing to a word error rate: installs, makes (or takes) speech, labels, pre-trains, fine-tunes, evaluates, reports.
 #
 #     bash scripts/quickstart.sh                       # speech synthesised by espeak-ng, about a quarter of an hour on 2 cores
-#     bash scripts/quickstart.sh --data DIR            # a folder in LibriSpeech's layout, with a dev-* and a test-* subset
+#     bash scripts/quickstart.sh --data DIR            # a folder in LibriSpeech's layout, with train-*, dev-* and test-*
 #     bash scripts/quickstart.sh --manifests DIR       # a folder with NeMo manifests train*.json, dev*.json and test*.json
 #
 # Every stage is one of the public scripts, printed as it is run; some run at the same time. Run it again: finished
 # stages are skipped, an interrupted one goes on; where a finished one had other options, it says what to remove.
+# Of several train*.json and dev*.json the first by name is used, of test*.json all.
 # --exp DIR: where everything goes (exp/quickstart).  --alignments FILE: words or phones in time (JSONL, .gz) of train and
 # dev, for the quality of the labels.  --updates N and --finetune_updates N: of either pre-training and fine-tuning.
 set -euo pipefail
