@@ -26,7 +26,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ssl", required=True, help="pre-trained .nemo, Hugging Face folder, .pt or hub id")
     parser.add_argument("--output", required=True, help=".nemo of the CTC model")
-    parser.add_argument("--tokenizer_dir", help="folder with tokenizer.model and vocab.txt: EncDecCTCModelBPE, not letters")
+    parser.add_argument(
+        "--tokenizer_dir", help="folder with tokenizer.model and vocab.txt: EncDecCTCModelBPE, not letters"
+    )
     parser.add_argument("--letters", help="of another language than English, in one string, without the space")
     parser.add_argument(
         "--from_scratch", action="store_true", help="random weights: the baseline without pre-training"

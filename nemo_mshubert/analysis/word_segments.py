@@ -28,7 +28,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -343,6 +343,14 @@ class AllHiddenStates(HiddenFeatures):
         return f"hidden states of encoder {self.fingerprint}"
 
 
+def utterance_groups(lines: Iterable[Tuple[str, Dict[str, Any]]]) -> Iterator[List[Utterance]]:
+    """Utterances with their audio, `UTTERANCES_AT_ONCE` of a window at a time, those of similar lengths together."""
+    for window in audio_windows(lines):
+        window = sorted(window, key=lambda utterance: len(utterance.samples))  # less padding
+        for first in range(0, len(window), UTTERANCES_AT_ONCE):
+            yield window[first : first + UTTERANCES_AT_ONCE]
+
+
 def pool_instances(sample: Sample, features: AllHiddenStates) -> np.ndarray:
     """Mean hidden states ``float32 [L + 1, N, D]`` of the frames of each instance; utterances run whole.
 
@@ -355,15 +363,10 @@ def pool_instances(sample: Sample, features: AllHiddenStates) -> np.ndarray:
         rows[utt_id].append(index)
     pooled = np.empty((features.num_states, len(sample.unit), features.dimension // features.num_states), np.float32)
     with tqdm(total=len(sample.lines), desc="hidden states", unit=" utterances", disable=None) as progress:
-        for window in audio_windows(sample.lines):
-            window = sorted(window, key=lambda utterance: len(utterance.samples))  # less padding
-            for first in range(0, len(window), UTTERANCES_AT_ONCE):
-                group = window[first : first + UTTERANCES_AT_ONCE]
-                for utterance, states in zip(group, window_features(group, features)):
-                    _pool_utterance(
-                        sample, rows[utterance_id(utterance.entry)], utterance, states.cpu().numpy(), pooled
-                    )
-                progress.update(len(group))
+        for group in utterance_groups(sample.lines):
+            for utterance, states in zip(group, window_features(group, features)):
+                _pool_utterance(sample, rows[utterance_id(utterance.entry)], utterance, states.cpu().numpy(), pooled)
+            progress.update(len(group))
     return pooled
 
 

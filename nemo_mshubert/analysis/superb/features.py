@@ -31,8 +31,8 @@ import numpy as np
 from tqdm import tqdm
 
 from nemo_mshubert.analysis.audio_source import audio_place, file_state
-from nemo_mshubert.analysis.word_segments import UTTERANCES_AT_ONCE, AllHiddenStates
-from nemo_mshubert.clustering.labelling import Utterance, audio_windows, window_features
+from nemo_mshubert.analysis.word_segments import UTTERANCES_AT_ONCE, AllHiddenStates, utterance_groups
+from nemo_mshubert.clustering.labelling import Utterance, window_features
 from nemo_mshubert.data.manifest import PathLike, atomic_write, load_audio, utterance_id
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
 
@@ -105,11 +105,8 @@ class FrozenFeatures:
                 path.unlink(missing_ok=True)  # another process may have been quicker
 
     def _computed(self, lines: Sequence[Line]) -> Iterator[Tuple[Utterance, np.ndarray]]:
-        for window in audio_windows(lines):
-            window = sorted(window, key=lambda utterance: len(utterance.samples))  # less padding
-            for first in range(0, len(window), UTTERANCES_AT_ONCE):
-                group = window[first : first + UTTERANCES_AT_ONCE]
-                yield from zip(group, self._run(group))
+        for group in utterance_groups(lines):
+            yield from zip(group, self._run(group))
 
     def load(self, line: Line) -> np.ndarray:
         """What a loader process can fetch: cached states ``float16 [T, L + 1, D]``, else the samples ``float32 [S]``.
