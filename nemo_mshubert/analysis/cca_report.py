@@ -38,6 +38,7 @@ from scipy.integrate import trapezoid
 from nemo_mshubert.analysis.cca import CcaSettings, check_counts, score_views
 from nemo_mshubert.analysis.word_segments import AllHiddenStates, Sample, pool_instances
 from nemo_mshubert.data.manifest import PathLike, atomic_write
+from nemo_mshubert.markdown import markdown_table
 
 logger = logging.getLogger(__name__)
 
@@ -251,8 +252,7 @@ def summary_rows(runs: Sequence[Run]) -> List[List[str]]:
 def summary_table(runs: Sequence[Run]) -> str:
     """`summary_rows` as Markdown."""
     header, *rows = summary_rows(runs)
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+    return markdown_table(header, rows, text_columns=[0])
 
 
 def results_table(runs: Sequence[Run]) -> str:

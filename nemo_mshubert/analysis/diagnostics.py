@@ -45,6 +45,7 @@ from nemo_mshubert.clustering.metrics import Alignments, unit_agreement
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike, atomic_write, iter_manifest, utterance_id
 from nemo_mshubert.device import one_device
+from nemo_mshubert.markdown import markdown_table
 from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.masking import span_mask
 
@@ -311,15 +312,21 @@ def _draw_runs(axes, curves: Sequence[Sequence[float]], color: str, **style) -> 
 
 def diagnosis_table(diagnoses: Sequence[Diagnosis]) -> str:
     """Markdown: a row per model and label set, then the curves over the layers."""
-    lines = ["| model | set | masked % | unmasked % | loss | codes predicted | entropy, bits (labels / predicted) |"]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|")
-    for diagnosis in diagnoses:
-        for clusters, values in diagnosis["sets"].items():
-            lines.append(
-                f"| {diagnosis['name']} | {clusters} | {100 * values['masked_accuracy']:.2f} | "
-                f"{100 * values['unmasked_accuracy']:.2f} | {values['loss']:.3f} | {values['predicted_codes']:.0f} | "
-                f"{values['label_entropy_bits']:.2f} / {values['predicted_entropy_bits']:.2f} |"
-            )
+    header = "model", "set", "masked %", "unmasked %", "loss", "codes predicted", "entropy, bits (labels / predicted)"
+    rows = [
+        (
+            diagnosis["name"],
+            clusters,
+            f"{100 * values['masked_accuracy']:.2f}",
+            f"{100 * values['unmasked_accuracy']:.2f}",
+            f"{values['loss']:.3f}",
+            f"{values['predicted_codes']:.0f}",
+            f"{values['label_entropy_bits']:.2f} / {values['predicted_entropy_bits']:.2f}",
+        )
+        for diagnosis in diagnoses
+        for clusters, values in diagnosis["sets"].items()
+    ]
+    lines = [markdown_table(header, rows, text_columns=[0])]
     for diagnosis in diagnoses:
         curves = {
             f"cosine of the views, {mode}, {kind} frames": values

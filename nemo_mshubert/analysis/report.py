@@ -22,6 +22,7 @@ from nemo_mshubert.analysis.curves import Plot, comparison_plots, learning_rate_
 from nemo_mshubert.analysis.findings import Table, sections
 from nemo_mshubert.analysis.report_tables import clock, missing_parts, score_tables, setup_tables, tables
 from nemo_mshubert.analysis.run_folder import Run
+from nemo_mshubert.markdown import markdown_table
 
 SHOWN_ALONE = 2  # pre-trainings with plots of their own; more share plots
 
@@ -31,15 +32,13 @@ SHOWN_ALONE = 2  # pre-trainings with plots of their own; more share plots
 def markdown_report(run: Run) -> str:
     """The tables for a terminal, and what is missing."""
     found = [table for section in sections(run.findings) for table in section.tables]
-    parts = [_markdown_table(table) for table in [*tables(run), *found]]
+    parts = [_titled(table) for table in [*tables(run), *found]]
     return "\n\n".join([*parts, *(f"*{sentence}*" for sentence in missing_parts(run))])
 
 
-def _markdown_table(table: Table) -> str:
-    rule = ["---" if column in table.text_columns else "---:" for column in range(len(table.header))]
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in (table.header, rule, *table.rows)]
-    lines = [f"**{table.title}**", "", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join(lines + (["", table.note] if table.note else []))
+def _titled(table: Table) -> str:
+    parts = [f"**{table.title}**", markdown_table(table.header, table.rows, table.text_columns), table.note]
+    return "\n\n".join(filter(None, parts))
 
 
 # --- HTML ------------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ import torch
 
 from nemo_mshubert.data.manifest import PathLike, atomic_write
 from nemo_mshubert.device import available_cores
+from nemo_mshubert.markdown import markdown_table
 
 NOT_MEASURED = "not measured"
 TIMED_SECONDS = 0.25  # between two synchronisations with a GPU, so that launches overlap with its work as in training
@@ -171,16 +172,12 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def markdown_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """One line per row; values that are absent or None read "not measured"."""
-    lines = ["| " + " | ".join(column.heading for column in columns) + " |", "|" + "---|" * len(columns)]
-    for row in rows:
-        values = (row.get(column.key) for column in columns)
-        cells = [
-            NOT_MEASURED if value is None else format(value, column.format) for value, column in zip(values, columns)
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def table_of(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """Markdown; values that are absent or None read "not measured"."""
+    cells = (
+        [NOT_MEASURED if row.get(key) is None else format(row[key], form) for key, _, form in columns] for row in rows
+    )
+    return markdown_table([column.heading for column in columns], cells)
 
 
 def publish(
@@ -204,7 +201,7 @@ def publish(
             if output:
                 _write_json(output, report)
     finally:
-        print(markdown_table(report["rows"], columns))
+        print(table_of(report["rows"], columns))
 
 
 def _write_json(path: PathLike, report: Dict[str, Any]) -> None:

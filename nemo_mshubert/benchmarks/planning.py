@@ -32,8 +32,10 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 import torch
 from omegaconf import DictConfig
 
+from nemo_mshubert.benchmarks.measurement import NOT_MEASURED
 from nemo_mshubert.benchmarks.pretraining_step import encoder_options
 from nemo_mshubert.data.manifest import PathLike
+from nemo_mshubert.markdown import markdown_table
 from nemo_mshubert.models.training_setup import num_data_parts
 from nemo_mshubert.modules.frames import FRAME_RATE
 from nemo_mshubert.modules.label_heads import LabelHeads
@@ -267,8 +269,6 @@ def _labelling(hours: float, reports: Reports) -> Line:
 
 def plan_table(lines: Sequence[Line]) -> str:
     """Markdown."""
-    rows = ["| quantity | value | from |", "|---|---|---|"]
-    for line in lines:
-        value = "not measured" if line.value is None else f"{line.value:,.4g} {line.unit}".strip()
-        rows.append(f"| {line.quantity} | {value} | {line.source} |")
-    return "\n".join(rows)
+    values = (NOT_MEASURED if line.value is None else f"{line.value:,.4g} {line.unit}".strip() for line in lines)
+    rows = [(line.quantity, value, line.source) for line, value in zip(lines, values)]
+    return markdown_table(("quantity", "value", "from"), rows)

@@ -20,6 +20,7 @@ from typing import Any, Dict, NamedTuple
 
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike, atomic_write
+from nemo_mshubert.markdown import markdown_table
 
 Results = Dict[str, Dict[str, Dict[str, Any]]]  # name of a manifest -> decoding -> summary
 
@@ -102,14 +103,12 @@ def write_results(path: PathLike, model: str, weights: str, stored: Stored) -> N
 
 def results_table(results: Results) -> str:
     """Markdown table."""
-    header = "| manifest | decoding | utterances | words | WER % | sub | ins | del | CER % |"
-    rows = [header, "|---|---|---|---|---|---|---|---|---|"]
+    rows = []
     for manifest, by_decoder in results.items():
         for decoder, summary in by_decoder.items():
             words = summary["words"]
-            rows.append(
-                f"| {manifest} | {decoder} | {summary['utterances']} | {words['reference_length']} | "
-                f"{100 * summary['wer']:.2f} | {words['substitutions']} | {words['insertions']} | "
-                f"{words['deletions']} | {100 * summary['cer']:.2f} |"
-            )
-    return "\n".join(rows)
+            counts = [words[key] for key in ("substitutions", "insertions", "deletions")]
+            rates = f"{100 * summary['wer']:.2f}", *counts, f"{100 * summary['cer']:.2f}"
+            rows.append((manifest, decoder, summary["utterances"], words["reference_length"], *rates))
+    header = "manifest", "decoding", "utterances", "words", "WER %", "sub", "ins", "del", "CER %"
+    return markdown_table(header, rows, text_columns=[0, 1])

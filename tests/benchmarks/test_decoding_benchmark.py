@@ -25,7 +25,7 @@ import torch
 pytest.importorskip("flashlight.lib.text", reason="the beam search needs flashlight-text")
 
 from nemo_mshubert.benchmarks import decoding  # noqa: E402
-from nemo_mshubert.benchmarks.measurement import markdown_table  # noqa: E402
+from nemo_mshubert.benchmarks.measurement import table_of  # noqa: E402
 from nemo_mshubert.decoding.config import read_config  # noqa: E402
 from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS, write_lexicon  # noqa: E402
 from nemo_mshubert.decoding.log_probs import write_log_probs  # noqa: E402
@@ -94,7 +94,7 @@ def test_without_pyctcdecode_its_row_says_so(arguments, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     rows = decoding.benchmark(**{**arguments, "beams": [5]})
     assert "wer" not in rows[-1] and rows[0]["wer"] == 0.0
-    table = markdown_table(rows, decoding.COLUMNS).splitlines()
+    table = table_of(rows, decoding.COLUMNS).splitlines()
     assert table[-1] == "| pyctcdecode | 5 | 1 | not measured | not measured | not measured |"
 
 

@@ -27,10 +27,10 @@ from nemo_mshubert.benchmarks.measurement import (
     CLEAR_REFS,
     Column,
     calls_per_timing,
-    markdown_table,
     median_seconds,
     peak_gib,
     publish,
+    table_of,
 )
 
 pytestmark = pytest.mark.unit
@@ -103,7 +103,7 @@ def test_peak_is_that_of_the_step_and_not_of_the_process():
 
 def test_table_says_what_was_not_measured():
     rows = [{"name": "ours", "speed": 12.34}, {"name": "theirs"}, {"name": "none", "speed": None}]
-    assert markdown_table(rows, COLUMNS).splitlines() == [
+    assert table_of(rows, COLUMNS).splitlines() == [
         "| row | audio-s/s |",
         "|---|---|",
         "| ours | 12.3 |",

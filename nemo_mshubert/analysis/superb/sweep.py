@@ -47,6 +47,7 @@ from nemo_mshubert.data.manifest import PathLike, atomic_write, iter_manifest, u
 from nemo_mshubert.decoding.error_rates import ErrorCounts
 from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
 from nemo_mshubert.device import one_device
+from nemo_mshubert.markdown import markdown_table
 from nemo_mshubert.models.step_guard import NonFiniteTrainingError
 
 logger = logging.getLogger(__name__)
@@ -338,13 +339,15 @@ def test_probe(probe: CtcProbe, data: ProbeData, split: str) -> Dict[str, Any]:
 def results_table(results: Dict[str, Any]) -> str:
     """Markdown: the sweep, then the test sets."""
     metric, best = results["metric"], results["best"]
-    lines = [f"| learning rate | dev {metric} % | update |", "|---:|---:|---:|"]
+    sweep = []
     for row in results["sweep"]:
         error = "diverged" if row["dev_error"] is None else f"{100 * row['dev_error']:.2f}"
         chosen = " (chosen)" if row is best or row == best else ""
-        lines.append(f"| {row['learning_rate']:g}{chosen} | {error} | {row.get('update', '')} |")
-    lines += ["", f"| test set | {metric} % | sub | ins | del | reference |", "|---|---:|---:|---:|---:|---:|"]
-    for name, test in results["tests"].items():
-        counts = " | ".join(str(test[key]) for key in ErrorCounts._fields)
-        lines.append(f"| {name} | {100 * test['rate']:.2f} | {counts} |")
-    return "\n".join(lines)
+        sweep.append((f"{row['learning_rate']:g}{chosen}", error, row.get("update", "")))
+    tests = [
+        (name, f"{100 * test['rate']:.2f}", *(test[key] for key in ErrorCounts._fields))
+        for name, test in results["tests"].items()
+    ]
+    rates = markdown_table(("learning rate", f"dev {metric} %", "update"), sweep, text_columns=[])
+    header = "test set", f"{metric} %", "sub", "ins", "del", "reference"
+    return f"{rates}\n\n{markdown_table(header, tests, text_columns=[0])}"

@@ -25,6 +25,7 @@ from nemo_mshubert.decoding.table1.cells import Cells
 from nemo_mshubert.decoding.table1.reported import REPORTED, SETS
 from nemo_mshubert.decoding.table1.spec import Table1Spec
 from nemo_mshubert.decoding.table1.step import Step, is_current, is_finished
+from nemo_mshubert.markdown import markdown_table
 
 ABSENT = "-"
 
@@ -91,13 +92,13 @@ def _numbers(row: List[Cell]) -> List[str]:
     return [text for cell in row for text in (_number(cell.reported, 1), _number(cell.wer, 2))]
 
 
-def markdown_table(cells: List[Cell]) -> str:
+def wer_table(cells: List[Cell]) -> str:
     """WER in percent; per set a column of the paper's and a column of ours; below, what was left out as outdated."""
     rows = _rows(cells)
     sets = [cell.evaluation_set for cell in next(iter(rows.values()))]
     columns = [f"{name} {whose}" for name in sets for whose in ("reported", "ours")]
-    lines = ["| split | model | " + " | ".join(columns) + " |", "|---|---|" + "---:|" * len(columns)]
-    lines += [f"| {split} | {method} | {' | '.join(_numbers(row))} |" for (split, method), row in rows.items()]
+    numbers = [(split, method, *_numbers(row)) for (split, method), row in rows.items()]
+    lines = [markdown_table(("split", "model", *columns), numbers, text_columns=[0, 1])]
     outdated = [f"{cell.method}, {cell.split}, {cell.evaluation_set}" for cell in cells if cell.outdated]
     if outdated:
         lines += ["", f"Left out, of other settings or files than the spec names now: {'; '.join(outdated)}."]
@@ -150,7 +151,7 @@ def csv_table(cells: List[Cell]) -> str:
 def write_tables(spec: Table1Spec, conf: Path) -> str:
     """Write ``table1.md``, ``.csv`` and ``.tex`` into the output folder; returns the Markdown."""
     cells = list(table_cells(spec, conf))
-    markdown = markdown_table(cells)
+    markdown = wer_table(cells)
     for suffix, text in (("md", markdown), ("csv", csv_table(cells)), ("tex", latex_table(cells))):
         with atomic_write(Path(spec.output) / f"table1.{suffix}") as stream:
             stream.write(text)

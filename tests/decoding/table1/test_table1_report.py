@@ -24,7 +24,7 @@ import pytest
 
 from nemo_mshubert.decoding.evaluation import error_summary
 from nemo_mshubert.decoding.table1.cells import Cells
-from nemo_mshubert.decoding.table1.report import csv_table, latex_table, markdown_table, table_cells, write_tables
+from nemo_mshubert.decoding.table1.report import csv_table, latex_table, table_cells, wer_table, write_tables
 from nemo_mshubert.decoding.table1.reported import REPORTED, SETS
 from nemo_mshubert.decoding.table1.spec import read_spec
 from nemo_mshubert.decoding.table1.step import STEP_FILE, write_record
@@ -79,7 +79,7 @@ def finish(spec):
 
 
 def test_markdown_has_both_columns_and_every_method(spec):
-    lines = markdown_table(list(table_cells(spec, CONF))).splitlines()
+    lines = wer_table(list(table_cells(spec, CONF))).splitlines()
     assert lines[0] == "| split | model | " + " | ".join(f"{name} reported | {name} ours" for name in SETS) + " |"
     assert "| 1h | MS-HuBERT | 5.6 | - | 10.9 | - | 5.9 | 40.00 | 11.3 | - |" in lines
     assert "| 1h | WavLM | - | - | - | - | 5.7 | - | 10.8 | - |" in lines
@@ -138,7 +138,7 @@ def test_results_of_other_settings_are_left_out_and_named(spec, tmp_path, change
     cells = list(table_cells(spec, CONF))
     assert all(cell.ours is None for cell in cells)
     note = "Left out, of other settings or files than the spec names now: MS-HuBERT, 1h, test-clean.\n"
-    assert markdown_table(cells).endswith(f"|\n\n{note}")
+    assert wer_table(cells).endswith(f"|\n\n{note}")
 
 
 def test_sets_of_other_corpora_have_columns_of_their_own(write_spec, tmp_path):

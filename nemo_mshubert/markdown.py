@@ -1,0 +1,38 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Tables in Markdown."""
+
+from typing import Any, Collection, Iterable, Optional, Sequence
+
+
+def markdown_table(
+    header: Sequence[str], rows: Iterable[Sequence[Any]], text_columns: Optional[Collection[int]] = None
+) -> str:
+    """One line per row.
+
+    Args:
+        text_columns: which, from 0, are set left; the others, of numbers, right. All are, without it.
+    """
+    is_text = [text_columns is None or column in text_columns for column in range(len(header))]
+    lines = [_line(header), "|" + "".join("---|" if text else "---:|" for text in is_text), *map(_line, rows)]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[Any]) -> str:
+    return f"| {' | '.join(_escaped(cell) for cell in cells)} |"
+
+
+def _escaped(cell: Any) -> str:
+    return str(cell).replace("|", "\\|")
