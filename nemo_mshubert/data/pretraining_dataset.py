@@ -106,7 +106,8 @@ class PretrainingDataset(torch.utils.data.Dataset):
     def _read(self, cut: Cut, labels: FrameLabels, start_frame: int, num_frames: int):
         """Samples of the crop, or None (logged and counted) where the audio cannot be read."""
         segment_start = 0  # of the labelled segment within the recording; a tar member holds the segment alone
-        if labels.offset and cut.recording.num_samples > labels.num_samples:
+        surplus = cut.recording.num_samples - labels.num_samples  # beside the segment, or of a decoder
+        if labels.offset and surplus > labels.offset * cut.sampling_rate / 2:
             segment_start = round(labels.offset * cut.sampling_rate)
         start = segment_start + start_frame * HOP_SAMPLES
         num_samples = (num_frames - 1) * HOP_SAMPLES + RECEPTIVE_FIELD_SAMPLES

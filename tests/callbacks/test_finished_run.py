@@ -14,11 +14,14 @@
 
 """A run that was killed between its last checkpoint and its ``.nemo``."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
 from omegaconf import OmegaConf
 
+from nemo_mshubert.callbacks import finished_run
 from nemo_mshubert.callbacks.finished_run import FinishedRun
 from nemo_mshubert.data.pretraining_dataset import collate
 from nemo_mshubert.models.loading import restore_model
@@ -75,3 +78,19 @@ def test_so_do_ranks_that_share_a_model(config, tmp_path):
     (last,) = tmp_path.glob("*last.ckpt")
     run_on_ranks(2, trained, last)
     assert all(torch.equal(value, expected[name]) for name, value in restore_model(path).state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "begun_at, max_steps, is_told", [(0, 3, False), (3, 3, True), (None, 3, True), (3, -1, False)]
+)
+def test_a_run_that_trains_nothing_says_so(monkeypatch, begun_at, max_steps, is_told):
+    """The same name with another learning rate: the results would be taken for those of the new one."""
+    warnings = []
+    monkeypatch.setattr(finished_run.logging, "warning", warnings.append)
+    trainer = SimpleNamespace(max_steps=max_steps, global_step=begun_at, checkpoint_callback=None)
+    finished = FinishedRun()
+    if begun_at is not None:
+        finished.on_train_start(trainer, None)
+    trainer.global_step = 3
+    finished.on_fit_end(trainer, None)
+    assert [warning.partition(":")[0] for warning in warnings] == ["Nothing was trained"] * is_told

@@ -33,7 +33,7 @@ from lightning.pytorch.loggers.logger import Logger
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
-from nemo_mshubert.callbacks import data_wait, rank_watch
+from nemo_mshubert.callbacks import data_wait, preemption, rank_watch
 from nemo_mshubert.callbacks.configured_schedule import ConfiguredSchedule
 from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted, take_time_limit
@@ -136,6 +136,24 @@ def test_the_time_limit_is_nemos_option():
         take_time_limit(OmegaConf.create({"max_time_per_run": "4h"}))
     with pytest.raises(ValueError, match="max_time_per_run=229800: expected .* in quotes"):
         take_time_limit(OmegaConf.create("max_time_per_run: 1:03:50:00"))  # base 60, says YAML
+
+
+def test_a_time_limit_may_be_of_days(monkeypatch):
+    """One of a day and an hour ended every job behind its first hour."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(preemption, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    fit_loop = SimpleNamespace(_should_accumulate=lambda: False)
+    trainer, module = SimpleNamespace(fit_loop=fit_loop, checkpoint_callback=None), SimpleNamespace(device="cpu")
+    limit = SaveWhenPreempted(timedelta(days=1, hours=1))
+    limit.on_train_start(trainer, module)
+    try:
+        clock.now += 25 * 3600 - 1
+        limit.on_train_batch_end(trainer, module, None, None, 0)
+        clock.now += 1
+        with pytest.raises(SystemExit):
+            limit.on_train_batch_end(trainer, module, None, None, 1)
+    finally:
+        limit.on_fit_end(trainer, module)
 
 
 @pytest.mark.parametrize("micro_batch", [4, 5])
@@ -320,6 +338,20 @@ def test_a_resumed_run_takes_the_optimizer_of_its_config(config, tmp_path):
     assert options == (0.3, (0.9, 0.95)) and {int(state["step"]) for state in moments.values()} == {3}
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_options_of_parts_are_those_of_the_checkpoint(groups):
+    """The only optimizer takes all options of its config but the rate; of several parts each has options of its own."""
+    parts = [{"params": [torch.nn.Parameter(torch.ones(1))]} for _ in range(groups)]
+    optimizer = torch.optim.AdamW(parts, lr=0.1, eps=1e-6, betas=(0.8, 0.9), weight_decay=0.3)
+    found = {"lr": 0.05, "eps": 1e-8, "betas": (0.9, 0.98), "weight_decay": 0.01}
+    for group in optimizer.param_groups:
+        group.update(found)
+    ConfiguredSchedule().on_train_start(SimpleNamespace(optimizers=[optimizer]), None)
+    expected = {"lr": 0.05, "eps": 1e-6, "betas": (0.8, 0.9), "weight_decay": 0.3} if groups == 1 else found
+    for group in optimizer.param_groups:
+        assert {name: group[name] for name in expected} == expected
+
+
 class Saves(pl.Callback):
     """At which micro-batch checkpoints are written."""
 
@@ -402,6 +434,40 @@ def test_end_of_a_hung_run_is_an_error(monkeypatch, config):
     trainer = quiet_trainer()
     RankWatch()._end(trainer, [3], "forward pass, batch 7")
     assert codes == [70] and "rank 3 of 1 hangs in: forward pass, batch 7" in messages[0]
+
+
+def test_marks_say_the_phase():
+    """One that hangs in its file system would be looked for in its GPU."""
+    watch, trainer, module = RankWatch(), SimpleNamespace(world_size=2), None
+    hooks = {
+        "forward pass, batch 1": lambda: watch.on_train_batch_start(trainer, module, None, 0),
+        "backward pass, batch 1": lambda: watch.on_before_backward(trainer, module, None),
+        "update, batch 1": lambda: watch.on_before_optimizer_step(trainer, module, None),
+        "loading data, batch 1": lambda: watch.on_train_batch_end(trainer, module, None, None, 0),
+        "forward pass, batch 2": lambda: watch.on_train_batch_start(trainer, module, None, 1),
+    }
+    for expected, hook in hooks.items():
+        hook()
+        assert furthest_behind({1: rank_watch._parse(watch._latest)}) == ([1], expected)
+
+
+@pytest.mark.parametrize("end", ["on_train_end", "on_exception"])
+def test_a_rank_that_is_done_is_not_watched(end):
+    """While it writes its last files, or its error, it comes no further and would be said to hang."""
+    watch, stopped = RankWatch(), []
+    watch._watch = SimpleNamespace(stop=lambda: stopped.append(end))
+    getattr(watch, end)(None, None, *[KeyboardInterrupt()] * (end == "on_exception"))
+    assert stopped == [end]
+
+
+def test_ranks_that_this_process_has_started_end_with_it(monkeypatch):
+    """Left behind, they would hold the GPUs, and the next job would find no memory on them."""
+    ended = []
+    monkeypatch.setattr(rank_watch.os, "_exit", lambda code: ended.append(f"exit {code}"))
+    launcher = SimpleNamespace(kill=lambda number: ended.append(f"kill {number}"))
+    trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(launcher=launcher))
+    RankWatch()._end(trainer, [1], "update, batch 7")
+    assert ended == [f"kill {int(signal.SIGKILL)}", "exit 70"]
 
 
 # --- Waiting for data ------------------------------------------------------------------------------------------------

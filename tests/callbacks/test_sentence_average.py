@@ -14,6 +14,8 @@
 
 """Updates of fine-tuning as means over utterances, over two gloo ranks too."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from nemo.collections.asr.models import ASRModel
@@ -96,3 +98,17 @@ def test_ranks_share_an_update(letters_path, expected, tmp_path):
     for found in run_on_ranks(2, rank):
         for name, value in expected[0].items():
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.unit
+def test_every_update_counts_its_own_utterances():
+    """Counted since the start of the run, they would make its updates ever smaller."""
+    average, module = SentenceAverage(), torch.nn.Linear(1, 1)
+    module.device = torch.device("cpu")
+    trainer = SimpleNamespace(accumulate_grad_batches=2, world_size=1)
+    for micro_batches in ((3, 1), (5,), (2, 8)):
+        for number, utterances in enumerate(micro_batches):
+            average.on_train_batch_start(trainer, module, (None, torch.ones(utterances)), number)
+        module.weight.grad = torch.ones(1, 1)
+        average.on_before_optimizer_step(trainer, module, None)
+        assert module.weight.grad.item() == pytest.approx(2 / sum(micro_batches))

@@ -26,6 +26,7 @@ from nemo_mshubert.data.labels import (
     FrameLabels,
     _header_samples,
     check_labelled_manifest,
+    check_labels_of,
     check_maker,
     cluster_usage,
 )
@@ -242,3 +243,20 @@ def test_an_offset_behind_the_end_is_named(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(16000, np.float32), 16000)
     with pytest.raises(ValueError, match="m.json:3: the offset of 2.0 s is not within the 1.0 s"):
         _header_samples({"audio_filepath": str(tmp_path / "a.wav"), "offset": 2.0}, "m.json:3")
+
+
+@pytest.mark.unit
+def test_the_first_lines_are_checked_without_their_audio(tmp_path):
+    """A training starts with this look; labels of another k-means, or a set less, would end it at a later batch."""
+    good = {"audio_filepath": "gone.wav", "labels": field()}
+    bad = {
+        "another maker": (field(maker="f" * 16), f"m.json:3: labels of label maker ffff.* expected {MAKER}"),
+        "another set": (make_labels(clusters=30).to_manifest(), r"m.json:3: the label sets \[20\] are missing"),
+        "no labels": (None, 'm.json:3: no "labels" object'),
+    }
+    for labels, message in bad.values():
+        write_manifest(tmp_path / "m.json", [good, good, {**good, "labels": labels}])
+        check_labels_of(tmp_path / "m.json", MAKER, [20], lines=2)
+        for lines in (3, None):
+            with pytest.raises(ValueError, match=message):
+                check_labels_of(tmp_path / "m.json", MAKER, [20], lines)

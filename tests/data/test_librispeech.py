@@ -243,3 +243,35 @@ def test_manifest_lines_are_json_in_one_line_each(corpus, tmp_path):
     prepare_librispeech(corpus, tmp_path / "out")
     lines = (tmp_path / "out/dev-clean.json").read_text().splitlines()
     assert len(lines) == 3 and all(isinstance(json.loads(line), dict) for line in lines)
+
+
+@pytest.mark.unit
+def test_hidden_files_are_no_part_of_the_corpus(corpus, tmp_path):
+    """macOS leaves "._" files beside those it copies: every utterance would be a problem, or one of rubbish."""
+    expected = prepare_librispeech(corpus, tmp_path / "before")
+    chapter = corpus / "LibriSpeech/dev-clean/84/121123"
+    for path in [*chapter.iterdir()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07Mac OS X")
+    for folder in (chapter.parent / ".AppleDouble", chapter.parents[1] / ".cache" / "1"):
+        folder.mkdir(parents=True)
+    (chapter.parents[1] / ".DS_Store").touch()
+    assert prepare_librispeech(corpus, tmp_path / "out") == expected
+
+
+@pytest.mark.unit
+def test_utterances_without_a_sound_transcript_are_left_out(corpus, tmp_path):
+    """With --skip_broken, too, no digit reaches the vocabulary, and of two transcripts the first stays."""
+    path = corpus / "LibriSpeech/dev-clean/84/121123/84-121123.trans.txt"
+    path.write_text("84-121123-0000 CHAPTER 12\n84-121123-0001 BUT IT'S HE\n84-121123-0001 TWICE\n")
+    entries = prepare_librispeech(corpus, tmp_path / "out", skip_broken=True)["dev-clean"]
+    texts = {entry["utt_id"]: entry["text"] for entry in entries}
+    assert texts == {"174-50561-0000": "forgotten too", "84-121123-0001": "but it's he"}
+
+
+@pytest.mark.unit
+def test_durations_are_seconds_at_any_rate(corpus, tmp_path):
+    """Of a corpus in this layout at 44.1 kHz they were those of another: loaders pass over such lines, or end."""
+    path = corpus / "LibriSpeech/dev-clean/84/121123/84-121123-0001.flac"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.1, 0.1, 55125), 44100)
+    entry = prepare_librispeech(corpus, tmp_path / "out")["dev-clean"][-1]
+    assert (entry["utt_id"], entry["duration"], entry["sampling_rate"]) == ("84-121123-0001", 1.25, 44100)

@@ -199,3 +199,47 @@ def test_archive_cannot_write_outside(tmp_path):
 def test_unknown_name_is_not_downloaded(tmp_path):
     with pytest.raises(ValueError, match="Cannot download dev-claen.*dev-clean"):
         download_corpora(tmp_path, ["dev-claen"])
+
+
+@pytest.mark.unit
+def test_what_is_there_is_not_unpacked_again(corpus, tmp_path):
+    """All archives of LibriSpeech hold SPEAKERS.TXT; one that was corrected by hand, or a subset, must stay."""
+    tar_of(corpus / "LibriSpeech", tmp_path / "a.tar.gz")
+    (tmp_path / "new").mkdir()
+    extract(tmp_path / "a.tar.gz", tmp_path / "new")
+    unpacked = tmp_path / "new" / "LibriSpeech"
+    (unpacked / "SPEAKERS.TXT").write_text("corrected")
+    (unpacked / "dev-clean" / "84" / "121123" / "84-121123.trans.txt").write_text("corrected")
+    extract(tmp_path / "a.tar.gz", tmp_path / "new")
+    corrected = {path.name for path in unpacked.rglob("*") if path.is_file() and path.read_bytes() == b"corrected"}
+    assert corrected == {"SPEAKERS.TXT", "84-121123.trans.txt"} and not list(unpacked.parent.rglob(".unpacking*"))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Names of the archives that are downloaded, none of which is."""
+    names = []
+    module = "nemo_mshubert.data.librispeech_download"
+    monkeypatch.setattr(f"{module}.download", lambda archive, path: names.append((archive.url.split("/")[-1], path)))
+    monkeypatch.setattr(f"{module}.extract", lambda path, destination: None)
+    return names
+
+
+@pytest.mark.unit
+def test_manifests_of_several_folders_get_all_their_archives(tmp_path, asked):
+    """train-960 is three archives; the sets of Libri-Light are all of one, which is fetched once."""
+    download_corpora(tmp_path, ["train-960", "10min", "1h", "10h", "dev-clean"])
+    train = [f"train-{kind}.tar.gz" for kind in ("clean-100", "clean-360", "other-500")]
+    expected = [*train, "librispeech_finetuning.tgz", "dev-clean.tar.gz"]
+    assert asked == [(name, tmp_path / name) for name in expected]
+
+
+@pytest.mark.unit
+def test_what_is_there_without_its_archive_is_not_fetched_again(tmp_path, asked):
+    """Sixty gigabytes, where the archives were deleted to save disk; wherever the folders lie."""
+    for folder in ("LibriSpeech/dev-clean", "dev-other", "librispeech_finetuning"):
+        (tmp_path / folder).mkdir(parents=True)
+    download_corpora(tmp_path, ["dev-clean", "dev-other", "10h"])
+    assert asked == []
+    download_corpora(tmp_path, ["test-clean"])
+    assert [name for name, _ in asked] == ["test-clean.tar.gz"]

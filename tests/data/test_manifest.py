@@ -191,3 +191,16 @@ def test_segments_of_one_file_have_ids_of_their_own():
     ids = [utterance_id({"audio_filepath": "far/a.wav", "offset": offset}) for offset in (1.2, 1.35, 0.0, None)]
     assert ids == ["a-1200ms", "a-1350ms", "a", "a"]
     assert utterance_id({"audio_filepath": "a.wav", "offset": 1.2, "utt_id": "mine"}) == "mine"
+
+
+def test_audio_of_another_length_than_its_line_says_is_named(tmp_path):
+    """A WAV cut short, or replaced by a longer one: labels and transcript would be of other audio."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(32000), 16000)
+    entry = {"audio_filepath": str(path)}
+    for duration in (1.6, 2.4):
+        with pytest.raises(ValueError, match=f"train.json:3: {path}: 2 s of audio, the manifest says {duration}"):
+            load_audio({**entry, "duration": duration}, "train.json:3")
+    for duration in (1.75, 2, 2.25):  # what decoders of MP3 add or take is none of these
+        assert len(load_audio({**entry, "duration": duration})) == 32000
+    assert len(load_audio({**entry, "offset": 0.5, "duration": 1})) == 16000  # of a longer file, which is right

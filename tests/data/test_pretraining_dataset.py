@@ -361,3 +361,29 @@ def test_collate_pads_both_axes():
     assert batch["audio"].sum(dim=1).tolist() == [400, 720] == batch["length"].tolist()
     assert batch["labels"][5].tolist() == [[1, -100], [2, 3]]
     assert batch["utterances"] == ["a", "b"]
+
+
+@pytest.mark.unit
+def test_the_chosen_channel_is_heard(counting_corpus, tmp_path, warnings):
+    """NeMo's channel_selector is what the warning about stereo advises: it must do, and take the channel it names."""
+    path = counting_corpus([8000])
+    samples = counting_audio(8000)
+    soundfile.write(tmp_path / "audio" / "u0.wav", np.stack([0 * samples, samples], axis=1), 16000, subtype="PCM_16")
+    batch = PretrainingDataset(MAKER, [50])[0, read_cuts(path, channel_selector=1)]
+    assert check_row(batch, 0) == (0, frame_count(8000)) and not warnings
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("surplus", [-1, 1, 80, 320])
+@pytest.mark.parametrize("offset", [0.1, 0.5])
+def test_a_labelled_segment_alone_may_be_a_hop_longer(counting_corpus, warnings, surplus, offset):
+    """Packed as MP3, say: its samples were looked for behind the offset again, and heard with labels of others."""
+    path = counting_corpus([16000 if surplus > 0 else 16080, 8000])
+    entries = read_manifest(path)
+    num_samples = entries[0]["labels"]["num_samples"] + surplus
+    soundfile.write(entries[0]["audio_filepath"], counting_audio(num_samples), 16000, subtype="PCM_16")
+    entries[0]["labels"]["offset"], entries[0]["duration"] = offset, num_samples / 16000
+    write_manifest(path, entries)
+    cuts, dataset = read_cuts(path), PretrainingDataset(MAKER, [50])
+    for number in range(10):
+        assert check_row(dataset[number, cuts], 0)[1] == frame_count(8000) and not warnings

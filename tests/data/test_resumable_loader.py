@@ -482,3 +482,11 @@ def test_ranks_share_the_check_of_the_manifests(plain, tmp_path):
         "too few for num_buckets" in told
         for told in run_on_ranks(2, check_on_a_rank, plain, [str(path) for path in parts])
     )
+
+
+@pytest.mark.unit
+def test_nothing_left_to_validate_on_is_an_error(plain):
+    """Without a val_loss the best weights are those of any update, which shows when the run has ended."""
+    plain.update(crop="pad", use_bucketing=False, max_duration=0.2)
+    with pytest.raises(ValueError, match="no utterance of 0.1 to 0.2 s.*max_duration"):
+        validation_loader(plain, PretrainingDataset("maker-one", [50], "pad"), 0, 1)

@@ -21,9 +21,10 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
-from nemo_mshubert.data.resumable_loader import training_loader
+from nemo_mshubert.data.resumable_loader import _identity, training_loader
 from nemo_mshubert.data.shard_visits import LINE, ShardProgress, VisitRecord, Visits
 from nemo_mshubert.data.tar_shards import Shard, shards_of
 from tests.data.test_resumable_loader import tarred_options
@@ -302,3 +303,31 @@ def state_of_rank():
 def test_a_checkpoint_holds_what_all_ranks_have_read():
     """Rank 0 writes it; the lines of the others would be read again."""
     assert run_on_ranks(2, state_of_rank) == [(3, 0, 0)] * 2
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "option, value",
+    [("seed", 6), ("max_duration", 0.8), ("truncate_duration", 0.6), ("keep", "checked")],
+)
+def test_whatever_numbers_the_lines_starts_epochs_anew(tarred, caplog, option, value):
+    """Resumed with another seed or filter, the record of a checkpoint would pass over lines that were never read."""
+    states = []
+    for changes in ({}, {}, {option: value}):
+        caplog.clear()
+        progress = ShardProgress()
+        if states:
+            progress.load(states[-1])
+        progress.begin(*_identity(OmegaConf.merge(tarred, changes), SHARDS, 1), 0)
+        progress.record.note([(0, 0, 5)])
+        states.append(progress.state())
+        assert ("data has changed" in caplog.text) == bool(changes)
+
+
+@pytest.mark.unit
+def test_a_dataset_of_more_shards_starts_its_epochs_anew(tarred, counting_corpus, tmp_path, caplog):
+    """Packed again into other shards, behind the same patterns: the visits of the checkpoint are of others."""
+    _, states = train(tarred, 1, 6, (0, None))
+    more = tarred_options(counting_corpus(LENGTHS), tmp_path / "more", SHARDS + 1)
+    names = [name for _, name in train(more, 1, 40, states)[0]]
+    assert len(set(names)) == len(LENGTHS) and "data has changed" in caplog.text

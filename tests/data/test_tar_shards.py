@@ -316,3 +316,22 @@ def test_shards_without_partners_are_named(tars):
     manifest.write_text(manifest.read_text().replace('"shard_id"', '"shard"'))
     with pytest.raises(ValueError, match="tarred_audio_manifest.json: a line has no 'shard_id'"):
         shards_of(str(manifest), f"{tars}/audio__OP_0..1_CL_.tar")
+
+
+@pytest.mark.unit
+def test_a_line_without_its_member_is_named_for_remote_tars_too(tars):
+    """The tar is read to its end without it: the epoch would be shorter, without a word."""
+    manifest = tars / "sharded_manifests" / "manifest_1.json"
+    (name, *_) = [json.loads(line)["audio_filepath"] for line in manifest.read_text().splitlines()]
+    manifest.write_text(manifest.read_text().replace(name, "other.wav"))
+    with pytest.raises(ValueError, match="audio_1.tar: no member other.wav, which .*manifest_1.json names"):
+        epoch_of(*patterns(tars, "pipe:cat "))
+
+
+@pytest.mark.unit
+def test_a_command_that_fails_behind_its_last_line_is_named(tars):
+    """A download that breaks off at the end of a line: the rest of the shard would never be trained on."""
+    manifest = tars / "sharded_manifests" / "manifest_1.json"
+    command = f"pipe:head -n 1 {manifest}; exec 1>&-; sleep 0.3; exit 3"
+    with pytest.raises(OSError, match="manifest_1.json.*: cannot be read to its end .*ended with 3"):
+        Shard(command, f"{tars}/audio_1.tar").entries()

@@ -388,3 +388,39 @@ def test_real_speech_survives(shared_data, tmp_path):
         assert np.array_equal(
             load_audio({"audio_filepath": str(tmp_path / "x.flac")}), load_audio({"audio_filepath": str(original)})
         )
+
+
+@pytest.mark.unit
+def test_another_seed_is_another_dataset(counting_corpus, tmp_path):
+    """Shards that are completed in another order hold some utterances twice, and others never."""
+    manifest = counting_corpus([8000, 9000])
+    make_tarred(manifest, tmp_path / "tars", 2, seed=3)
+    with pytest.raises(ValueError, match="another manifest, number of shards or seed"):
+        make_tarred(manifest, tmp_path / "tars", 2, seed=4)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["audio_1.tar", "sharded_manifests/manifest_1.json"])
+def test_a_removed_half_of_a_shard_is_made_again(counting_corpus, tmp_path, name):
+    """What `check_shards` advises for a truncated tar would find its manifest and leave the shard without one."""
+    manifest, folder = counting_corpus(LENGTHS), tmp_path / "tars"
+    make_tarred(manifest, folder, 3)
+    whole = digests(folder)
+    (folder / name).unlink()
+    make_tarred(manifest, folder, 3)
+    assert digests(folder) == whole
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 5000)], ids=["missing", "truncated"])
+@pytest.mark.parametrize("shard", range(3))
+def test_ranks_share_the_look_at_the_shards(three_shards, shard, damage):
+    """One that no rank looks at is found when its turn comes, after days."""
+    damage(three_shards / f"audio_{shard}.tar")
+    found = []
+    for rank in range(2):
+        try:
+            check_shards(*shards(three_shards, 3), rank, 2)
+        except (FileNotFoundError, ValueError) as error:
+            found.append(str(error))
+    assert len(found) == 1 and f"audio_{shard}.tar" in found[0]

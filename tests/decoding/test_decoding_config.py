@@ -61,3 +61,11 @@ def test_wrong_values_are_named(tmp_path, line, message):
         read_config(tmp_path / "c.yaml")
     with pytest.raises(FileNotFoundError, match="lexicon_beam.yaml"):
         read_config(tmp_path / "absent.yaml")
+
+
+def test_the_lexicon_is_found_from_anywhere_too(tmp_path, monkeypatch):
+    """Tuned in one folder, evaluated in another: no such lexicon, or one of the same name."""
+    config = read_config(DEFAULTS, lm="lm.bin", lexicon="lm.lexicon")
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "tuned.yaml", config, comment="")
+    assert read_config(tmp_path / "tuned.yaml").lexicon == str(tmp_path / "lm.lexicon")

@@ -198,3 +198,30 @@ def test_dev_sets_without_words_or_of_two_models_are_refused(tmp_path, dev_set, 
         paths = [dev_set["--log_probs"], tmp_path / "other.safetensors"]
         tune(config, paths, tmp_path / "t.yaml", num_trials=1, seed=0, workers=1)
     assert not (tmp_path / "t.yaml").exists()
+
+
+@pytest.mark.unit
+def test_all_dev_sets_count(tmp_path, dev_set, make_config, emit, capsys):
+    """Weights tuned on dev-clean and dev-other would be those of the first alone, as would the rates beside them."""
+    config = make_config(dev_set["--lm"], dev_set["--lexicon"])  # without weights it hears "see", too
+    other = [("v0", "the see", emit("the|se_e", ENGLISH_LABELS)), ("v1", "the", emit("the", ENGLISH_LABELS))]
+    write_log_probs(tmp_path / "other.safetensors", ENGLISH_LABELS, other)
+    paths = [tmp_path / "other.safetensors", dev_set["--log_probs"]]
+    found = tune(config, paths, tmp_path / "tuned.yaml", num_trials=1, seed=0, workers=1)
+    assert (found.greedy.errors, found.greedy.reference_length) == (3, 2 + 1 + 3 * 2)
+    assert found.best.wer == pytest.approx(3 / 9)
+    assert "5 utterances; WER without LM: 33.33 %" in capsys.readouterr().out
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("change, named", [({"seed": 1}, "seed 0"), ({"lm_weight": 1.0}, "first lm_weight 0.0")])
+def test_trials_of_another_start_are_not_resumed(tmp_path, dev_set, make_config, change, named):
+    """The search would be one that no command repeats."""
+
+    def run(seed=0, **weights):
+        config = make_config(dev_set["--lm"], dev_set["--lexicon"], **weights)
+        tune(config, [dev_set["--log_probs"]], tmp_path / "tuned.yaml", num_trials=1, seed=seed, workers=1)
+
+    run()
+    with pytest.raises(ValueError, match=f"these trials are of {named}, this search is of 1.*Remove the file"):
+        run(**change)

@@ -477,3 +477,34 @@ def test_two_manifests_of_one_name_are_refused(script, monkeypatch, capsys):
     assert "two manifests have one file name" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments[:-1], "b/dev.json"])
     assert script.parse_args().manifest == ["a/test.json", "b/dev.json"]
+
+
+# --- Kinds of errors -------------------------------------------------------------------------------------------------
+
+KINDS = ["the see is far", "a cat sat down here", "", "dogs"]  # of TEXTS: a substitution, two insertions, a deletion
+
+
+def test_kinds_of_errors_are_told_apart_in_predictions_and_table(letters_path, manifest, tmp_path):
+    """One in the other's place: a model that drops words would look like one that makes them up."""
+    model = load_ctc_model(letters_path, "cpu")
+    results = evaluate_manifest(model, manifest, tmp_path / "out", {"beam": lambda utterances, log_probs: KINDS})
+    found = [line["word_errors"] for line in read(tmp_path / "out" / "test.beam.json")]
+    kinds = ("substitutions", "insertions", "deletions")
+    assert [tuple(counts[kind] for kind in kinds) for counts in found] == [(1, 0, 0), (0, 2, 0), (0, 0, 1), (0, 0, 0)]
+    summary = error_summary([{"text": "a"}, {"text": "b"}, {"text": "c d e"}], ["x", "b y z", ""])
+    assert "| test | beam | 4 | 9 | 44.44 | 1 | 2 | 1 |" in results_table({"test": results})
+    assert "| dev | beam | 3 | 5 | 120.00 | 1 | 2 | 3 |" in results_table({"dev": {"beam": summary}})
+
+
+def test_ranks_know_the_utterances_of_their_share(letters_path, manifest, tmp_path):
+    """Else an error would name a sound utterance of another rank."""
+    model = load_ctc_model(letters_path, "cpu")
+
+    def evaluate():
+        with launched_ranks() as ranks:
+            decoders = {"names": lambda utterances, log_probs: list(utterances)}
+            return evaluate_manifest(model, manifest, tmp_path / "out", decoders, 2, ranks)
+
+    run_on_ranks(2, evaluate)
+    lines = read(tmp_path / "out" / "test.names.json")
+    assert [line["pred_text"] for line in lines] == ["u0", "u1", "u2", "u3"]

@@ -322,3 +322,15 @@ def test_a_broken_arpa_leaves_no_binary(tmp_path):
     with pytest.raises(RuntimeError, match="build_binary.*failed"):
         binarize(tmp_path / "broken.arpa", tmp_path / "lm.bin")
     assert [path.name for path in tmp_path.iterdir()] == ["broken.arpa"]
+
+
+@pytest.mark.unit
+def test_a_training_that_fails_leaves_no_lm(tmp_path):
+    """A disk that is full while lmplz writes: the half of an ARPA is one, of fewer words."""
+    (tmp_path / "bin").mkdir()
+    tool = tmp_path / "bin" / "lmplz"
+    tool.write_text("#!/bin/sh\ncat > /dev/null\necho half\nexit 1\n")
+    tool.chmod(0o755)
+    with pytest.raises(RuntimeError, match="lmplz.*failed with status 1"):
+        train_arpa(["a b"], tmp_path / "lm.arpa", 2, kenlm_folder=tmp_path / "bin")
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]

@@ -270,3 +270,59 @@ def test_damaged_cache_and_states_beyond_float16(hidden_states, lines, tmp_path)
 def _last_norm(hidden_states):
     names = dict(hidden_states.encoder.encoder.layers[-1].named_parameters())
     return [name for name in names if "norm" in name and name.endswith("weight")][-1]
+
+
+@pytest.mark.unit
+def test_the_budget_is_of_all_sets_together(hidden_states, lines, tmp_path):
+    """Training, dev and test sets are put there one after another: each with the whole budget, the disk is full."""
+    everything = FrozenFeatures(hidden_states, tmp_path / "all", 1).fill(lines).gigabytes
+    features = FrozenFeatures(hidden_states, tmp_path / "part", 0.6 * everything)
+    uses = [features.fill(part) for part in (lines[::2], lines[1::2])]
+    size = sum(path.stat().st_size for path in (tmp_path / "part").rglob("*.npy")) / 1e9
+    assert 0 < uses[0].gigabytes < size <= 0.6 * everything and uses[1].cached < len(lines[1::2])
+    assert uses[1].gigabytes == pytest.approx(size, rel=0.01)
+
+
+@pytest.mark.unit
+def test_an_interrupted_fill_leaves_whole_files(hidden_states, lines, tmp_path, monkeypatch):
+    """A file that was half written when the job ended would end every later one."""
+    features, save = FrozenFeatures(hidden_states, tmp_path, 1), np.save
+
+    def die(stream, states):
+        save(stream, states)
+        stream.truncate(100)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(np, "save", die)
+        features.fill(lines[:1])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert features.fill(lines[:1]).cached == 1 and features.load(lines[0]).ndim == 3
+
+
+@pytest.mark.unit
+def test_audio_shorter_than_a_frame_is_named(hidden_states, tmp_path):
+    """It has no states: an LSTM ends in an error that names nothing."""
+    soundfile.write(tmp_path / "short.wav", np.zeros(399), 16000)
+    line = ("dev.json:7", {"audio_filepath": str(tmp_path / "short.wav"), "duration": 399 / 16000, "text": "a"})
+    with pytest.raises(ValueError, match="dev.json:7: short: shorter than one frame. Remove the line"):
+        FrozenFeatures(hidden_states).load(line)
+
+
+@pytest.mark.unit
+def test_errors_are_of_the_reference(probe):
+    """Reference and hypothesis in each other's place: insertions as deletions, and rates of other lengths."""
+    probe.words = False
+    counts = probe.count_errors([0, 1, 2], [0])
+    assert (counts.insertions, counts.deletions, counts.reference_length) == (0, 2, 3)
+
+
+@pytest.mark.unit
+def test_more_tokens_than_frames_are_no_infinite_loss(probe):
+    """One fast speaker in the training set: every update with such an utterance would be skipped as not finite."""
+    log_probs_BTV = torch.zeros(2, 6, 5).log_softmax(dim=-1).requires_grad_()
+    targets_BN, lengths_B = torch.tensor([[0, 1, 2, 0], [0, 1, 0, 0]]), torch.tensor([4, 2])
+    frames_B = torch.tensor([3, 6])
+    loss = probe.loss(log_probs=log_probs_BTV, targets=targets_BN, input_lengths=frames_B, target_lengths=lengths_B)
+    loss.backward()
+    assert loss.isfinite() and log_probs_BTV.grad.isfinite().all() and log_probs_BTV.grad[1].any()

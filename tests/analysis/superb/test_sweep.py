@@ -272,3 +272,85 @@ def test_the_configs_are_those_of_s3prl():
     assert (pr.updates, pr.eval_every, pr.batch_size, pr.accumulate, pr.clip) == (100000, 1000, 16, 2, 1)
     assert pr.probe == {"projection": 256, "recurrent": None, "spec_augment": None} and 1e-2 in pr.learning_rates
     assert pr.stress and pr.halve_above_seconds * 16000 == 300000
+
+
+@pytest.mark.unit
+def test_the_best_checkpoint_is_tested_not_the_last(config, features, monkeypatch):
+    """Probes that are trained for too long get worse on dev: the table would be of those."""
+    errors = iter([0.5, 0.1, 0.9])
+    monkeypatch.setattr(sweep.CtcProbe, "on_validation_epoch_end", lambda self: self.log("dev_error", next(errors)))
+    cfg = config("pr", "updates=6", "eval_every=2", "learning_rates=[0.05]")
+    results = run_superb(cfg, features)
+    assert (results["best"]["update"], results["best"]["dev_error"]) == (4, pytest.approx(0.1))
+    weights = {}
+    for name in (results["best"]["checkpoint"], "last.ckpt"):
+        checkpoint = torch.load(Path(cfg.output) / "lr_0.05" / name, weights_only=False)
+        weights[name] = checkpoint["state_dict"]["weighted_sum.logits"].softmax(dim=0)
+    assert results["layer_weights"] == pytest.approx(weights[results["best"]["checkpoint"]].tolist())
+    assert results["layer_weights"] != pytest.approx(weights["last.ckpt"].tolist())
+
+
+@pytest.mark.unit
+def test_updates_are_accumulated_and_clipped_as_configured(config, features, monkeypatch):
+    """s3prl's phone recognition takes two batches for an update, whose gradient has a norm of one at most."""
+    norms = []
+
+    def note(self, outputs, batch, batch_idx):
+        norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])))
+
+    monkeypatch.setattr(sweep.CtcProbe, "on_train_batch_end", note)
+    overrides = ["updates=3", "eval_every=3", "accumulate=2", "clip=0.001"]
+    results = run_superb(config("pr", *overrides), features)
+    assert results["best"]["update"] == 3 and len(norms) == 3 * 2
+    assert norms[1::2] == pytest.approx([0.001] * 3, rel=1e-3) and min(norms[::2]) > 0.001
+
+
+@pytest.mark.unit
+def test_batches_of_long_utterances_are_halved_in_training_alone(config, features):
+    """As s3prl does: else the longest of LibriSpeech take twice the memory."""
+    cfg = config("pr", "halve_above_seconds=0.1")
+    lines = sweep.read_lines(cfg.train_manifests)
+    targets = sweep.Targets(lines, [[0]] * len(lines))
+    data = sweep.ProbeData(cfg, features, {"train": targets, "dev": targets})
+    data.trainer = SimpleNamespace(current_epoch=0)
+    assert {len(rows) for rows in data.train_dataloader().sampler} == {2}
+    assert {len(rows) for rows in data.val_dataloader().sampler} == {4}
+    cfg.halve_above_seconds = None
+    assert {len(rows) for rows in data.train_dataloader().sampler} == {4}
+
+
+@pytest.mark.unit
+def test_a_folder_of_other_transcripts_is_refused(config, features, tmp_path):
+    """Of the same audio: the sweep would choose among probes that have learned from other texts."""
+    cfg = config("asr", "updates=2", "eval_every=2", "probe.spec_augment=null", "probe.recurrent=null")
+    run_superb(cfg, features)
+    entries = read_manifest(cfg.dev_manifests[0])
+    write_manifest(tmp_path / "corrected.json", [{**entries[0], "text": "a" + entries[0]["text"]}, *entries[1:]])
+    cfg.dev_manifests = [str(tmp_path / "corrected.json")]
+    with pytest.raises(ValueError, match="a probe with other data. Give another output"):
+        run_superb(cfg, features)
+
+
+@pytest.mark.unit
+def test_kinds_of_errors_have_columns_of_their_own():
+    """A probe that drops words would look like one that makes them up."""
+    row = {"learning_rate": 0.01, "dev_error": 0.25, "update": 4}
+    test = {"rate": 0.75, "substitutions": 1, "insertions": 2, "deletions": 3, "reference_length": 8}
+    table = results_table({"metric": "PER", "sweep": [row], "best": row, "tests": {"few": test}})
+    assert "| test set | PER % | sub | ins | del | reference |" in table
+    assert table.endswith("| few | 75.00 | 1 | 2 | 3 | 8 |")
+
+
+@pytest.mark.unit
+def test_test_sets_are_scored_without_dropout(config, features):
+    """Nor SpecAugment: the best probe is chosen so, and the same set must give the same rate."""
+    cfg = config("asr", "probe.spec_augment.freq_width=4", "probe.recurrent.dropout=0.5")
+    units = sweep.Letters()
+    targets = sweep.make_targets(sweep.read_lines(cfg.train_manifests), units)
+    probe = sweep._probe(cfg, 0.02, features, units).train()
+    data, seen = sweep.ProbeData(cfg, features, {"few": targets}), []
+    decode = probe.decode
+    probe.decode = lambda log_probs_BTV, frames_B: seen.append(log_probs_BTV) or decode(log_probs_BTV, frames_B)
+    for _ in range(2):
+        sweep.test_probe(probe, data, "few")
+    assert len(seen) == 2 and torch.equal(*seen)

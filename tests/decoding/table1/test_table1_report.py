@@ -24,7 +24,14 @@ import pytest
 
 from nemo_mshubert.decoding.evaluation import error_summary
 from nemo_mshubert.decoding.table1.cells import Cells
-from nemo_mshubert.decoding.table1.report import csv_table, latex_table, table_cells, wer_table, write_tables
+from nemo_mshubert.decoding.table1.report import (
+    Cell,
+    csv_table,
+    latex_table,
+    table_cells,
+    wer_table,
+    write_tables,
+)
 from nemo_mshubert.decoding.table1.reported import REPORTED, SETS
 from nemo_mshubert.decoding.table1.spec import read_spec
 from nemo_mshubert.decoding.table1.step import STEP_FILE, write_record
@@ -147,3 +154,25 @@ def test_sets_of_other_corpora_have_columns_of_their_own(write_spec, tmp_path):
     written = [(tmp_path / "out" / f"table1.{suffix}").read_text() for suffix in ("md", "csv", "tex")]
     assert "| voices reported | voices ours |" in written[0] and "1h,MS-HuBERT,voices,,,," in written[1]
     assert r"\multicolumn{2}{c}{voices}" in written[2]
+
+
+def test_kinds_of_errors_have_columns_of_their_own():
+    """A model that drops words would look like one that makes them up."""
+    lines = [{"text": "a"}, {"text": "b"}, {"text": "c d e"}]
+    results = {name: error_summary(lines, ["x", "b y z", ""]) for name in ("lexicon_beam", "greedy")}
+    (row,) = csv.DictReader(io.StringIO(csv_table([Cell("1h", "MS-HuBERT", "test-clean", None, results)])))
+    assert (row["substitutions"], row["insertions"], row["deletions"]) == ("1", "2", "3")
+
+
+@pytest.mark.parametrize(
+    "name", ["ssl.nemo", "train.json", "dev.json", "clean.json", "test.json", "lm.arpa", "lm.lexicon"]
+)
+def test_results_of_files_that_have_changed_are_left_out(spec, tmp_path, name):
+    """A row would mix an encoder, a lexicon or a set of today with those that the other rows are of."""
+    (tmp_path / "clean.json").write_text("clean.json")
+    dev_sets = {**spec.dev_sets, "dev-clean": str(tmp_path / "clean.json")}
+    spec = replace(spec, dev_sets=dev_sets, tune_on=["dev-clean"])
+    finish(spec)
+    assert any(cell.ours for cell in table_cells(spec, CONF))
+    (tmp_path / name).write_text("another")
+    assert not any(cell.ours for cell in table_cells(spec, CONF))

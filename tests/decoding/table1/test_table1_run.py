@@ -91,6 +91,16 @@ def test_commands_hold_what_the_spec_says(spec, tmp_path):
     assert Path("m__OP_0..3_CL_.json") not in tarred.inputs  # a pattern, no file
 
 
+def test_tuning_has_the_trials_and_files_of_the_spec(spec, tmp_path):
+    """Weights of fewer trials, or for another lexicon, would be compared with those of the paper."""
+    spec.trials = 32
+    tune = Cells(spec, spec.models[0], "1h", CONF).steps()[3]
+    options = dict(zip(tune.arguments[::2], tune.arguments[1::2]))
+    files = (str(tmp_path / "lm.arpa"), str(tmp_path / "lm.lexicon"))
+    assert (options["--trials"], options["--lm"], options["--lexicon"]) == ("32", *files)
+    assert options["--output"] == str(tmp_path / "out" / "MS_HuBERT" / "1h" / "decoding" / "tuned.yaml")
+
+
 @pytest.mark.parametrize("file", ["finetune/1h.yaml", "finetune/_common.yaml", "decode/lexicon_beam.yaml"])
 def test_an_edited_recipe_is_refused(spec, run_with, tmp_path, file):
     """Half of a table with the old learning rate or beam; a checkout elsewhere with the same recipes is the same."""
