@@ -119,6 +119,7 @@ class PretrainingDataset(torch.utils.data.Dataset):
         except Exception as error:  # whatever the codec raises on a broken or missing file
             problem = reason(error)
         if problem is None:
+            self.unreadable.note_readable()
             return audio[0]
         self.unreadable.add(cut.recording.id, problem)
         return None

@@ -34,19 +34,22 @@ def reason(error: Exception) -> str:
 
 
 class UnreadableCount:
-    """Counts the utterances that one loader process could not read, each once: an endless loader meets it every epoch.
+    """Counts what one loader process could not read.
 
     Args:
-        limit: utterances that are skipped and logged before an error.
+        limit: different utterances that are skipped and logged before an error, since an endless loader meets each in
+            every epoch; also readings that may fail in a row, as those of a small corpus do where its disk is gone.
     """
 
     def __init__(self, limit: int):
         self.limit = limit
+        self.count = 0  # readings
         self._utterances: Set[str] = set()
+        self._in_a_row = 0
 
-    @property
-    def count(self) -> int:
-        return len(self._utterances)
+    def note_readable(self) -> None:
+        """An utterance was read."""
+        self._in_a_row = 0
 
     def add(self, utterance: str, problem: str) -> None:
         """Log one more.
@@ -55,10 +58,13 @@ class UnreadableCount:
             UnreadableAudioError: it is one too many.
         """
         self._utterances.add(utterance)
+        self.count += 1
+        self._in_a_row += 1
         logging.warning(f"Skipped utterance {utterance} ({self.count} so far in this process): {problem}")
-        if self.count > self.limit:
+        failed = max(len(self._utterances), self._in_a_row)
+        if failed > self.limit:
             raise UnreadableAudioError(
-                f"{self.count} utterances could not be used, the last one {utterance}: {problem}. "
+                f"{failed} utterances could not be used, the last one {utterance}: {problem}. "
                 f"Repair the data or remove the line{', or raise max_unreadable' if self.limit else ''}."
             )
 
@@ -85,6 +91,7 @@ class CountedAudio:
                 wave = torch.from_numpy(cut.load_audio()).mean(dim=0)  # [C, S] -> [S]
                 if not wave.isfinite().all():
                     raise ValueError("holds NaN or infinite samples")
+                self.unreadable.note_readable()
                 waves.append(wave)
                 readable.append(cut)
             except Exception as error:  # whatever the codec raises on a broken or missing file; NaN

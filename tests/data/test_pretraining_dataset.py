@@ -256,7 +256,20 @@ def test_a_broken_file_counts_once(counting_corpus, tmp_path, warnings):
     dataset = PretrainingDataset(MAKER, [50], max_unreadable=2)
     for _ in range(5):
         assert len(dataset[0, cuts]["utterances"]) == 1
-    assert dataset.unreadable.count == 2 and len(warnings) == 10
+    assert dataset.unreadable.count == len(warnings) == 10
+
+
+@pytest.mark.unit
+def test_a_small_corpus_that_is_gone_ends_the_run(counting_corpus, tmp_path, warnings):
+    """It has fewer files than may be broken: training would go on without audio to its last update."""
+    cuts = CutSet.from_cuts(list(read_cuts(counting_corpus([8000] * 2))))
+    for number in range(2):
+        damage(tmp_path / "audio" / f"u{number}.wav", "missing")
+    dataset = PretrainingDataset(MAKER, [50], max_unreadable=5)
+    for _ in range(2):
+        dataset[0, cuts]
+    with pytest.raises(UnreadableAudioError, match="6 utterances could not be used"):
+        dataset[0, cuts]
 
 
 @pytest.mark.unit
