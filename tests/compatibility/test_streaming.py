@@ -58,6 +58,7 @@ def pipeline_config(path, request_type, chunk_size):
             "pipeline_type": "buffered",
             "asr_decoding_type": "ctc",
             "enable_itn": False,
+            "enable_pnc": False,  # which the config of NeMo 2.7 has
             "enable_nmt": False,
             "asr_output_granularity": "segment",
             "lang": "en",
