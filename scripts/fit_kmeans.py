@@ -33,13 +33,17 @@ from nemo_mshubert.clustering.label_maker import ASSIGNMENTS, fit_label_maker
 from nemo_mshubert.clustering.labelling import sample_corpus_frames
 from nemo_mshubert.device import choose_device
 
+PAPERS_LAYER = 6
+
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", nargs="+", required=True, help="training manifests")
     parser.add_argument("--features", choices=("mfcc", "hidden"), required=True)
     parser.add_argument("--encoder", help=".nemo, Hugging Face folder, .pt or hub id (hidden)")
-    parser.add_argument("--layer", type=int, help="transformer layer, from 1 (hidden); default 6, as in the paper")
+    parser.add_argument(
+        "--layer", type=int, help=f"transformer layer, from 1 (hidden); default {PAPERS_LAYER}, as in the paper"
+    )
     parser.add_argument("--clusters", type=int, nargs="+", default=[1000, 500, 250, 125, 50, 25], help="finest first")
     parser.add_argument("--assignment", choices=ASSIGNMENTS, default="nested", help="how coarse labels are assigned")
     parser.add_argument(
@@ -52,7 +56,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.features == "hidden" and not args.encoder:
         parser.error("--features hidden needs --encoder")
-    if args.features == "mfcc" and (args.encoder or args.layer):
+    if args.features == "mfcc" and (args.encoder or args.layer is not None):
         parser.error("--encoder and --layer are for --features hidden")
     if Path(args.output).exists():
         parser.error(f"{args.output} exists, and labels may depend on it: remove it, or choose another --output")
@@ -68,7 +72,9 @@ def make_features(args: argparse.Namespace) -> FeatureMaker:
         return MfccFeatures()
     from nemo_mshubert.models.loading import load_encoder  # imports NeMo, which MFCCs do without
 
-    return HiddenFeatures(load_encoder(args.encoder), args.layer or 6, choose_device(args.device))
+    return HiddenFeatures(
+        load_encoder(args.encoder), PAPERS_LAYER if args.layer is None else args.layer, choose_device(args.device)
+    )
 
 
 def main(argv=None) -> None:

@@ -89,7 +89,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         parser.error("--alignments and --metrics_output of shards are for merge, which has all of the labels")
     if args.command == "make" and is_pickle(args.kmeans) and not (args.encoder and args.layer):
         parser.error(f"{args.kmeans} is of joblib and says not what it is of: give --encoder and --layer")
-    if args.command == "make" and args.layer and not is_pickle(args.kmeans):
+    if args.command == "make" and args.layer is not None and not is_pickle(args.kmeans):
         parser.error(f"--layer: {args.kmeans} itself says of which layer it is")
     return args
 

@@ -38,6 +38,8 @@ from nemo_mshubert.decoding.ngram import (
     train_arpa,
 )
 
+PAPERS_ORDER = 4
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     source.add_argument("--text", nargs="+", help="text or NeMo manifests to train on, plain or .gz")
     source.add_argument("--arpa", help="an ARPA (plain or .gz) to take as it is")
     parser.add_argument("--output", required=True, help="path of the results, without suffix")
-    parser.add_argument("--order", type=int, help="2 to 6; default 4, as in the paper")
+    parser.add_argument("--order", type=int, help=f"2 to 6; default {PAPERS_ORDER}, as in the paper")
     parser.add_argument(
         "--prune", type=int, nargs="+", default=[], help="drop n-grams seen at most so often, by order"
     )
@@ -57,7 +59,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--kenlm", help="folder of lmplz and build_binary, where they are not on the PATH")
     args = parser.parse_args()
-    if args.arpa and (args.order or args.prune):
+    if args.arpa and (args.order is not None or args.prune):
         parser.error("--order and --prune are for --text: an ARPA is taken as it is")
     if args.words and not Path(args.words).is_file():  # else found when the LM has been trained
         parser.error(f"{args.words}: no such word list.")
@@ -71,7 +73,13 @@ def main() -> None:
     if args.words:
         listed = listed_words(args.words)  # what is wrong with it is found before the LM has been trained
     if args.text:
-        train_arpa(normalized_sentences(args.text, labels), arpa, args.order or 4, args.prune, args.kenlm)
+        train_arpa(
+            normalized_sentences(args.text, labels),
+            arpa,
+            PAPERS_ORDER if args.order is None else args.order,
+            args.prune,
+            args.kenlm,
+        )
     words = lexicon_words(args.words, arpa) if args.words else arpa_words(arpa)
     if args.words:
         print(f"{args.words}: {len(listed) - len(words)} of {len(listed)} words left out, which the LM does not know")

@@ -580,7 +580,7 @@ def test_scripts_name_what_is_missing(corpus, tmp_path, capsys):
     for arguments, message in [
         ("--features hidden", "needs --encoder"),
         ("--features mfcc --clusters 5 10", "strictly descending"),
-        ("--features mfcc --layer 9", "--encoder and --layer are for --features hidden"),
+        ("--features mfcc --layer 0", "--encoder and --layer are for --features hidden"),
         ("--features mfcc --encoder a.nemo", "--encoder and --layer are for --features hidden"),
     ]:
         with pytest.raises(SystemExit):
