@@ -26,6 +26,8 @@ our own. Its output layer is random unless the source had one. What was assumed 
 import argparse
 import os
 
+OTHER_SUFFIXES = (".bin", ".safetensors", ".pth", ".th", ".ckpt")  # of files; it would be the name of a folder
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,6 +39,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if os.path.abspath(arguments.input) == os.path.abspath(arguments.output):
         parser.error(f"--input and --output are both {arguments.output}, which would be lost")
+    suffix = os.path.splitext(arguments.output)[1]
+    if not arguments.target and suffix in OTHER_SUFFIXES:
+        parser.error(f"--output {arguments.output}: nothing is written as {suffix}. Take .nemo, .pt or a new folder.")
     # after the options, so that --help need not wait for these imports
     from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
     from nemo_mshubert.models.loading import local_path

@@ -22,6 +22,7 @@ it.
 """
 
 import argparse
+import math
 import re
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--benchmarks", nargs="*", default=[], help="JSON files of scripts/benchmark.py")
     args = parser.parse_args(argv)
     for option in ("hours", "gpus", "gpus_per_node"):
-        if getattr(args, option) <= 0:
+        if not 0 < getattr(args, option) < math.inf:
             parser.error(f"--{option} {getattr(args, option)}: expected more than 0")
     return args
 

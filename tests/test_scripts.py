@@ -72,6 +72,10 @@ def test_layouts_offered_are_those_that_can_be_read_and_written(monkeypatch, cap
     [
         ("ssl_to_ctc.py --ssl a.nemo --output ./a.nemo", "--ssl and --output are both ./a.nemo"),
         ("convert_checkpoint.py --input a.nemo --output a.nemo", "--input and --output are both a.nemo"),
+        (
+            "convert_checkpoint.py --input a.nemo --output b.bin",
+            "nothing is written as .bin. Take .nemo, .pt or a new",
+        ),
         ("tune_decoding.py --log_probs a --output b --trials 0", "--trials 0: at least 1"),
         ("train_ngram.py --arpa a.arpa --output b --order 0", "--order and --prune are for --text"),
     ],

@@ -193,6 +193,8 @@ def test_another_file_is_refused(tmp_path, content):
         ("--parallel=fsdp", "invalid choice: 'fsdp' (choose from .*megatron_tp2"),
         ("--gpus=0", "--gpus 0: expected more than 0"),
         ("--hours=-1", "--hours -1.0: expected more than 0"),
+        ("--hours=nan", "--hours nan: expected more than 0"),
+        ("--hours=inf", "--hours inf: expected more than 0"),
     ],
 )
 def test_wrong_options_are_named(capsys, option, message):
