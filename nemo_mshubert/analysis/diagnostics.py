@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nemo_mshubert.analysis.word_segments import UTTERANCES_AT_ONCE, AllHiddenStates
+from nemo_mshubert.analysis.word_segments import AllHiddenStates, groups_of
 from nemo_mshubert.clustering.features import encoder_fingerprint
 from nemo_mshubert.clustering.kmeans import assign, fit_kmeans, sample_frames
 from nemo_mshubert.clustering.labelling import aligned_lines, audio_windows, check_aligned, window_features
@@ -211,8 +211,8 @@ def _masked_batches(model, lines, mask_prob: float, mask_length: int) -> Iterato
     """Signals ``[B, 1, S]``, counts of samples ``[B]`` and masks ``[B, T]``, the same at every call."""
     generator = torch.Generator().manual_seed(MASK_SEED)
     for window in audio_windows(lines):
-        for first in range(0, len(window), UTTERANCES_AT_ONCE):
-            waves = [torch.from_numpy(u.samples) for u in window[first : first + UTTERANCES_AT_ONCE]]
+        for group in groups_of(window):
+            waves = [torch.from_numpy(utterance.samples) for utterance in group]
             length = torch.tensor([len(wave) for wave in waves])
             frames = [frame_count(samples) for samples in length.tolist()]
             mask_BT = span_mask(frames, mask_prob, mask_length, same_count=False, generator=generator)
@@ -256,8 +256,7 @@ def layer_pnmi(
 def _frames_with_units(states: AllHiddenStates, lines, alignments: Alignments) -> Iterator[np.ndarray]:
     """Aligned frames of each utterance, ``[T, (L + 1) D + 1]``: all hidden states, and the number of the unit."""
     for window in audio_windows(lines):
-        for first in range(0, len(window), UTTERANCES_AT_ONCE):
-            group = window[first : first + UTTERANCES_AT_ONCE]
+        for group in groups_of(window):
             for utterance, features in zip(group, window_features(group, states)):
                 units = alignments.frame_units(utterance_id(utterance.entry), len(features))
                 yield np.column_stack([features.cpu(), units])[units >= 0].astype(np.float32)

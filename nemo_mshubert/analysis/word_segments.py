@@ -343,12 +343,16 @@ class AllHiddenStates(HiddenFeatures):
         return f"hidden states of encoder {self.fingerprint}"
 
 
-def utterance_groups(lines: Iterable[Tuple[str, Dict[str, Any]]]) -> Iterator[List[Utterance]]:
-    """Utterances with their audio, `UTTERANCES_AT_ONCE` of a window at a time, those of similar lengths together."""
+def groups_of(utterances: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """`UTTERANCES_AT_ONCE` at a time, in order."""
+    for first in range(0, len(utterances), UTTERANCES_AT_ONCE):
+        yield utterances[first : first + UTTERANCES_AT_ONCE]
+
+
+def utterance_groups(lines: Iterable[Tuple[str, Dict[str, Any]]]) -> Iterator[Sequence[Utterance]]:
+    """Groups of utterances with their audio, those of similar lengths in a window together."""
     for window in audio_windows(lines):
-        window = sorted(window, key=lambda utterance: len(utterance.samples))  # less padding
-        for first in range(0, len(window), UTTERANCES_AT_ONCE):
-            yield window[first : first + UTTERANCES_AT_ONCE]
+        yield from groups_of(sorted(window, key=lambda utterance: len(utterance.samples)))  # less padding
 
 
 def pool_instances(sample: Sample, features: AllHiddenStates) -> np.ndarray:

@@ -175,9 +175,7 @@ def _read_normalize(folder: Path) -> Optional[bool]:
 
 
 def refuse_weights_alone(path: Path) -> None:
-    """Raises:
-    ValueError: a file of the folder that `read_huggingface` reads.
-    """
+    """Raise ``ValueError`` for a file out of the folder that `read_huggingface` reads."""
     if path.suffix == ".safetensors" or path.name == "pytorch_model.bin":
         raise ValueError(f"{path}: give its folder, which holds config.json too.")
 

@@ -221,6 +221,19 @@ def damage(path, kind):
         path.write_bytes(b"not audio" * 100)
 
 
+@pytest.fixture
+def cuts_with_missing(counting_corpus, tmp_path):
+    """``cuts_with_missing(4, 3)``: cuts of four utterances, three of whose files are gone since their headers were read."""
+
+    def make(total, missing):
+        cuts = CutSet.from_cuts(list(read_cuts(counting_corpus([8000] * total))))
+        for number in range(missing):
+            damage(tmp_path / "audio" / f"u{number}.wav", "missing")
+        return cuts
+
+    return make
+
+
 @pytest.mark.unit
 @pytest.mark.parametrize("kind", ["nan", "inf", "truncated", "missing", "garbage"])
 def test_unreadable_audio_is_skipped_named_and_counted(counting_corpus, tmp_path, warnings, kind):
@@ -237,22 +250,18 @@ def test_unreadable_audio_is_skipped_named_and_counted(counting_corpus, tmp_path
 
 
 @pytest.mark.unit
-def test_too_many_unreadable_files_end_the_run(counting_corpus, tmp_path, warnings):
+def test_too_many_unreadable_files_end_the_run(cuts_with_missing, warnings):
     """A disk that is gone must not be trained around."""
-    cuts = CutSet.from_cuts(list(read_cuts(counting_corpus([8000] * 4))))
-    for number in range(3):
-        damage(tmp_path / "audio" / f"u{number}.wav", "missing")
+    cuts = cuts_with_missing(4, 3)
     with pytest.raises(UnreadableAudioError, match="(?s)3 utterances could not be used.*u2.*max_unreadable"):
         PretrainingDataset(MAKER, [50], max_unreadable=2)[0, cuts]
     assert len(PretrainingDataset(MAKER, [50], max_unreadable=3)[0, cuts]["utterances"]) == 1
 
 
 @pytest.mark.unit
-def test_a_broken_file_counts_once(counting_corpus, tmp_path, warnings):
+def test_a_broken_file_counts_once(cuts_with_missing, warnings):
     """The loader is endless: after a hundred epochs one broken file in a million ended the run of weeks."""
-    cuts = CutSet.from_cuts(list(read_cuts(counting_corpus([8000] * 3))))
-    for number in range(2):
-        damage(tmp_path / "audio" / f"u{number}.wav", "missing")
+    cuts = cuts_with_missing(3, 2)
     dataset = PretrainingDataset(MAKER, [50], max_unreadable=2)
     for _ in range(5):
         assert len(dataset[0, cuts]["utterances"]) == 1
@@ -260,11 +269,9 @@ def test_a_broken_file_counts_once(counting_corpus, tmp_path, warnings):
 
 
 @pytest.mark.unit
-def test_a_small_corpus_that_is_gone_ends_the_run(counting_corpus, tmp_path, warnings):
+def test_a_small_corpus_that_is_gone_ends_the_run(cuts_with_missing, warnings):
     """It has fewer files than may be broken: training would go on without audio to its last update."""
-    cuts = CutSet.from_cuts(list(read_cuts(counting_corpus([8000] * 2))))
-    for number in range(2):
-        damage(tmp_path / "audio" / f"u{number}.wav", "missing")
+    cuts = cuts_with_missing(2, 2)
     dataset = PretrainingDataset(MAKER, [50], max_unreadable=5)
     for _ in range(2):
         dataset[0, cuts]

@@ -31,7 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nemo_mshubert.analysis.audio_source import audio_place, file_state
-from nemo_mshubert.analysis.word_segments import UTTERANCES_AT_ONCE, AllHiddenStates, utterance_groups
+from nemo_mshubert.analysis.word_segments import AllHiddenStates, groups_of, utterance_groups
 from nemo_mshubert.clustering.labelling import Utterance, window_features
 from nemo_mshubert.data.manifest import PathLike, atomic_write, load_audio, utterance_id
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
@@ -130,8 +130,7 @@ class FrozenFeatures:
         """States ``float16 [T, L + 1, D]`` of what `load` returned: samples go through the encoder now."""
         rows = [row for row, array in enumerate(loaded) if array.ndim == 1]
         states = list(loaded)
-        for first in range(0, len(rows), UTTERANCES_AT_ONCE):
-            group = rows[first : first + UTTERANCES_AT_ONCE]
+        for group in groups_of(rows):
             computed = self._run([Utterance(*lines[row], loaded[row]) for row in group])
             for row, array in zip(group, computed):
                 states[row] = array
