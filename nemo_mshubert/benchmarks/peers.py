@@ -16,7 +16,7 @@
 can be trained with them.
 """
 
-from typing import Any, Callable, Dict, Iterable, Mapping
+from typing import Any, Callable, Dict, Iterable, Mapping, Optional
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,9 @@ class PeerViews(nn.Module):
         mask_BT: Tensor,
         tapped_layers: Iterable[int],
         use_swap: bool = True,
+        wanted_W: Optional[Tensor] = None,
     ) -> Views:
-        """As `MSHuBERTEncoder.forward_views`."""
+        """As `MSHuBERTEncoder.forward_views`; blocks of other libraries always compute all frames."""
         features_BTC = self.features(audio_signal[:, 0])
         parts = self.parts()
         x_BTD = parts["projection"](features_BTC)
@@ -65,9 +66,10 @@ class PeerViews(nn.Module):
             if number == len(parts["blocks"]) and self.pre_norm:
                 x_NTD = parts["last_norm"](x_NTD)
             if number in tapped_layers:
-                tapped[number] = x_NTD.unflatten(0, (num_views, -1))
+                x_VBTD = x_NTD.unflatten(0, (num_views, -1))
+                tapped[number] = x_VBTD if wanted_W is None else x_VBTD.flatten(1, 2).index_select(1, wanted_W)
         frames_B = length.new_full((len(length),), features_BTC.shape[1])
-        return Views(tapped, frames_B, features_BTC.float().square().mean())
+        return Views(tapped, frames_B, features_BTC.float().square().mean(), wanted_W)
 
 
 def first_output(output: Any) -> Tensor:

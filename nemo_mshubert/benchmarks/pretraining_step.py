@@ -88,10 +88,6 @@ class Batch:
     def seconds(self) -> float:
         return self.num_rows * self.num_samples / SAMPLE_RATE
 
-    def masked_rows(self, x_VBTD: Tensor) -> Tensor:
-        """``[V * M, D]``."""
-        return x_VBTD.flatten(1, 2).index_select(1, self.masked_M).flatten(0, 1)
-
     def masked_labels(self, clusters: int) -> Tensor:
         """Of a set of so many clusters ``[M]``."""
         return (self.labels_BT % clusters).flatten().index_select(0, self.masked_M)
@@ -129,9 +125,14 @@ class Step:
         batch, device = self.batch, self.batch.audio.device.type
         with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
             views = self.encoder.forward_views(
-                batch.audio, batch.length, batch.mask_BT, self.layer_of_set.values(), self.use_swap
+                batch.audio,
+                batch.length,
+                batch.mask_BT,
+                self.layer_of_set.values(),
+                self.use_swap,
+                wanted_W=batch.masked_M,
             )
-            rows = {k: batch.masked_rows(views.tapped[layer]) for k, layer in self.layer_of_set.items()}
+            rows = {k: views.at(layer, batch.masked_M).flatten(0, 1) for k, layer in self.layer_of_set.items()}
             logits = self.heads(rows)
             labels = [batch.masked_labels(k).repeat(2 if self.use_swap else 1) for k in logits]
             loss, _, count = self.loss(

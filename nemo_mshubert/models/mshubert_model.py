@@ -249,12 +249,14 @@ class MSHuBERTModel(ModelPT):
         mask_BT: Tensor,
         sets: Optional[List[int]] = None,
         generator: Optional[torch.Generator] = None,
+        wanted_W: Optional[Tensor] = None,
     ) -> Views:
         """Samples ``[B, S]``, counts ``[B]`` and masked frames ``[B, T]`` -> block outputs of both views at the label
-        sets ``sets`` (default: all). Blocks above the highest of them are not run."""
+        sets ``sets`` (default: all), of all frames or those ``wanted_W``, indices into ``B * T``. Blocks above the
+        highest of the sets are not run."""
         signal, length = self.preprocessor(input_signal=audio, length=length)
         layers = [self.layer_of_set[clusters] for clusters in sets or self.layer_of_set]
-        return self.encoder.forward_views(signal, length, mask_BT, layers, self._cfg.swap, generator)
+        return self.encoder.forward_views(signal, length, mask_BT, layers, self._cfg.swap, generator, wanted_W)
 
     def _draw_masks(self, length: Tensor, num_samples: int, generator: torch.Generator) -> Masks:
         frames = [frame_count(samples) for samples in length.tolist()]
@@ -277,21 +279,21 @@ class MSHuBERTModel(ModelPT):
         looked_up_BT = getattr(self, f"table_{clusters}")[finest_BT.clamp(min=0)]
         return torch.where(finest_BT == IGNORED_LABEL, IGNORED_LABEL, looked_up_BT)
 
-    def _views_in_loss(self, x_VBTD: Tensor, layer: int) -> Tensor:
+    def _views_in_loss(self, x_VND: Tensor, layer: int) -> Tensor:
         """The views whose masked frames are predicted, of the output of ``layer`` after its exchange."""
-        if len(x_VBTD) == 1 or self._cfg.loss_views == "both":
-            return x_VBTD
+        if len(x_VND) == 1 or self._cfg.loss_views == "both":
+            return x_VND
         view = masked_stream_view(layer) if self._cfg.loss_views == "masked_stream" else 0
-        return x_VBTD[view : view + 1]
+        return x_VND[view : view + 1]
 
     def _predict(self, views: Views, labels: Dict[int, Tensor], sets: List[int], indices: Tensor):
-        """Logits ``[N, K]`` and labels ``[N]`` of each set at the frames ``indices`` of ``[B * T]``."""
+        """Logits ``[V * N, K]`` and labels ``[V * N]`` of each set at the N frames ``indices`` of ``[B * T]``."""
         rows, targets = {}, []
         for clusters in sets:
             layer = self.layer_of_set[clusters]
-            x_VRD = self._views_in_loss(views.tapped[layer], layer).flatten(1, 2)  # R = B * T
-            rows[clusters] = x_VRD.index_select(1, indices).flatten(0, 1)
-            targets.append(self._labels_of_set(labels, clusters).flatten().index_select(0, indices).repeat(len(x_VRD)))
+            x_VND = self._views_in_loss(views.at(layer, indices), layer)
+            rows[clusters] = x_VND.flatten(0, 1)
+            targets.append(self._labels_of_set(labels, clusters).flatten().index_select(0, indices).repeat(len(x_VND)))
         return self.label_heads(rows), targets
 
     # --- Training ------------------------------------------------------------------------------------------------
@@ -330,7 +332,10 @@ class MSHuBERTModel(ModelPT):
         # Alike on all ranks: none waits for one that skips fewer blocks, and shards of a block are gathered by all or
         # none.
         layerdrop = generator_of(self._cfg.seed, "layerdrop", micro_batch)
-        views = self.forward(audio, length, masks.mask_BT, sets, layerdrop)
+        # Where only masked frames are looked at, half of the last block's work is left out. Its dropout draws as many
+        # numbers as it has frames: log_every_n_steps is part of what a run repeats.
+        all_frames = self._cfg.unmasked_weight > 0 or self._is_logged()
+        views = self.forward(audio, length, masks.mask_BT, sets, layerdrop, None if all_frames else masks.masked_M)
         logits, targets = self._predict(views, batch["labels"], sets, masks.masked_M)
         loss_sum, set_losses, count = self.loss(
             logits=list(logits.values()), labels=targets, feature_penalty=views.feature_penalty

@@ -30,13 +30,17 @@ from nemo_mshubert.modules.transformer import TransformerBlock
 
 
 class AdaptableBlock(TransformerBlock, AdapterModuleMixin):
-    """A block whose output ``[B, T, D]`` goes through the enabled adapters, each with a residual of its own."""
+    """A block whose output goes through the enabled adapters, each with a residual of its own."""
 
     def forward(
-        self, x_BTD: Tensor, key_mask_B11T: Optional[Tensor], position_bias_HTT: Optional[Tensor] = None
+        self,
+        x_BTD: Tensor,
+        key_mask_B11T: Optional[Tensor],
+        position_bias_HTT: Optional[Tensor] = None,
+        wanted_W: Optional[Tensor] = None,
     ) -> Tensor:
-        x_BTD = super().forward(x_BTD, key_mask_B11T, position_bias_HTT)
-        return self.forward_enabled_adapters(x_BTD) if self.is_adapter_available() else x_BTD
+        x = super().forward(x_BTD, key_mask_B11T, position_bias_HTT, wanted_W)
+        return self.forward_enabled_adapters(x) if self.is_adapter_available() else x
 
 
 class EncoderAdapters(AdapterModuleMixin):

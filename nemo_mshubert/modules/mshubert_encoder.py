@@ -16,7 +16,7 @@
 
 The same object pre-trains (``forward_views``), makes label features (``extract_features``) and serves as the encoder
 of a stock NeMo CTC model (``forward``). Legend: V = 2 views (0 masked, 1 clean), B utterances, S samples, T frames, D
-width.
+width, W frames that are wanted, as indices into B * T.
 """
 
 import math
@@ -43,6 +43,7 @@ from nemo_mshubert.modules.swap import swap, swap_source
 from nemo_mshubert.modules.transformer import (
     ConvPositionalEmbedding,
     SelfAttention,
+    take_frames,
     zero_touch,
 )
 
@@ -56,9 +57,19 @@ TRANSFORMER_BACKENDS = ("torch", "megatron")
 class Views:
     """What pre-training needs of one forward pass."""
 
-    tapped: Dict[int, Tensor]  # block number from 1 -> [V, B, T, D] after that block's exchange; V = 1 without Swap
+    # block number from 1 -> [V, B, T, D] after that block's exchange, or [V, W, D]; V = 1 without Swap
+    tapped: Dict[int, Tensor]
     frames_B: Tensor  # valid frames per utterance
     feature_penalty: Tensor  # mean square of the convolutional output over valid frames, a scalar in fp32
+    wanted_W: Optional[Tensor] = None  # the frames of ``tapped`` ``[V, W, D]``
+
+    def at(self, layer: int, frames_W: Tensor) -> Tensor:
+        """``[V, W, D]`` after block ``layer``; raises ``ValueError`` where other frames alone were computed."""
+        if self.wanted_W is None:
+            return self.tapped[layer].flatten(1, 2).index_select(1, frames_W)
+        if frames_W is not self.wanted_W:
+            raise ValueError("These frames were not asked of forward_views (wanted_W).")
+        return self.tapped[layer]
 
 
 class FeatureProjection(nn.Module):
@@ -246,6 +257,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         tapped_layers: Iterable[int],
         use_swap: bool = True,
         generator: Optional[torch.Generator] = None,
+        wanted_W: Optional[Tensor] = None,
     ) -> Views:
         """Section 2.2.1: the masked view and its unmasked duplicate, exchanged at the masked frames after every block.
 
@@ -255,25 +267,34 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
             tapped_layers: numbers of the blocks (from 1) whose outputs are wanted; blocks above the last are not run.
             use_swap: False for the paper's "- Swap": the masked view alone (HuBERT).
             generator: draws the blocks that layerdrop skips; by default PyTorch's own.
+            wanted_W: the only frames whose outputs are wanted, as those in the loss, indices into ``B * T``:
+                `Views.tapped` holds these, and the last block that is run leaves out the others behind its attention.
         """
         x_BTD, frames_B, padded, feature_penalty = self._embed_audio(audio_signal, length)
         masked_BTD = torch.where(mask_BT[..., None], self.mask_embedding.to(x_BTD.dtype), x_BTD)
         views = torch.stack([masked_BTD, x_BTD]) if use_swap else masked_BTD[None]  # [V, B, T, D]
-        num_views = len(views)
+        num_views, last_layer = len(views), max(tapped_layers)
+        rows_Q = None  # the wanted frames of all views, Q = V * W
+        if wanted_W is not None:
+            rows_Q = (torch.arange(num_views, device=mask_BT.device)[:, None] * mask_BT.numel() + wanted_W).flatten()
         outputs = self._run_transformer(
             views.flatten(0, 1),
             frames_B.repeat(num_views),
             padded,
             source_R=swap_source(mask_BT) if use_swap else None,
-            last_layer=max(tapped_layers),
+            last_layer=last_layer,
             generator=generator,
+            rows_Q=rows_Q,
         )
-        tapped = {layer: outputs[layer].unflatten(0, (num_views, -1)) for layer in tapped_layers}
-        return Views(tapped, frames_B, feature_penalty)
+        tapped = {}
+        for layer in tapped_layers:
+            x = outputs[layer] if layer == last_layer > 0 else take_frames(outputs[layer], rows_Q)
+            tapped[layer] = x.unflatten(0, (num_views, -1))
+        return Views(tapped, frames_B, feature_penalty, wanted_W)
 
     def compile_blocks(self) -> None:
-        """Have ``torch.compile`` fuse what lies between the products of the blocks: one graph for all blocks and
-        lengths. Names of weights stay."""
+        """Have ``torch.compile`` fuse what lies between the products of the blocks: one graph for all blocks and lengths,
+        and one for the last block at wanted frames. Names of weights stay."""
         for block in self.layers:
             block.compile(dynamic=True)
 
@@ -355,8 +376,10 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         source_R: Optional[Tensor] = None,
         last_layer: Optional[int] = None,
         generator: Optional[torch.Generator] = None,
+        rows_Q: Optional[Tensor] = None,
     ) -> List[Tensor]:
-        """Input of the first block and outputs of blocks 1 to ``last_layer`` (default: all), each ``[N, T, D]``.
+        """Input of the first block and outputs of blocks 1 to ``last_layer`` (default: all), each ``[N, T, D]``; with
+        ``rows_Q``, indices into N * T, the last one is ``[Q, D]`` of these.
 
         Blocks above it are not run; in training their gradients are zero. With ``source_R``, the N = 2B rows are two
         views that are exchanged by it (`swap`) after every block.
@@ -377,15 +400,19 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         if self.training and last_layer is not None and last_layer < len(self.layers):
             idle = [*self.layers[last_layer:], *([self.layer_norm] if self.pre_norm else [])]
             x_NTD = x_NTD + sum(map(zero_touch, idle))
-        outputs = [x_NTD]
-        for number, layer in enumerate(self.layers[:last_layer], start=1):  # numbered from 1, as in the paper
+        if rows_Q is not None and source_R is not None:
+            rows_Q = source_R.index_select(0, rows_Q)  # which is the exchange behind the last block
+        outputs, blocks = [x_NTD], self.layers[:last_layer]
+        for number, layer in enumerate(blocks, start=1):  # numbered from 1, as in the paper
+            wanted_Q = rows_Q if number == len(blocks) else None
             if self.training and self.layerdrop > 0 and torch.rand((), generator=generator).item() < self.layerdrop:
-                x_NTD = x_NTD + zero_touch(layer)  # the identity: taps and the parity of the exchanges stay
+                # the identity: taps and the parity of the exchanges stay
+                x_NTD = take_frames(x_NTD, wanted_Q) + zero_touch(layer)
                 if self.position_bias is not None:  # of all blocks, which may all be skipped
                     x_NTD = x_NTD + zero_touch(self.position_bias)
             else:
-                x_NTD = layer(x_NTD, key_mask, position_bias)
-            if source_R is not None:
+                x_NTD = layer(x_NTD, key_mask, position_bias, wanted_Q)
+            if source_R is not None and wanted_Q is None:
                 x_NTD = swap(x_NTD.unflatten(0, (2, -1)), source_R).flatten(0, 1)
             if number == len(self.layers) and self.pre_norm:
                 x_NTD = self.layer_norm(x_NTD)

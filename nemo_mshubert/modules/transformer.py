@@ -15,7 +15,8 @@
 """HuBERT's transformer: convolutional positional embedding and post-LN (base) or pre-LN (large) blocks.
 
 Weights and maths equal ``HubertEncoderLayer`` / ``HubertEncoderLayerStableLayerNorm`` of transformers and
-``TransformerSentenceEncoderLayer`` of fairseq. B utterances (times views), T frames, D width, H heads.
+``TransformerSentenceEncoderLayer`` of fairseq. B utterances (times views), T frames, D width, H heads, W frames that
+are wanted, as indices into B * T.
 """
 
 from typing import Optional
@@ -81,9 +82,14 @@ class SelfAttention(nn.Module):
         self.out_proj = init_linear(nn.Linear(d_model, d_model))
 
     def forward(
-        self, x_BTD: Tensor, key_mask_B11T: Optional[Tensor], position_bias_HTT: Optional[Tensor] = None
+        self,
+        x_BTD: Tensor,
+        key_mask_B11T: Optional[Tensor],
+        position_bias_HTT: Optional[Tensor] = None,
+        wanted_W: Optional[Tensor] = None,
     ) -> Tensor:
-        """``[B, T, D]`` -> ``[B, T, D]``; ``key_mask_B11T`` is True at frames to attend to, None for all."""
+        """``[B, T, D]`` -> ``[B, T, D]``, or ``[W, D]`` of the frames ``wanted_W``; ``key_mask_B11T`` is True at
+        frames to attend to, None for all."""
         operand_BTD = to_autocast_dtype(x_BTD)
         q_BHTE, k_BHTE, v_BHTE = (
             proj(operand_BTD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -93,7 +99,7 @@ class SelfAttention(nn.Module):
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(q_BHTE.dtype)
         y_BHTE = attention_with_dropout(q_BHTE, k_BHTE, v_BHTE, mask, self.dropout if self.training else 0.0)
-        return self.out_proj(y_BHTE.transpose(1, 2).flatten(2))
+        return self.out_proj(take_frames(y_BHTE.transpose(1, 2).flatten(2), wanted_W))
 
     def attention_mask(
         self, x_BTD: Tensor, key_mask: Optional[Tensor], position_bias: Optional[Tensor]
@@ -139,14 +145,26 @@ class TransformerBlock(nn.Module):
         self.pre_norm = pre_norm
 
     def forward(
-        self, x_BTD: Tensor, key_mask_B11T: Optional[Tensor], position_bias_HTT: Optional[Tensor] = None
+        self,
+        x_BTD: Tensor,
+        key_mask_B11T: Optional[Tensor],
+        position_bias_HTT: Optional[Tensor] = None,
+        wanted_W: Optional[Tensor] = None,
     ) -> Tensor:
-        """``[B, T, D]`` -> ``[B, T, D]``."""
+        """``[B, T, D]`` -> ``[B, T, D]``, or ``[W, D]`` of the frames ``wanted_W``: queries, keys and values are of all
+        frames, what follows the attention is of these alone."""
+        operand_BTD = self.layer_norm(x_BTD) if self.pre_norm else x_BTD
+        attended = self.attention(operand_BTD, key_mask_B11T, position_bias_HTT, wanted_W)
+        x = take_frames(x_BTD, wanted_W) + self.dropout(attended)
         if self.pre_norm:
-            x_BTD = x_BTD + self.dropout(self.attention(self.layer_norm(x_BTD), key_mask_B11T, position_bias_HTT))
-            return x_BTD + self.dropout(self.feed_forward(self.final_layer_norm(x_BTD)))
-        x_BTD = self.layer_norm(x_BTD + self.dropout(self.attention(x_BTD, key_mask_B11T, position_bias_HTT)))
-        return self.final_layer_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))
+            return x + self.dropout(self.feed_forward(self.final_layer_norm(x)))
+        x = self.layer_norm(x)
+        return self.final_layer_norm(x + self.dropout(self.feed_forward(x)))
+
+
+def take_frames(x_BTD: Tensor, wanted_W: Optional[Tensor]) -> Tensor:
+    """``[W, D]`` of the frames ``wanted_W``; ``[B, T, D]`` as it is without."""
+    return x_BTD if wanted_W is None else x_BTD.flatten(0, 1).index_select(0, wanted_W)
 
 
 def zero_touch(module: nn.Module) -> Tensor:

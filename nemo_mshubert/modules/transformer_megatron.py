@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nemo_mshubert.modules.layer_norm import LayerNorm, layer_norm
-from nemo_mshubert.modules.transformer import FeedForward, SelfAttention, TransformerBlock
+from nemo_mshubert.modules.transformer import FeedForward, SelfAttention, TransformerBlock, take_frames
 
 SPLIT = {  # name below a block: dimension of the tensor that is split
     r"attention\.[qkv]_proj\.(weight|bias)": 0,
@@ -148,10 +148,19 @@ class MegatronBlock(TransformerBlock):
             ours.requires_grad_(parameter.requires_grad)
         self.train(block.training)
 
-    def forward(self, x_BTD: Tensor, key_mask_B11T: Optional[Tensor], position_bias: None = None) -> Tensor:
-        """``[B, T, D]`` -> ``[B, T, D]``, the same on all ranks."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        key_mask_B11T: Optional[Tensor],
+        position_bias: None = None,
+        wanted_W: Optional[Tensor] = None,
+    ) -> Tensor:
+        """``[B, T, D]`` -> ``[B, T, D]``, or ``[W, D]`` of the frames ``wanted_W``; the same on all ranks.
+
+        With sequence parallelism, under which a rank has its share of every utterance's frames, the block computes all.
+        """
         if not self.sequence_parallel:
-            return super().forward(x_BTD, key_mask_B11T)
+            return super().forward(x_BTD, key_mask_B11T, None, wanted_W)
         num_frames = x_BTD.shape[1]
         surplus = -num_frames % parallel_state.get_tensor_model_parallel_world_size()
         if surplus:  # frames that no one attends to, so that each rank has as many
@@ -163,7 +172,7 @@ class MegatronBlock(TransformerBlock):
             x_TBD = scatter_to_sequence_parallel_region(x_BTD.transpose(0, 1).contiguous())  # [T / p, B, D]
             x_TBD = super().forward(x_TBD, key_mask_B11T)
             x_TBD = gather_from_sequence_parallel_region(x_TBD.contiguous(), tensor_parallel_output_grad=False)
-        return x_TBD.transpose(0, 1)[:, :num_frames]
+        return take_frames(x_TBD.transpose(0, 1)[:, :num_frames], wanted_W)
 
 
 class MegatronSelfAttention(SelfAttention):
@@ -179,11 +188,17 @@ class MegatronSelfAttention(SelfAttention):
         self.out_proj = Rows(d_model, d_model, config)
         self.sequence_parallel = config.sequence_parallel
 
-    def forward(self, x: Tensor, key_mask_B11T: Optional[Tensor], position_bias: None = None) -> Tensor:
-        """``[B, T, D]`` (sequence-parallel: ``[T / p, B, D]``) -> the same."""
+    def forward(
+        self,
+        x: Tensor,
+        key_mask_B11T: Optional[Tensor],
+        position_bias: None = None,
+        wanted_W: Optional[Tensor] = None,
+    ) -> Tensor:
+        """``[B, T, D]`` -> the same, or ``[W, D]``; sequence-parallel: ``[T / p, B, D]`` -> the same."""
         x_BTD = enter(x, self.sequence_parallel)
         with own_random_numbers(self.training and self.dropout > 0):
-            return super().forward(x_BTD, key_mask_B11T)
+            return super().forward(x_BTD, key_mask_B11T, None, wanted_W)
 
 
 class MegatronFeedForward(FeedForward):
@@ -247,8 +262,8 @@ class Columns(_PlainState, ColumnParallelLinear):
 
 
 class Rows(_PlainState, RowParallelLinear):
-    """This rank's ``[B, T, D / p]`` input features -> ``[B, T, E]``, or ``[T / p, B, E]`` with sequence
-    parallelism."""
+    """This rank's ``[..., D / p]`` input features -> ``[..., E]``; with sequence parallelism ``[B, T, D / p]`` ->
+    ``[T / p, B, E]``."""
 
     def __init__(self, in_features: int, out_features: int, config: ModelParallelConfig):
         super().__init__(

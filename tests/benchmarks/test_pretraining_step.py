@@ -27,7 +27,7 @@ from nemo_mshubert.benchmarks.measurement import CLEAR_REFS
 from nemo_mshubert.benchmarks.peers import PEERS
 from nemo_mshubert.benchmarks.pretraining_step import Batch, Step, batch_rows, variants
 from nemo_mshubert.convert.tables import hugging_face_table, torchaudio_table
-from nemo_mshubert.modules.mshubert_encoder import HUBERT_CONV_LAYERS, MSHuBERTEncoder
+from nemo_mshubert.modules.mshubert_encoder import HUBERT_CONV_LAYERS, MSHuBERTEncoder, Views
 from tests.conftest import TINY_CLUSTERS, TINY_ENCODER
 
 pytestmark = pytest.mark.unit
@@ -70,13 +70,15 @@ def test_peer_with_our_weights_gives_our_views(tiny_encoder, config, name, optio
     ours.load_state_dict(weights)
     batch = Batch(2.0, 0.5, config, CPU)
     for use_swap in (True, False):
-        arguments = (batch.audio, batch.length, batch.mask_BT, [1, 2, 4], use_swap)
-        expected, found = ours.forward_views(*arguments), peer.forward_views(*arguments)
-        assert found.tapped.keys() == expected.tapped.keys()
-        for layer, x_VBTD in expected.tapped.items():
-            torch.testing.assert_close(found.tapped[layer], x_VBTD, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(found.feature_penalty, expected.feature_penalty, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(found.frames_B, expected.frames_B)
+        for wanted_W in (None, batch.masked_M):
+            arguments = (batch.audio, batch.length, batch.mask_BT, [1, 2, 4], use_swap)
+            expected, found = (model.forward_views(*arguments, wanted_W=wanted_W) for model in (ours, peer))
+            assert found.tapped.keys() == expected.tapped.keys()
+            for layer, x in expected.tapped.items():
+                torch.testing.assert_close(found.tapped[layer], x, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found.feature_penalty, expected.feature_penalty, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(found.frames_B, expected.frames_B)
+            assert found.wanted_W is wanted_W
 
 
 def test_flops_are_those_that_pytorch_counts(config):
@@ -85,7 +87,8 @@ def test_flops_are_those_that_pytorch_counts(config):
     step = Step(PEERS["transformers"]({**TINY_ENCODER, **BASE_OR_LARGE[0]}), config, batch, TINY_CLUSTERS, True)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         views = step.encoder.forward_views(batch.audio, batch.length, batch.mask_BT, [1, 2, 4])
-        step.heads({k: batch.masked_rows(views.tapped[layer]) for k, layer in step.layer_of_set.items()})
+        rows = {k: views.at(layer, batch.masked_M).flatten(0, 1) for k, layer in step.layer_of_set.items()}
+        step.heads(rows)
     ours = forward_flops(TINY_ENCODER, batch.num_rows, batch.num_samples, 2, batch.num_masked, TINY_CLUSTERS, 8)
     assert ours == pytest.approx(counter.get_total_flops(), rel=0.02)  # an even kernel convolves one frame more
 
@@ -165,7 +168,7 @@ def test_no_model_waits_on_a_gpu():
 def test_masked_frames_are_those_of_the_mask(config):
     batch = Batch(2.0, 0.5, config, CPU)
     x_VBTD = torch.randn(2, *batch.mask_BT.shape, 3)
-    assert torch.equal(batch.masked_rows(x_VBTD), x_VBTD[:, batch.mask_BT].flatten(0, 1))
+    assert torch.equal(Views({1: x_VBTD}, batch.length, 0).at(1, batch.masked_M), x_VBTD[:, batch.mask_BT])
     assert torch.equal(batch.masked_labels(5), (batch.labels_BT % 5)[batch.mask_BT])
 
 

@@ -54,8 +54,9 @@ def every_second_frame(length, num_samples, generator=None) -> Masks:
 
 
 def trainer_of(**options) -> pl.Trainer:
+    """Every second update is logged, which looks at visible frames, too."""
     defaults = dict(
-        max_epochs=-1, use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0, log_every_n_steps=1
+        max_epochs=-1, use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0, log_every_n_steps=2
     )
     return quiet_trainer(**{**defaults, **options})
 

@@ -32,7 +32,9 @@ from omegaconf import OmegaConf
 from nemo_mshubert.models import MSHuBERTModel, step_guard
 from nemo_mshubert.models.prediction_metrics import training_metrics
 from nemo_mshubert.models.step_guard import NonFiniteTrainingError, StepGuard
+from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+from nemo_mshubert.modules.transformer import FeedForward
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
 CLIP = 0.5  # below the norms that occur: clipping must come after the normalisation
@@ -184,9 +186,10 @@ def warnings(monkeypatch):
 def test_nonfinite_update_is_skipped_counted_and_named(model_config, warnings):
     """One overflow or one broken file must neither end the run nor reach weights, moments or later updates."""
     config = model_config(optim={"name": "adamw", "lr": 1e-3})
-    clean = train(config, [[batch(0), batch(1), batch(2)]], updates=3)
+    clean = train(config, [[batch(0), batch(1), batch(2)]], updates=3, log_every_n_steps=1)
     assert not warnings
-    spoiled = train(config, [[batch(0), batch(3, 2, spoiled=True), batch(1), batch(2)]], updates=4)
+    batches = [batch(0), batch(3, 2, spoiled=True), batch(1), batch(2)]
+    spoiled = train(config, [batches], updates=4, log_every_n_steps=1)
     assert difference(spoiled.state_dict(), clean.state_dict()) == 0
     assert spoiled.step_guard.num_skipped == 1
     assert float(spoiled.trainer.callback_metrics["nonfinite_steps"]) == 1
@@ -199,9 +202,10 @@ def test_nonfinite_update_is_skipped_counted_and_named(model_config, warnings):
 def test_nonfinite_micro_batch_spoils_its_update_only(model_config, warnings):
     """With accumulation, the count of masked rows must start anew after a skipped update."""
     config = model_config()
-    clean = train(config, [[batch(1), batch(2)]], updates=1, accumulate_grad_batches=2)
+    options = dict(accumulate_grad_batches=2, log_every_n_steps=1)
+    clean = train(config, [[batch(1), batch(2)]], updates=1, **options)
     micro_batches = [batch(0), batch(3, spoiled=True), batch(1), batch(2)]
-    spoiled = train(config, [micro_batches], updates=2, accumulate_grad_batches=2)
+    spoiled = train(config, [micro_batches], updates=2, **options)
     assert difference(spoiled.state_dict(), clean.state_dict()) == 0
     assert "utterances: u3-spoiled." in warnings[0]  # u0 was in a micro-batch that is fine
 
@@ -367,7 +371,7 @@ def test_visible_frames_enter_the_loss_as_weighted(make_model):
 def test_the_feature_penalty_is_that_of_all_frames_in_the_loss(model_config, unmasked_weight):
     """fairseq multiplies it by their number before it divides by it; else a loss at visible frames would halve it."""
     settings = ["model.swap=false", f"model.unmasked_weight={unmasked_weight}", "model.loss.penalty_weight=1e6"]
-    trained = train_split(model_config(*settings), [[[0, 1]]], updates=1)
+    trained = train_split(model_config(*settings), [[[0, 1]]], updates=1, log_every_n_steps=1)
     logged = trained.trainer.callback_metrics
     assert float(logged["train_loss"]) == pytest.approx(1e6 * float(logged["feature_penalty"]), rel=1e-3)
 
@@ -375,9 +379,10 @@ def test_the_feature_penalty_is_that_of_all_frames_in_the_loss(model_config, unm
 @pytest.mark.unit
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize("unmasked_weight", [0.0, 0.5])
-def test_an_update_is_the_gradient_of_the_loss_written_out(model_config, unmasked_weight, swap):
+@pytest.mark.parametrize("logged", [False, True])
+def test_an_update_is_the_gradient_of_the_loss_written_out(model_config, unmasked_weight, swap, logged):
     """Of masked frames, of visible ones as weighted, and of the penalty: a part of the loss may be in its value and
-    train nothing."""
+    train nothing. Where it is logged, the last block computes visible frames, too."""
     rate = 0.25
     settings = [
         f"model.unmasked_weight={unmasked_weight}",
@@ -407,12 +412,27 @@ def test_an_update_is_the_gradient_of_the_loss_written_out(model_config, unmaske
     total = total / rows + 3 * features[0].float().square().mean()
     expected = dict(zip(before, torch.autograd.grad(total, list(model.parameters()), allow_unused=True)))
 
-    trained = train(config, [[batch]], updates=1)
+    trained = train(config, [[batch]], updates=1, log_every_n_steps=1 if logged else 2)
     for name, weight in trained.named_parameters():
         step = (before[name] - weight.detach()) / rate
         gradient = torch.zeros_like(step) if expected[name] is None else expected[name]
         # the rounding of weights, in steps
         torch.testing.assert_close(step, gradient, rtol=1e-3, atol=2e-6 / rate + 1e-4 * gradient.abs().max().item())
+
+
+@pytest.mark.unit
+def test_visible_frames_are_computed_where_something_looks_at_them(model_config, monkeypatch):
+    """Half of the last block for nothing in every update, or accuracies at frames that do not exist."""
+    rows, original = [], FeedForward.forward
+    monkeypatch.setattr(FeedForward, "forward", lambda self, x: rows.append(x.shape[:-1].numel()) or original(self, x))
+    same = batch(0, 1)
+    masked = int(every_second_frame(same["length"], same["audio"].shape[1]).mask_BT.sum())
+    frames = 2 * 2 * frame_count(same["audio"].shape[1])  # views, utterances
+    for weight, expected in ((0.0, [2 * masked, frames, 2 * masked]), (0.5, [frames] * 3)):
+        rows.clear()
+        config = model_config(f"model.unmasked_weight={weight}", "model.encoder.layerdrop=0")
+        train(config, [[same] * 3], updates=3)
+        assert rows[3::4] == expected  # of the last of four blocks, and both views
 
 
 # --- What is drawn ---------------------------------------------------------------------------------------------------
@@ -429,9 +449,9 @@ def test_every_micro_batch_draws_anew_and_by_the_seed(model_config, monkeypatch)
         draws["dropout"].append(torch.initial_seed())
         return every_second_frame(length, num_samples)
 
-    def forward_views(self, signal, length, mask_BT, layers, use_swap, generator):
+    def forward_views(self, signal, length, mask_BT, layers, use_swap, generator, wanted_W):
         draws["layerdrop"].append(generator.initial_seed())
-        return original(self, signal, length, mask_BT, layers, use_swap, generator)
+        return original(self, signal, length, mask_BT, layers, use_swap, generator, wanted_W)
 
     original = MSHuBERTEncoder.forward_views
     monkeypatch.setattr(MSHuBERTEncoder, "forward_views", forward_views)

@@ -525,6 +525,46 @@ def test_blocks_above_the_highest_tap_are_not_run(tiny_encoder, batch, masks):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("layout", [*LAYOUTS, "wavlm"])
+@pytest.mark.parametrize("use_swap", [True, False])
+@pytest.mark.parametrize("layers", [[1, 4], [2, 3]], ids=["to the top", "below the top"])
+@pytest.mark.parametrize("layerdrop", [0.0, 1.0])
+def test_masked_frames_alone_are_those_of_all_frames(tiny_encoder, batch, masks, layout, use_swap, layers, layerdrop):
+    """Training leaves out what the loss does not look at: a frame taken for another, or from the other view, would train
+    on wrong labels. Outputs and gradients, of padded utterances."""
+    options = LAYOUTS[layout] if layout in LAYOUTS else {"position_buckets": 32, "position_max_distance": 80}
+    encoder = tiny_encoder(**options, layerdrop=layerdrop, dropout=0.0, attention_dropout=0.0, dropout_input=0.0)
+    wanted = masks.flatten().nonzero()[:, 0]
+    weights = torch.randn(2, len(layers), 1 + use_swap, len(wanted), 24)
+    found = []
+    for wanted_W in (None, wanted):
+        encoder.train().zero_grad()
+        views = encoder.forward_views(*batch, masks, layers, use_swap, wanted_W=wanted_W)
+        taps = [views.at(layer, wanted) for layer in layers]
+        assert {tuple(tap.shape) for tap in taps} == {(1 + use_swap, len(wanted), 24)}
+        (torch.stack(taps) * weights[0] + torch.stack(taps).square() * weights[1]).sum().backward()
+        gradients = {name: parameter.grad for name, parameter in encoder.named_parameters()}
+        found.append({**gradients, **{f"block {layer}": tap.detach() for layer, tap in zip(layers, taps)}})
+    for name, expected in found[0].items():
+        largest = expected.abs().max().item()
+        torch.testing.assert_close(found[1][name], expected, rtol=1e-3, atol=1e-4 * largest + 1e-6, msg=name)
+
+
+@pytest.mark.unit
+def test_frames_that_were_left_out_cannot_be_looked_at(tiny_encoder, batch, masks):
+    """Rows of masked frames must not pass for those of visible ones. The feed-forward of the last block sees none but
+    the wanted rows of both views."""
+    encoder, rows = tiny_encoder().train(), []
+    for layer in encoder.layers:
+        layer.feed_forward.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[:-1].numel()))
+    masked, visible = masks.flatten().nonzero()[:, 0], (~masks).flatten().nonzero()[:, 0]
+    views = encoder.forward_views(*batch, masks, [2, 4], wanted_W=masked)
+    assert rows == [2 * masks.numel()] * 3 + [2 * len(masked)]
+    with pytest.raises(ValueError, match="not asked of forward_views"):
+        views.at(4, visible)
+
+
+@pytest.mark.unit
 def test_layerdrop_is_drawn_from_the_generator_it_is_given(tiny_encoder, batch, masks):
     """Ranks draw it alike from a generator of their own; PyTorch's own has been used differently on each."""
     encoder = tiny_encoder(layerdrop=0.5, dropout=0.0, attention_dropout=0.0, dropout_input=0.0).train()

@@ -38,24 +38,26 @@ def make(options):
     return MSHuBERTEncoder(**{**TINY_ENCODER, **options}).double().train()
 
 
-def views_and_gradients(encoder, padded):
+def views_and_gradients(encoder, padded, masked_alone=False):
     """Taps of all blocks with Swap, and gradients of a loss that tells frames, channels, blocks and views apart."""
     torch.manual_seed(5)  # also of layerdrop
     audio, length = torch.randn(2, 1, 50 * 320 + 400, dtype=torch.float64), torch.tensor(
         [50 * 320 + 400, 9000 if padded else 50 * 320 + 400]
     )
     mask_BT = (torch.arange(51) % 3 == 0) & (torch.arange(51) < torch.tensor([51, 27 if padded else 51])[:, None])
-    views = encoder.forward_views(audio, length, mask_BT, [1, 2, 4])
-    weights_VBTD = torch.linspace(-1, 2, 2 * 2 * 51 * 24).reshape(2, 2, 51, 24) * mask_BT[..., None]
-    loss = sum((layer * weights_VBTD * x_VBTD).pow(2).mean() for layer, x_VBTD in views.tapped.items())
+    wanted = mask_BT.flatten().nonzero()[:, 0]
+    views = encoder.forward_views(audio, length, mask_BT, [1, 2, 4], wanted_W=wanted if masked_alone else None)
+    taps = {layer: views.at(layer, wanted) for layer in (1, 2, 4)}
+    weights_VWD = torch.linspace(-1, 2, taps[1].numel()).reshape(taps[1].shape)
+    loss = sum((layer * weights_VWD * x_VWD).pow(2).mean() for layer, x_VWD in taps.items())
     (loss + views.feature_penalty).backward()
-    found = {f"block {layer}": x_VBTD.detach()[:, mask_BT] for layer, x_VBTD in views.tapped.items()}
+    found = {f"block {layer}": x_VWD.detach() for layer, x_VWD in taps.items()}
     return {**found, "loss": loss.detach(), **{name: p.grad for name, p in encoder.named_parameters()}}
 
 
 def every_split_of_every_encoder():
-    """On a rank: {(encoder, padded): {split: what `views_and_gradients` finds, gathered}}, "torch" being one of the
-    splits."""
+    """On a rank: {(encoder, padded): {(split, masked alone): what `views_and_gradients` finds, gathered}}, and "torch",
+    all frames of whole blocks."""
     from megatron.core import parallel_state
 
     from nemo_mshubert.modules.transformer_megatron import gather_state_dict, split_blocks
@@ -70,7 +72,10 @@ def every_split_of_every_encoder():
                 parallel_state.initialize_model_parallel(ranks)
                 encoder = make(options)
                 split_blocks(encoder.layers, sequence_parallel)
-                found[split] = gather_state_dict(views_and_gradients(encoder, padded))
+                for masked_alone in (False, True):
+                    encoder.zero_grad()
+                    parts = views_and_gradients(encoder, padded, masked_alone)
+                    found[split, masked_alone] = gather_state_dict(parts)
                 parallel_state.destroy_model_parallel()
             results[name, padded] = found
     return results
@@ -81,13 +86,14 @@ def results():
     return run_on_ranks(2, every_split_of_every_encoder)
 
 
+@pytest.mark.parametrize("masked_alone", [False, True])
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_split_blocks_equal_whole_ones(results, encoder, padded, split):
+def test_split_blocks_equal_whole_ones(results, encoder, padded, split, masked_alone):
     """Outputs after every exchange, the loss and all gradients; 51 frames, so that two ranks cannot halve them."""
     for rank in (0, 1):
-        expected, found = results[rank][encoder, padded]["torch"], results[rank][encoder, padded][split]
+        expected, found = results[rank][encoder, padded]["torch"], results[rank][encoder, padded][split, masked_alone]
         assert expected.keys() == found.keys()
         for name, tensor in expected.items():
             assert tensor.shape == found[name].shape, name
