@@ -40,6 +40,7 @@ from nemo_mshubert.callbacks.same_start import SameStart
 from nemo_mshubert.callbacks.sentence_average import SentenceAverage
 from nemo_mshubert.models.ctc import restore_for_finetuning, seed_of_session
 from nemo_mshubert.models.training_setup import checkpoint_folder, claim_folder, make_trainer, plan_updates
+from nemo_mshubert.whole_files import naming
 
 
 def mark_when_finished(folder: Path) -> pl.Callback:
@@ -72,7 +73,8 @@ def main(cfg):
     trainer.callbacks.append(SameStart(model))
     # NeMo's loaders, built by now, have seeded with 0
     pl.seed_everything(seed_of_session(cfg.model.train_ds.seed, trainer), verbose=False)
-    trainer.fit(model)
+    with naming(folder):
+        trainer.fit(model)
 
 
 if __name__ == "__main__":

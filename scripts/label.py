@@ -47,9 +47,9 @@ from nemo_mshubert.clustering.label_maker import LabelMaker, is_pickle
 from nemo_mshubert.clustering.labelling import Shard, check_aligned, label_manifest, measure_manifest, merge_shards
 from nemo_mshubert.clustering.metrics import load_alignments
 from nemo_mshubert.data.labels import check_labelled_manifest
-from nemo_mshubert.data.manifest import atomic_write
 from nemo_mshubert.device import choose_device
 from nemo_mshubert.parallel.launched import launched_ranks
+from nemo_mshubert.whole_files import atomic_write
 
 OWN_KMEANS = (
     "k-means file of scripts/fit_kmeans.py; for one of joblib, the .kmeans.npz that make left beside its output"

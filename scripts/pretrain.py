@@ -31,6 +31,7 @@ from nemo_mshubert.callbacks.rank_watch import RankWatch
 from nemo_mshubert.models import MSHuBERTModel
 from nemo_mshubert.models.training_setup import checkpoint_folder, claim_folder, make_trainer, plan_updates
 from nemo_mshubert.parallel.registration import register
+from nemo_mshubert.whole_files import naming
 
 
 @hydra_runner(config_path="../conf/pretrain", config_name="mshubert_base")
@@ -40,11 +41,13 @@ def main(cfg):
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     preemption = SaveWhenPreempted(take_time_limit(cfg.exp_manager))
     trainer = make_trainer(cfg.trainer, [preemption, DataWait(), RankWatch()])
-    claim_folder(checkpoint_folder(cfg.exp_manager), cfg.exp_manager.checkpoint_callback_params.save_top_k, trainer)
+    folder = checkpoint_folder(cfg.exp_manager)
+    claim_folder(folder, cfg.exp_manager.checkpoint_callback_params.save_top_k, trainer)
     exp_manager(trainer, cfg.exp_manager)
     model = MSHuBERTModel(cfg=cfg.model, trainer=trainer)
     model.maybe_init_from_pretrained_checkpoint(cfg)
-    trainer.fit(model)
+    with naming(folder):
+        trainer.fit(model)
 
 
 if __name__ == "__main__":

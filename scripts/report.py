@@ -25,7 +25,7 @@ HTML file needs no network and no other file.
 import argparse
 import sys
 
-from nemo_mshubert.data.manifest import atomic_write
+from nemo_mshubert.whole_files import atomic_write
 
 
 def parse_args(argv=None) -> argparse.Namespace:

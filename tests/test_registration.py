@@ -68,7 +68,7 @@ def test_only_nemo_classes_of_ours_can_be_targets():
     config = {"_target_": "nemo_mshubert.modules.mshubert_encoder.MSHuBERTEncoder", "num_layers": 1, "d_inner": 8}
     assert isinstance(Serialization.from_config_dict(config), MSHuBERTEncoder)
     with pytest.raises(Exception, match="unsafe target .*atomic_write"):
-        Serialization.from_config_dict({"_target_": "nemo_mshubert.data.manifest.atomic_write", "path": "written"})
+        Serialization.from_config_dict({"_target_": "nemo_mshubert.whole_files.atomic_write", "path": "written"})
     assert not os.path.exists("written")
 
 

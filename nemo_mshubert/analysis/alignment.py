@@ -40,11 +40,12 @@ from nemo_mshubert.analysis.word_segments import SILENCES
 from nemo_mshubert.clustering.features import encoder_fingerprint
 from nemo_mshubert.clustering.metrics import Alignments
 from nemo_mshubert.data.digest import file_digest
-from nemo_mshubert.data.manifest import PathLike, atomic_write, iter_manifest, utterance_id
+from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.lexicon import fold_case
 from nemo_mshubert.decoding.log_probs import checked_log_probs
 from nemo_mshubert.file_lock import try_to_lock
+from nemo_mshubert.whole_files import atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -37,8 +37,9 @@ from scipy.integrate import trapezoid
 
 from nemo_mshubert.analysis.cca import CcaSettings, check_counts, score_views
 from nemo_mshubert.analysis.word_segments import AllHiddenStates, Sample, pool_instances
-from nemo_mshubert.data.manifest import PathLike, atomic_write
+from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.markdown import markdown_table
+from nemo_mshubert.whole_files import atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -43,11 +43,12 @@ from nemo_mshubert.clustering.kmeans import assign, fit_kmeans, sample_frames
 from nemo_mshubert.clustering.labelling import aligned_lines, audio_windows, check_aligned, window_features
 from nemo_mshubert.clustering.metrics import Alignments, unit_agreement
 from nemo_mshubert.data.digest import file_digest
-from nemo_mshubert.data.manifest import PathLike, atomic_write, iter_manifest, utterance_id
+from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
 from nemo_mshubert.device import one_device
 from nemo_mshubert.markdown import markdown_table
 from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.masking import span_mask
+from nemo_mshubert.whole_files import atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ from nemo_mshubert.convert.checkpoint import (
 )
 from nemo_mshubert.convert.pickles import load_torch_file, plain
 from nemo_mshubert.convert.tables import fairseq_table
-from nemo_mshubert.data.manifest import atomic_write
+from nemo_mshubert.whole_files import atomic_write
 
 # fairseq's options -> arguments of MSHuBERTEncoder
 CONFIG_ARGUMENTS = {

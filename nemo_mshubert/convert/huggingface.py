@@ -31,7 +31,8 @@ from torch import Tensor
 from nemo_mshubert.convert.checkpoint import WORD_DELIMITER, Checkpoint, CtcHead, LetterHead, Source, assemble
 from nemo_mshubert.convert.pickles import load_torch_file
 from nemo_mshubert.convert.tables import hugging_face_table
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, atomic_folder
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike
+from nemo_mshubert.whole_files import atomic_folder
 
 MODEL_TYPES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or either with .index.json: shards

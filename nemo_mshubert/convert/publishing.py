@@ -27,8 +27,8 @@ from typing import List, Union
 from nemo_mshubert.convert.conversion import read_checkpoint
 from nemo_mshubert.convert.huggingface import hugging_face_family, write_huggingface
 from nemo_mshubert.convert.model_card import Facts, model_card, require_results_of
-from nemo_mshubert.data.manifest import atomic_folder
 from nemo_mshubert.models.loading import is_foreign, local_path, restore_model, save_model
+from nemo_mshubert.whole_files import atomic_folder
 
 CARD = "README.md"
 

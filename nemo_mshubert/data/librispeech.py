@@ -31,7 +31,8 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 import soundfile
 from tqdm import tqdm
 
-from nemo_mshubert.data.manifest import PathLike, atomic_write, write_manifest
+from nemo_mshubert.data.manifest import PathLike, write_manifest
+from nemo_mshubert.whole_files import atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -12,71 +12,28 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""NeMo manifests (JSON lines) and the audio they name: reading with errors that say where, writing atomically."""
+"""NeMo manifests (JSON lines) and the audio they name, read with errors that say where."""
 
 import codecs
 import gzip
 import json
 import math
 import os
-import shutil
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Dict, Iterable, Iterator, List, Tuple, Union
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any, BinaryIO, Dict, Iterable, Iterator, List, Tuple
 
 import numpy as np
+
+from nemo_mshubert.whole_files import PathLike, atomic_write
 
 if TYPE_CHECKING:
     from lhotse import Recording
     from lhotse.cut import Cut
 
-PathLike = Union[str, Path]
 SAMPLE_RATE = 16000  # Hz
 GZIP = b"\x1f\x8b"  # first bytes of a file of gzip
 MAX_DURATION_ERROR = 0.3  # seconds between file and manifest: rounding, and what MP3 adds, but not another file
-
-
-def temporary_neighbour(path: Path, suffix: str = "") -> Path:
-    """A hidden name beside ``path`` that no other process takes: in containers on several machines pids are often the
-    same."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{uuid4().hex[:8]}.tmp{suffix}")
-
-
-@contextmanager
-def atomic_write(path: PathLike, mode: str = "w"):
-    """Open a temporary neighbour of ``path`` and rename it on success, so that ``path`` is whole or absent."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_neighbour(path)
-    try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream:
-            yield stream
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(folder: PathLike) -> Iterator[Path]:
-    """A temporary neighbour of ``folder`` that takes its place on success, so that ``folder`` is whole or absent.
-
-    Raises:
-        FileExistsError: the folder holds something.
-    """
-    folder = Path(folder).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: exists and is not empty. Choose another folder.")
-    temporary = temporary_neighbour(folder)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if folder.exists():
-            folder.rmdir()
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def iter_manifest(path: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:

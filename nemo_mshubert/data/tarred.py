@@ -38,11 +38,11 @@ from nemo_mshubert.data.manifest import (
     MAX_DURATION_ERROR,
     SAMPLE_RATE,
     PathLike,
-    atomic_write,
     load_audio,
     no_audio_file,
     read_manifest,
 )
+from nemo_mshubert.whole_files import atomic_write
 
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)  # two zero blocks close an archive
 SOURCE = "source.json"  # in a tarred dataset: what it was made of

@@ -61,10 +61,12 @@ class UnreadableCount:
         self.count += 1
         self._in_a_row += 1
         logging.warning(f"Skipped utterance {utterance} ({self.count} so far in this process): {problem}")
-        failed = max(len(self._utterances), self._in_a_row)
-        if failed > self.limit:
+        if max(len(self._utterances), self._in_a_row) > self.limit:
+            failed = f"{len(self._utterances)} utterances could not be used"
+            if len(self._utterances) <= self.limit:
+                failed = f"{self._in_a_row} readings in a row failed, of {len(self._utterances)} utterances"
             raise UnreadableAudioError(
-                f"{failed} utterances could not be used, the last one {utterance}: {problem}. "
+                f"{failed}, the last one {utterance}: {problem}. "
                 f"Repair the data or remove the line{', or raise max_unreadable' if self.limit else ''}."
             )
 

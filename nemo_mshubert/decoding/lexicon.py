@@ -27,7 +27,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Dict, Iterable, List, Sequence, Tuple
 
-from nemo_mshubert.data.manifest import PathLike, atomic_write
+from nemo_mshubert.data.manifest import PathLike
+from nemo_mshubert.whole_files import atomic_write
 
 WORD_DELIMITER = " "  # label of NeMo's letter models
 WRITTEN_DELIMITER = "|"  # its name in a lexicon file, where white space separates the letters

@@ -26,8 +26,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from nemo_mshubert.data.manifest import PathLike, atomic_write
+from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.decoding.lexicon import fold_case
+from nemo_mshubert.whole_files import atomic_write
 
 DTYPES = {"F16": np.float16, "F32": np.float32}  # those of `write_log_probs`, as safetensors names them
 

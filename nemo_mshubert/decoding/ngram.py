@@ -29,8 +29,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Iterable, Iterator, List, Optional, Sequence, Union
 
-from nemo_mshubert.data.manifest import PathLike, atomic_write, open_maybe_gzip, parse_lines
+from nemo_mshubert.data.manifest import PathLike, open_maybe_gzip, parse_lines
 from nemo_mshubert.decoding.lexicon import WORD_DELIMITER, fold_case, require_same_alphabet
+from nemo_mshubert.whole_files import atomic_write
 
 ORDERS = range(2, 7)  # KenLM is compiled for at most 6
 MARKERS = {"<s>", "</s>", "<unk>", "<UNK>"}

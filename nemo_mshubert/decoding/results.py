@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Dict, NamedTuple
 
 from nemo_mshubert.data.digest import file_digest
-from nemo_mshubert.data.manifest import PathLike, atomic_write
+from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.markdown import markdown_table
+from nemo_mshubert.whole_files import atomic_write
 
 Results = Dict[str, Dict[str, Dict[str, Any]]]  # name of a manifest -> decoding -> summary
 

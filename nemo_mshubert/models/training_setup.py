@@ -37,9 +37,9 @@ from nemo_mshubert.callbacks.saved_update import SavedUpdate
 from nemo_mshubert.callbacks.unknown_score import UnknownScore
 from nemo_mshubert.callbacks.updates_bar import UpdatesProgressBar
 from nemo_mshubert.callbacks.validation_schedule import ValidationSchedule
-from nemo_mshubert.data.manifest import temporary_neighbour
 from nemo_mshubert.models.run_lock import hold_folder
 from nemo_mshubert.parallel.registration import check_strategy, tensor_parallel_size
+from nemo_mshubert.whole_files import temporary_neighbour
 
 NO_LIMIT = 1_000_000_000  # of batches, as in conf/finetune
 NO_SCORE = "=nan-"  # in the name of a checkpoint

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 
-from nemo_mshubert.data.manifest import temporary_neighbour
+from nemo_mshubert.whole_files import naming, temporary_neighbour
 
 
 class WholeFile(SaveRestoreConnector):
@@ -30,7 +30,8 @@ class WholeFile(SaveRestoreConnector):
         path = Path(filename)
         temporary = temporary_neighbour(path, ".nemo")
         try:
-            SaveRestoreConnector._make_nemo_file_from_folder(str(temporary), source_dir)
+            with naming(path):
+                SaveRestoreConnector._make_nemo_file_from_folder(str(temporary), source_dir)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -42,15 +42,9 @@ from nemo_mshubert.clustering.labelling import (
 )
 from nemo_mshubert.clustering.metrics import Alignments
 from nemo_mshubert.data.labels import FrameLabels, check_labelled_manifest
-from nemo_mshubert.data.manifest import (
-    absolute_path,
-    atomic_write,
-    iter_manifest,
-    load_audio,
-    read_manifest,
-    write_manifest,
-)
+from nemo_mshubert.data.manifest import absolute_path, iter_manifest, load_audio, read_manifest, write_manifest
 from nemo_mshubert.modules.frames import frame_count
+from nemo_mshubert.whole_files import atomic_write
 from tests.conftest import load_script
 from tests.parallel.ranks_of_a_test import run_on_ranks
 

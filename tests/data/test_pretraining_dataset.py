@@ -275,7 +275,7 @@ def test_a_small_corpus_that_is_gone_ends_the_run(cuts_with_missing, warnings):
     dataset = PretrainingDataset(MAKER, [50], max_unreadable=5)
     for _ in range(2):
         dataset[0, cuts]
-    with pytest.raises(UnreadableAudioError, match="6 utterances could not be used"):
+    with pytest.raises(UnreadableAudioError, match="6 readings in a row failed, of 2 utterances, the last one u1"):
         dataset[0, cuts]
 
 

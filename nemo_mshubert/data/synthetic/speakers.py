@@ -23,11 +23,12 @@ import numpy as np
 import soundfile
 import soxr
 
-from nemo_mshubert.data.manifest import SAMPLE_RATE, atomic_write
+from nemo_mshubert.data.manifest import SAMPLE_RATE
 from nemo_mshubert.data.synthetic.espeak import Espeak
 from nemo_mshubert.data.synthetic.sentences import make_sentence, sentence_subset
 from nemo_mshubert.data.synthetic.voices import Voice
 from nemo_mshubert.data.synthetic.word_times import Span, align
+from nemo_mshubert.whole_files import atomic_write
 
 MIN_SECONDS, MAX_SECONDS = 2.0, 8.0  # of an utterance
 UTTERANCES_PER_CHAPTER = 25

@@ -20,12 +20,12 @@ import json
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
-from nemo_mshubert.data.manifest import atomic_write
 from nemo_mshubert.decoding.table1.cells import Cells
 from nemo_mshubert.decoding.table1.reported import REPORTED, SETS
 from nemo_mshubert.decoding.table1.spec import Table1Spec
 from nemo_mshubert.decoding.table1.step import Step, is_current, is_finished
 from nemo_mshubert.markdown import markdown_table
+from nemo_mshubert.whole_files import atomic_write
 
 ABSENT = "-"
 

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 from nemo_mshubert.data.digest import file_digest
-from nemo_mshubert.data.manifest import atomic_write
 from nemo_mshubert.file_lock import try_to_lock
+from nemo_mshubert.whole_files import atomic_write
 
 STEP_FILE = "step.json"
 LOCK_FILE = "step.lock"

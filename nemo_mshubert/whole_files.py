@@ -1,0 +1,78 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Files and folders that are there whole or not at all: written under a temporary name, then renamed."""
+
+import errno
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator, Union
+from uuid import uuid4
+
+PathLike = Union[str, Path]
+
+
+def temporary_neighbour(path: Path, suffix: str = "") -> Path:
+    """A hidden name beside ``path`` that no other process takes: in containers on several machines pids are often the
+    same."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{uuid4().hex[:8]}.tmp{suffix}")
+
+
+@contextmanager
+def atomic_write(path: PathLike, mode: str = "w"):
+    """Open a temporary neighbour of ``path`` and rename it on success, so that ``path`` is whole or absent."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_neighbour(path)
+    try:
+        with naming(path), open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream:
+            yield stream
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: PathLike) -> Iterator[Path]:
+    """A temporary neighbour of ``folder`` that takes its place on success, so that ``folder`` is whole or absent.
+
+    Raises:
+        FileExistsError: the folder holds something.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder}: exists and is not empty. Choose another folder.")
+    temporary = temporary_neighbour(folder)
+    temporary.mkdir(parents=True)
+    try:
+        with naming(folder):
+            yield temporary
+        if folder.exists():
+            folder.rmdir()
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def naming(path: PathLike) -> Iterator[None]:
+    """Put ``path`` into the error of a full disk or quota, which names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename = str(path)
+        raise

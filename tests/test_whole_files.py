@@ -1,0 +1,75 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Files and folders are there whole or not at all, whatever ends the writing."""
+
+import errno
+import os
+import resource
+
+import pytest
+
+from nemo_mshubert.whole_files import atomic_folder, atomic_write, naming
+from tests.parallel.ranks_of_a_test import run_on_ranks
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_full_disk_is_named_and_leaves_the_file_before(tmp_path):
+    """After a day of label making the user learns which disk is full, and has yesterday's file."""
+    path = tmp_path / "labels.json"
+    with atomic_write(path) as stream:
+        stream.write("before")
+
+    def rank():  # a process of its own, whose files may grow no further
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        with pytest.raises(OSError) as error, atomic_write(path) as stream:
+            stream.write("x" * 200_000)
+        return str(error.value)
+
+    (message,) = run_on_ranks(1, rank)
+    assert "File too large" in message and message.endswith(f"'{path}'")
+    assert path.read_text() == "before" and os.listdir(tmp_path) == ["labels.json"]
+
+
+def test_only_a_full_disk_is_given_a_name():
+    """Another file's error must not be blamed on the one that is being written."""
+    for error in (
+        OSError(errno.ENOSPC, "No space left on device", "other"),
+        OSError(errno.EPIPE, "Broken pipe"),
+        OSError("no number"),
+    ):
+        before = str(error)
+        with pytest.raises(OSError) as found, naming("mine"):
+            raise error
+        assert found.value is error and str(error) == before
+    with pytest.raises(OSError, match="No space left on device: 'mine'"), naming("mine"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_folder_takes_its_place_when_it_is_whole(tmp_path):
+    """An export that broke off would pass for a model."""
+    folder = tmp_path / "export"
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="broke off"), atomic_folder(folder) as inside:
+            (inside / "half").touch()
+            raise RuntimeError("broke off")
+        assert not os.listdir(tmp_path)
+    folder.mkdir()  # empty: that is as good as none
+    with atomic_folder(folder) as inside:
+        (inside / "weights").touch()
+        assert not os.listdir(folder)
+    assert os.listdir(folder) == ["weights"] and os.listdir(tmp_path) == ["export"]
+    with pytest.raises(FileExistsError, match="Choose another folder"), atomic_folder(folder):
+        pass
