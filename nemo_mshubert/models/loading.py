@@ -72,7 +72,7 @@ def load_encoder(name: Name) -> nn.Module:
         from nemo_mshubert.convert.conversion import read_encoder
 
         return read_encoder(path)
-    model = restore_mshubert(path)
+    model = restore_mshubert(name)
     model.encoder.normalized_input = getattr(model.preprocessor, "normalized", False)
     return model.encoder.eval()
 

@@ -39,17 +39,22 @@ def test_order_is_that_of_the_items():
 @pytest.mark.parametrize("seconds, most", [(60, 11), (0, 41), (7200, 2)])
 def test_no_more_lies_ready_than_memory_is_meant_for(seconds, most):
     """Files of hours must not fill the memory; unknown lengths count as those of utterances."""
-    begun, largest = [], 0
+    begun, ready = [], []
     for number, _ in enumerate(read_ahead(range(100), begun.append, lambda item: seconds)):
         time.sleep(0.001)  # whatever may begin has begun
-        largest = max(largest, len(begun) - number)
-    assert most - 1 <= largest <= most
+        ready.append(len(begun) - number)
+    assert most - 1 <= max(ready) <= most
+    assert most - 1 <= max(ready[30:60])  # as many later on: a count that only grows would read one by one
 
 
 def test_an_error_comes_in_its_place_and_ends_the_reading():
     """What was read before the bad line is labelled first, and no thread goes on behind it."""
 
+    begun = []
+
     def read(item):
+        begun.append(item)
+        time.sleep(0.005)
         if item == 20:
             raise ValueError("line 20")
         return item
@@ -59,6 +64,7 @@ def test_an_error_comes_in_its_place_and_ends_the_reading():
         for result in read_ahead(range(100), read, lambda item: 1.0):
             results.append(result)
     assert results == list(range(20))
+    assert len(begun) < 100  # what had not begun is left
     assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
 
 

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.unit
         (["a b", "b A"], "m.json:2: the model's letters are ' ab', the text has 'A'"),
         (["a b", "2 b, c"], "m.json:2: .*the text has ',2c'.*--letters"),
         (["a", None], 'm.json:2: no "text". Add the transcript or remove the line'),
+        (["a", 7], 'm.json:2: no "text". Add the transcript or remove the line'),
         ([], "m.json: the manifest is empty"),
     ],
 )

@@ -192,8 +192,9 @@ def test_other_weights_share_lm_and_lexicon(sea):
     assert with_lm._trie is decoder._trie and with_lm._lm is decoder._lm  # rebuilt per utterance, tuning takes hours
     assert (best_text(decoder, log_probs), best_text(with_lm, log_probs)) == ("the sea", "the see")
     assert best_text(pickle.loads(pickle.dumps(with_lm)), log_probs) == "the see"
-    with pytest.raises(ValueError, match="this decoder holds"):
-        decoder.with_config(dataclasses.replace(config, lm="other.bin"))
+    for other in (dict(lm="other.bin"), dict(lexicon="other.lexicon")):
+        with pytest.raises(ValueError, match="this decoder holds"):
+            decoder.with_config(dataclasses.replace(config, **other))
 
 
 def test_beams_prune(ab_decoder, emit):

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from nemo_mshubert.decoding.greedy import greedy_text
-from nemo_mshubert.decoding.log_probs import LogProbs, write_log_probs
+from nemo_mshubert.decoding.log_probs import LogProbs, checked_log_probs, write_log_probs
 
 pytestmark = pytest.mark.unit
 AB = [" ", "a", "b"]
@@ -60,12 +60,22 @@ def test_empty_set_is_refused(tmp_path):
         write_log_probs(tmp_path / "dev.safetensors", AB, [])
 
 
-def test_nan_is_refused_when_written_and_leaves_no_file(tmp_path, emit):
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_probability_is_refused_and_leaves_no_file(tmp_path, emit, value):
     broken = emit("ab", AB)
-    broken[1, 0] = np.nan
+    broken[1, 0] = value
     with pytest.raises(ValueError, match="u2: .*frame 1"):
         write_log_probs(tmp_path / "dev.safetensors", AB, [("u1", "a", emit("a", AB)), ("u2", "a", broken)])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_s_bf16_is_taken(emit):
+    """NumPy has no such type; a probability of zero is one."""
+    log_probs = emit("ab", AB)
+    log_probs[0, 1] = -np.inf
+    found = checked_log_probs(torch.from_numpy(log_probs).bfloat16().requires_grad_(), len(AB), "u1")
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, log_probs, rtol=2**-8)
 
 
 def test_reference_in_another_case_is_refused(tmp_path, emit):
