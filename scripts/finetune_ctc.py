@@ -34,6 +34,7 @@ from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.encoder_freeze import EncoderFreeze
 from nemo_mshubert.callbacks.finished_run import has_all_updates
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
+from nemo_mshubert.callbacks.other_ranks import OtherRanks
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted, take_time_limit
 from nemo_mshubert.callbacks.rank_watch import RankWatch
 from nemo_mshubert.callbacks.same_start import SameStart
@@ -61,7 +62,7 @@ def main(cfg):
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     # the average first: it is of the gradients that the guard looks at
     preemption = SaveWhenPreempted(take_time_limit(cfg.exp_manager))
-    guards = [SentenceAverage(), NonfiniteGuard(cfg.max_nonfinite_steps), RankWatch(), preemption]
+    guards = [SentenceAverage(), NonfiniteGuard(cfg.max_nonfinite_steps), RankWatch(), preemption, OtherRanks()]
     folder = checkpoint_folder(cfg.exp_manager)
     callbacks = [EncoderFreeze(cfg.freeze_encoder_updates), DataWait(), *guards, mark_when_finished(folder)]
     trainer = make_trainer(cfg.trainer, callbacks)

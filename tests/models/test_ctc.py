@@ -26,6 +26,7 @@ from nemo.collections.asr.models import ASRModel, EncDecCTCModel, EncDecCTCModel
 from nemo.core.classes import ModelPT
 from omegaconf import OmegaConf
 
+from nemo_mshubert.callbacks.other_ranks import OtherRanks
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
 from nemo_mshubert.convert.nemo import read_nemo
 from nemo_mshubert.data.manifest import read_manifest, write_manifest
@@ -36,6 +37,7 @@ from nemo_mshubert.models.loading import load_encoder, restore_model, save_model
 from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from tests.conftest import quiet_trainer
+from tests.parallel.ranks_of_a_test import run_on_ranks
 
 FRAME_SECONDS = 0.02
 LENGTHS = (16000, 24000, 20001)  # a second or more: NeMo pads shorter arrays
@@ -575,6 +577,32 @@ def test_a_resumed_fine_tuning_goes_on_in_its_data(letters_path, overrides, tmp_
     assert len(expected) == updates and expected[:epoch] != expected[epoch : 2 * epoch]  # orders of their own
     for done in (1, epoch - 1, epoch, epoch + 1, 2 * epoch):
         assert heard(tmp_path / f"from {done}", tmp_path / "whole" / f"{done}.ckpt") == expected[done:], done
+
+
+@pytest.mark.unit
+def test_a_fine_tuning_goes_on_with_other_ranks(letters_path, overrides, tmp_path):
+    """Preempted on two GPUs and resumed on one, it would hear half of the epoch twice; the other way round, leave out a
+    part."""
+
+    def heard(ranks, updates, resume=None, accumulate=1):
+        def rank():
+            callback = Heard(tmp_path)
+            options = dict(max_epochs=-1, use_distributed_sampler=False, accumulate_grad_batches=accumulate)
+            callbacks = [callback, SaveWhenPreempted(), OtherRanks()]
+            trainer = quiet_trainer(max_steps=updates, callbacks=callbacks, devices=ranks, **options)
+            trainer.fit(restore_for_finetuning(str(letters_path), overrides, trainer), ckpt_path=resume)
+            return callback.tokens
+
+        return run_on_ranks(ranks, rank)
+
+    overrides.train_ds.batch_duration = 2  # an utterance
+    (epoch,) = heard(1, 9)
+    assert len({str(tokens) for tokens in epoch}) == 9
+    assert heard(2, 2) == [epoch[0:4:2], epoch[1:4:2]]
+    assert heard(1, 5, tmp_path / "2.ckpt") == [epoch[4:7]]
+    # seven batches were done, three of each rank and one that comes twice; with accumulation two of each
+    assert heard(2, 6, tmp_path / "5.ckpt") == [epoch[6:8:2], epoch[7:8:2]]
+    assert heard(2, 6, tmp_path / "5.ckpt", accumulate=2) == [epoch[4:8:2], epoch[5:8:2]]
 
 
 @pytest.mark.unit
