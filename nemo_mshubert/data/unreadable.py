@@ -14,10 +14,11 @@
 
 """Utterances that training cannot read: they are skipped, named and counted, and too many of them end the run."""
 
-from typing import Set, Tuple
+from typing import Optional, Set, Tuple
 
 import torch
 from lhotse import CutSet
+from lhotse.cut import Cut
 from lhotse.dataset.collation import collate_vectors
 from nemo.utils import logging
 
@@ -80,12 +81,14 @@ class CountedAudio:
 
     def __init__(self, limit: int):
         self.unreadable = UnreadableCount(limit)
+        self._last: Optional[Tuple[torch.Tensor, Cut]] = None  # that was read
 
     def __call__(self, cuts: CutSet) -> Tuple[torch.Tensor, torch.Tensor, CutSet]:
-        """Audio ``[B, S]``, channels mixed down, zero beyond an utterance; samples ``[B]``; the cuts that were read.
+        """Audio ``[B, S]``, channels mixed down, zero beyond an utterance; samples ``[B]``; the cuts that were read. Where
+        none was, the last one of the batches before stands in: on all ranks the count of batches stays.
 
         Raises:
-            UnreadableAudioError: too many were not, or none of the batch was.
+            UnreadableAudioError: too many were not, or none of the first batch was.
         """
         waves, readable = [], []
         for cut in cuts:
@@ -98,10 +101,14 @@ class CountedAudio:
                 readable.append(cut)
             except Exception as error:  # whatever the codec raises on a broken or missing file; NaN
                 self.unreadable.add(cut.id, reason(error))
-        if not waves:
+        if waves:
+            self._last = waves[-1], readable[-1]
+        elif self._last:
+            waves, readable = [self._last[0]], [self._last[1]]
+        else:
             names = ", ".join(cut.id for cut in cuts)
             raise UnreadableAudioError(
-                f"No utterance of a batch could be read (see the log): {names}. Repair the data or remove "
+                f"No utterance of the first batch could be read (see the log): {names}. Repair the data or remove "
                 "their lines."
             )
         lengths = torch.tensor([len(wave) for wave in waves], dtype=torch.int32)

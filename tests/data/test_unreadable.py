@@ -52,8 +52,23 @@ def test_audio_lengths_and_cuts_belong_together(cuts, monkeypatch):
         load(CutSet.from_cuts([broken.with_id("another"), mono]))
 
 
-def test_a_batch_without_readable_audio_is_an_error(cuts):
+def test_a_batch_without_readable_audio_has_the_one_before(cuts):
+    """A broken file that is a batch of its own must not end a run, nor leave one rank without a batch."""
+    (mono, stereo, broken), mixed = cuts
+    load = CountedAudio(limit=1)
+    load(CutSet.from_cuts([mono, stereo]))
+    for _ in range(2):
+        audio, lengths, read = load(CutSet.from_cuts([broken]))
+        assert [cut.id for cut in read] == [stereo.id] and lengths.tolist() == [4000]
+        np.testing.assert_allclose(audio, mixed[None], atol=1e-6)
+        load.unreadable.note_readable()
+    with pytest.raises(UnreadableAudioError, match="2 utterances could not be used, the last one another"):
+        load(CutSet.from_cuts([broken.with_id("another")]))
+
+
+def test_a_first_batch_without_readable_audio_is_an_error(cuts):
     """Even where some may be skipped: it has no shape."""
     (_, _, broken), _ = cuts
-    with pytest.raises(UnreadableAudioError, match=f"No utterance of a batch could be read.*: {broken.id}. Repair"):
+    match = f"No utterance of the first batch could be read.*: {broken.id}. Repair"
+    with pytest.raises(UnreadableAudioError, match=match):
         CountedAudio(limit=10)(CutSet.from_cuts([broken]))
