@@ -267,7 +267,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
             tapped_layers: numbers of the blocks (from 1) whose outputs are wanted; blocks above the last are not run.
             use_swap: False for the paper's "- Swap": the masked view alone (HuBERT).
             generator: draws the blocks that layerdrop skips; by default PyTorch's own.
-            wanted_W: the only frames whose outputs are wanted, as those in the loss, indices into ``B * T``:
+            wanted_W: the only frames whose outputs are wanted, as those in the loss, indices into ``B * T``, none twice:
                 `Views.tapped` holds these, and the last block that is run leaves out the others behind its attention.
         """
         x_BTD, frames_B, padded, feature_penalty = self._embed_audio(audio_signal, length)

@@ -19,10 +19,11 @@ Weights and maths equal ``HubertEncoderLayer`` / ``HubertEncoderLayerStableLayer
 are wanted, as indices into B * T.
 """
 
-from typing import Optional
+from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from nemo_mshubert.modules import reference
@@ -163,8 +164,25 @@ class TransformerBlock(nn.Module):
 
 
 def take_frames(x_BTD: Tensor, wanted_W: Optional[Tensor]) -> Tensor:
-    """``[W, D]`` of the frames ``wanted_W``; ``[B, T, D]`` as it is without."""
-    return x_BTD if wanted_W is None else x_BTD.flatten(0, 1).index_select(0, wanted_W)
+    """``[W, D]`` of the frames ``wanted_W``, none of them twice; ``[B, T, D]`` as it is without."""
+    return x_BTD if wanted_W is None else _TakeFrames.apply(x_BTD, wanted_W)
+
+
+class _TakeFrames(torch.autograd.Function):
+    """Gradients are written to the rows they are of, where autograd would add them up in case a row was taken twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTD: Tensor, wanted_W: Tensor) -> Tensor:
+        ctx.save_for_backward(wanted_W)
+        ctx.shape = x_BTD.shape
+        return x_BTD.flatten(0, 1).index_select(0, wanted_W)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_WD: Tensor) -> Tuple[Tensor, None]:
+        (wanted_W,) = ctx.saved_tensors
+        gradient_ND = gradient_WD.new_zeros(ctx.shape).flatten(0, 1)
+        return gradient_ND.index_copy_(0, wanted_W, gradient_WD).view(ctx.shape), None
 
 
 def zero_touch(module: nn.Module) -> Tensor:
