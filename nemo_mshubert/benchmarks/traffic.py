@@ -63,7 +63,7 @@ KINDS = {
     "conversions between fp32 and bf16": ("_to_copy",),
     "dropout": ("native_dropout", "native_dropout_backward"),
     "Fourier transforms": ("_fft_r2c", "_fft_c2r", "_fft_c2c"),
-    "Swap, masks and masked rows": ("index_select", "index_add", "index_copy", "where", "flip"),
+    "Swap, masks and masked rows": ("index_select", "index_add", "index_copy_", "where", "flip"),
     "clipping and AdamW": ("clipping", "adamw"),
 }
 KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
