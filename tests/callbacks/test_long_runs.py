@@ -194,10 +194,11 @@ class Steps(Logger):
 def test_curves_go_on_where_they_were_cut(config, tmp_path):
     """A loss logged one step late behind every preemption shifts the curves of a run against those of others."""
     whole, resumed = Steps(), Steps()
-    train_updates(config, tmp_path / "whole", logger=whole)
+    train_updates(config, tmp_path / "whole", logger=whole, log_every_n_steps=1)
     with pytest.raises(SystemExit):
         train_updates(config, tmp_path / "cut", SaveWhenPreempted(), At(4, terminate))
-    train_updates(config, tmp_path / "cut", resume=tmp_path / "cut" / "last.ckpt", logger=resumed)
+    options = dict(logger=resumed, log_every_n_steps=1)
+    train_updates(config, tmp_path / "cut", resume=tmp_path / "cut" / "last.ckpt", **options)
     assert whole.steps == list(range(UPDATES))
     assert resumed.steps == whole.steps[3:]
 
