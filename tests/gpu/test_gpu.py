@@ -110,6 +110,25 @@ def test_encoder_in_bf16_is_near_fp32(layout, lengths):
     assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
+@pytest.mark.parametrize("layout", [BASE, LARGE], ids=["base", "large"])
+def test_masked_frames_alone_are_those_of_all_frames(layout):
+    """What most updates compute: the last block's products have other shapes then, which other kernels take."""
+    encoder, found = wide_encoder(**layout).to(GPU), []
+    audio, length = torch.randn(3, 1, 40000, device=GPU), torch.full((3,), 40000)
+    mask_BT = span_mask([frame_count(40000)] * 3, 0.65, 10).to(GPU)
+    masked = mask_BT.flatten().nonzero()[:, 0]
+    for wanted_W in (None, masked):
+        encoder.zero_grad()
+        with torch.autocast(GPU, torch.bfloat16):
+            views = encoder.forward_views(audio, length, mask_BT, [1, 2], wanted_W=wanted_W)
+        taps = [views.at(layer, masked).float() for layer in (1, 2)]
+        weights = torch.linspace(-1, 1, taps[0].shape[-1], device=GPU)
+        sum((tap * weights).sum() for tap in taps).backward()
+        found.append([*(tap.detach() for tap in taps), encoder.layers[0].attention.q_proj.weight.grad])
+    for all_frames, masked_alone in zip(*found):
+        assert cosine(masked_alone, all_frames) > 0.995
+
+
 def test_traffic_is_counted_without_a_gpu_as_with_one():
     """`benchmark.py traffic` puts autocast, dropout and attention in the places that they have here."""
     from nemo_mshubert.benchmarks import traffic
