@@ -32,17 +32,24 @@ def temporary_neighbour(path: Path, suffix: str = "") -> Path:
 
 
 @contextmanager
-def atomic_write(path: PathLike, mode: str = "w"):
-    """Open a temporary neighbour of ``path`` and rename it on success, so that ``path`` is whole or absent."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_neighbour(path)
+def atomic_path(path: Path, suffix: str = "") -> Iterator[Path]:
+    """The name of a temporary neighbour, which takes the place of ``path`` on success, so that it is whole or absent."""
+    temporary = temporary_neighbour(path, suffix)
     try:
-        with naming(path), open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream:
-            yield stream
+        with naming(path):
+            yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write(path: PathLike, mode: str = "w"):
+    """Open the `atomic_path` of ``path``."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary, open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream:
+        yield stream
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from nemo_mshubert.callbacks.updates_bar import UpdatesProgressBar
 from nemo_mshubert.callbacks.validation_schedule import ValidationSchedule
 from nemo_mshubert.models.run_lock import hold_folder
 from nemo_mshubert.parallel.registration import check_strategy, tensor_parallel_size
-from nemo_mshubert.whole_files import temporary_neighbour
+from nemo_mshubert.whole_files import atomic_path
 
 NO_LIMIT = 1_000_000_000  # of batches, as in conf/finetune
 NO_SCORE = "=nan-"  # in the name of a checkpoint
@@ -288,9 +288,8 @@ def keep_whole_checkpoints(folder: Path, save_top_k: int = 1) -> None:
     if newest_first and not last:
         path = newest_first[0]
         logging.warning(f"{path}: the newest whole checkpoint, from which the run goes on.")
-        copy = temporary_neighbour(path)
-        shutil.copy(path, copy)
-        os.replace(copy, path.with_name(f"{path.stem}-last.ckpt"))
+        with atomic_path(path.with_name(f"{path.stem}-last.ckpt")) as copy:
+            shutil.copy(path, copy)
     for path in _unwanted(folder, save_top_k):
         _set_aside(path, "nan" if NO_SCORE in path.name else "best")
 

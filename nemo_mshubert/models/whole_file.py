@@ -14,12 +14,11 @@
 
 """``.nemo`` files that are there whole or not at all, also where NeMo's checkpoint callback writes them."""
 
-import os
 from pathlib import Path
 
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 
-from nemo_mshubert.whole_files import naming, temporary_neighbour
+from nemo_mshubert.whole_files import atomic_path
 
 
 class WholeFile(SaveRestoreConnector):
@@ -27,11 +26,5 @@ class WholeFile(SaveRestoreConnector):
 
     @staticmethod
     def _make_nemo_file_from_folder(filename: str, source_dir: str) -> None:
-        path = Path(filename)
-        temporary = temporary_neighbour(path, ".nemo")
-        try:
-            with naming(path):
-                SaveRestoreConnector._make_nemo_file_from_folder(str(temporary), source_dir)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_path(Path(filename), ".nemo") as temporary:
+            SaveRestoreConnector._make_nemo_file_from_folder(str(temporary), source_dir)
