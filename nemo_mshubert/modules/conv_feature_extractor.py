@@ -31,6 +31,7 @@ from nemo_mshubert.modules.frames import frame_count, valid_positions
 from nemo_mshubert.modules.layer_norm import EPSILON, LayerNorm
 
 NORMS = ("group_norm", "layer_norm")
+PART_SIZE = 1 << 21  # numbers in a tensor: 8 MiB in fp32
 
 
 class TimeGroupNorm(nn.GroupNorm):
@@ -131,7 +132,24 @@ class ConvFeatureExtractor(nn.Module):
         """Samples ``[B, 1, S]`` and their counts ``[B]`` -> frames ``[B, T, C]`` and frame counts ``[B]``.
 
         A valid frame never sees samples beyond its utterance, so padding does not change it.
+
+        On a CPU a few utterances at a time go through all layers. The tensors of a large batch would be new memory in
+        every layer: the C library hands blocks of 32 MiB and more back to Linux, which clears them again page by page.
         """
+        rows = self._rows_at_once(signal_B1S)
+        if rows >= len(signal_B1S):
+            return self._extract(signal_B1S, lengths_B, padded)
+        parts = [self._extract(*part, padded) for part in zip(signal_B1S.split(rows), lengths_B.split(rows))]
+        frames, counts = zip(*parts)
+        return torch.cat(frames), torch.cat(counts)
+
+    def _rows_at_once(self, signal_B1S: Tensor) -> int:
+        if signal_B1S.device.type != "cpu" or reference.is_taken():
+            return len(signal_B1S)
+        num_frames = frame_count(signal_B1S.shape[-1], self.kernels_and_strides[:1])
+        return max(1, PART_SIZE // max(1, num_frames * self.conv_layers[0].conv.out_channels))
+
+    def _extract(self, signal_B1S: Tensor, lengths_B: Tensor, padded: bool) -> Tuple[Tensor, Tensor]:
         x_BTC = signal_B1S.transpose(1, 2)
         for layer, kernel_and_stride in zip(self.conv_layers, self.kernels_and_strides):
             lengths_B = frame_count(lengths_B, [kernel_and_stride])

@@ -19,7 +19,7 @@ import torch
 from transformers import HubertConfig
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder
 
-from nemo_mshubert.modules import reference
+from nemo_mshubert.modules import conv_feature_extractor, reference
 from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor, TimeGroupNorm
 from nemo_mshubert.modules.frames import HUBERT_KERNELS_AND_STRIDES, frame_count
 
@@ -84,6 +84,34 @@ def test_reference_path_is_the_fast_one(norm, bias, padded, monkeypatch):
     assert len(called) == 7
     for row, count in enumerate(frames):
         torch.testing.assert_close(fast[row, :count], expected[row, :count], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("norm, bias", [("group", False), ("layer", True)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_parts_of_a_large_batch_are_the_batch(norm, bias, padded, monkeypatch):
+    """A batch that is large enough to go through the convolutions in parts must give the same frames and gradients."""
+    ours, _ = pair(norm, bias)
+    signal = torch.randn(5, 1, 3200)
+    lengths = torch.tensor([3200, 900, 3200, 2000, 400]) if padded else torch.full((5,), 3200)
+    weight_BTC = torch.randn(5, 9, CHANNELS)
+
+    def frames_and_gradients():
+        ours.zero_grad()
+        x_BTC, frames = ours(signal, lengths, padded)
+        valid_BT1 = (torch.arange(9) < frames[:, None])[..., None]
+        (x_BTC * weight_BTC * valid_BT1).sum().backward()
+        return x_BTC * valid_BT1, frames, [parameter.grad.clone() for parameter in ours.parameters()]
+
+    rows = []
+    hook = ours.conv_layers[0].register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    with monkeypatch.context() as patch:
+        patch.setattr(conv_feature_extractor, "PART_SIZE", 3 * 639 * CHANNELS - 1)  # 639 frames in the first layer
+        in_parts = frames_and_gradients()
+    assert rows == [2, 2, 1]
+    hook.remove()
+    monkeypatch.setattr(reference, "forced", True)
+    torch.testing.assert_close(in_parts, frames_and_gradients(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.unit
