@@ -94,3 +94,21 @@ def test_a_run_that_trains_nothing_says_so(monkeypatch, begun_at, max_steps, is_
     trainer.global_step = 3
     finished.on_fit_end(trainer, None)
     assert [warning.partition(":")[0] for warning in warnings] == ["Nothing was trained"] * is_told
+
+
+@pytest.mark.parametrize("save_best, expected", [(True, "best.ckpt"), (False, "last.ckpt")])
+def test_the_missing_model_of_split_ranks_is_the_best_one(tmp_path, save_best, expected):
+    """Where the ``.nemo`` is of the best checkpoint, a run that was killed before it must not end with the last."""
+    checkpoints = NeMoModelCheckpoint(dirpath=tmp_path, prefix="run", save_best_model=save_best, monitor="val_loss")
+    checkpoints.best_model_path = "best.ckpt"
+    trainer = SimpleNamespace(
+        max_steps=3,
+        global_step=3,
+        checkpoint_callback=checkpoints,
+        ckpt_path="last.ckpt",
+        strategy=SimpleNamespace(broadcast=lambda value: value),
+    )
+    written = []
+    model = SimpleNamespace(is_split=True, save_checkpoint_to=lambda source, target: written.append((source, target)))
+    FinishedRun().on_fit_end(trainer, model)
+    assert written == [(expected, str(tmp_path / "run.nemo"))]

@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -172,6 +173,23 @@ def test_preempted_run_ends_between_updates_and_resumes_exactly(config, tmp_path
     assert whole["global_step"] == resumed["global_step"] == UPDATES
     for name, value in whole["state_dict"].items():
         assert torch.equal(resumed["state_dict"][name], value), name
+
+
+def test_a_signal_in_the_last_moment_does_not_kill_a_finished_run():
+    """The job would be counted as failed, though all was trained and written."""
+    received = []
+    original = signal.signal(signal.SIGTERM, lambda *_: received.append("SIGTERM"))
+    try:
+        preempted = SaveWhenPreempted()
+        preempted.on_fit_start(None, None)
+        preempted.on_train_start(None, None)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)  # and not a thread that lets it through
+        preempted.on_fit_end(None, None)
+        assert not received and signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert received == ["SIGTERM"]  # by the handler that was there before
+    finally:
+        signal.signal(signal.SIGTERM, original)
 
 
 class Steps(Logger):

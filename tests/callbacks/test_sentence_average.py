@@ -21,7 +21,7 @@ import torch
 from nemo.collections.asr.models import ASRModel
 from torch.utils.data import DataLoader
 
-from nemo_mshubert.callbacks.sentence_average import SentenceAverage
+from nemo_mshubert.callbacks.sentence_average import GradientOfSum, SentenceAverage
 from nemo_mshubert.modules import transformer
 from tests.conftest import quiet_trainer
 from tests.parallel.ranks_of_a_test import run_on_ranks
@@ -98,6 +98,17 @@ def test_ranks_share_an_update(letters_path, expected, tmp_path):
     for found in run_on_ranks(2, rank):
         for name, value in expected[0].items():
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.unit
+def test_the_logged_loss_is_the_mean():
+    """Of 0, or of a sum that grows with the batch, nobody could say whether a run learns."""
+    scores_B = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)
+    mean_loss = lambda scores_B, target_lengths: scores_B.square().mean()
+    loss = GradientOfSum(mean_loss)(scores_B=scores_B, target_lengths=torch.ones(3))
+    loss.backward()
+    assert loss.item() == pytest.approx(41 / 3)
+    torch.testing.assert_close(scores_B.grad, 2 * scores_B.detach())
 
 
 @pytest.mark.unit

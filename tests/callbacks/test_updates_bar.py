@@ -71,8 +71,9 @@ def test_counts_updates_over_epochs_and_a_resume(tmp_path, capsys, monkeypatch):
     assert [pair for pair in dict.fromkeys(drawn(output)) if pair[0]] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert "train_loss" in output and "updates/s" in output
     trainer.save_checkpoint(tmp_path / "4.ckpt")
-    train(max_steps=6, ckpt_path=tmp_path / "4.ckpt")
+    resumed = train(max_steps=6, ckpt_path=tmp_path / "4.ckpt")
     assert list(dict.fromkeys(drawn(capsys.readouterr().out))) == [(4, 6), (5, 6), (6, 6)]
+    assert resumed.progress_bar_callback.train_progress_bar.initial == 4  # updates of before are not of this speed
 
 
 def test_drawn_once_a_second_and_at_the_end(capsys):
