@@ -27,8 +27,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from nemo_mshubert.modules import reference
+from nemo_mshubert.modules.attention_with_dropout import attention_with_dropout
 from nemo_mshubert.modules.autocast import to_autocast_dtype
-from nemo_mshubert.modules.dropout import Dropout, attention_with_dropout, dropout
+from nemo_mshubert.modules.dropout import Dropout, dropout
 from nemo_mshubert.modules.fft_conv import fft_conv
 from nemo_mshubert.modules.layer_norm import LayerNorm
 

@@ -1,0 +1,133 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Attention with dropout in parts, against PyTorch's attention and finite differences."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nemo_mshubert.modules import attention_with_dropout as module
+from nemo_mshubert.modules import reference
+from nemo_mshubert.modules.attention_with_dropout import attention_with_dropout
+from nemo_mshubert.modules.dropout import LEVELS
+
+MASKS = {
+    "none": None,
+    "padding": torch.tensor([[True] * 7 + [False] * 2, [True] * 9])[:, None, None, :],
+    "bias": torch.linspace(-3, 3, 4 * 81).view(1, 4, 9, 9),  # of WavLM
+}
+
+
+def qkv(seed: int = 0):
+    torch.manual_seed(seed)
+    return [torch.randn(2, 4, 9, 6, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+
+
+def double(mask):
+    return mask if mask is None or mask.dtype == torch.bool else mask.double()
+
+
+@pytest.fixture(params=[1, 3 * 81, 1 << 19], ids=["a head", "three heads", "all"])
+def part_size(request, monkeypatch):
+    """How many weights are at once in the cache: of one head of 9 frames, of three of eight, of all."""
+    monkeypatch.setattr(module, "PART_SIZE", request.param)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    return request.param
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_attention_equals_pytorchs_but_for_dropout(mask, part_size, monkeypatch):
+    """With a rate too small to drop anything, values and gradients are those of the fused kernel."""
+    mask = double(mask)
+    nothing = 0.5 / LEVELS
+    gradients = []
+    for rate in (nothing, 0.0):
+        q, k, v = qkv()
+        y = attention_with_dropout(q, k, v, mask, rate)
+        y.square().sum().backward()
+        gradients.append([y.detach(), q.grad, k.grad, v.grad])
+    for found, expected in zip(*gradients):
+        torch.testing.assert_close(found, expected)
+    called = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_, **options: called.append(options["dropout_p"]))
+    attention_with_dropout(*qkv(), mask, nothing)
+    assert not called
+    attention_with_dropout(*qkv(), mask, 0.0)
+    monkeypatch.setattr(reference, "forced", True)
+    attention_with_dropout(*qkv(), mask, 0.1)
+    assert called == [0.0, 0.1]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_attention_drops_weights_and_keeps_their_mean(mask):
+    """Over many draws it is the attention without dropout, and its spread that of PyTorch's dropout."""
+    mask = double(mask)
+    q, k, v = (x.detach() for x in qkv())
+    many = 4000
+
+    def draws(attend):
+        outputs = torch.stack([attend() for _ in range(many)])
+        return outputs.mean(0), outputs.std(0)
+
+    mean, spread = draws(lambda: attention_with_dropout(q, k, v, mask, 0.3))
+    _, expected_spread = draws(lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=0.3))
+    exact = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    assert ((mean - exact).abs() < 6 * spread / math.sqrt(many)).all()
+    torch.testing.assert_close(spread, expected_spread, rtol=0.15, atol=1e-3)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_gradients_are_of_the_weights_that_were_kept(mask, part_size):
+    """A backward pass that computes other weights again than the forward pass had dropped trains noise."""
+    inputs = qkv() + ([double(mask).clone().requires_grad_()] if mask is not None and mask.dtype != torch.bool else [])
+
+    def attend(q, k, v, mask=mask):
+        torch.manual_seed(5)
+        return attention_with_dropout(q, k, v, mask, 0.3)
+
+    assert torch.autograd.gradcheck(attend, inputs, fast_mode=True)
+
+
+@pytest.mark.unit
+def test_a_byte_of_each_weight_is_kept():
+    """Spelled out, nine bytes are, in utterances of 12 s a third of the memory of a step of base."""
+    kept = []
+    q, k, v = (torch.randn(2, 3, 100, 4, requires_grad=True) for _ in range(3))
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        attention_with_dropout(q, k, v, None, 0.1)
+    of_weights = [x for x in kept if x.shape[-1] == 100]
+    assert [x.dtype for x in of_weights] == [torch.uint8] and of_weights[0].numel() == 2 * 3 * 100 * 100
+
+
+@pytest.mark.unit
+def test_bf16_under_autocast():
+    """Weights of attention are fp32 under autocast, so that their sums are; what comes and goes is bf16."""
+    exact = [x.detach().float().requires_grad_() for x in qkv()]
+    rounded = [x.detach().bfloat16().requires_grad_() for x in qkv()]
+    torch.manual_seed(1)
+    y = attention_with_dropout(*exact, None, 0.5)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        y_bf16 = attention_with_dropout(*rounded, None, 0.5)
+    assert y_bf16.dtype == torch.bfloat16
+    y.square().sum().backward()
+    y_bf16.float().square().sum().backward()
+    for found, expected in zip([y_bf16, *(x.grad for x in rounded)], [y, *(x.grad for x in exact)]):
+        assert (found.float() - expected).norm() < 0.02 * expected.norm()
