@@ -14,34 +14,53 @@
 
 """A fine-tuning goes on at its place in the data with another number of ranks than before."""
 
-from typing import Any, Dict
+from dataclasses import asdict, replace
+from typing import Any, Dict, Optional
 
 import lightning.pytorch as pl
+
+from nemo_mshubert.data.resumed_sampler import ResumedSampler
+from nemo_mshubert.data.shared_batches import Place
 
 KEY = "ranks"
 
 
 class OtherRanks(pl.Callback):
-    """Count the batches of a resumed epoch in those of the ranks that there are now.
+    """Tell the sampler of a resumed fine-tuning which batches of its epoch all ranks together have trained on, and
+    Lightning, which counts those of one rank, a count for the ranks that there are now.
 
-    NeMo's sampler draws as many batches as there are ranks, and each takes one: batch b of n ranks is batch ``n b + rank``
-    of one. Lightning counts those of a rank. Less than one update is made of batches that were trained on before in
-    this epoch, and none is left out.
+    Of tarred data, whose order is drawn anew on a resume, the count alone.
     """
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Dict[str, Any]
     ) -> None:
-        checkpoint[KEY] = trainer.world_size
+        sampler = _sampler(pl_module)
+        place = sampler.place if sampler else Place(_epoch(checkpoint))
+        checkpoint[KEY] = {"count": trainer.world_size, "place": asdict(place)}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Dict[str, Any]
     ) -> None:
         """Before Lightning restores its counts."""
-        before, now = checkpoint.get(KEY, trainer.world_size), trainer.world_size
-        if before == now:
+        if KEY not in checkpoint:
             return
-        of_this_epoch = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        batches = of_this_epoch["completed"] * before // now
-        batches -= batches % trainer.accumulate_grad_batches  # an update begins with it
-        of_this_epoch.update(dict.fromkeys(of_this_epoch, batches))
+        before, place, epoch = checkpoint[KEY]["count"], Place(**checkpoint[KEY]["place"]), _epoch(checkpoint)
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        place = (place if place.epoch == epoch else Place(epoch)).when_next_is(batches["completed"], before)
+        if trainer.world_size != before:
+            number = place.batches // trainer.world_size
+            number -= number % trainer.accumulate_grad_batches  # an update begins with it
+            batches.update(dict.fromkeys(batches, number))
+            place = replace(place, number=number)
+        if sampler := _sampler(pl_module):
+            sampler.place = place
+
+
+def _epoch(checkpoint: Dict[str, Any]) -> int:
+    return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+
+
+def _sampler(model: pl.LightningModule) -> Optional[ResumedSampler]:
+    sampler = getattr(model._train_dl, "sampler", None)
+    return sampler if isinstance(sampler, ResumedSampler) else None

@@ -15,7 +15,6 @@
 """NeMo manifests (JSON lines) and the audio they name, read with errors that say where."""
 
 import codecs
-import gzip
 import json
 import math
 import os
@@ -62,16 +61,14 @@ def iter_lines(path: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:
         ValueError: a line is not UTF-8 or not a JSON object, lacks ``audio_filepath``, or has an ``offset`` or a
             ``duration`` that is no time in seconds; names the file and the line.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such manifest. Make one with scripts/prepare_librispeech.py.")
-    with open(path, "rb") as stream:
+    with _open_manifest(path) as stream:
         yield from parse_lines(stream, str(path))
 
 
-def open_maybe_gzip(path: PathLike) -> BinaryIO:
-    """The bytes of a file, unpacked where it is ``.gz``."""
-    return gzip.open(path) if str(path).endswith(".gz") else open(path, "rb")
+def _open_manifest(path: PathLike) -> BinaryIO:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such manifest. Make one with scripts/prepare_librispeech.py.")
+    return open(path, "rb")
 
 
 def parse_lines(stream: BinaryIO, name: str) -> Iterator[Tuple[str, Dict[str, Any]]]:
@@ -81,6 +78,27 @@ def parse_lines(stream: BinaryIO, name: str) -> Iterator[Tuple[str, Dict[str, An
         if not line.isspace():
             where = f"{name}:{number}"
             yield where, _parse_line(line, where)
+
+
+def check_for_nemo(path: PathLike) -> None:
+    """Look for what `iter_lines` passes over and NeMo's reader of manifests, when its turn comes, does not.
+
+    Raises:
+        FileNotFoundError: no such manifest.
+        ValueError: a blank line, or a byte order mark; names file and line.
+    """
+    with _open_manifest(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.isspace():
+                raise ValueError(
+                    f"{path}:{number}: a blank line, at which NeMo's reader would end the training. Remove it: "
+                    "grep '[^[:space:]]' OLD > NEW."
+                )
+            if line.startswith(codecs.BOM_UTF8):
+                raise ValueError(
+                    f"{path}:{number}: begins with a byte order mark, at which NeMo's reader would end the training. "
+                    "Remove it: sed '1s/^\\xef\\xbb\\xbf//' OLD > NEW."
+                )
 
 
 def _parse_line(line: bytes, where: str) -> Dict[str, Any]:

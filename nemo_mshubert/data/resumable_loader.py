@@ -27,14 +27,16 @@ from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 import torch
 from lhotse import CutSet
 from lhotse.dataset.dataloading import worker_init_fn
+from lhotse.dataset.sampling.base import CutSampler
 from nemo.collections.common.data.lhotse import get_lhotse_dataloader_from_config
 from nemo.collections.common.data.lhotse.cutset import data_type_parser
 from nemo.utils import logging
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from nemo_mshubert.data.manifest import iter_manifest
+from nemo_mshubert.data.manifest import check_for_nemo, iter_manifest
 from nemo_mshubert.data.shard_visits import ShardProgress, Visits, lines_of
+from nemo_mshubert.data.shared_batches import Place, SharedBatches, last_before
 from nemo_mshubert.data.tar_shards import only_path, shards_of, with_audio
 from nemo_mshubert.data.tarred import all_paths, has_remote_paths, local_paths
 
@@ -54,32 +56,28 @@ OTHER_SOURCES = ("input_cfg", "shar_path", "cuts_path")
 RANK_SEED_STEP = 100_000  # distance of the seeds of two ranks, that of lhotse's worker_init_fn
 
 
-def epoch_of(batch: int, epoch_starts: Dict[int, int]) -> Tuple[int, int]:
-    """The last epoch known to start at or before ``batch``, and its first batch."""
-    return max(((epoch, start) for epoch, start in epoch_starts.items() if start <= batch), default=(0, 0))
-
-
 class NumberedSampler:
     """For plain manifests: yields ``(batch number, cuts)`` from batch ``first``; lives in the training process.
 
-    ``epoch_starts`` has the number of the first batch of epochs sampled before, and is added to. From the last start
+    ``places`` has places of epochs sampled before, and the beginnings of others are added to it. From the last one
     before ``first`` the sampler is asked again, so that a resume samples less than one epoch in vain.
     """
 
-    def __init__(self, sampler, first: int, epoch_starts: Dict[int, int]):
-        self.sampler = sampler
+    def __init__(self, sampler: CutSampler, first: int, places: Dict[int, Place]):
+        self.batches = SharedBatches(sampler)
         self.first = first
-        self.epoch_starts = epoch_starts
+        self.places = places
 
     def __iter__(self) -> Iterator[Tuple[int, CutSet]]:
-        first_epoch, number = epoch_of(self.first, self.epoch_starts)
-        for epoch in itertools.count(first_epoch):
-            self.epoch_starts[epoch] = number
-            self.sampler.set_epoch(epoch)
-            for cuts in self.sampler:
+        place = last_before(self.places.values(), self.first)
+        number = place.number
+        while True:
+            self.places[place.epoch] = place
+            for cuts in self.batches.from_place(place):
                 if number >= self.first:
                     yield number, cuts
                 number += 1
+            place = Place(place.epoch + 1, number=number)
 
 
 class FiniteNumberedSampler:
@@ -190,6 +188,8 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
     manifests = local_paths(config.manifest_filepath)[rank::world_size]
     has_tars = config.get("tarred_audio_filepaths") is not None
     count = 0
+    for manifest in () if has_tars else manifests:  # shards are not read by NeMo
+        check_for_nemo(manifest)
     for where, entry in itertools.chain.from_iterable(map(iter_manifest, manifests)):
         _duration(entry, where)
         if not has_tars and entry.get("offset") and (entry.get("sampling_rate") or entry.get("sample_rate")):
@@ -229,7 +229,7 @@ def training_loader(
     rank: int,
     world_size: int,
     first_batch: int = 0,
-    epoch_starts: Optional[Dict[int, int]] = None,
+    places: Optional[Dict[int, Place]] = None,
     progress: Optional[ShardProgress] = None,
 ) -> DataLoader:
     """Endless loader of ``dataset[(number, cuts)]`` over NeMo manifests, plain or tarred, from batch ``first_batch``.
@@ -239,7 +239,7 @@ def training_loader(
             ``seed``...). Whatever would depend on timing or on true randomness is overruled, so that the stream is a
             function of the config, the rank and the number of loader processes.
         dataset: takes a number and cuts, see `PretrainingDataset`.
-        epoch_starts: of plain manifests, see `NumberedSampler`.
+        places: of plain manifests, epoch -> `Place`, see `NumberedSampler`.
         progress: of tarred data.
     """
     config = _lhotse_options(config)
@@ -250,8 +250,7 @@ def training_loader(
     if config.get("tarred_audio_filepaths") is not None:
         _limit_buffer(config, num_utterances, world_size)
         return _tarred_loader(config, dataset, rank, world_size, first_batch, progress or ShardProgress())
-    epoch_starts = {} if epoch_starts is None else epoch_starts
-    numbered = partial(NumberedSampler, first=first_batch, epoch_starts=epoch_starts)
+    numbered = partial(NumberedSampler, first=first_batch, places={} if places is None else places)
     return _plain_loader(config, dataset, rank, world_size, numbered)
 
 

@@ -14,36 +14,45 @@
 
 """Plain manifests of NeMo's own loader, from the batch that a resumed training has come to."""
 
-import itertools
 from typing import Iterator
 
 from lhotse import CutSet
+from lhotse.dataset.sampling.base import CutSampler
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from nemo_mshubert.data.resumable_loader import with_sampler
+from nemo_mshubert.data.shared_batches import Place, SharedBatches
 
 
 class ResumedSampler:
     """The batches of NeMo's sampler; in the first pass of a resumed run without those that it has trained on.
 
     Lightning restores its count of batches, but begins the data anew, and in the order of the first epoch: it asks for
-    an iterator before it tells the sampler the epoch.
+    an iterator before it tells the sampler the epoch. ``place`` is where the current epoch, or what was left of it,
+    began, with numbers by Lightning's count in that epoch; see `callbacks.other_ranks`.
     """
 
-    def __init__(self, sampler, trainer: Trainer):
-        self.sampler = sampler
+    def __init__(self, sampler: CutSampler, trainer: Trainer):
+        self.batches = SharedBatches(sampler)
         self.trainer = trainer
+        self.place = Place()
 
     def set_epoch(self, epoch: int) -> None:
-        self.sampler.set_epoch(epoch)
+        self.place = self.place_in(epoch)  # on a resume it comes after the iterator
 
     def __iter__(self) -> Iterator[CutSet]:
-        loop, trained = self.trainer.fit_loop, 0
+        loop = self.trainer.fit_loop
         if loop.restarting:
-            self.set_epoch(loop.epoch_progress.current.processed)
             trained = loop.epoch_loop.batch_progress.current.completed
-        return itertools.islice(self.sampler, trained, None)
+            self.place = self.place_in(loop.epoch_progress.current.processed).when_next_is(
+                trained, self.batches.num_ranks
+            )
+        return self.batches.from_place(self.place)
+
+    def place_in(self, epoch: int) -> Place:
+        """The known place, where it is of ``epoch``, or its beginning."""
+        return self.place if self.place.epoch == epoch else Place(epoch)
 
 
 def resumable(loader: DataLoader, trainer: Trainer) -> DataLoader:

@@ -26,7 +26,7 @@ from nemo.core.classes import ModelPT
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
-from nemo_mshubert.data.manifest import check_audio_files
+from nemo_mshubert.data.manifest import check_audio_files, check_for_nemo
 from nemo_mshubert.data.resumable_loader import check_utterances
 from nemo_mshubert.data.resumed_sampler import resumable
 from nemo_mshubert.data.tarred import check_shards, local_paths
@@ -187,6 +187,8 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
     model.setup_training_data(train_ds)  # NeMo leaves these to the caller when a model is restored
     if not is_tarred and isinstance(model._train_dl.sampler, CutSampler):
         model._train_dl = resumable(model._train_dl, trainer)
+    elif not is_tarred and trainer.world_size > 1:  # use_distributed_sampler is off
+        raise ValueError("model.train_ds.use_lhotse=false: all ranks would train on the same batches. Use one GPU.")
     _count_unreadable(model._train_dl, max_unreadable)
     if validates:
         model.setup_multiple_validation_data(validation_ds)
@@ -216,6 +218,7 @@ def _check_data(config: DictConfig) -> None:
         check_shards(config.manifest_filepath, config.tarred_audio_filepaths)
     check_utterances(config)
     for path in local_paths(config.manifest_filepath):
+        check_for_nemo(path)
         check_transcripts(path, config.get("labels"))
         if not is_tarred:
             check_audio_files(path)

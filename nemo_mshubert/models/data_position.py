@@ -14,25 +14,23 @@
 
 """How far a training has come in its data, over resumes with other numbers of ranks."""
 
-from typing import Dict
+from typing import Any, Dict
 
-from nemo_mshubert.data.resumable_loader import epoch_of
 from nemo_mshubert.data.shard_visits import ShardProgress
+from nemo_mshubert.data.shared_batches import Place, last_before
 
 
 class DataPosition:
     """Counts batches over all parts of the data, where the trainer counts those of one rank.
 
-    Batch b of a stream for n ranks is, for plain manifests, batch ``n b + rank`` of the stream for one rank. So a run
-    that goes on with other ranks starts at ``batches of all / ranks``, rounded down: less than one batch per rank is
-    repeated, and none is skipped. Of tarred data every rank reads shards of its own; ``shards`` notes their lines.
+    Of plain manifests ``places`` knows where epochs, or what was left of one, began, in this rank's numbers. Of tarred
+    data every rank reads shards of its own; ``shards`` notes their lines.
     """
 
     def __init__(self):
         self._batches_before = 0  # of all ranks, up to the last resume
         self._own_before = 0  # of this rank, up to then
-        # of plain manifests: epoch -> its first batch, in the stream for this number of parts
-        self.epoch_starts: Dict[int, int] = {}
+        self.places: Dict[int, Place] = {}  # epoch -> place
         self.shards = ShardProgress()
 
     def batches_of_all(self, own_batches: int, num_parts: int) -> int:
@@ -43,17 +41,13 @@ class DataPosition:
         """Number in the stream for ``num_parts`` of the batch that comes next."""
         return self.batches_of_all(own_batches, num_parts) // num_parts
 
-    def resume(self, batches_of_all: int, own_batches: int) -> None:
-        """Take over the counts of a checkpoint."""
+    def place(self, own_batches: int, num_parts: int) -> Place:
+        """For a checkpoint: the place of the batch that comes next."""
+        number = self.first_batch(own_batches, num_parts)
+        return last_before(self.places.values(), number).when_next_is(number, num_parts)
+
+    def resume(self, batches_of_all: int, own_batches: int, place: Dict[str, Any], num_parts: int) -> None:
+        """Take over the counts of a checkpoint, and its `place` as a dict."""
         self._batches_before, self._own_before = batches_of_all, own_batches
-
-    def epoch_start(self, own_batches: int, num_parts: int) -> Dict[str, int]:
-        """For a checkpoint: the epoch that the next batch is of, and its first batch."""
-        epoch, first_batch = epoch_of(self.first_batch(own_batches, num_parts), self.epoch_starts)
-        return {"epoch": epoch, "first_batch": first_batch, "num_parts": num_parts}
-
-    def seek(self, epoch_start: Dict[str, int], num_parts: int) -> None:
-        """Take over that of a checkpoint. With another number of parts epochs start elsewhere: all is sampled
-        again."""
-        if epoch_start and epoch_start["num_parts"] == num_parts:
-            self.epoch_starts = {epoch_start["epoch"]: epoch_start["first_batch"]}
+        number = self.first_batch(own_batches, num_parts)
+        self.places = {place["epoch"]: Place(**{**place, "number": number})}

@@ -20,7 +20,7 @@ the views that enter the loss), D width, K clusters of a label set.
 
 import copy
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Dict, List, Mapping, Optional, Union
 
@@ -210,7 +210,7 @@ class MSHuBERTModel(ModelPT):
         dataset = self._dataset(config, seed=seed_of(self._cfg.seed, "crops", self.data_ranks.rank))
         self._check_labels(config.manifest_filepath, lines=1)
         position = self.data_position
-        return training_loader(config, dataset, *self.data_ranks, first_batch, position.epoch_starts, position.shards)
+        return training_loader(config, dataset, *self.data_ranks, first_batch, position.places, position.shards)
 
     def _check_labels(self, manifests: Any, lines: Optional[int] = None) -> None:
         """Labels of another maker, or none, in the first ``lines`` of manifests: now, not at the first validation.
@@ -427,7 +427,7 @@ class MSHuBERTModel(ModelPT):
         count_batch_as_done(checkpoint, self.trainer)
         own_batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
         checkpoint["batches_of_all_ranks"] = self.data_position.batches_of_all(own_batches, self.data_ranks.count)
-        checkpoint["epoch_start"] = self.data_position.epoch_start(own_batches, self.data_ranks.count)
+        checkpoint["place"] = asdict(self.data_position.place(own_batches, self.data_ranks.count))
         if self._cfg.train_ds.get("tarred_audio_filepaths") is not None:
             checkpoint["shards"] = self.data_position.shards.state()
         checkpoint["data_options"] = stream_options(self._cfg.train_ds, self.data_ranks.count)
@@ -445,8 +445,9 @@ class MSHuBERTModel(ModelPT):
             self._compare_data_options(checkpoint)
         if "batches_of_all_ranks" in checkpoint:
             own_batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
-            self.data_position.resume(checkpoint["batches_of_all_ranks"], own_batches)
-            self.data_position.seek(checkpoint.get("epoch_start") or {}, self.data_ranks.count)
+            self.data_position.resume(
+                checkpoint["batches_of_all_ranks"], own_batches, checkpoint["place"], self.data_ranks.count
+            )
             if checkpoint.get("shards"):
                 self.data_position.shards.load(checkpoint["shards"])
 

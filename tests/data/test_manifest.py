@@ -26,6 +26,7 @@ import soundfile
 
 from nemo_mshubert.data.manifest import (
     check_audio_files,
+    check_for_nemo,
     iter_manifest,
     load_audio,
     load_audio_and_rate,
@@ -132,6 +133,18 @@ def test_a_byte_order_mark_is_no_part_of_a_line(write):
     path.write_text(path.read_text(encoding="utf-8-sig"), encoding="utf-16")
     with pytest.raises(ValueError, match=f"{path}:1: UTF-16. .*iconv -f utf-16"):
         read_manifest(path)
+
+
+def test_what_nemo_cannot_read_is_named(write):
+    """NeMo's reader is lazy: a blank line at the end of the validation manifest ended the run after its first
+    validation."""
+    check_for_nemo(write(GOOD, json.dumps(GOOD).encode() + b"\r"))
+    path = write(GOOD, GOOD, b" \t", GOOD)
+    with pytest.raises(ValueError, match=f"{path}:3: a blank line.* grep"):
+        check_for_nemo(path)
+    path.write_bytes(codecs.BOM_UTF8 + json.dumps(GOOD).encode())
+    with pytest.raises(ValueError, match=f"{path}:1: begins with a byte order mark.* sed"):
+        check_for_nemo(path)
 
 
 def test_a_compressed_manifest_is_recognised(write):

@@ -19,6 +19,7 @@ import json
 import os
 import signal
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from nemo_mshubert.data.resumable_loader import (
     validation_loader,
 )
 from nemo_mshubert.data.shard_visits import ShardProgress
+from nemo_mshubert.data.shared_batches import Place
 from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.models.data_position import DataPosition
 from tests.parallel.ranks_of_a_test import run_on_ranks
@@ -153,12 +155,12 @@ def test_plain_stream_continues_within_a_later_epoch(plain_sets):
     """A resume begins at the epoch that was left: several manifests then came in the order of another one, and of 24
     utterances ten were lost and ten seen twice."""
     dataset, position = PretrainingDataset("maker-one", [50], "shortest", seed=0), DataPosition()
-    stream = list(itertools.islice(training_loader(plain_sets, dataset, 0, 1, 0, position.epoch_starts), STREAM))
-    first = position.epoch_starts[2] + 1
+    stream = list(itertools.islice(training_loader(plain_sets, dataset, 0, 1, 0, position.places), STREAM))
+    first = position.places[2].number + 1
     resumed = DataPosition()
-    resumed.seek(position.epoch_start(first, 1), 1)
-    assert resumed.epoch_starts == {2: position.epoch_starts[2]}
-    tail = list(itertools.islice(training_loader(plain_sets, dataset, 0, 1, first, resumed.epoch_starts), 4))
+    resumed.resume(first, first, asdict(position.place(first, 1)), 1)
+    assert resumed.places == {2: Place(epoch=2, batches=1, drawn_for=1, number=first)}
+    tail = list(itertools.islice(training_loader(plain_sets, dataset, 0, 1, first, resumed.places), 4))
     assert len(tail) == 4 and all(same(*pair) for pair in zip(stream[first:], tail))
 
 
@@ -354,27 +356,6 @@ def test_unreadable_files_do_not_shift_the_stream(plain, tmp_path):
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("before, after", [(2, 1), (1, 2), (2, 3), (3, 2)])
-def test_plain_data_goes_on_with_another_number_of_ranks(plain, before, after):
-    """A preempted run gets other machines: no batch is left out, and fewer than one per rank come twice."""
-    stream = names(take(plain, STREAM))
-    own_batches = 4  # of each rank, so far
-    seen = [name for rank in range(before) for name in names(take(plain, own_batches, 0, rank, before))]
-    position = DataPosition()
-    position.resume(position.batches_of_all(own_batches, before), own_batches)
-    first = position.first_batch(own_batches, after)
-    count = STREAM // after - first
-    to_come = [name for rank in range(after) for name in names(take(plain, count, first, rank, after))]
-    consumed = own_batches * before
-    repeated = consumed - first * after
-    assert 0 <= repeated < after
-    assert sorted(seen) == sorted(stream[:consumed])
-    assert sorted(to_come) == sorted(stream[consumed - repeated : after * (first + count)])
-    # A second resume starts from the sum of both.
-    assert position.batches_of_all(own_batches + count, after) == consumed + count * after
-
-
-@pytest.mark.unit
 def test_what_the_streams_follow_from(plain, tarred):
     """What a resume names as changed must be what changes the batches: not paths, since data may move."""
     for config, follows_from_workers in ((plain, False), (tarred, True)):
@@ -386,41 +367,26 @@ def test_what_the_streams_follow_from(plain, tarred):
     assert stream_options(plain, 1) != stream_options(tarred, 1)
 
 
-class CountedPasses:
-    """A sampler that notes the epochs that are asked of it."""
-
-    def __init__(self, sampler, epochs):
-        self.sampler, self.epochs = sampler, epochs
-
-    def set_epoch(self, epoch):
-        self.epochs.append(epoch)
-        self.sampler.set_epoch(epoch)
-
-    def __iter__(self):
-        return iter(self.sampler)
-
-
 @pytest.mark.unit
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_resume_samples_no_epoch_before_its_own(plain_sets, ranks):
     """At 400,000 updates sampling all batches since the first again would take hours."""
     dataset = PretrainingDataset("maker-one", [50], "shortest", seed=0)
     position = DataPosition()
-    loader = training_loader(plain_sets, dataset, 0, ranks, 0, position.epoch_starts)
+    loader = training_loader(plain_sets, dataset, 0, ranks, 0, position.places)
     stream = list(itertools.islice(loader, STREAM))
     for own_batches in range(STREAM - 3):
         resumed, epochs = DataPosition(), []
-        resumed.seek(position.epoch_start(own_batches, ranks), ranks)
-        again = training_loader(plain_sets, dataset, 0, ranks, own_batches, resumed.epoch_starts)
-        again.sampler.sampler = CountedPasses(again.sampler.sampler, epochs)
+        place = position.place(own_batches, ranks)
+        resumed.resume(own_batches * ranks, own_batches, asdict(place), ranks)
+        again = training_loader(plain_sets, dataset, 0, ranks, own_batches, resumed.places)
+        set_epoch = again.sampler.batches.sampler.set_epoch
+        again.sampler.batches.sampler.set_epoch = lambda epoch: epochs.append(epoch) or set_epoch(epoch)
         torch.manual_seed(own_batches)
         tail = list(itertools.islice(again, 3))
         assert all(same(one, other) for one, other in zip(tail, stream[own_batches : own_batches + 3]))
-        assert epochs[0] == position.epoch_start(own_batches, ranks)["epoch"]
+        assert epochs[0] == place.epoch
     assert epochs[0] >= 1  # the last of them began behind an epoch
-    assert position.epoch_start(STREAM, ranks + 1)["num_parts"] == ranks + 1
-    resumed.seek({"epoch": 7, "first_batch": 70, "num_parts": ranks + 1}, ranks)
-    assert 7 not in resumed.epoch_starts  # starts of epochs of another number of parts
 
 
 @pytest.mark.unit

@@ -600,9 +600,24 @@ def test_a_fine_tuning_goes_on_with_other_ranks(letters_path, overrides, tmp_pat
     assert len({str(tokens) for tokens in epoch}) == 9
     assert heard(2, 2) == [epoch[0:4:2], epoch[1:4:2]]
     assert heard(1, 5, tmp_path / "2.ckpt") == [epoch[4:7]]
-    # seven batches were done, three of each rank and one that comes twice; with accumulation two of each
-    assert heard(2, 6, tmp_path / "5.ckpt") == [epoch[6:8:2], epoch[7:8:2]]
-    assert heard(2, 6, tmp_path / "5.ckpt", accumulate=2) == [epoch[4:8:2], epoch[5:8:2]]
+    # seven batches were done; an update begins with the next, also where it is made of several
+    assert heard(2, 6, tmp_path / "5.ckpt") == [[epoch[7]], [epoch[8]]]
+    assert heard(2, 6, tmp_path / "5.ckpt", accumulate=2) == [[epoch[7]], [epoch[8]]]
+
+
+@pytest.mark.integration
+def test_several_ranks_need_lhotse(letters_path, overrides):
+    """NeMo's older loader gives every rank all of the data in one order: n GPUs did the work of one."""
+    overrides.train_ds.use_lhotse = False
+    restore_for_finetuning(str(letters_path), overrides, quiet_trainer(max_steps=1))
+
+    def rank():
+        with pytest.raises(ValueError, match="use_lhotse=false: all ranks would train on the same batches"):
+            trainer = quiet_trainer(max_steps=1, devices=2, use_distributed_sampler=False)
+            restore_for_finetuning(str(letters_path), overrides, trainer)
+        return True
+
+    assert run_on_ranks(2, rank) == [True, True]
 
 
 @pytest.mark.unit

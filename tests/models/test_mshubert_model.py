@@ -473,9 +473,9 @@ def test_a_checkpoint_says_where_its_epoch_began(model_config, tmp_path):
     model = MSHuBERTModel(model_config(), trainer)
     trainer.fit(model)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    found = torch.load(tmp_path / "a.ckpt", weights_only=False)["epoch_start"]
-    starts = model.data_position.epoch_starts
-    assert found["epoch"] > 0 and found["first_batch"] == starts[found["epoch"]] <= 40
+    found = torch.load(tmp_path / "a.ckpt", weights_only=False)["place"]
+    start = model.data_position.places[found["epoch"]]
+    assert found["epoch"] > 0 and found["number"] == 40 and found["batches"] == 40 - start.number
 
 
 def test_a_truncated_tar_is_refused_before_the_first_update(tiny_config, tarred_overrides, tmp_path):

@@ -1,0 +1,88 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Batches of plain manifests, which all ranks draw alike and share out, from any place on.
+
+Lhotse's sampler draws as many batches as there are ranks out of one bucket, and each rank takes one of them. So the
+order of the batches depends on the number of ranks. A run that goes on with other ranks draws the rest of its epoch
+as it was begun; each rank takes its share of that.
+"""
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import Iterable, Iterator, List, Optional
+
+from lhotse import CutSet
+from lhotse.dataset.sampling.base import CutSampler
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in an epoch: ``batches`` of it, counted over all ranks, are before it.
+
+    ``drawn_for`` is the number of ranks for which the epoch is drawn; None: for those that there are. ``number`` is
+    that of a rank's next batch, by its own count.
+    """
+
+    epoch: int = 0
+    batches: int = 0
+    drawn_for: Optional[int] = None
+    number: int = 0
+
+    def when_next_is(self, number: int, num_ranks: int) -> "Place":
+        """The place when a rank's next batch is ``number``, of the same epoch."""
+        batches = self.batches + (number - self.number) * num_ranks
+        return replace(self, batches=batches, drawn_for=self.drawn_for or num_ranks, number=number)
+
+
+def last_before(places: Iterable[Place], number: int) -> Place:
+    """The last of ``places`` whose number is at most ``number``; the beginning where there is none."""
+    return max((place for place in places if place.number <= number), key=lambda place: place.number, default=Place())
+
+
+class SharedBatches:
+    """This rank's share of the batches of a sampler of NeMo's loader."""
+
+    def __init__(self, sampler: CutSampler):
+        self.sampler = sampler
+        self.rank, self.num_ranks = sampler.rank, sampler.world_size
+
+    def from_place(self, place: Place) -> Iterator[CutSet]:
+        """The batches of this rank from ``place`` to the end of its epoch, as many as on every other rank."""
+        batches = itertools.islice(self._all(place), place.batches, None)
+        while of_all_ranks := list(itertools.islice(batches, self.num_ranks)):
+            if len(of_all_ranks) < self.num_ranks:
+                if self.sampler.drop_last:
+                    return
+                of_all_ranks = shared_out(of_all_ranks, self.num_ranks)
+            yield of_all_ranks[self.rank]
+
+    def _all(self, place: Place) -> Iterator[CutSet]:
+        """The batches of all ranks."""
+        self.sampler.set_epoch(place.epoch)
+        self.sampler.world_size = place.drawn_for or self.num_ranks  # so many batches in turn are of one bucket
+        iter(self.sampler)  # which begins the epoch
+        self.sampler.rank, self.sampler.world_size = 0, 1  # it gives all of them
+        while True:
+            try:
+                yield next(self.sampler)
+            except StopIteration:
+                return
+
+
+def shared_out(batches: List[CutSet], num_ranks: int) -> List[CutSet]:
+    """The utterances of fewer batches than ranks, a part for every rank; where they are too few, some come twice."""
+    cuts = list(itertools.chain.from_iterable(batches))
+    parts = [cuts[rank::num_ranks] or [cuts[rank % len(cuts)]] for rank in range(num_ranks)]
+    return [CutSet.from_cuts(part) for part in parts]
