@@ -30,7 +30,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="CTC .nemo, letters or BPE")
     parser.add_argument("--manifest", required=True, help="with texts")
-    parser.add_argument("--output", required=True, help="JSONL file")
+    parser.add_argument("--output", required=True, help="JSONL file, compressed where its name ends in .gz")
     parser.add_argument("--reference", help="known word times of these utterances: JSONL (.gz) or TextGrids")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if any")
     return parser.parse_args(argv)

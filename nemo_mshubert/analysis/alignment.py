@@ -41,11 +41,12 @@ from nemo_mshubert.clustering.features import encoder_fingerprint
 from nemo_mshubert.clustering.metrics import Alignments
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
+from nemo_mshubert.data.maybe_gzip import open_maybe_gzip, write_maybe_gzip
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.lexicon import fold_case
 from nemo_mshubert.decoding.log_probs import checked_log_probs
 from nemo_mshubert.file_lock import try_to_lock
-from nemo_mshubert.whole_files import atomic_write
+from nemo_mshubert.whole_files import naming
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ def align_manifest(
     identity = hashlib.sha256((encoder_fingerprint(model) + file_digest(manifest)).encode()).hexdigest()[:8]
     partial = output.with_name(f".{output.name}.{identity}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    with open(partial, "a", encoding="utf-8") as stream:
+    with naming(partial), open(partial, "a", encoding="utf-8") as stream:
         if not try_to_lock(stream, fcntl.flock):  # of the file as opened here: it is opened a second time below
             raise RuntimeError(f"{partial}: another process is aligning these utterances. Wait for it.")
         done = _whole_lines(partial)
@@ -200,8 +201,7 @@ def align_manifest(
     aligned = [line for line in _whole_lines(partial).values() if "reason" not in line]
     if not aligned:
         raise ValueError(f"{manifest}: none of {len(lines)} utterances can be aligned; see the log for the reasons.")
-    with atomic_write(output) as stream:
-        stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in aligned)
+    write_maybe_gzip(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in aligned))
     for finished in output.parent.glob(f".{glob.escape(output.name)}.*.partial"):  # those of other models, too
         with open(finished, "a", encoding="utf-8") as stream:
             if try_to_lock(stream, fcntl.flock):  # else another process is at it
@@ -215,10 +215,9 @@ def _check_output(output: Path) -> None:
         raise ValueError(f"{output}: a folder. Name a file in it as --output.")
     if not output.exists():
         return
-    with open(output, "rb") as stream:
-        line = stream.readline()
     try:
-        is_alignment = {"utt_id", "words"} <= json.loads(line).keys()
+        with open_maybe_gzip(output) as stream:
+            is_alignment = {"utt_id", "words"} <= json.loads(stream.readline()).keys()
     except (ValueError, AttributeError):
         is_alignment = False
     if not is_alignment:

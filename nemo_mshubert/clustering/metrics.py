@@ -41,7 +41,8 @@ from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 
 from nemo_mshubert.data.labels import cluster_usage
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, open_maybe_gzip
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike
+from nemo_mshubert.data.maybe_gzip import open_maybe_gzip
 from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES
 
 Intervals = Tuple[np.ndarray, np.ndarray, np.ndarray]  # start [N] and end [N] in seconds, unit index [N]

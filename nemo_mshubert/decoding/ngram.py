@@ -29,7 +29,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Iterable, Iterator, List, Optional, Sequence, Union
 
-from nemo_mshubert.data.manifest import PathLike, open_maybe_gzip, parse_lines
+from nemo_mshubert.data.manifest import PathLike, parse_lines
+from nemo_mshubert.data.maybe_gzip import open_maybe_gzip
 from nemo_mshubert.decoding.lexicon import WORD_DELIMITER, fold_case, require_same_alphabet
 from nemo_mshubert.whole_files import atomic_write
 
@@ -57,7 +58,7 @@ def text_lines(path: PathLike) -> Iterator[str]:
     """Lines of UTF-8 text, plain or ``.gz``, without the byte order mark that Windows writes before the first.
 
     Raises:
-        ValueError: not UTF-8; names file and line.
+        ValueError: not UTF-8, or a damaged ``.gz``; names file and line.
     """
     with open_maybe_gzip(path) as stream:
         for number, line in enumerate(stream, start=1):

@@ -167,6 +167,15 @@ def test_a_manifest_becomes_alignments(fixture, request, synthetic_corpus, tmp_p
     assert not list(tmp_path.glob(".*"))
 
 
+def test_alignments_are_compressed_where_their_name_says_so(model, synthetic_corpus, tmp_path):
+    """Nothing could read the plain text under that name, and a second call would have written it again."""
+    for _ in range(2):
+        align_manifest(model, synthetic_corpus.dev, tmp_path / "words.jsonl.gz")
+    align_manifest(model, synthetic_corpus.dev, tmp_path / "words.jsonl")
+    compressed, plain = (read_alignments([tmp_path / name], "word") for name in ("words.jsonl.gz", "words.jsonl"))
+    assert compressed.names == plain.names and compressed.intervals.keys() == plain.intervals.keys()
+
+
 def test_an_interrupted_call_goes_on(model, synthetic_corpus, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
     align_manifest(model, synthetic_corpus.train, whole)
@@ -200,7 +209,7 @@ def test_a_call_with_another_model_starts_anew(model, letters_path, synthetic_co
         raise OSError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(alignment, "atomic_write", fail)
+        patch.setattr(alignment, "write_maybe_gzip", fail)
         with pytest.raises(OSError, match="disk is full"):
             align_manifest(model, tmp_path / "one.json", words)
     computed = []

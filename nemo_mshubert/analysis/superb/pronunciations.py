@@ -28,7 +28,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Optional, Sequence
 
-from nemo_mshubert.data.manifest import PathLike, open_maybe_gzip
+from nemo_mshubert.data.manifest import PathLike
+from nemo_mshubert.data.maybe_gzip import open_maybe_gzip
 
 VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split()
 CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()

@@ -25,7 +25,6 @@
 An interrupted call goes on: finished speakers and whole files are kept.
 """
 
-import gzip
 import importlib.metadata
 import json
 import logging
@@ -37,6 +36,7 @@ from typing import Any, Dict, Iterator, List
 from tqdm import tqdm
 
 from nemo_mshubert.data.manifest import PathLike
+from nemo_mshubert.data.maybe_gzip import write_maybe_gzip
 from nemo_mshubert.data.synthetic.speakers import Utterance, finished, synthesize_speaker
 from nemo_mshubert.data.synthetic.voices import SUBSETS, Voice, all_voices
 from nemo_mshubert.device import available_cores
@@ -86,9 +86,7 @@ def _write_speakers(root: Path, voices: List[Voice], spoken: Dict[Voice, List[Ut
 
 
 def _write_times(path: Path, entries: Iterator[Dict[str, Any]]) -> None:
-    text = "".join(json.dumps(entry) + "\n" for entry in entries)
-    with atomic_write(path, "wb") as stream:
-        stream.write(gzip.compress(text.encode(), mtime=0))  # no time stamp: the same corpus is the same bytes
+    write_maybe_gzip(path, "".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 def _synthesize_speakers(root: Path, voices: List[Voice], seconds: Dict[str, float], seed: int) -> None:
