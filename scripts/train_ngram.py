@@ -28,7 +28,7 @@ Writes OUTPUT.bin and OUTPUT.lexicon (and OUTPUT.arpa from text), the `lm` and `
 import argparse
 from pathlib import Path
 
-from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS, WORD_DELIMITER, write_lexicon
+from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS, WORD_DELIMITER, require_same_alphabet, write_lexicon
 from nemo_mshubert.decoding.ngram import (
     arpa_words,
     binarize,
@@ -80,7 +80,9 @@ def main() -> None:
             args.prune,
             args.kenlm,
         )
-    words = lexicon_words(args.words, arpa) if args.words else arpa_words(arpa)
+    words = lexicon_words(args.words, arpa) if args.words else list(arpa_words(arpa))
+    if args.arpa:  # of a text words were counted as often as they occur: most different ones may be numbers and names
+        require_same_alphabet(words, labels, where=args.arpa)
     if args.words:
         print(f"{args.words}: {len(listed) - len(words)} of {len(listed)} words left out, which the LM does not know")
     written, left_out = write_lexicon(f"{args.output}.lexicon", words, labels)

@@ -132,7 +132,7 @@ def evaluate_manifests(
     for manifest_name, source in sources.items():
         require_same_set(path, stored, manifest_name, source)
     for manifest in manifests:
-        found = evaluate_manifest(model, manifest, output, decoders, batch_seconds, ranks)
+        found = _evaluate(model, manifest, Path(output), decoders, batch_seconds, ranks)
         if found is not None:
             manifest_name = Path(manifest).stem
             new[manifest_name] = found
@@ -169,8 +169,19 @@ def evaluate_manifest(
         FileNotFoundError, ValueError: before the model runs what `check_manifest` finds, and texts in another case
             than the model's letters; then unreadable audio, or NaN.
     """
-    output, name = Path(output), Path(manifest).stem
     _check(model, manifest)
+    return _evaluate(model, manifest, Path(output), decoders, batch_seconds, ranks)
+
+
+def _evaluate(
+    model: EncDecCTCModel,
+    manifest: PathLike,
+    output: Path,
+    decoders: Dict[str, Decode],
+    batch_seconds: float,
+    ranks: Optional[LaunchedRanks],
+) -> Optional[Dict[str, Dict[str, Any]]]:
+    name = Path(manifest).stem
     entries, letters = read_manifest(manifest), letters_of(model)
     ids = [utterance_id(entry) for entry in entries]
     rank, count = (ranks.rank, ranks.count) if ranks else (0, 1)

@@ -60,16 +60,18 @@ def write_lexicon(path: PathLike, words: Iterable[str], labels: Sequence[str]) -
     """Write the spelling of every word that the model's letters can spell.
 
     Words with other letters are left out: the model could never emit them. So are those with white space (U+00A0).
+    Of a text in the model's alphabet they can be most: numbers and names occur once, words often.
 
     Returns:
         Numbers of words written and left out.
 
     Raises:
-        ValueError: no words, or most of them in another alphabet.
+        ValueError: no words, or none in the model's letters.
     """
     words = list(dict.fromkeys(words))
     spelled = [word for word in words if can_spell(word, labels)]
-    require_same_alphabet(words, labels, where=str(path))
+    if not spelled:
+        require_same_alphabet(words, labels, where=str(path))
     with atomic_write(path) as stream:
         for word in spelled:
             stream.write(f"{word}\t{' '.join(fold_case(word, labels))} {WRITTEN_DELIMITER}\n")

@@ -126,7 +126,8 @@ class LogProbs:
         return len(self.utterances)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Log-probabilities ``[T, V]`` of one utterance, in the file's float type."""
+        """Log-probabilities ``[T, V]`` of one utterance, in the file's float type; of the last one for -1."""
+        index = range(len(self))[index]
         start, end = self._ends[index - 1] if index > 0 else 0, self._ends[index]
         if start == end:  # safetensors refuses an empty slice behind the last frame
             return np.empty((0, self._frames.get_shape()[1]), DTYPES[self._frames.get_dtype()])

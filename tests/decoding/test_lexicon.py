@@ -100,6 +100,14 @@ def test_words_of_another_alphabet_are_refused(tmp_path):
         write_lexicon(tmp_path / "l", [], ENGLISH_LABELS)
 
 
+def test_words_with_letters_that_the_model_lacks_are_left_out(tmp_path):
+    """Different numbers and names can be most of the words of a text in the model's alphabet, though not of its
+    tokens: the LM was trained, and no lexicon written."""
+    path = tmp_path / "l"
+    assert write_lexicon(path, ["call", "885440", "112", "die", "größe", "call"], ENGLISH_LABELS) == (2, 3)
+    assert path.read_text() == "call\tc a l l |\ndie\td i e |\n"
+
+
 def test_case_follows_the_model():
     assert fold_case("The", ["a", "b"]) == "the"
     assert fold_case("The", ["A", "B"]) == "THE"

@@ -40,6 +40,9 @@ def test_round_trip(tmp_path, emit, dtype, tolerance):
         assert found.dtype == dtype and found.shape == tuple(expected.shape)
         np.testing.assert_allclose(found, np.asarray(expected), atol=tolerance, rtol=0)
     assert [greedy_text(log_probs, AB) for _, log_probs in cache] == ["ab a", "", "b"]
+    assert [greedy_text(cache[index], AB) for index in (-1, -2, -3)] == ["b", "", "ab a"]
+    with pytest.raises(IndexError):
+        cache[3]
 
 
 @pytest.mark.parametrize("texts", [["ab", ""], ["", "ab", "", ""], [""]])

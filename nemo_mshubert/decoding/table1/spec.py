@@ -24,6 +24,7 @@ from omegaconf import MISSING
 from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.data.transcripts import check_transcripts
 from nemo_mshubert.decoding.config import read_config, read_structured
+from nemo_mshubert.decoding.references import check_manifest
 from nemo_mshubert.decoding.search import require_ax
 from nemo_mshubert.models.ctc import LETTERS
 
@@ -121,7 +122,8 @@ def _check_names(spec: Table1Spec, where: str) -> None:
 
 
 def check_inputs(spec: Table1Spec, models: List[ModelSpec], splits: List[str], conf: Path) -> None:
-    """Find now what would otherwise end a step after days: files that are not there, texts and LM of another alphabet.
+    """Find now what would otherwise end a step after days: files that are not there, lines that cannot be evaluated,
+    texts and LM of another alphabet.
 
     Args:
         models, splits: those that will be run.
@@ -140,12 +142,14 @@ def check_inputs(spec: Table1Spec, models: List[ModelSpec], splits: List[str], c
                 f"{model.ssl}: no such encoder for {model.name!r}. Make it with scripts/pretrain.py or "
                 "scripts/convert_checkpoint.py, or leave the model out with --models."
             )
-    for name in splits:
-        recipe = conf / "finetune" / f"{spec.splits[name].config}.yaml"
+    for name, split in spec.splits.items():  # of all: the tables are about all
+        recipe = conf / "finetune" / f"{split.config}.yaml"
         if not recipe.is_file():
-            raise FileNotFoundError(f"{recipe}: no such recipe for the split {name!r}.")
+            raise FileNotFoundError(f"{recipe}: no such recipe for the split {name!r}. Correct its config.")
+    for name in splits:
         if spec.splits[name].train_tars is None:
             check_transcripts(spec.splits[name].train_manifest, LETTERS)
     for manifest in spec.sets.values():
         check_transcripts(manifest, LETTERS)
+        check_manifest(manifest)
     LexiconBeamSearchDecoder(LETTERS, read_config(conf / "decode/lexicon_beam.yaml", lm=spec.lm, lexicon=spec.lexicon))

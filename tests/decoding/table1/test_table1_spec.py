@@ -90,6 +90,7 @@ def write_inputs(tmp_path, write_arpa):
         write_arpa({word: -1.0 for word in lm_words}, name="lm.arpa")
         write_lexicon(tmp_path / "lm.lexicon", words, ENGLISH_LABELS)
         (tmp_path / "ssl.nemo").touch()
+        (tmp_path / "x.wav").touch()
         for name in ("train", "dev", "test"):
             text = (texts or {}).get(name, "the sea")
             line = f'{{"audio_filepath": "x.wav", "duration": 1.0, "text": "{text}"}}\n'
@@ -147,6 +148,24 @@ def test_an_absent_recipe_is_named_first(write_inputs, write_spec, tmp_path):
     splits = {"1h": {"config": "one_hour", "train_manifest": str(tmp_path / "train.json")}}
     with pytest.raises(FileNotFoundError, match="one_hour.yaml: no such recipe for the split '1h'"):
         check(write_spec(splits=splits))
+    spec = read_spec(write_spec(splits=splits))
+    with pytest.raises(FileNotFoundError, match="one_hour.yaml"):  # also of a split that is left for later
+        check_inputs(spec, spec.models, [], CONF)
+
+
+@pytest.mark.parametrize("name", ["dev", "test"])
+def test_sets_that_cannot_be_evaluated_are_named_first(write_inputs, write_spec, tmp_path, name):
+    """Found by the first evaluation, when the first model had been fine-tuned for a day."""
+    pytest.importorskip("ax")
+    write_inputs()
+    path = tmp_path / f"{name}.json"
+    line = path.read_text()
+    path.write_text(line.replace("x.wav", "gone.wav"))
+    with pytest.raises(FileNotFoundError, match=f"{name}.json:1: .*gone.wav: no such audio file"):
+        check(write_spec())
+    path.write_text(line.replace('"duration": 1.0, ', ""))
+    with pytest.raises(ValueError, match=f'{name}.json:1: no "duration"'):
+        check(write_spec())
 
 
 def test_the_letters_checked_are_those_that_the_models_get():
