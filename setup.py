@@ -82,6 +82,7 @@ setup(
         "nemo_toolkit[asr]>=2.7,<4",
         "transformers>=4.46",
         "scikit-learn>=1.3",
+        "joblib>=1.5",
         "librosa>=0.10.1",
         "soundfile>=0.12",
         "kaldialign>=0.9",

@@ -51,7 +51,7 @@ done
 [ ${#tests[@]} -gt 0 ] || { echo "compare_pretraining.sh: --test is missing." >&2; exit 2; }
 [ -n "$phones$words" ] || { echo "compare_pretraining.sh: give --phones or --words." >&2; exit 2; }
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exp=$(realpath -m -- "$exp")
+exp=$(new_folder "$exp")
 
 EXTRAS=test
 source scripts/environment.sh

@@ -23,7 +23,6 @@ it.
 
 import argparse
 import math
-import re
 from pathlib import Path
 
 CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "pretrain"
@@ -58,8 +57,8 @@ def main(argv=None) -> None:
 
     with initialize_config_dir(str(CONFIGS), version_base=None):
         parallel = [f"parallel={args.parallel}"] if args.parallel else []
-        config = compose(args.experiment, overrides=[*parallel, *args.overrides])
-    size = re.search("tiny|base|xlarge|large", args.experiment).group()
+        config = compose(args.experiment, overrides=[*parallel, *args.overrides], return_hydra_config=True)
+    size = config.hydra.runtime.choices["size"]
     cluster = Cluster(args.gpus, args.gpus_per_node, config.trainer.strategy)
     print(plan_table(plan(config, size, args.hours, cluster, read_reports(args.benchmarks))))
 

@@ -42,7 +42,7 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exp=$(realpath -m -- "$exp")
+exp=$(new_folder "$exp")
 
 # The manifests of a split, into `found`. Printed, they would be read from a subshell, whose exit ends only itself.
 find_split() {

@@ -32,6 +32,16 @@ existing() {
     realpath -e -- "$2" 2>/dev/null || { echo "${0##*/}: $1 $2: no such file or folder." >&2; exit 2; }
 }
 
+# new_folder PATH: its absolute path; none that NeMo's readers would take for a pattern.
+new_folder() {
+    local path
+    path=$(realpath -m -- "$1")
+    case "$path" in
+        *[][\(\)\<\>{}]*) echo "${0##*/}: --exp $path: NeMo reads brackets in paths as patterns. Give another folder." >&2; exit 2 ;;
+    esac
+    echo "$path"
+}
+
 # override KEY VALUE: KEY=VALUE for Hydra, the value in quotes where its grammar would read more than text in it, as in
 # a path with spaces, brackets or letters that are not English.
 override() {

@@ -210,6 +210,9 @@ def test_quickstart_looks_at_its_folders_before_it_installs(shell, tmp_path):
     """Several GB of PyTorch were downloaded before it said that the data are not there."""
     status, text, made = shell("quickstart.sh", "--data", "nowhere")
     assert (status, text) == (2, "quickstart.sh: --data nowhere: no such file or folder.\n") and not made
+    status, text, made = shell("quickstart.sh", "--exp", "a (1)")
+    assert status == 2 and text.endswith("a (1): NeMo reads brackets in paths as patterns. Give another folder.\n")
+    assert not made
     (tmp_path / "train.json").touch()
     status, text, made = shell("quickstart.sh", "--manifests", ".")
     assert status == 1 and "no dev*.json" in text and len(made) == 1

@@ -49,6 +49,7 @@ from nemo_mshubert.data.manifest import (
 from nemo_mshubert.data.read_ahead import read_ahead
 from nemo_mshubert.file_lock import try_to_lock
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
+from nemo_mshubert.whole_files import naming
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ def label_manifest(
     _check_output(manifest, output, maker.id)
     partial = output.with_name(f".{output.name}.{maker.id}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    with open(partial, "a", encoding="utf-8") as stream:
+    with naming(partial), open(partial, "a", encoding="utf-8") as stream:
         if not try_to_lock(stream, fcntl.flock):  # of the file as opened here: it is opened a second time below
             raise RuntimeError(
                 f"{partial}: another process is labelling these lines. Wait for it, or give this one another --shard."

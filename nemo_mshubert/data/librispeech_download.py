@@ -29,6 +29,7 @@ from tqdm import tqdm
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.librispeech import LIBRILIGHT, LIBRILIGHT_FOLDER, SOURCES, TRAIN_960, corpus_roots
 from nemo_mshubert.data.manifest import PathLike
+from nemo_mshubert.whole_files import naming
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,8 @@ def extract(path: Path, destination: Path) -> None:
         # in LibriSpeech itself, which may be a link to another disk: what is unpacked is renamed
         place = top if top.name == "LibriSpeech" and top.is_dir() else destination
         with tempfile.TemporaryDirectory(dir=place, prefix=".unpacking-") as temporary:
-            tar.extractall(temporary, filter="data")
+            with naming(place):
+                tar.extractall(temporary, filter="data")
             _move_what_is_missing(Path(temporary), destination)
 
 

@@ -27,6 +27,7 @@ import random
 import tarfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
@@ -121,6 +122,12 @@ def _claim_folder(output: Path, manifest: PathLike, num_shards: int, seed: int) 
             "or remove the folder."
         )
     if not note.exists():
+        found = next(chain(output.glob("audio_*.tar"), output.glob("sharded_manifests/manifest_*.json")), None)
+        if found:
+            raise ValueError(
+                f"{found}: of a tarred dataset, of which no {SOURCE} in {output} says what it was made of. Give another "
+                "--output, or remove the folder."
+            )
         with atomic_write(note) as stream:
             json.dump(source, stream)
 
@@ -234,9 +241,19 @@ def has_remote_paths(paths: Union[str, List]) -> bool:
 
 
 def all_paths(paths: Union[str, List]) -> List[str]:
-    """Every path that NeMo's way of naming shards, a pattern or a (nested) list of patterns, stands for."""
+    """Every path that NeMo's way of naming shards, a pattern or a (nested) list of patterns, stands for.
+
+    Raises:
+        ValueError: a file whose name NeMo takes for a pattern.
+    """
     from nemo.collections.common.data.lhotse.nemo_adapters import expand_sharded_filepaths
 
     if isinstance(paths, str):
-        return expand_sharded_filepaths(paths)
+        found = expand_sharded_filepaths(paths)
+        if found != [paths] and Path(paths).is_file():
+            raise ValueError(
+                f"{paths}: NeMo reads the brackets ()[]<>{{}} in a path as a pattern. Rename the file or its folder, or "
+                "give a link to it."
+            )
+        return found
     return [path for part in paths if not isinstance(part, (int, float)) for path in all_paths(part)]

@@ -263,7 +263,7 @@ def claim_folder(folder: Path, save_top_k: int, trainer: pl.Trainer) -> None:
 
 def keep_whole_checkpoints(folder: Path, save_top_k: int = 1) -> None:
     """Leave what a run can go on from, where it was killed while it wrote a checkpoint: NeMo would stop and ask for
-    that.
+    that. Checkpoints are in folders below where their metric has a slash in its name.
 
     Unfinished checkpoints go, damaged ones are set aside under another name. Of several last ones the newest stays;
     where there is none, the newest other one, which holds as much, becomes it. One whose score is not a number, which
@@ -272,16 +272,17 @@ def keep_whole_checkpoints(folder: Path, save_top_k: int = 1) -> None:
     """
     for marker in _markers(folder):
         name = marker.name.removesuffix(NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX)
-        logging.warning(f"{folder / name}.ckpt: the run was killed while it was written; it is removed.")
-        (folder / f"{name}.ckpt").unlink(missing_ok=True)
+        unfinished = marker.with_name(f"{name}.ckpt")
+        logging.warning(f"{unfinished}: the run was killed while it was written; it is removed.")
+        unfinished.unlink(missing_ok=True)
         marker.unlink()
-    for path in filter(_is_damaged, list(folder.glob("*.ckpt"))):
+    for path in filter(_is_damaged, list(folder.rglob("*.ckpt"))):
         _set_aside(path, "damaged")
         logging.warning(
             f"{path}: damaged, since the end of the file is missing. It is now {path.name}.damaged, and the run goes "
             "on from the newest whole checkpoint; copy it again if you have it elsewhere."
         )
-    newest_first = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    newest_first = sorted(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
     last = [path for path in newest_first if _is_last(path)]
     for path in last[1:]:
         path.unlink()
@@ -296,7 +297,7 @@ def keep_whole_checkpoints(folder: Path, save_top_k: int = 1) -> None:
 
 def _is_in_order(folder: Path, save_top_k: int) -> bool:
     """Whether there is nothing for `keep_whole_checkpoints` to do."""
-    checkpoints = list(folder.glob("*.ckpt"))
+    checkpoints = list(folder.rglob("*.ckpt"))
     one_is_last = sum(map(_is_last, checkpoints)) == bool(checkpoints)
     try:
         is_broken = any(_markers(folder)) or any(map(_is_damaged, checkpoints))
@@ -307,13 +308,13 @@ def _is_in_order(folder: Path, save_top_k: int) -> bool:
 
 def _unwanted(folder: Path, save_top_k: int) -> List[Path]:
     """Checkpoints besides the last one that NeMo cannot read, or would delete."""
-    checkpoints = [path for path in folder.glob("*.ckpt") if not _is_last(path)]
+    checkpoints = [path for path in folder.rglob("*.ckpt") if not _is_last(path)]
     return [path for path in checkpoints if save_top_k == 0 or NO_SCORE in path.name]
 
 
 def _markers(folder: Path) -> List[Path]:
     """NeMo's, beside checkpoints that are being written."""
-    return list(folder.glob(f"*{NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}"))
+    return list(folder.rglob(f"*{NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}"))
 
 
 def _is_last(path: Path) -> bool:

@@ -56,8 +56,8 @@ class _FFTConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_BTD, weight_OIK, groups):
         num_frames, kernel = x_BTD.shape[1], weight_OIK.shape[2]
-        # What wraps around meets the zeros before the first frame.
-        size = -(-(num_frames + kernel // 2) // FFT_STEP) * FFT_STEP
+        # What wraps around meets the zeros before the first frame. The gradient has as many numbers as the kernel.
+        size = -(-max(num_frames + kernel // 2, kernel) // FFT_STEP) * FFT_STEP
         x_GFBI = _spectrum(x_BTD, kernel // 2, size, groups)
         weight_GOIF = torch.fft.rfft(weight_OIK, size).unflatten(0, (groups, -1))
         weight_GFOI = weight_GOIF.permute(0, 3, 1, 2).contiguous()

@@ -18,7 +18,7 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Mapping, Tuple
 
 import torch
 from lightning.pytorch.strategies import StrategyRegistry
@@ -50,7 +50,8 @@ def tensor_parallel_size(strategy: Any) -> int:
 
 def check_strategy(strategy: Any) -> None:
     """Raise ``ValueError`` for a strategy under which a run would go wrong, with what to do."""
-    if re.match(r"fsdp(?!2)|deepspeed", str(strategy)):
+    name = strategy.get("_target_", "") if isinstance(strategy, Mapping) else str(strategy)
+    if re.match(r"fsdp(?!2)|deepspeed", name) or re.search(r"\.(FSDP|DeepSpeed|ModelParallel)Strategy$", name):
         raise ValueError(
             f"trainer.strategy={strategy}: ranks hold parts of the weights here, so that neither the norm of the "
             "gradients nor the .nemo would be that of the model. Pre-training shares large models by parallel=fsdp2."

@@ -219,3 +219,5 @@ def test_the_measured_rows_plan_with_overrides(capsys):
     (days,) = (line.split("|")[2] for line in printed.splitlines() if line.startswith("| days |"))
     assert float(days) == pytest.approx(400_000 * 2800 / (8 * speed) / 86400, rel=1e-3)
     assert "not measured" not in printed
+    main(["--hours", "960", "--gpus", "8", "--overrides", "size=xlarge", "--benchmarks", *map(str, files)])
+    assert "--sizes xlarge" in capsys.readouterr().out  # large's updates were planned with the speed of base

@@ -17,6 +17,7 @@ another."""
 
 import json
 import os
+import resource
 import sys
 import types
 from pathlib import Path
@@ -134,6 +135,21 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(corpus, maker, tmp_path):
     assert features.utterances == 12 - done  # nothing is computed twice
     assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert not partial.exists()
+
+
+@pytest.mark.unit
+def test_a_full_disk_is_named(corpus, maker, tmp_path):
+    """Label making writes for days, and the error of the system names no file."""
+
+    def rank():  # a process of its own, whose files may grow no further
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        with pytest.raises(OSError) as error:
+            label_manifest(corpus, tmp_path / "labelled.json", maker, WindowFeatures())
+        return str(error.value)
+
+    (message,) = run_on_ranks(1, rank)
+    assert "File too large" in message and message.endswith(f"/.labelled.json.{maker.id}.partial'")
+    assert not (tmp_path / "labelled.json").exists()
 
 
 @pytest.mark.unit

@@ -14,6 +14,7 @@
 
 """Downloads: they go on where they stopped, are checked, and leave nothing half done."""
 
+import errno
 import hashlib
 import io
 import re
@@ -193,6 +194,22 @@ def test_archive_cannot_write_outside(tmp_path):
     with pytest.raises(tarfile.FilterError):
         extract(tmp_path / "bad.tar.gz", tmp_path / "inner/data")
     assert not list(tmp_path.rglob("escaped.txt"))
+
+
+@pytest.mark.unit
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    """60 GB are unpacked; which disk is full, the error of the system does not say."""
+    with tarfile.open(tmp_path / "some.tar.gz", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("LibriSpeech/README.TXT"))
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", full)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/data'"):
+        extract(tmp_path / "some.tar.gz", tmp_path / "data")
+    assert not list((tmp_path / "data").iterdir())
 
 
 @pytest.mark.unit

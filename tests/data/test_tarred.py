@@ -35,7 +35,7 @@ from nemo_mshubert.data import tarred
 from nemo_mshubert.data.labels import FrameLabels
 from nemo_mshubert.data.manifest import load_audio, read_manifest, write_manifest
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
-from nemo_mshubert.data.tarred import check_shards, make_tarred
+from nemo_mshubert.data.tarred import all_paths, check_shards, make_tarred
 from nemo_mshubert.modules.frames import frame_count
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_tarred.py"
@@ -330,6 +330,32 @@ def test_whole_shards_pass_however_they_are_named(three_shards):
     check_shards(manifests.replace("_OP_", "{").replace("_CL_", "}"), tars.replace("_OP_", "{").replace("_CL_", "}"))
     check_shards([[manifests, 0.3], [manifests, 0.7]], [[tars], [tars]])
     check_shards(str(three_shards / "tarred_audio_manifest.json"), tars)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("left", ["audio_0.tar", "sharded_manifests/manifest_2.json"])
+def test_a_tarred_dataset_of_unknown_origin_is_not_mixed_with(three_shards, counting_corpus, left):
+    """NeMo's tool names its shards alike: they were taken for ours, and their lines for those of the manifest."""
+    for path in [*three_shards.glob("*.*"), *three_shards.glob("*/*.json")]:
+        if path != three_shards / left:
+            path.unlink()
+    before = (three_shards / left).read_bytes()
+    with pytest.raises(ValueError, match=f"{left}: of a tarred dataset, of which no source.json .*--output"):
+        make_tarred(counting_corpus(LENGTHS), three_shards, 3)
+    assert [path for path in three_shards.rglob("*.*") if path.is_file()] == [three_shards / left]
+    assert (three_shards / left).read_bytes() == before
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["speech (v2)", "a[1]", "a{1..2}", "<x>"])
+def test_a_path_that_nemo_takes_for_a_pattern_is_named(tmp_path, name):
+    """The error was about a path with other brackets, which nobody had written."""
+    path = tmp_path / name / "train.json"
+    path.parent.mkdir()
+    path.write_text("")
+    with pytest.raises(ValueError, match=r"train.json: NeMo reads the brackets .* link"):
+        all_paths(str(path))
+    assert all_paths([str(tmp_path / "plain.json")]) == [str(tmp_path / "plain.json")]
 
 
 @pytest.mark.unit

@@ -84,6 +84,20 @@ def test_best_checkpoint_stands_in_for_the_last(folder):
     }
 
 
+def test_a_metric_with_a_slash_puts_checkpoints_into_folders(folder, tmp_path):
+    """As those of single label sets: they were not looked for there, and the run could not be started again."""
+    below = tmp_path / "m--val_1000"
+    below.mkdir()
+    for age, name in enumerate(["accuracy=0.5-step=6-last", "accuracy=0.5-step=5", "accuracy=0.4-step=5-last"]):
+        torch.save({"name": name}, below / f"{name}.ckpt")
+        os.utime(below / f"{name}.ckpt", (1e9 - age, 1e9 - age))
+    (below / "accuracy=0.5-step=6-last-unfinished").touch()
+    assert not training_setup._is_in_order(tmp_path, save_top_k=1)
+    keep_whole_checkpoints(tmp_path)
+    assert {path.name for path in below.iterdir()} == {"accuracy=0.5-step=5.ckpt", "accuracy=0.4-step=5-last.ckpt"}
+    assert training_setup._is_in_order(tmp_path, save_top_k=1)
+
+
 def test_a_score_that_is_no_number_does_not_stop_a_resume(folder):
     """NeMo reads scores from the names of checkpoints, and of "nan" it ended in "could not convert string to float"."""
     left = folder("m--val_loss=nan-step=3", "m--val_loss=2.5-step=4", "m--val_loss=nan-step=5-last")
@@ -168,6 +182,7 @@ def test_folder_is_that_of_exp_manager():
         ("trainer.log_every_n_steps=0", "log_every_n_steps=0: NeMo divides"),
         ("trainer.strategy=fsdp", "strategy=fsdp: .*by parallel=fsdp2"),
         ("trainer.strategy=deepspeed_stage_2", "strategy=deepspeed_stage_2: .*parallel=fsdp2"),
+        ("trainer.strategy={_target_: lightning.pytorch.strategies.FSDPStrategy}", "FSDPStrategy.*: .*parallel=fsdp2"),
     ],
 )
 def test_options_that_would_train_something_else_are_refused(tiny_config, option, message):
@@ -187,7 +202,14 @@ def test_numbers_that_count_nothing_are_refused(tiny_config, option):
         plan_updates(tiny_config(option))
 
 
-@pytest.mark.parametrize("option", ["+trainer.limit_train_batches=1.0", "trainer.strategy=fsdp2"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "+trainer.limit_train_batches=1.0",
+        "trainer.strategy=fsdp2",
+        "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy}",
+    ],
+)
 def test_options_that_change_nothing_are_taken(tiny_config, option):
     plan_updates(tiny_config(option))
 

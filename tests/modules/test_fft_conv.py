@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from nemo_mshubert.modules.fft_conv import fft_conv
 
 # kernel, frames: HuBERT's long even kernel, odd ones, utterances shorter than the kernel, a size without room to spare
-CASES = [(16, 120), (16, 56), (16, 57), (9, 60), (9, 61), (5, 1), (32, 7), (1, 64)]
+CASES = [(16, 120), (16, 56), (16, 57), (9, 60), (9, 61), (5, 1), (32, 7), (1, 64), (96, 10), (257, 40)]
 
 
 def operands(kernel, num_frames, dtype=torch.float32):
