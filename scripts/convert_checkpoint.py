@@ -46,7 +46,8 @@ def main() -> None:
     from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
     from nemo_mshubert.models.loading import local_path
 
-    checkpoint = read_checkpoint(local_path(arguments.input), arguments.source)
+    is_chosen = arguments.source == "huggingface" and os.path.isdir(arguments.input)  # beside a .nemo, as published
+    checkpoint = read_checkpoint(arguments.input if is_chosen else local_path(arguments.input), arguments.source)
     for note in checkpoint.notes:
         print(f"note: {note}")
     print(f"wrote {arguments.output}: {write_checkpoint(checkpoint, arguments.output, arguments.target)}")

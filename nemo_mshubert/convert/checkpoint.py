@@ -46,6 +46,13 @@ class CtcHead:
     specials: Sequence[str] = SPECIALS
     keeps_case: bool = False
 
+    def other_tokens(self) -> str:
+        """What the rows are of where they are not letters."""
+        if self.tokens is None:
+            return "tokens that are not known"
+        longer = [token for token in self.tokens if len(token) > 1 and token not in self.specials]
+        return f"tokens of several characters ({', '.join(map(repr, longer[:5]))})" if longer else "no tokens"
+
     def letters(self) -> Optional["LetterHead"]:
         """Rows in NeMo's order: labels, then the blank; without special rows. None if the tokens are not letters.
 

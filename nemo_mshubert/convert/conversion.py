@@ -51,6 +51,8 @@ def read_checkpoint(path: PathLike, source: str = "auto") -> Checkpoint:
 
         return read_nemo(path)
     if source != "auto":
+        if path.is_dir() and source != "huggingface":
+            raise ValueError(f"{path}: a folder; name the file of {source} in it.")
         return READERS[source](path)
     if path.is_dir():
         return read_huggingface(path)
@@ -63,6 +65,8 @@ def write_checkpoint(checkpoint: Checkpoint, path: PathLike, target: Optional[st
     target = target or {".nemo": "nemo", ".pt": "fairseq"}.get(Path(path).suffix, "huggingface")
     letters = checkpoint.ctc.letters() if checkpoint.ctc else None
     written = f"{target} encoder{f', CTC over {len(letters.labels)} letters' if letters else ''}"
+    if checkpoint.ctc and not letters:
+        written += f", its output layer over {checkpoint.ctc.other_tokens()} dropped"
     if target == "nemo":
         from nemo_mshubert.convert.nemo import write_nemo
 

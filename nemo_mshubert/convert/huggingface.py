@@ -20,6 +20,7 @@ their parts.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional
 
@@ -197,10 +198,12 @@ def _read_ctc_head(heads: Mapping[str, Tensor], config: Mapping[str, Any], folde
     if names["pad_token"] in vocabulary:
         head.blank = vocabulary[names["pad_token"]]
     head.specials = [*_SPECIAL_TOKENS.values(), *names.values()]
+    head.specials += filter(_MARKER.fullmatch, head.tokens)  # <mask>, [MASK]
     head.specials = [token for token in head.specials if token not in (None, WORD_DELIMITER)]
     return head
 
 
+_MARKER = re.compile(r"<.+>|\[.+\]")  # no letters, whatever they mark
 _SPECIAL_TOKENS = {
     "bos_token": "<s>",
     "pad_token": BLANK,

@@ -55,9 +55,11 @@ def read_nemo(path: PathLike) -> Checkpoint:
     """The encoder and the heads of a pre-trained or fine-tuned ``.nemo``.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not a NeMo model; another encoder.
+        FileNotFoundError, ValueError: no such file; not a NeMo model; another encoder, or one with adapters.
     """
     model = restore_mshubert(path)
+    if adapters := model.encoder.adapter_names():
+        raise ValueError(f"{path}: has adapters ({', '.join(adapters)}), for which no other format has a place.")
     options = OmegaConf.to_container(model.cfg.encoder, resolve=True)
     encoder = _with_defaults({key: value for key, value in options.items() if key not in TRAINING_OPTIONS})
     weights = {name: tensor.detach().float() for name, tensor in model.encoder.state_dict().items()}
@@ -104,7 +106,10 @@ def to_model(checkpoint: Checkpoint) -> Tuple[EncDecCTCModel, str]:
     if letters:
         weights = {"decoder_layers.0.weight": letters.weight[..., None], "decoder_layers.0.bias": letters.bias}
         model.decoder.load_state_dict(weights)
+    model.output_layer_is_random = not letters  # evaluation.load_ctc_model looks
     kind = "converted" if letters else "random: fine-tune it before decoding"
+    if checkpoint.ctc and not letters:
+        kind += f" (the one of the checkpoint is over {checkpoint.ctc.other_tokens()})"
     return model, f"CTC over {len(labels)} letters, its output layer {kind}"
 
 

@@ -27,7 +27,7 @@ from typing import List, Union
 from nemo_mshubert.convert.conversion import read_checkpoint
 from nemo_mshubert.convert.huggingface import hugging_face_family, write_huggingface
 from nemo_mshubert.convert.model_card import Facts, model_card, require_results_of
-from nemo_mshubert.models.loading import is_foreign, local_path, restore_model, save_model
+from nemo_mshubert.models.loading import local_path, restore_mshubert, save_model
 from nemo_mshubert.whole_files import atomic_folder
 
 CARD = "README.md"
@@ -49,16 +49,18 @@ def publish(model_name: Union[str, Path], folder: Union[str, Path], facts: Facts
     folder = Path(folder).absolute()
     with atomic_folder(folder) as temporary:
         path = local_path(model_name)
-        checkpoint = read_checkpoint(path)
-        if is_foreign(path) and not (checkpoint.ctc and checkpoint.ctc.letters()):
+        model = restore_mshubert(path)
+        if getattr(model, "output_layer_is_random", False):
             raise ValueError(
                 f"{model_name}: has no output layer over letters, and the .nemo of a recogniser with a random one is "
                 "nothing to publish. Fine-tune it (scripts/ssl_to_ctc.py, scripts/finetune_ctc.py) and publish the "
                 "result."
             )
-        model = restore_model(path)
         require_results_of(model, facts, model_name)
-        fits_transformers = _has_class(checkpoint.encoder)
+        checkpoint = (
+            None if model.encoder.adapter_names() else read_checkpoint(path)
+        )  # transformers has no place for adapters
+        fits_transformers = checkpoint is not None and _has_class(checkpoint.encoder)
         if fits_transformers:
             write_huggingface(checkpoint, temporary)
         card = model_card(model, folder.name, facts, fits_transformers)

@@ -60,6 +60,7 @@ HUGGING_FACE = {
     "encoder.layers.{}.attention.gru_rel_pos_linear": "layers.{}.attention.gate_linear",
     "encoder.layers.{}.attention.gru_rel_pos_const": "layers.{}.attention.gate_constant",
     "lm_head": "ctc",
+    "final_proj": None,  # of ContentVec, whose label embeddings are not in the folder
     # wav2vec 2.0's contrastive head
     "quantizer.codevectors": None,
     "quantizer.weight_proj": None,

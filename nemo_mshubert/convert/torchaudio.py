@@ -57,18 +57,23 @@ def from_torchaudio(content: Any, where: str) -> Checkpoint:
     source = Source(where, _split_packed_attention(content), torchaudio_table(), mask_embedding_optional=True)
     checkpoint, heads = assemble(source)
     if "ctc.weight" in heads:
-        checkpoint.ctc = _ctc_head(heads, checkpoint.notes)
+        checkpoint.ctc = _ctc_head(heads, where, checkpoint.notes)
     if "label_embeddings" in heads and "final_proj.weight" in heads:
         weights = (heads[f"final_proj.{leaf}"] for leaf in ("weight", "bias"))
         checkpoint.prediction_heads = [PredictionHead(*weights, heads["label_embeddings"])]
     return checkpoint
 
 
-def _ctc_head(heads: Mapping[str, Tensor], notes: List[str]) -> CtcHead:
+def _ctc_head(heads: Mapping[str, Tensor], where: str, notes: List[str]) -> CtcHead:
+    """Shapes do not tell whose letters they are: the recognisers trained on VoxPopuli have as many rows, in another
+    order."""
     weight = heads["ctc.weight"]
-    tokens = LETTER_ROWS.get(len(weight))
+    tokens = LETTER_ROWS.get(len(weight)) if "voxpopuli" not in Path(where).name else None
     if tokens:
-        notes.append(f"assumed the letters of LibriSpeech for its {len(weight)} outputs")
+        notes.append(
+            f"assumed the letters of LibriSpeech for its {len(weight)} outputs: if it was fine-tuned on other data, "
+            "their order is another, and its texts are wrong"
+        )
     return CtcHead(weight, heads["ctc.bias"], tokens)
 
 

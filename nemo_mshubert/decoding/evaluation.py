@@ -52,6 +52,11 @@ def load_ctc_model(path: str, device: str = "auto", precision: str = "fp32") -> 
         raise ValueError(
             f"{path}: a {type(model).__name__}, expected a CTC model. Make one with scripts/ssl_to_ctc.py."
         )
+    if getattr(model, "output_layer_is_random", False):
+        raise ValueError(
+            f"{path}: has no output layer over letters. Fine-tune it (scripts/ssl_to_ctc.py, scripts/finetune_ctc.py) "
+            "and evaluate the result."
+        )
     return model.to(
         device=choose_device(device), dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     ).eval()

@@ -99,6 +99,11 @@ def ssl_to_ctc(
             "stands for the space."
         )
     ssl_model = restore_mshubert(ssl_path)
+    if adapters := ssl_model.encoder.adapter_names():
+        raise ValueError(
+            f"{ssl_path}: has adapters ({', '.join(adapters)}), which a new model has no place for. Give the model "
+            "that they were added to."
+        )
     for name in ("tokenizer.model", "vocab.txt") if tokenizer_dir else ():
         if not (Path(tokenizer_dir) / name).is_file():
             raise FileNotFoundError(

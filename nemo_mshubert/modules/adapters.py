@@ -56,6 +56,9 @@ class EncoderAdapters(AdapterModuleMixin):
     def is_adapter_available(self) -> bool:
         return any(layer.is_adapter_available() for layer in self.layers)
 
+    def adapter_names(self) -> List[str]:
+        return sorted({name for layer in self.layers for name in getattr(layer, "adapter_layer", ())})
+
     def set_enabled_adapters(self, name: Optional[str] = None, enabled: bool = True) -> None:
         for layer in self.layers:
             layer.set_enabled_adapters(name=name, enabled=enabled)

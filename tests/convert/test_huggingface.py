@@ -150,6 +150,24 @@ def test_letters_of_a_ctc_model(peer, save_peer, audio):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("marker", ["<mask>", "[MASK]"])
+def test_markers_are_no_letters(peer, save_peer, marker):
+    """One of them, and the trained output layer was replaced by a random one."""
+    theirs = peer("hubert-base", "ForCTC", vocab_size=33, pad_token_id=0)
+    letters = read_huggingface(save_peer(theirs, "hubert-base", [*ENGLISH, marker])).ctc.letters()
+    assert letters.labels == [" ", *"abcdefghijklmnopqrstuvwxyz", "'"]
+
+
+@pytest.mark.unit
+def test_contentvec_gives_its_encoder(peer, save_peer, difference):
+    """As published for transformers: a projection beside the encoder, without the labels that it is for."""
+    theirs = peer("hubert-base")
+    theirs.final_proj = torch.nn.Linear(24, 16)
+    checkpoint = read_huggingface(save_peer(theirs, "hubert-base"))
+    assert difference(checkpoint, theirs) < 1e-4 and any("final_proj" in note for note in checkpoint.notes)
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "tokens, labels",
     [

@@ -19,10 +19,15 @@ import runpy
 
 import pytest
 import torch
+from nemo.collections.common.parts.adapter_modules import LinearAdapterConfig
+from omegaconf import OmegaConf
 
 from nemo_mshubert.convert.checkpoint import PredictionHead
 from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
 from nemo_mshubert.convert.huggingface import read_huggingface
+from nemo_mshubert.convert.model_card import Facts
+from nemo_mshubert.convert.publishing import publish
+from nemo_mshubert.decoding.evaluation import load_ctc_model
 from nemo_mshubert.models.ctc import LETTERS, ssl_to_ctc
 from nemo_mshubert.models.loading import load_encoder, restore_model, save_model
 from tests.conftest import REPOSITORY
@@ -98,6 +103,35 @@ def test_a_nemo_of_another_kind_is_refused(tmp_path):
 
 
 @pytest.mark.unit
+def test_an_output_layer_over_other_tokens_is_said_to_be_lost(peer, save_peer, tmp_path):
+    """Nothing said so; and the random one in its place could be evaluated."""
+    theirs = peer("hubert-base", "ForCTC", vocab_size=4, pad_token_id=0)
+    folder = save_peer(theirs, "hubert-base", ["<pad>", "|", "aa", "b"])
+    checkpoint = read_huggingface(folder)
+    assert (
+        "random: fine-tune it before decoding (the one of the checkpoint is over tokens of several characters ('aa'))"
+        in (write_checkpoint(checkpoint, tmp_path / "ours.nemo"))
+    )
+    assert write_checkpoint(checkpoint, tmp_path / "ours").endswith("over tokens of several characters ('aa') dropped")
+    with pytest.raises(ValueError, match="peer: has no output layer over letters.*Fine-tune it"):
+        load_ctc_model(str(folder), "cpu")
+
+
+@pytest.mark.unit
+def test_adapters_have_no_place_elsewhere(letters_path, tmp_path):
+    """The error was about surplus tensors, or torch's own."""
+    model = restore_model(letters_path)
+    model.add_adapter("encoder:german", OmegaConf.structured(LinearAdapterConfig(in_features=24, dim=4)))
+    save_model(model, tmp_path / "adapted.nemo")
+    with pytest.raises(ValueError, match=r"adapted.nemo: has adapters \(german\), for which no other format"):
+        read_checkpoint(tmp_path / "adapted.nemo")
+    with pytest.raises(ValueError, match=r"adapted.nemo: has adapters \(german\), which a new model"):
+        ssl_to_ctc(str(tmp_path / "adapted.nemo"))
+    facts = Facts("cc-by-4.0", ["synthetic speech"], "en", {})
+    assert publish(tmp_path / "adapted.nemo", tmp_path / "published", facts) == ["README.md", "published.nemo"]
+
+
+@pytest.mark.unit
 def test_heads_without_a_place_are_said_to_be_dropped(folder, tmp_path):
     checkpoint = read_huggingface(folder)
     checkpoint.prediction_heads = [PredictionHead(torch.randn(8, 24), torch.randn(8), torch.rand(10, 8))]
@@ -134,6 +168,11 @@ def test_command_line(folder, tmp_path, monkeypatch, capsys):
     assert "wrote hubert.pt: fairseq encoder" in convert("--input", folder, "--output", "hubert.pt")
     convert("--input", "hubert.pt", "--from", "fairseq", "--output", "again", "--to", "huggingface")
     assert_same_weights(read_huggingface(tmp_path / "again").weights, read_huggingface(folder).weights)
+    with pytest.raises(ValueError, match="again: a folder; name the file of fairseq in it"):
+        convert("--input", "again", "--from", "fairseq", "--output", "x.nemo")
+    (tmp_path / "again" / "again.nemo").write_bytes(b"beside it, as published")
+    convert("--input", "again", "--from", "huggingface", "--output", "chosen", "--to", "huggingface")
+    assert_same_weights(read_huggingface(tmp_path / "chosen").weights, read_huggingface(folder).weights)
     (folder / "preprocessor_config.json").unlink()
     assert "note: assumed raw audio" in convert("--input", folder, "--output", "hubert.nemo")
     with pytest.raises(ValueError, match="unknown tensors"):
