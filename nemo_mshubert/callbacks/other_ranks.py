@@ -22,7 +22,7 @@ import lightning.pytorch as pl
 from nemo_mshubert.data.resumed_sampler import ResumedSampler
 from nemo_mshubert.data.shared_batches import Place
 
-KEY = "ranks"
+KEY = "place"
 
 
 class OtherRanks(pl.Callback):
@@ -36,8 +36,8 @@ class OtherRanks(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Dict[str, Any]
     ) -> None:
         sampler = _sampler(pl_module)
-        place = sampler.place if sampler else Place(_epoch(checkpoint))
-        checkpoint[KEY] = {"count": trainer.world_size, "place": asdict(place)}
+        place = sampler.place if sampler else Place(_epochs(checkpoint)["processed"])
+        checkpoint[KEY] = {"ranks": trainer.world_size, **asdict(place)}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Dict[str, Any]
@@ -45,20 +45,27 @@ class OtherRanks(pl.Callback):
         """Before Lightning restores its counts."""
         if KEY not in checkpoint:
             return
-        before, place, epoch = checkpoint[KEY]["count"], Place(**checkpoint[KEY]["place"]), _epoch(checkpoint)
+        place = dict(checkpoint[KEY])
+        before, place = place.pop("ranks"), Place(**place)
+        sampler, epochs = _sampler(pl_module), _epochs(checkpoint)
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        place = (place if place.epoch == epoch else Place(epoch)).when_next_is(batches["completed"], before)
+        if sampler and place.epoch == epochs["processed"] - 1:
+            # The run ended by its number of updates, which Lightning takes for the end of the epoch.
+            epochs.update(processed=place.epoch, completed=place.epoch)
+        if place.epoch != epochs["processed"]:
+            place = Place(epochs["processed"])
+        place = place.when_next_is(batches["completed"], before)
         if trainer.world_size != before:
             number = place.batches // trainer.world_size
             number -= number % trainer.accumulate_grad_batches  # an update begins with it
             batches.update(dict.fromkeys(batches, number))
             place = replace(place, number=number)
-        if sampler := _sampler(pl_module):
+        if sampler:
             sampler.place = place
 
 
-def _epoch(checkpoint: Dict[str, Any]) -> int:
-    return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+def _epochs(checkpoint: Dict[str, Any]) -> Dict[str, int]:
+    return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
 
 
 def _sampler(model: pl.LightningModule) -> Optional[ResumedSampler]:

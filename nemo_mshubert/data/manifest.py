@@ -97,7 +97,7 @@ def check_for_nemo(path: PathLike) -> None:
             if line.startswith(codecs.BOM_UTF8):
                 raise ValueError(
                     f"{path}:{number}: begins with a byte order mark, at which NeMo's reader would end the training. "
-                    "Remove it: sed '1s/^\\xef\\xbb\\xbf//' OLD > NEW."
+                    "Remove it: sed 's/^\\xef\\xbb\\xbf//' OLD > NEW."
                 )
 
 

@@ -48,7 +48,9 @@ class Place:
 
 def last_before(places: Iterable[Place], number: int) -> Place:
     """The last of ``places`` whose number is at most ``number``; the beginning where there is none."""
-    return max((place for place in places if place.number <= number), key=lambda place: place.number, default=Place())
+    before = (place for place in places if place.number <= number)
+    # Of an epoch of which nothing was left and the next one, the next.
+    return max(before, key=lambda place: (place.number, place.epoch), default=Place())
 
 
 class SharedBatches:
@@ -82,7 +84,16 @@ class SharedBatches:
 
 
 def shared_out(batches: List[CutSet], num_ranks: int) -> List[CutSet]:
-    """The utterances of fewer batches than ranks, a part for every rank; where they are too few, some come twice."""
-    cuts = list(itertools.chain.from_iterable(batches))
-    parts = [cuts[rank::num_ranks] or [cuts[rank % len(cuts)]] for rank in range(num_ranks)]
+    """The utterances of fewer batches than ranks, a part for every rank: the longest batch is halved until there are
+    enough. So no part is larger than a batch, or of several buckets. Where utterances are too few, some come twice."""
+    parts = [list(batch) for batch in batches]
+    while len(parts) < num_ranks:
+        seconds = [sum(cut.duration for cut in part) if len(part) > 1 else 0.0 for part in parts]
+        longest = seconds.index(max(seconds))
+        part = parts[longest]
+        if len(part) == 1:
+            parts.append(parts[len(parts) - len(batches)])
+        else:
+            parts[longest] = part[::2]
+            parts.append(part[1::2])
     return [CutSet.from_cuts(part) for part in parts]

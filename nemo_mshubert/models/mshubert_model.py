@@ -446,7 +446,7 @@ class MSHuBERTModel(ModelPT):
         if "batches_of_all_ranks" in checkpoint:
             own_batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
             self.data_position.resume(
-                checkpoint["batches_of_all_ranks"], own_batches, checkpoint["place"], self.data_ranks.count
+                checkpoint["batches_of_all_ranks"], own_batches, checkpoint.get("place"), self.data_ranks.count
             )
             if checkpoint.get("shards"):
                 self.data_position.shards.load(checkpoint["shards"])

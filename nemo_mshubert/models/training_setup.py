@@ -276,13 +276,13 @@ def keep_whole_checkpoints(folder: Path, save_top_k: int = 1) -> None:
         logging.warning(f"{unfinished}: the run was killed while it was written; it is removed.")
         unfinished.unlink(missing_ok=True)
         marker.unlink()
-    for path in filter(_is_damaged, list(folder.rglob("*.ckpt"))):
+    for path in filter(_is_damaged, _checkpoints(folder)):
         _set_aside(path, "damaged")
         logging.warning(
             f"{path}: damaged, since the end of the file is missing. It is now {path.name}.damaged, and the run goes "
             "on from the newest whole checkpoint; copy it again if you have it elsewhere."
         )
-    newest_first = sorted(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    newest_first = sorted(_checkpoints(folder), key=lambda path: path.stat().st_mtime, reverse=True)
     last = [path for path in newest_first if _is_last(path)]
     for path in last[1:]:
         path.unlink()
@@ -297,7 +297,7 @@ def keep_whole_checkpoints(folder: Path, save_top_k: int = 1) -> None:
 
 def _is_in_order(folder: Path, save_top_k: int) -> bool:
     """Whether there is nothing for `keep_whole_checkpoints` to do."""
-    checkpoints = list(folder.rglob("*.ckpt"))
+    checkpoints = _checkpoints(folder)
     one_is_last = sum(map(_is_last, checkpoints)) == bool(checkpoints)
     try:
         is_broken = any(_markers(folder)) or any(map(_is_damaged, checkpoints))
@@ -308,13 +308,23 @@ def _is_in_order(folder: Path, save_top_k: int) -> bool:
 
 def _unwanted(folder: Path, save_top_k: int) -> List[Path]:
     """Checkpoints besides the last one that NeMo cannot read, or would delete."""
-    checkpoints = [path for path in folder.rglob("*.ckpt") if not _is_last(path)]
+    checkpoints = [path for path in _checkpoints(folder) if not _is_last(path)]
     return [path for path in checkpoints if save_top_k == 0 or NO_SCORE in path.name]
 
 
 def _markers(folder: Path) -> List[Path]:
     """NeMo's, beside checkpoints that are being written."""
-    return list(folder.rglob(f"*{NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}"))
+    return _files(folder, f"*{NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}")
+
+
+def _checkpoints(folder: Path) -> List[Path]:
+    return _files(folder, "*.ckpt")
+
+
+def _files(folder: Path, pattern: str) -> List[Path]:
+    """Those of the run: names are ``<run>--<metric>=...``, where a slash in that of the metric makes folders. What is
+    in others, the user has put there."""
+    return [*folder.glob(pattern), *folder.glob(f"*--*/**/{pattern}")]
 
 
 def _is_last(path: Path) -> bool:

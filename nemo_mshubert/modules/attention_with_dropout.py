@@ -76,23 +76,23 @@ class _AttentionWithDropout(torch.autograd.Function):
             log_sum[part] = highest + total.log()
             weight.mul_(draws.keep(keep[part]).to(weight.dtype))
             torch.bmm(weight.to(v.dtype), v[part], out=y[part]).mul_(draws.scale / total)
-        ctx.save_for_backward(q, k, v, bias, keep, log_sum, y)
+        ctx.save_for_backward(q, k, v, bias, keep, log_sum)
         ctx.scale = draws.scale
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tuple[Optional[Tensor], ...]:
-        q, k, v, bias, keep, log_sum, y = ctx.saved_tensors
+        q, k, v, bias, keep, log_sum = ctx.saved_tensors
         to_q, to_k, to_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         to_bias = torch.empty_like(bias) if ctx.needs_input_grad[3] else None
-        mean = (gradient * y).sum(dim=-1, keepdim=True)  # of the gradients of a frame's weights
         to_y = gradient * ctx.scale
         for part in _parts(keep):
             weight = _score(q, k, bias, part).sub_(log_sum[part]).exp_()
             kept = keep[part].to(weight.dtype)
             to_weight = torch.bmm(to_y[part], v[part].transpose(1, 2)).to(weight.dtype).mul_(kept)
-            to_score = to_weight.sub_(mean[part]).mul_(weight)
+            mean = (to_weight * weight).sum(dim=-1, keepdim=True)
+            to_score = to_weight.sub_(mean).mul_(weight)
             if to_bias is not None:
                 to_bias[part] = to_score
             to_score = to_score.to(q.dtype)

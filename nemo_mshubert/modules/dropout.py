@@ -65,17 +65,19 @@ class Draws:
         self._stream = np.random.SFC64(torch.randint(2**63 - 1, ()).item())
 
     def keep(self, out: Tensor) -> Tensor:
-        """``out``, of uint8, filled with 1 where a number is kept, 0 where it falls."""
-        four_numbers = self._stream.random_raw((out.numel() + 3) // 4)
-        number = torch.from_numpy(four_numbers.view(np.int16)[: out.numel()]).view(out.shape)
-        return torch.ge(number, self.first_kept, out=out)
+        """``out``, uint8 ``[N, ...]``, filled with 1 where a number is kept, 0 where it falls; each of the N takes
+        whole words of the stream, so that the draws do not depend on how many are drawn at once."""
+        per_item = out[:1].numel()
+        words = -(-per_item // 4)
+        number = torch.from_numpy(self._stream.random_raw(len(out) * words).view(np.int16))
+        return torch.ge(number.view(len(out), 4 * words)[:, :per_item].view(out.shape), self.first_kept, out=out)
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rate: float) -> Tensor:
         draws = Draws(rate)
-        keep = draws.keep(torch.empty(x.shape, dtype=torch.uint8))
+        keep = draws.keep(torch.empty(1, x.numel(), dtype=torch.uint8)).view(x.shape)
         ctx.save_for_backward(keep)
         ctx.scale = draws.scale
         return keep.to(x.dtype).mul_(x).mul_(ctx.scale)

@@ -132,6 +132,37 @@ def test_batches_are_those_of_nemo(config, ranks):
 
 
 @pytest.mark.unit
+def test_a_run_that_drops_the_last_batches_goes_on(config):
+    """Where fewer are left than ranks, of an epoch that goes on with more of them, the next one begins: it began anew
+    with every resume."""
+    config.drop_last = True
+    run = Run(config)
+    run.go_on(1, 10)
+    left = 0
+    for _ in training_loader(config, Names(), 0, 1, 0, (position := DataPosition()).places):
+        if 1 in position.places:
+            break
+        left += 1
+    run.go_on(1, left - 10 - 2)
+    for _ in range(3):
+        run.go_on(4, 3)
+    assert max(run.times_heard(1).values()) == 1 and len(run.times_heard(1)) > 50
+
+
+@pytest.mark.unit
+def test_a_checkpoint_without_a_place_is_sampled_again(config):
+    """Of a version before: the run goes on at its batch, after more work."""
+    run = Run(config)
+    run.go_on(2, 12)
+    expected = Run(config)
+    expected.go_on(2, 15)
+    batches_of_all, own_batches, _ = run.checkpoint
+    run.checkpoint = batches_of_all, own_batches, None
+    run.go_on(2, 3)
+    assert run.heard[24:27] == expected.heard[12:15] and run.heard[27:] == expected.heard[27:]
+
+
+@pytest.mark.unit
 def test_the_last_batches_are_shared_out():
     """Ranks that find no batch would leave the others waiting for their gradients."""
     batches = [CutSet.from_cuts(dummy_cut(number) for number in part) for part in ((0, 1, 2), (3, 4))]
@@ -139,6 +170,10 @@ def test_the_last_batches_are_shared_out():
     assert sorted(cut.id for part in parts for cut in part) == [dummy_cut(number).id for number in range(5)]
     assert sorted(map(len, parts)) == [1, 2, 2]
     assert list(map(len, shared_out(batches[1:], 5))) == [1, 1, 1, 1, 1]
+    short = CutSet.from_cuts(dummy_cut(number, duration=2.0) for number in range(10, 50))
+    long = CutSet.from_cuts(dummy_cut(number, duration=15.0) for number in range(5))
+    for part in shared_out([short, long], 8):  # of one bucket: cropped to the shortest, little would be left of others
+        assert len({cut.duration for cut in part}) == 1
 
 
 @pytest.mark.unit

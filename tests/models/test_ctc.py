@@ -579,6 +579,33 @@ def test_a_resumed_fine_tuning_goes_on_in_its_data(letters_path, overrides, tmp_
         assert heard(tmp_path / f"from {done}", tmp_path / "whole" / f"{done}.ckpt") == expected[done:], done
 
 
+class HeardToTheEnd(Heard):
+    """As NeMo's own callback, which saves once more when all updates are made."""
+
+    def on_train_end(self, trainer, pl_module):
+        trainer.save_checkpoint(self.folder / "end.ckpt")
+
+
+@pytest.mark.integration
+def test_a_finished_fine_tuning_goes_on_in_its_data(letters_path, overrides, tmp_path):
+    """With more max_updates. Lightning takes the end of the updates for that of the epoch, so the rest of the epoch and
+    the first batches of the next were left out."""
+
+    def heard(updates, resume=None):
+        callback = HeardToTheEnd(tmp_path)
+        callbacks = [callback, SaveWhenPreempted(), OtherRanks()]
+        trainer = quiet_trainer(max_steps=updates, max_epochs=-1, callbacks=callbacks)
+        trainer.fit(restore_for_finetuning(str(letters_path), overrides, trainer), ckpt_path=resume)
+        return callback.tokens
+
+    trainer = quiet_trainer(max_steps=1)
+    epoch = len(list(restore_for_finetuning(str(letters_path), overrides, trainer)._train_dl))
+    expected = heard(2 * epoch + 1)
+    for done in (2, epoch, epoch + 1):
+        heard(done)
+        assert heard(2 * epoch + 1, tmp_path / "end.ckpt") == expected[done:], done
+
+
 @pytest.mark.unit
 def test_a_fine_tuning_goes_on_with_other_ranks(letters_path, overrides, tmp_path):
     """Preempted on two GPUs and resumed on one, it would hear half of the epoch twice; the other way round, leave out a

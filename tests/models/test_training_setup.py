@@ -98,6 +98,16 @@ def test_a_metric_with_a_slash_puts_checkpoints_into_folders(folder, tmp_path):
     assert training_setup._is_in_order(tmp_path, save_top_k=1)
 
 
+def test_checkpoints_that_the_user_keeps_in_a_folder_are_left_alone(folder, tmp_path):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for name in ("m--val_loss=2.5-step=4-last", "m--val_loss=nan-step=3"):
+        torch.save({}, kept / f"{name}.ckpt")
+    torch.save({}, tmp_path / "m--val_loss=2.0-step=9-last.ckpt")
+    keep_whole_checkpoints(tmp_path, save_top_k=0)
+    assert len(list(kept.iterdir())) == 2 and training_setup._is_in_order(tmp_path, save_top_k=0)
+
+
 def test_a_score_that_is_no_number_does_not_stop_a_resume(folder):
     """NeMo reads scores from the names of checkpoints, and of "nan" it ended in "could not convert string to float"."""
     left = folder("m--val_loss=nan-step=3", "m--val_loss=2.5-step=4", "m--val_loss=nan-step=5-last")

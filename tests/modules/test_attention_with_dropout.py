@@ -106,6 +106,21 @@ def test_gradients_are_of_the_weights_that_were_kept(mask, part_size):
 
 
 @pytest.mark.unit
+def test_draws_do_not_depend_on_the_parts(monkeypatch):
+    """Another number of threads, as after a resume on another machine, would drop other weights."""
+    outputs = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(module, "PART_SIZE", 81)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        inputs = qkv()
+        torch.manual_seed(3)
+        outputs.append(attention_with_dropout(*inputs, None, 0.3))
+    assert not torch.allclose(outputs[0], attention_with_dropout(*qkv(), None, 0.3))  # of other draws
+    torch.testing.assert_close(outputs[1], outputs[0])
+    torch.testing.assert_close(outputs[2], outputs[0])
+
+
+@pytest.mark.unit
 def test_a_byte_of_each_weight_is_kept():
     """Spelled out, nine bytes are, in utterances of 12 s a third of the memory of a step of base."""
     kept = []
@@ -119,8 +134,9 @@ def test_a_byte_of_each_weight_is_kept():
 @pytest.mark.unit
 def test_bf16_under_autocast():
     """Weights of attention are fp32 under autocast, so that their sums are; what comes and goes is bf16."""
-    exact = [x.detach().float().requires_grad_() for x in qkv()]
-    rounded = [x.detach().bfloat16().requires_grad_() for x in qkv()]
+    offset = [0.0, 0.0, 3.0]  # values with a mean: their gradients cancel, and rounding shows
+    inputs = [(x.detach() + mean).bfloat16() for x, mean in zip(qkv(), offset)]
+    exact, rounded = ([x.to(dtype).requires_grad_() for x in inputs] for dtype in (torch.float32, torch.bfloat16))
     torch.manual_seed(1)
     y = attention_with_dropout(*exact, None, 0.5)
     torch.manual_seed(1)
