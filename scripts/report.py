@@ -43,11 +43,12 @@ def main(argv=None) -> None:
 
     try:
         run = read_runs(args.run)
+        markdown, html = markdown_report(run), html_report(run)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
-    print(markdown_report(run))
+    print(markdown)
     with atomic_write(args.output) as stream:
-        stream.write(html_report(run))
+        stream.write(html)
     print(f"\nCurves and commands: {args.output}")
 
 

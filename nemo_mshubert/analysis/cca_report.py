@@ -79,13 +79,21 @@ def analyze_models(
     Several files of one name are runs (seeds) of one model: a curve of their mean, within their range.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_hidden_states`, `pool_instances`, `score_views`.
+        FileNotFoundError, ValueError: see `load_hidden_states`, `pool_instances`, `score_views`; or files of one name
+            have other depths.
     """
     output = Path(output)
     runs: List[Run] = []
+    depths: Dict[str, int] = {}
     for name, path in models:
         logger.info("%s: %s", name, path)
-        runs.append({"name": name, "file": str(path), **score_model(load(path), sample, output, settings, str(path))})
+        features = load(path)
+        if depths.setdefault(name, features.num_states) != features.num_states:  # before hours of scoring
+            raise ValueError(
+                f"{path}: {features.num_states - 1} layers, where another file of {name} has {depths[name] - 1}. Give "
+                "models of other depths other names."
+            )
+        runs.append({"name": name, "file": str(path), **score_model(features, sample, output, settings, str(path))})
         write_results(runs, sample, settings, output)
     with atomic_write(output / "summary.md") as stream:
         stream.write(summary_table(runs) + "\n")

@@ -14,15 +14,16 @@
 
 """Speed of greedy CTC inference from audio files to text, beside ``transformers.HubertForCTC`` with the same weights.
 
-Both read the same files with the same reader, in the same batches by duration; ours is what scripts/evaluate.py runs
-(NeMo's model, forward pass and greedy decoding), theirs the documented use of transformers: feature extractor
-(which pads the batch), forward pass, argmax, ``batch_decode`` of the tokenizer.
+Both read the same files with the same reader, ahead, in the same batches by duration; ours is what scripts/evaluate.py
+runs (NeMo's model, forward pass and greedy decoding), theirs the documented use of transformers: feature extractor
+(which pads the batch), forward pass (without a mask at base size), argmax, ``batch_decode`` of the tokenizer.
 
 Unlike ours, their model of base size gives other numbers for a padded utterance than for it alone, since its first
 norm sees the padding: texts are compared in batches of one utterance. In bf16 the two round differently: some texts
 differ.
 """
 
+import itertools
 import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
@@ -39,6 +40,7 @@ from nemo_mshubert.convert.huggingface import write_huggingface
 from nemo_mshubert.convert.nemo import read_nemo
 from nemo_mshubert.data.batching import batches_by_length
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, load_audio, read_manifest
+from nemo_mshubert.data.read_ahead import read_ahead
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.evaluation import greedy_decoder
 from nemo_mshubert.models.ctc import LETTERS, ctc_config
@@ -140,14 +142,18 @@ def theirs(folder: Path, entries: List[Dict[str, Any]], device: torch.device, dt
     @torch.inference_mode()
     def transcribe(batch_seconds: float) -> List[str]:
         texts = [""] * len(entries)
-        for batch in batches_by_length(durations, batch_seconds):
-            waves = [load_audio(entries[index]) for index in batch]
-            inputs = extractor(
-                waves, sampling_rate=SAMPLE_RATE, padding=True, return_attention_mask=True, return_tensors="pt"
-            )
-            audio, mask = inputs.input_values.to(device, dtype), inputs.attention_mask.to(device)
-            labels = model(audio, attention_mask=mask).logits.argmax(dim=-1).cpu()
-            frames = model._get_feat_extract_output_lengths(inputs.attention_mask.sum(dim=1)).tolist()
+        batches = list(batches_by_length(durations, batch_seconds))
+        audio = read_ahead(
+            itertools.chain.from_iterable(batches),
+            lambda index: load_audio(entries[index]),
+            lambda index: durations[index],
+        )
+        for batch in batches:
+            waves = list(itertools.islice(audio, len(batch)))
+            inputs = extractor(waves, sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt")
+            mask = inputs.attention_mask.to(device) if extractor.return_attention_mask else None
+            labels = model(inputs.input_values.to(device, dtype), attention_mask=mask).logits.argmax(dim=-1).cpu()
+            frames = model._get_feat_extract_output_lengths(torch.tensor(list(map(len, waves)))).tolist()
             decoded = tokenizer.batch_decode([row[:count] for row, count in zip(labels, frames)])
             for index, text in zip(batch, decoded):
                 texts[index] = text

@@ -19,14 +19,14 @@ Rows:
     encoder alone        batches that lie ready on the device, up to the layer of the features
     features             `HiddenFeatures` from waveforms in memory: batching, chunks, copies
     labels               `label_manifest` from audio files to a labelled manifest; k-means of the same frames
-    k-means, sklearn     `fit_kmeans` on a sample of the features, CPU
-    k-means, cuml        the same on the GPU; not measured where there is none, or no cuML
+    k-means, cuml        `fit_kmeans` on a sample of the features, on a GPU; not measured where there is none, or no cuML
+    k-means, sklearn     the same on the CPU
 """
 
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, Iterator, List
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from torch.nn.utils.rnn import pad_sequence
 from nemo_mshubert.benchmarks.measurement import Column, Row, median_seconds
 from nemo_mshubert.benchmarks.pretraining_step import encoder_options, load_config
 from nemo_mshubert.clustering.features import HiddenFeatures
-from nemo_mshubert.clustering.kmeans import fit_kmeans
+from nemo_mshubert.clustering.kmeans import FULL_BATCH, choose_backend, fit_kmeans
 from nemo_mshubert.clustering.label_maker import fit_label_maker
 from nemo_mshubert.clustering.labelling import label_manifest
 from nemo_mshubert.data.batching import batches_by_length
@@ -60,8 +60,8 @@ def benchmark(
     frames: int,
     repeats: int,
     device: torch.device,
-) -> List[Row]:
-    """The rows, of an encoder with random weights and features of its middle layer (6 of 12 in base).
+) -> Iterator[Row]:
+    """The rows, as soon as they are measured, of an encoder with random weights and features of its middle layer (6 of 12 in base).
 
     Args:
         configs: folder of ``mshubert_<size>.yaml``.
@@ -91,16 +91,14 @@ def benchmark(
             "labels": labels,
         }
         measured = median_seconds(calls, repeats, device)
-    rows = [
-        {
+    for name, value in measured.items():
+        yield {
             "row": name,
             "seconds": value,
             "audio_seconds_per_second": audio_seconds / value,
             "share_of_encoder": measured["encoder alone"] / value,
         }
-        for name, value in measured.items()
-    ]
-    return [*rows, *kmeans_rows(enlarged(sample, frames), clusters)]
+    yield from kmeans_rows(enlarged(sample, frames), clusters)
 
 
 def first_seconds(entries: List[Dict[str, Any]], seconds: float) -> List[Dict[str, Any]]:
@@ -135,22 +133,24 @@ def enlarged(sample: np.ndarray, frames: int) -> np.ndarray:
     return np.concatenate(rows)[:frames].astype(np.float32)
 
 
-def kmeans_rows(sample: np.ndarray, clusters: int) -> List[Row]:
-    """Time and inertia (mean squared distance to the centre) of each backend that there is."""
-    rows = []
-    for backend in ("sklearn", "cuml"):
+def kmeans_rows(sample: np.ndarray, clusters: int) -> Iterator[Row]:
+    """Time and inertia (mean squared distance to the centre) of each backend that there is; scikit-learn last, which
+    can take a hundred times as long. cuML only of as many frames as `fit_kmeans` gives it."""
+    for backend in ("cuml", "sklearn"):
         row = {"row": f"k-means, {backend}: {clusters} clusters, {len(sample)} frames of {sample.shape[1]}"}
         try:
             if backend == "cuml":
-                fit_kmeans(sample[: 20 * clusters], clusters, backend)  # loads the library and compiles
+                choose_backend(backend)
+                if len(sample) <= FULL_BATCH:  # it would be scikit-learn that is measured
+                    raise ImportError(f"cuML is given more than {FULL_BATCH} frames")
+                fit_kmeans(sample[: max(20 * clusters, FULL_BATCH + 1)], clusters, backend)  # loads and compiles it
             start = time.perf_counter()
             centres = fit_kmeans(sample, clusters, backend)
             row["seconds"] = time.perf_counter() - start
             row["inertia_per_frame"] = inertia(sample, centres)
         except ImportError:
             pass  # not measured
-        rows.append(row)
-    return rows
+        yield row
 
 
 def inertia(sample: np.ndarray, centres: np.ndarray) -> float:

@@ -37,6 +37,7 @@ MINIBATCH = dict(
     reassignment_ratio=0.0,
     compute_labels=False,
 )
+FULL_BATCH = MINIBATCH["batch_size"]  # up to so many frames all are looked at in every iteration, on the CPU
 ASSIGN_FRAMES = 16384  # per distance matrix: 66 MB for 1000 centres
 
 
@@ -109,7 +110,7 @@ def fit_kmeans(frames: np.ndarray, clusters: int, backend: str = "auto", seed: i
             f"{clusters} clusters on {len(frames)} frames. Use more audio, raise max_frames, or ask for fewer "
             "clusters."
         )
-    if len(frames) <= MINIBATCH["batch_size"]:
+    if len(frames) <= FULL_BATCH:
         return _fit_full_batch(frames, clusters, seed)
     if backend == "cuml":
         return _fit_cuml(frames, clusters, seed)

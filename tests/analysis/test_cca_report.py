@@ -112,6 +112,19 @@ def test_results_of_two_models(sample, load, tmp_path):
     assert "AUC over layers 0-4" in results_table(runs)
 
 
+def test_files_of_one_name_have_one_depth(sample, tiny_encoder, tmp_path):
+    """Found when hours of scoring were done; the results that were written then ended the report, too."""
+
+    def load(path):
+        return AllHiddenStates(tiny_encoder(num_layers=int(Path(path).stem)))
+
+    with pytest.raises(
+        ValueError, match="2.nemo: 2 layers, where another file of A has 3. Give models of other depths"
+    ):
+        analyze_models([("A", "3.nemo"), ("A", "2.nemo")], sample, tmp_path, load=load)
+    assert [run["file"] for run in json.loads((tmp_path / "results.json").read_text())["models"]] == ["3.nemo"]
+
+
 def test_words_that_are_not_in_the_audio_are_at_chance(sample, load, tmp_path):
     """The same audio and times, the names shuffled."""
     sample = replace(sample, unit=np.random.default_rng(0).permutation(sample.unit))

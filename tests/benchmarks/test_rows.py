@@ -27,8 +27,8 @@ CPU = torch.device("cpu")
 
 
 def test_labels(labelled):
-    rows = labelling.benchmark(CONFIGS, "tiny", labelled.dev, 5, clusters=5, frames=400, repeats=1, device=CPU)
-    encoder, features, labels, sklearn, cuml = rows
+    rows = list(labelling.benchmark(CONFIGS, "tiny", labelled.dev, 5, clusters=5, frames=400, repeats=1, device=CPU))
+    encoder, features, labels, cuml, sklearn = rows
     assert [row["row"] for row in rows[:3]] == ["encoder alone", "features", "labels"]
     assert encoder["share_of_encoder"] == 1 and labels["share_of_encoder"] == encoder["seconds"] / labels["seconds"]
     assert sklearn["seconds"] > 0 and sklearn["inertia_per_frame"] > 0

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from nemo_mshubert.analysis.audio_source import audio_place, file_state
@@ -138,8 +139,10 @@ class FrozenFeatures:
         return states
 
     def _run(self, group: List[Utterance]) -> List[np.ndarray]:
+        with torch.autocast(self.hidden_states.device.type, enabled=False):  # cached states are not of a trainer's
+            computed = window_features(group, self.hidden_states)
         states = []
-        for utterance, features in zip(group, window_features(group, self.hidden_states)):
+        for utterance, features in zip(group, computed):
             array = features.cpu().numpy()
             with np.errstate(over="ignore"):
                 rounded = array.reshape(len(array), self.num_states, -1).astype(np.float16)

@@ -189,6 +189,16 @@ def test_the_stream_is_shuffled_anew_in_every_pass_and_repeatable():
 # --- Frozen features -------------------------------------------------------------------------------------------------
 
 
+def test_a_trainers_precision_is_not_that_of_the_encoder(hidden_states, lines):
+    """States that did not fit the cache were of bf16, those in it of fp32, in one training."""
+    features = FrozenFeatures(hidden_states)
+    loaded = [features.load(line) for line in lines]
+    expected = features.finish(lines, loaded)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = features.finish(lines, loaded)
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(found, expected))
+
+
 def test_cached_and_computed_states_are_the_same_numbers(hidden_states, lines, tmp_path):
     """Whoever has no disk for the cache gets the same WER, and a second run computes nothing."""
     features = FrozenFeatures(hidden_states, tmp_path, gigabytes=1)
