@@ -91,8 +91,7 @@ class _AttentionWithDropout(torch.autograd.Function):
             weight = _score(q, k, bias, part).sub_(log_sum[part]).exp_()
             kept = keep[part].to(weight.dtype)
             to_weight = torch.bmm(to_y[part], v[part].transpose(1, 2)).to(weight.dtype).mul_(kept)
-            mean = (to_weight * weight).sum(dim=-1, keepdim=True)
-            to_score = to_weight.sub_(mean).mul_(weight)
+            to_score = torch._softmax_backward_data(to_weight, weight, -1, weight.dtype)  # in one pass
             if to_bias is not None:
                 to_bias[part] = to_score
             to_score = to_score.to(q.dtype)
