@@ -19,7 +19,7 @@ Rows:
     encoder alone        batches that lie ready on the device, up to the layer of the features
     features             `HiddenFeatures` from waveforms in memory: batching, chunks, copies
     labels               `label_manifest` from audio files to a labelled manifest; k-means of the same frames
-    k-means, cuml        `fit_kmeans` on a sample of the features, on a GPU; not measured where there is none, or no cuML
+    k-means, cuml        `fit_kmeans` on a sample of the features, on a GPU; not measured without one, or without cuML
     k-means, sklearn     the same on the CPU
 """
 
@@ -61,7 +61,8 @@ def benchmark(
     repeats: int,
     device: torch.device,
 ) -> Iterator[Row]:
-    """The rows, as soon as they are measured, of an encoder with random weights and features of its middle layer (6 of 12 in base).
+    """The rows, as soon as they are measured, of an encoder with random weights and features of its middle layer (6 of
+    12 in base).
 
     Args:
         configs: folder of ``mshubert_<size>.yaml``.

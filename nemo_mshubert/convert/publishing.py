@@ -57,9 +57,8 @@ def publish(model_name: Union[str, Path], folder: Union[str, Path], facts: Facts
                 "result."
             )
         require_results_of(model, facts, model_name)
-        checkpoint = (
-            None if model.encoder.adapter_names() else read_checkpoint(path)
-        )  # transformers has no place for adapters
+        # transformers has no place for adapters
+        checkpoint = None if model.encoder.adapter_names() else read_checkpoint(path)
         fits_transformers = checkpoint is not None and _has_class(checkpoint.encoder)
         if fits_transformers:
             write_huggingface(checkpoint, temporary)
