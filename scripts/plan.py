@@ -25,6 +25,7 @@ import argparse
 import math
 from pathlib import Path
 
+SHAPE = ("conv_layers", "d_model", "num_layers", "num_heads", "d_inner")  # what a step costs follows from it
 CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "pretrain"
 
 
@@ -58,7 +59,13 @@ def main(argv=None) -> None:
     with initialize_config_dir(str(CONFIGS), version_base=None):
         parallel = [f"parallel={args.parallel}"] if args.parallel else []
         config = compose(args.experiment, overrides=[*parallel, *args.overrides], return_hydra_config=True)
-    size = config.hydra.runtime.choices["size"]
+        size = config.hydra.runtime.choices["size"]
+        as_measured = compose(args.experiment, overrides=[f"size={size}"]).model.encoder
+    changed = [name for name in SHAPE if config.model.encoder[name] != as_measured[name]]
+    if args.benchmarks and changed:
+        raise SystemExit(
+            f"plan.py: the measured steps of size {size} are of another {', '.join(changed)}. Leave out --benchmarks."
+        )
     cluster = Cluster(args.gpus, args.gpus_per_node, config.trainer.strategy)
     print(plan_table(plan(config, size, args.hours, cluster, read_reports(args.benchmarks))))
 

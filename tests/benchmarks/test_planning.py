@@ -221,3 +221,8 @@ def test_the_measured_rows_plan_with_overrides(capsys):
     assert "not measured" not in printed
     main(["--hours", "960", "--gpus", "8", "--overrides", "size=xlarge", "--benchmarks", *map(str, files)])
     assert "--sizes xlarge" in capsys.readouterr().out  # large's updates were planned with the speed of base
+    deeper = ["--hours", "960", "--gpus", "8", "--overrides", "model.encoder.num_layers=24"]
+    with pytest.raises(SystemExit, match="steps of size base are of another num_layers. Leave out --benchmarks"):
+        main([*deeper, "--benchmarks", *map(str, files)])
+    main(deeper)
+    assert "not measured" in capsys.readouterr().out
