@@ -23,7 +23,6 @@ norm sees the padding: texts are compared in batches of one utterance. In bf16 t
 differ.
 """
 
-import itertools
 import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
@@ -38,10 +37,8 @@ from nemo_mshubert.benchmarks.measurement import Column, Row, median_seconds
 from nemo_mshubert.benchmarks.pretraining_step import encoder_options, load_config
 from nemo_mshubert.convert.huggingface import write_huggingface
 from nemo_mshubert.convert.nemo import read_nemo
-from nemo_mshubert.data.batching import batches_by_length
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, load_audio, read_manifest
-from nemo_mshubert.data.read_ahead import read_ahead
-from nemo_mshubert.decoding.acoustic import manifest_log_probs
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, read_manifest
+from nemo_mshubert.decoding.acoustic import audio_batches, manifest_log_probs
 from nemo_mshubert.decoding.evaluation import greedy_decoder
 from nemo_mshubert.models.ctc import LETTERS, ctc_config
 from nemo_mshubert.models.loading import restore_model, save_model
@@ -137,19 +134,11 @@ def theirs(folder: Path, entries: List[Dict[str, Any]], device: torch.device, dt
     model = HubertForCTC.from_pretrained(folder).to(device, dtype).eval()
     tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(folder)
     extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
-    durations = [entry["duration"] for entry in entries]
 
     @torch.inference_mode()
     def transcribe(batch_seconds: float) -> List[str]:
         texts = [""] * len(entries)
-        batches = list(batches_by_length(durations, batch_seconds))
-        audio = read_ahead(
-            itertools.chain.from_iterable(batches),
-            lambda index: load_audio(entries[index]),
-            lambda index: durations[index],
-        )
-        for batch in batches:
-            waves = list(itertools.islice(audio, len(batch)))
+        for batch, waves in audio_batches(entries, batch_seconds):
             inputs = extractor(waves, sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt")
             mask = inputs.attention_mask.to(device) if extractor.return_attention_mask else None
             labels = model(inputs.input_values.to(device, dtype), attention_mask=mask).logits.argmax(dim=-1).cpu()

@@ -35,7 +35,7 @@ from torch.nn.utils.rnn import pad_sequence
 from nemo_mshubert.benchmarks.measurement import Column, Row, median_seconds
 from nemo_mshubert.benchmarks.pretraining_step import encoder_options, load_config
 from nemo_mshubert.clustering.features import HiddenFeatures
-from nemo_mshubert.clustering.kmeans import FULL_BATCH, choose_backend, fit_kmeans
+from nemo_mshubert.clustering.kmeans import FULL_BATCH, fit_kmeans
 from nemo_mshubert.clustering.label_maker import fit_label_maker
 from nemo_mshubert.clustering.labelling import label_manifest
 from nemo_mshubert.data.batching import batches_by_length
@@ -139,11 +139,11 @@ def kmeans_rows(sample: np.ndarray, clusters: int) -> Iterator[Row]:
     can take a hundred times as long. cuML only of as many frames as `fit_kmeans` gives it."""
     for backend in ("cuml", "sklearn"):
         row = {"row": f"k-means, {backend}: {clusters} clusters, {len(sample)} frames of {sample.shape[1]}"}
+        if backend == "cuml" and len(sample) <= FULL_BATCH:
+            yield row  # not measured: it would be scikit-learn
+            continue
         try:
             if backend == "cuml":
-                choose_backend(backend)
-                if len(sample) <= FULL_BATCH:  # it would be scikit-learn that is measured
-                    raise ImportError(f"cuML is given more than {FULL_BATCH} frames")
                 fit_kmeans(sample[: max(20 * clusters, FULL_BATCH + 1)], clusters, backend)  # loads and compiles it
             start = time.perf_counter()
             centres = fit_kmeans(sample, clusters, backend)

@@ -52,9 +52,7 @@ class OtherRanks(pl.Callback):
         if sampler and place.epoch == epochs["processed"] - 1:
             # The run ended by its number of updates, which Lightning takes for the end of the epoch.
             epochs.update(processed=place.epoch, completed=place.epoch)
-        if place.epoch != epochs["processed"]:
-            place = Place(epochs["processed"])
-        place = place.when_next_is(batches["completed"], before)
+        place = place.in_epoch(epochs["processed"]).when_next_is(batches["completed"], before)
         if trainer.world_size != before:
             number = place.batches // trainer.world_size
             number -= number % trainer.accumulate_grad_batches  # an update begins with it

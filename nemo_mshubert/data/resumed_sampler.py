@@ -39,20 +39,15 @@ class ResumedSampler:
         self.place = Place()
 
     def set_epoch(self, epoch: int) -> None:
-        self.place = self.place_in(epoch)  # on a resume it comes after the iterator
+        self.place = self.place.in_epoch(epoch)  # on a resume it comes after the iterator
 
     def __iter__(self) -> Iterator[CutSet]:
         loop = self.trainer.fit_loop
         if loop.restarting:
             trained = loop.epoch_loop.batch_progress.current.completed
-            self.place = self.place_in(loop.epoch_progress.current.processed).when_next_is(
-                trained, self.batches.num_ranks
-            )
+            place = self.place.in_epoch(loop.epoch_progress.current.processed)
+            self.place = place.when_next_is(trained, self.batches.num_ranks)
         return self.batches.from_place(self.place)
-
-    def place_in(self, epoch: int) -> Place:
-        """The known place, where it is of ``epoch``, or its beginning."""
-        return self.place if self.place.epoch == epoch else Place(epoch)
 
 
 def resumable(loader: DataLoader, trainer: Trainer) -> DataLoader:

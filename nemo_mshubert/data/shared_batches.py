@@ -40,6 +40,10 @@ class Place:
     drawn_for: Optional[int] = None
     number: int = 0
 
+    def in_epoch(self, epoch: int) -> "Place":
+        """This place, where it is of ``epoch``, or the beginning of that."""
+        return self if self.epoch == epoch else Place(epoch)
+
     def when_next_is(self, number: int, num_ranks: int) -> "Place":
         """The place when a rank's next batch is ``number``, of the same epoch."""
         batches = self.batches + (number - self.number) * num_ranks

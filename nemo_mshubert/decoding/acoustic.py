@@ -142,6 +142,21 @@ def _chunked_forward(
     return log_probs, frames, log_probs.argmax(dim=-1)
 
 
+def audio_batches(
+    entries: Sequence[Dict[str, Any]], batch_seconds: float
+) -> Iterator[Tuple[List[int], List[np.ndarray]]]:
+    """Batches by duration: indices into ``entries``, and their samples, read ahead."""
+    durations = [entry["duration"] for entry in entries]
+    batches = list(batches_by_length(durations, batch_seconds))
+    audio = read_ahead(
+        itertools.chain.from_iterable(batches),
+        lambda index: load_audio(entries[index], utterance_id(entries[index])),
+        lambda index: durations[index],
+    )
+    for batch in batches:
+        yield batch, list(itertools.islice(audio, len(batch)))
+
+
 def manifest_log_probs(
     model: EncDecCTCModel, entries: Sequence[Dict[str, Any]], batch_seconds: float, progress: str
 ) -> Dict[int, np.ndarray]:
@@ -152,17 +167,9 @@ def manifest_log_probs(
         FileNotFoundError, ValueError: audio that cannot be read; names the utterance.
     """
     model.eval()
-    durations = [entry["duration"] for entry in entries]
-    batches = list(batches_by_length(durations, batch_seconds))
-    audio = read_ahead(
-        itertools.chain.from_iterable(batches),
-        lambda index: load_audio(entries[index], utterance_id(entries[index])),
-        lambda index: durations[index],
-    )
     results: Dict[int, np.ndarray] = {}
     with tqdm(total=len(entries), desc=progress, unit="utt") as bar:
-        for batch in batches:
-            waves = list(itertools.islice(audio, len(batch)))
+        for batch, waves in audio_batches(entries, batch_seconds):
             if is_long(len(waves[0])):  # the longest comes first
                 results.update(zip(batch, (long_log_probs(model, wave) for wave in waves)))
             else:

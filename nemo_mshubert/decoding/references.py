@@ -15,21 +15,21 @@
 """Manifests that errors can be counted on; what is wrong with one is found before any is decoded."""
 
 from pathlib import Path
-from typing import Sequence
+from typing import Optional, Sequence
 
 from nemo_mshubert.data.manifest import PathLike, iter_manifest, no_audio_file
 from nemo_mshubert.data.transcripts import check_transcripts
 from nemo_mshubert.decoding.log_probs import require_case
 
 
-def check_manifest(manifest: PathLike) -> None:
-    """Read all of a manifest; the audio is looked for, not read.
+def check_manifest(manifest: PathLike, letters: Optional[Sequence[str]] = None) -> None:
+    """Read all of a manifest; the audio is looked for, not read. ``letters`` as in `check_transcripts`.
 
     Raises:
         FileNotFoundError: no such manifest or audio file.
         ValueError: no lines, a line without ``text`` or ``duration``, or no words in any; names file, line and remedy.
     """
-    check_transcripts(manifest)
+    check_transcripts(manifest, letters)
     has_words = False
     for where, entry in iter_manifest(manifest):
         if entry.get("duration") is None:

@@ -223,7 +223,8 @@ def _check_data(config: DictConfig) -> None:
         check_shards(config.manifest_filepath, config.tarred_audio_filepaths)
     check_utterances(config)
     for path in local_paths(config.manifest_filepath):
-        check_for_nemo(path)
+        if is_tarred:  # else `check_utterances` has
+            check_for_nemo(path)
         check_transcripts(path, config.get("labels"))
         if not is_tarred:
             check_audio_files(path)

@@ -150,6 +150,5 @@ def check_inputs(spec: Table1Spec, models: List[ModelSpec], splits: List[str], c
         if spec.splits[name].train_tars is None:
             check_transcripts(spec.splits[name].train_manifest, LETTERS)
     for manifest in spec.sets.values():
-        check_transcripts(manifest, LETTERS)
-        check_manifest(manifest)
+        check_manifest(manifest, LETTERS)
     LexiconBeamSearchDecoder(LETTERS, read_config(conf / "decode/lexicon_beam.yaml", lm=spec.lm, lexicon=spec.lexicon))
