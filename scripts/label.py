@@ -39,6 +39,7 @@ what is wrong.
 import argparse
 import json
 import logging
+import zipfile
 from pathlib import Path
 from typing import Tuple
 
@@ -87,11 +88,19 @@ def parse_args(argv=None) -> argparse.Namespace:
         parser.error(f"{args.alignments}: no such alignments")
     if args.command == "make" and args.shard and (args.alignments or args.metrics_output):
         parser.error("--alignments and --metrics_output of shards are for merge, which has all of the labels")
-    if args.command == "make" and is_pickle(args.kmeans) and not (args.encoder and args.layer):
-        parser.error(f"{args.kmeans} is of joblib and says not what it is of: give --encoder and --layer")
-    if args.command == "make" and args.layer is not None and not is_pickle(args.kmeans):
-        parser.error(f"--layer: {args.kmeans} itself says of which layer it is")
+    if args.command == "make":
+        check_features(parser, args)
     return args
+
+
+def check_features(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    named = args.encoder is not None and args.layer is not None
+    if is_pickle(args.kmeans) and not named:
+        parser.error(f"{args.kmeans} is of joblib and says not what it is of: give --encoder and --layer")
+    if args.layer is not None and (zipfile.is_zipfile(args.kmeans) or Path(args.kmeans).suffix == ".npz"):
+        parser.error(f"--layer: {args.kmeans} itself says of which layer it is")
+    if args.layer is not None and args.encoder is None:
+        parser.error("--layer: of which --encoder?")
 
 
 def make_features(maker: LabelMaker, args: argparse.Namespace) -> FeatureMaker:
@@ -124,14 +133,15 @@ def make_labels(args: argparse.Namespace) -> None:
     with launched_ranks() as ranks:
         if args.shard and ranks.count > 1:
             raise ValueError("--shard under torchrun: its ranks are the shards. Leave out one of the two.")
-        if is_pickle(args.kmeans):
+        published = args.layer is not None
+        if published:
             maker, features = read_published(args)
         else:
             maker = LabelMaker.load(args.kmeans)
             features = make_features(maker, args)
         shard = args.shard or Shard(ranks.rank, ranks.count)
         label_manifest(args.manifest, args.output, maker, features, shard)
-        if is_pickle(args.kmeans):
+        if published:
             path = Path(args.output).with_suffix(".kmeans.npz")
             maker.save(path)
             logging.info("%s: label maker %s", path, maker.id)

@@ -66,7 +66,10 @@ def main(argv=None) -> None:
         raise SystemExit(
             f"plan.py: the measured steps of size {size} are of another {', '.join(changed)}. Leave out --benchmarks."
         )
-    cluster = Cluster(args.gpus, args.gpus_per_node, config.trainer.strategy)
+    try:
+        cluster = Cluster(args.gpus, args.gpus_per_node, config.trainer.strategy)
+    except ValueError as error:
+        raise SystemExit(f"plan.py: {error}")
     print(plan_table(plan(config, size, args.hours, cluster, read_reports(args.benchmarks))))
 
 

@@ -14,7 +14,6 @@
 
 """Every experiment of conf/: it composes, builds its encoder, places its label sets, and holds the paper's numbers."""
 
-import importlib.util
 import itertools
 import re
 from pathlib import Path
@@ -236,7 +235,7 @@ def test_ways_of_sharing_a_model(path):
     assert plain.trainer.strategy == "auto" and plain.model.optim.name == "adamw"
     registration.register()
     size = registration.tensor_parallel_size(config.trainer.strategy)
-    if importlib.util.find_spec("megatron") or size == 1:
+    if registration.has_megatron() or size == 1:
         assert getattr(StrategyRegistry.get(config.trainer.strategy), "tensor_parallel_size", 1) == size
     assert (config.model.encoder.get("transformer_backend", "torch") == "megatron") == (size > 1)
     assert config.model.optim.name == ("sharded_adamw" if size > 1 else "adamw")
@@ -244,6 +243,24 @@ def test_ways_of_sharing_a_model(path):
     config.trainer.devices, config.trainer.num_nodes = 8, 4
     plan_updates(config)
     assert config.trainer.accumulate_grad_batches * 32 / size * config.model.train_ds.batch_duration == 7200
+
+
+def test_a_strategy_by_its_class_shares_out_data_as_by_its_name():
+    """The way to 16 GPUs to a model. Counted as data parallelism, an update would be of a sixteenth of the audio."""
+    config = load("pretrain", "mshubert_large", "parallel=megatron_tp2")
+    config.trainer.devices, config.trainer.num_nodes = 16, 4
+    config.trainer.strategy = {
+        "_target_": "nemo_mshubert.parallel.tensor_parallel.TensorParallelStrategy",
+        "tensor_parallel_size": 16,
+    }
+    plan_updates(config)
+    assert config.trainer.accumulate_grad_batches * 4 * config.model.train_ds.batch_duration == 7200
+
+
+def test_another_package_named_megatron_is_not_megatron_core(monkeypatch):
+    """megatron-energon alone shares the namespace: no pre-training started, not even with DDP."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: "namespace" if name == "megatron" else None)
+    assert set(registration.strategies()) == {"fsdp2"}
 
 
 # updates, lr, frozen updates, mask_prob, mask_channel_prob, layerdrop: fairseq's base_10m.yaml ... base_960h.yaml

@@ -83,6 +83,11 @@ class Cluster:
     gpus_per_node: int
     strategy: str  # trainer.strategy
 
+    def __post_init__(self):
+        ranks = tensor_parallel_size(self.strategy)
+        if self.gpus % ranks:
+            raise ValueError(f"{self.gpus} GPUs are no multiple of the {ranks} that share a model ({self.strategy}).")
+
     @property
     def sharded(self) -> int:
         """GPUs over which a copy of the weights is spread by FSDP2."""
@@ -236,7 +241,8 @@ def _loader(cluster: Cluster, step: Mapping[str, Any], reports: Reports) -> List
         source = _command(step)
     elif rows:
         slowest = min(rows, key=lambda row: row["per_process"])
-        cores = step["audio_seconds_per_second"] / slowest["per_process"]
+        readers = tensor_parallel_size(cluster.strategy)  # each GPU of a group reads all of its data
+        cores = readers * step["audio_seconds_per_second"] / slowest["per_process"]
         source = f"{slowest['per_process']:.0f} audio-s/s per process ({slowest['row']}, {slowest['machine']})"
     node = min(cluster.gpus, cluster.gpus_per_node)
     return [

@@ -14,14 +14,18 @@
 
 """A resumed run follows the schedule and the optimizer of its config, from the update it has come to."""
 
+import warnings
 from typing import Any, Dict
 
 import lightning.pytorch as pl
+from nemo.core import ModelPT
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 # Of PyTorch's schedulers; all else of their state follows from the config.
 PROGRESS = {"last_epoch", "_step_count", "_last_lr"}
 # Of optimizers, besides the rate, which follows from the schedule.
 OPTIONS = ("betas", "eps", "weight_decay")
+KERNELS = ("fused", "foreach", "capturable")  # PyTorch lays out the state that it loads as they ask for
 
 
 class ConfiguredSchedule(pl.Callback):
@@ -29,18 +33,40 @@ class ConfiguredSchedule(pl.Callback):
     the optimizer from the config.
 
     PyTorch restores all of them: a run that resumes with more updates would train at the end of the old schedule, at
-    rate 0, and another weight decay would have no effect.
+    rate 0, another weight decay would have no effect, and the fused kernel of one optimizer would be asked of another.
     """
+
+    def __init__(self):
+        self._is_resumed = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for optimizer in trainer.optimizers:
             if len(optimizer.param_groups) == 1:  # several have options of their own, which only the checkpoint knows
                 found = {name: optimizer.defaults[name] for name in OPTIONS if name in optimizer.defaults}
                 optimizer.param_groups[0].update(found)
+        if self._is_resumed:
+            for config in trainer.lr_scheduler_configs:
+                _set_rates(config.scheduler)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Dict[str, Any]
     ) -> None:
+        self._is_resumed = True
         for state in checkpoint.get("lr_schedulers", []):
             for name in set(state) - PROGRESS:
                 del state[name]
+        if isinstance(pl_module, ModelPT):
+            for state in checkpoint.get("optimizer_states", []):
+                for group in state["param_groups"]:
+                    group.update({name: pl_module.cfg.optim.get(name) for name in KERNELS if name in group})
+
+
+def _set_rates(scheduler: LRScheduler) -> None:
+    """The rates of where the schedule stands, in place of those in the optimizer's state, until it steps."""
+    if isinstance(scheduler, ReduceLROnPlateau):  # which has no others
+        return
+    steps = scheduler._step_count
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # to step to where it stands is deprecated, for want of use
+        scheduler.step(scheduler.last_epoch)
+    scheduler._step_count = steps

@@ -17,7 +17,7 @@
 import lightning.pytorch as pl
 import torch
 
-from nemo_mshubert.models.step_guard import StepGuard
+from nemo_mshubert.callbacks.step_guard import StepGuard
 
 
 class NonfiniteGuard(pl.Callback):

@@ -35,8 +35,7 @@ from lhotse.cut import Cut
 
 from nemo_mshubert.data.labels import FrameLabels, check_maker, check_sets
 from nemo_mshubert.data.unreadable import MAX_UNREADABLE, UnreadableCount, reason
-from nemo_mshubert.losses.multicluster_mpl import IGNORED_LABEL
-from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
+from nemo_mshubert.modules.frames import HOP_SAMPLES, IGNORED_LABEL, RECEPTIVE_FIELD_SAMPLES, frame_count
 
 CROPS = ("shortest", "pad")
 Example = Tuple[str, np.ndarray, Dict[int, np.ndarray]]  # utterance id, samples [S], labels of each stored set [T]

@@ -187,7 +187,7 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
     is_usable = usable_lines(config)
     manifests = local_paths(config.manifest_filepath)[rank::world_size]
     has_tars = config.get("tarred_audio_filepaths") is not None
-    count = 0
+    lines = usable = 0
     for manifest in () if has_tars else manifests:  # shards are not read by NeMo
         check_for_nemo(manifest)
     for where, entry in itertools.chain.from_iterable(map(iter_manifest, manifests)):
@@ -201,26 +201,32 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
             raise ValueError(
                 f"{where}: of a tarred dataset (it has a shard_id). Give the tars too, for training as train_tars."
             )
-        count += is_usable(entry)
+        lines += 1
+        usable += is_usable(entry)
     if world_size > 1:
-        counts = [(0, 0)] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(counts, (rank, count))
-        count = sum(dict(counts).values())  # ranks that share a part of the data have counted the same
+        counts = [(0, (0, 0))] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(counts, (rank, (lines, usable)))
+        lines, usable = map(sum, zip(*dict(counts).values()))  # ranks that share a part of the data counted the same
     if has_remote_paths(config.manifest_filepath):
         return None
-    if count == 0:
+    durations = f"{config.get('min_duration') or 0} to {config.get('max_duration') or float('inf')} s"
+    if usable == 0:
         raise ValueError(
-            f"{config.manifest_filepath}: no utterance of {config.get('min_duration') or 0} to "
-            f"{config.get('max_duration') or float('inf')} s. Change min_duration and max_duration, or fill the "
-            "manifest if it is empty."
+            f"{config.manifest_filepath}: no utterance of {durations}. Change min_duration and max_duration, or fill "
+            "the manifest if it is empty."
+        )
+    if usable < lines:
+        logging.info(
+            f"{config.manifest_filepath}: {lines - usable} of {lines} utterances are left out, as they are not of "
+            f"{durations} (min_duration and max_duration) or are marked not to be used."
         )
     num_buckets = config.get("num_buckets", 30)
-    if config.get("use_bucketing") and count < num_buckets:
+    if config.get("use_bucketing") and usable < num_buckets:
         raise ValueError(
-            f"{config.manifest_filepath}: {count} utterances are too few for num_buckets {num_buckets}. Lower "
+            f"{config.manifest_filepath}: {usable} utterances are too few for num_buckets {num_buckets}. Lower "
             "it (to 2 at least), or set use_bucketing=false."
         )
-    return count
+    return usable
 
 
 def training_loader(

@@ -25,7 +25,7 @@ from nemo.core.neural_types import LabelsType, LogitsType, LossType, NeuralType
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORED_LABEL = -100  # frames without a label: padding
+from nemo_mshubert.modules.frames import IGNORED_LABEL
 
 
 class MulticlusterMPLLoss(Loss):

@@ -34,13 +34,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nemo_mshubert.callbacks.preemption import count_batch_as_done
+from nemo_mshubert.callbacks.step_guard import StepGuard
 from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.data.labels import check_labels_of
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.resumable_loader import stream_options, training_loader, validation_loader
 from nemo_mshubert.data.tarred import check_shards, local_paths
 from nemo_mshubert.data.unreadable import MAX_UNREADABLE
-from nemo_mshubert.losses.multicluster_mpl import IGNORED_LABEL
 from nemo_mshubert.models.data_position import DataPosition
 from nemo_mshubert.models.prediction_metrics import (
     training_metrics,
@@ -49,9 +49,8 @@ from nemo_mshubert.models.prediction_metrics import (
     view_cosines,
 )
 from nemo_mshubert.models.seeding import generator_of, seed_of
-from nemo_mshubert.models.step_guard import StepGuard
 from nemo_mshubert.models.whole_file import WholeFile
-from nemo_mshubert.modules.frames import frame_count
+from nemo_mshubert.modules.frames import HUBERT_KERNELS_AND_STRIDES, IGNORED_LABEL, frame_count
 from nemo_mshubert.modules.label_heads import place_label_sets
 from nemo_mshubert.modules.masking import span_mask
 from nemo_mshubert.modules.mshubert_encoder import Views
@@ -121,6 +120,11 @@ class MSHuBERTModel(ModelPT):
             self.encoder = self.from_config_dict(cfg.encoder)
             self.label_heads = self.from_config_dict(cfg.label_heads)
             self.loss = self.from_config_dict(cfg.loss)
+        if tuple(self.encoder.feature_extractor.kernels_and_strides) != HUBERT_KERNELS_AND_STRIDES:
+            raise ValueError(
+                f"model.encoder.conv_layers={cfg.encoder.conv_layers}: labels and masks are of HuBERT's frames, so "
+                f"(kernel, stride) must be {HUBERT_KERNELS_AND_STRIDES}. Channels may be others."
+            )
         for clusters in self.layer_of_set:
             table = torch.as_tensor(self.label_maker.tables[clusters].astype("int64"))
             self.register_buffer(f"table_{clusters}", table, persistent=False)  # the label maker's file holds it

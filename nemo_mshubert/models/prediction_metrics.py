@@ -24,7 +24,7 @@ from typing import Dict, List, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from nemo_mshubert.losses.multicluster_mpl import IGNORED_LABEL
+from nemo_mshubert.modules.frames import IGNORED_LABEL
 from nemo_mshubert.modules.mshubert_encoder import Views
 
 Prediction = Tuple[Dict[int, Tensor], List[Tensor]]

@@ -20,7 +20,6 @@ N rows (masked frames of the views that enter the loss), D width, E head width, 
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
-from nemo.core.classes import NeuralModule
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -129,7 +128,7 @@ def _through_division(gradient: Tensor, quotient: Tensor, divisor: Tensor, scale
     return gradient.addcmul(along, quotient, value=-(scale**2)) / divisor
 
 
-class LabelHeads(NeuralModule):
+class LabelHeads(nn.Module):
     """One `LabelHead` per label set, keyed by cluster count.
 
     Args:

@@ -303,6 +303,6 @@ def own_random_numbers(needed: bool) -> Iterator[None]:
         yield
         return
     seed = int(torch.randint(2**62, ())) + parallel_state.get_tensor_model_parallel_rank()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         torch.manual_seed(seed)
         yield

@@ -36,14 +36,32 @@ class ShardedAdamW(ZeroRedundancyOptimizer):
     def __init__(self, params, **options):
         super().__init__(params, torch.optim.AdamW, process_group=_ranks_of_the_same_weights(), **options)
 
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.state.clear()  # of its own state no update knows: the moments a second time
+        for group in self.optim.param_groups:
+            for parameter in group["params"] if group["fused"] or group["capturable"] else ():
+                if parameter in self.optim.state:  # on the CPU, where the kernels of a GPU do not look for it
+                    count = self.optim.state[parameter]["step"]
+                    self.optim.state[parameter]["step"] = count.to(parameter.device)
+
 
 @dataclass
 class ShardedAdamWParams(AdamWParams):
     """Options of `ShardedAdamW`: those of AdamW."""
 
 
+def has_megatron() -> bool:
+    """Whether megatron-core is installed; other packages, too, have a part of the namespace ``megatron``."""
+    return bool(importlib.util.find_spec("megatron") and importlib.util.find_spec("megatron.core"))
+
+
 def tensor_parallel_size(strategy: Any) -> int:
-    """Ranks that share a model under a value of ``trainer.strategy``; 1 for strategies that are not ours."""
+    """Ranks that share a model under a value of ``trainer.strategy``: a name or, for Hydra, a mapping with
+    ``_target_``; 1 for strategies that are not ours."""
+    if isinstance(strategy, Mapping):
+        is_ours = strategy.get("_target_", "").endswith(".TensorParallelStrategy")
+        return strategy["tensor_parallel_size"] if is_ours else 1
     match = re.fullmatch(r"megatron_tp(\d+)(_sp)?", str(strategy))
     return int(match.group(1)) if match else 1
 
@@ -56,7 +74,7 @@ def check_strategy(strategy: Any) -> None:
             f"trainer.strategy={strategy}: ranks hold parts of the weights here, so that neither the norm of the "
             "gradients nor the .nemo would be that of the model. Pre-training shares large models by parallel=fsdp2."
         )
-    if tensor_parallel_size(strategy) > 1 and str(strategy) not in strategies():
+    if re.match("megatron_tp", name) and name not in strategies():
         raise ValueError(
             f"trainer.strategy={strategy}: needs megatron-core (pip install 'nemo_mshubert[megatron]'), and "
             f"{', '.join(map(str, TENSOR_PARALLEL_SIZES))} as the number of ranks that share a model."
@@ -68,7 +86,7 @@ def strategies() -> Dict[str, Tuple[type, Dict[str, Any]]]:
     from nemo_mshubert.parallel.sharded import ShardedStrategy
 
     found = {"fsdp2": (ShardedStrategy, {})}
-    if importlib.util.find_spec("megatron"):
+    if has_megatron():
         from nemo_mshubert.parallel.tensor_parallel import TensorParallelStrategy
 
         for size in TENSOR_PARALLEL_SIZES:
@@ -80,7 +98,7 @@ def strategies() -> Dict[str, Tuple[type, Dict[str, Any]]]:
 
 def _ranks_of_the_same_weights():
     """The data-parallel group under tensor parallelism, else all ranks."""
-    if importlib.util.find_spec("megatron"):
+    if has_megatron():
         from megatron.core import parallel_state
 
         if parallel_state.model_parallel_is_initialized():

@@ -20,6 +20,7 @@ are one DDP group. Checkpoints are plain, as without this strategy: they resume 
 
 from typing import Any, Dict, List, Mapping, Optional
 
+import torch
 from lightning.fabric.utilities.optimizer import _optimizer_to_device
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
@@ -64,6 +65,9 @@ class TensorParallelStrategy(DDPStrategy):
         if not parallel_state.model_parallel_is_initialized():
             parallel_state.initialize_model_parallel(tensor_model_parallel_size=self.tensor_parallel_size)
         self._ddp_kwargs["process_group"] = parallel_state.get_data_parallel_group()
+        self._host_group, _ = torch.distributed.new_subgroups(
+            self.tensor_parallel_size, backend="gloo", timeout=self._timeout
+        )
 
     @property
     def distributed_sampler_kwargs(self) -> Dict[str, Any]:
@@ -94,6 +98,25 @@ class TensorParallelStrategy(DDPStrategy):
             )
         broadcast_weights(model, self.root_device)
         split_blocks(encoder.layers, self.sequence_parallel)
+
+    # --- Data ----------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self._check_batch(batch)
+        return super().training_step(batch, *args, **kwargs)
+
+    def _check_batch(self, batch: Dict[str, Any]) -> None:
+        """Each rank of a group reads the batch itself. Where a file system failed one of them, tensors of other sizes
+        would meet, on GPUs until the end of time."""
+        read = [None] * self.tensor_parallel_size
+        torch.distributed.all_gather_object(read, batch["utterances"], group=self._host_group)
+        failed = sorted(set().union(*read).difference(set(read[0]).intersection(*read)))
+        if failed:
+            raise RuntimeError(
+                f"Ranks {self.global_rank // self.tensor_parallel_size * self.tensor_parallel_size} and the "
+                f"{self.tensor_parallel_size - 1} after it share a model, but not all of them could read {failed}. "
+                "Look into the file system; the same command goes on from the last checkpoint."
+            )
 
     # --- Checkpoints: plain on disk, split in memory ---------------------------------------------------------------
 

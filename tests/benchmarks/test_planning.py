@@ -105,6 +105,15 @@ def test_plan_of_the_paper(reports):
     assert lines["labels of the corpus"] == pytest.approx(0.96)
 
 
+def test_gpus_that_share_a_model_all_read_its_data(reports):
+    """Nodes with cores for one reader of each group would starve their GPUs."""
+    cores = {}
+    for strategy in ("auto", "fsdp2", "megatron_tp2", "megatron_tp8"):
+        lines = plan(load("mshubert_base"), "base", 960, Cluster(32, 8, strategy), reports)
+        cores[strategy] = {line.quantity: line.value for line in lines}["loader cores per GPU"]
+    assert cores == {"auto": 8, "fsdp2": 8, "megatron_tp2": 16, "megatron_tp8": 64}
+
+
 def test_hubert_is_planned_by_the_step_without_swap(reports):
     """Two views cost 1.6 to 1.8 times one: its days would be too many."""
     cluster = Cluster(32, 8, "auto")
@@ -203,6 +212,13 @@ def test_wrong_options_are_named(capsys, option, message):
     with pytest.raises(SystemExit):
         main(["--hours", "960", "--gpus", "32", option])
     assert re.search(message.replace("(", r"\("), capsys.readouterr().err)
+
+
+def test_gpus_that_cannot_share_models_are_refused():
+    """The run itself would end before it begins."""
+    main = runpy.run_path(str(REPOSITORY / "scripts" / "plan.py"))["main"]
+    with pytest.raises(SystemExit, match=r"12 GPUs are no multiple of the 8 that share a model \(megatron_tp8\)"):
+        main(["--hours", "960", "--gpus", "12", "--parallel", "megatron_tp8"])
 
 
 def test_the_measured_rows_plan_with_overrides(capsys):

@@ -312,8 +312,11 @@ class Rates(pl.Callback):
     def __init__(self):
         self.rates = []
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])  # of the next
 
 
 @pytest.mark.parametrize("lr", [1e-3, 1e-4])
@@ -331,8 +334,24 @@ def test_a_resumed_run_follows_the_schedule_of_its_config(config, tmp_path, lr):
         return found.rates
 
     rates(tmp_path, 6, 1e-3)
-    expected = rates(tmp_path / "whole", 12, lr)[6:]
+    expected = rates(tmp_path / "whole", 12, lr)[2 * 6 :]
     assert rates(tmp_path, 12, lr, tmp_path / "last.ckpt") == pytest.approx(expected) and expected[0] > 0
+
+
+def test_a_resumed_run_takes_the_kernel_of_its_config(config, tmp_path):
+    """The checkpoint's: AdamW sharded over ranks would run the fused kernel on counts that it keeps on the CPU."""
+    batches = [[collate([utterance(0)])] * 3]
+
+    def group(updates, fused, resume=None):
+        config.optim = {"name": "adamw", "lr": 1e-3, "fused": fused}
+        checkpoints = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, every_n_train_steps=1)
+        callbacks = [ConfiguredSchedule(), checkpoints]
+        model = train(config, batches, updates, resume=resume, callbacks=callbacks, enable_checkpointing=True)
+        (found,) = model.trainer.optimizers[0].param_groups
+        return found["fused"], {int(state["step"]) for state in model.trainer.optimizers[0].state.values()}
+
+    assert group(2, True) == (True, {2})
+    assert group(3, None, tmp_path / "last.ckpt") == (None, {3})
 
 
 class Decays(pl.Callback):

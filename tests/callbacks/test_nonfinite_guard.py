@@ -20,7 +20,7 @@ from nemo.utils import logging
 from torch.utils.data import DataLoader
 
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
-from nemo_mshubert.models.step_guard import NonFiniteTrainingError
+from nemo_mshubert.callbacks.step_guard import NonFiniteTrainingError
 from tests.conftest import quiet_trainer
 
 pytestmark = pytest.mark.unit

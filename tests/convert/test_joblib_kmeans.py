@@ -140,6 +140,23 @@ def test_what_the_file_does_not_say_is_asked_for(published, label_script, tmp_pa
     with pytest.raises(SystemExit):
         label_script.main(["make", "--kmeans", str(published()), "--manifest", "m.json", "--output", "o.json"])
     assert "give --encoder and --layer" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        label_script.main(
+            ["make", "--kmeans", "gone.bin", "--layer", "2", "--manifest", "m.json", "--output", "o.json"]
+        )
+    assert "--layer: of which --encoder?" in capsys.readouterr().err
+
+
+@pytest.mark.unit
+def test_a_compressed_or_missing_file_is_named_by_the_command(folder, published, corpus, label_script, tmp_path):
+    """Who gives --layer, as for such a file, must not read that the file itself says of which layer it is."""
+    features = ["--encoder", str(folder), "--layer", str(LAYER), "--manifest", str(corpus[1]), "--device", "cpu"]
+    for path, error, message in (
+        (published(compress=3), ValueError, "km.bin: neither a k-means file .* dump it with compress=0"),
+        (tmp_path / "gone.bin", FileNotFoundError, "gone.bin: no such k-means file"),
+    ):
+        with pytest.raises(error, match=message):
+            label_script.main(["make", "--kmeans", str(path), *features, "--output", str(tmp_path / "o.json")])
 
 
 @pytest.mark.unit

@@ -269,7 +269,7 @@ def test_nothing_left_to_train_on_is_an_error(data, request):
 
 @pytest.mark.unit
 @pytest.mark.parametrize("data", ["plain", "tarred"])
-def test_lines_that_are_counted_are_those_that_are_read(data, request, tmp_path):
+def test_lines_that_are_counted_are_those_that_are_read(data, request, tmp_path, monkeypatch):
     """NeMo's options choose lines, by durations after cropping, too: an epoch is as long as the log says."""
     config = request.getfixturevalue(data)
     config.update(truncate_duration=0.7, max_duration=0.8, use_bucketing=False)
@@ -279,8 +279,11 @@ def test_lines_that_are_counted_are_those_that_are_read(data, request, tmp_path)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     left_out = {Path(line["audio_filepath"]).stem for line in lines[:2]}
     found = {Path(name).stem for batch in names(take(config, 3 * STREAM)) for name in batch}
+    messages = []
+    monkeypatch.setattr("nemo_mshubert.data.resumable_loader.logging.info", messages.append)
     assert check_utterances(config) == len(found) == len(LENGTHS) - 2
     assert not found & left_out
+    assert f": 2 of {len(LENGTHS)} utterances are left out, as they are not of 0.1 to 0.8 s" in messages[0]
 
 
 @pytest.mark.unit

@@ -301,6 +301,10 @@ def test_nemo_file_holds_weights_and_label_maker(make_model, labelled, batch, tm
         (["model.loss_views=second"], "loss_views: expected one of .*'second'"),
         (["model.drop_label_sets=3"], "drop_label_sets: 3 of 3 sets; at least one must be kept"),
         (["model.train_ds.crop=longest"], "crop: expected one of"),
+        (
+            ["model.encoder.conv_layers=[[8,10,5],[8,3,2],[8,3,2],[8,3,2],[8,3,2],[8,2,2]]"],
+            r"labels and masks are of HuBERT's frames, so \(kernel, stride\) must be \(\(10, 5\), \(3, 2\)",
+        ),
     ],
 )
 def test_impossible_configs_are_refused(make_model, overrides, message):

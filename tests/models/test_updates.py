@@ -29,9 +29,10 @@ import torch
 from fixed_update import collate, every_second_frame, train, train_split, utterance
 from omegaconf import OmegaConf
 
-from nemo_mshubert.models import MSHuBERTModel, step_guard
+from nemo_mshubert.callbacks import step_guard
+from nemo_mshubert.callbacks.step_guard import NonFiniteTrainingError, StepGuard
+from nemo_mshubert.models import MSHuBERTModel
 from nemo_mshubert.models.prediction_metrics import training_metrics
-from nemo_mshubert.models.step_guard import NonFiniteTrainingError, StepGuard
 from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.modules.transformer import FeedForward

@@ -14,6 +14,8 @@
 
 """Training split over ranks, by tensor parallelism or in shards, is the training of one process."""
 
+import os
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -209,8 +211,25 @@ def test_split_training_resumes_whole_and_whole_training_split(one_process, two_
 def test_data_parallel_over_the_other_ranks(ddp, megatron, tmp_path):
     """Four ranks are two halves of the data, each over a split model; the optimizer's moments lie on all of them."""
     megatron.optim.name = "sharded_adamw"
-    run_on_ranks(4, lambda: train_in(tmp_path, megatron, HALVES, 4, strategy="megatron_tp2"))
-    assert_same_training(tmp_path, ddp[0])
+    run_on_ranks(4, lambda: train_in(tmp_path / "whole", megatron, HALVES, 4, strategy="megatron_tp2"))
+    assert_same_training(tmp_path / "whole", ddp[0])
+
+    def resume():
+        train_in(tmp_path / "half", megatron, HALVES, 4, strategy="megatron_tp2", resume=ddp[0] / "half.ckpt")
+
+    run_on_ranks(4, resume)
+    assert_same_training(tmp_path / "half", ddp[0])
+
+
+def test_a_batch_that_one_rank_read_otherwise_ends_the_run(config, megatron, tmp_path):
+    """A file system that fails one of two ranks of a model: NCCL would wait for the sizes of the other forever."""
+
+    def rank():
+        parts = [[[0, 1], [2, 3]]] if os.environ["RANK"] == "0" else [[[0, 1], [3]]]
+        with pytest.raises(RuntimeError, match="^Ranks 0 and the 1 after it .* could read \\['u2'\\]"):
+            train_in(tmp_path, megatron, parts, 2, updates=1, strategy="megatron_tp2")
+
+    run_on_ranks(2, rank)
 
 
 def test_backend_and_strategy_go_together(config, tmp_path):

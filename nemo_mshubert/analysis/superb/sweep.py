@@ -43,12 +43,12 @@ from nemo_mshubert.analysis.superb.plots import plot_layer_weights
 from nemo_mshubert.analysis.superb.probe import DEV_ERROR, CtcProbe, new_probe
 from nemo_mshubert.analysis.superb.pronunciations import EspeakPronunciations, Pronunciations
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
+from nemo_mshubert.callbacks.step_guard import NonFiniteTrainingError
 from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
 from nemo_mshubert.decoding.error_rates import ErrorCounts
 from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
 from nemo_mshubert.device import one_device
 from nemo_mshubert.markdown import markdown_table
-from nemo_mshubert.models.step_guard import NonFiniteTrainingError
 from nemo_mshubert.whole_files import atomic_write
 
 logger = logging.getLogger(__name__)

@@ -266,6 +266,7 @@ def test_the_configs_are_those_of_s3prl():
     with initialize_config_dir(str(CONFIGS), version_base=None):
         asr, pr = compose("asr", overrides=required), compose("pr", overrides=required)
     assert (asr.updates, asr.eval_every, asr.batch_size, asr.accumulate, asr.clip) == (200000, 2000, 32, 1, 1)
+    assert asr.halve_above_seconds * 16000 == 2000  # so that an update is of 16 utterances
     assert asr.probe.projection == 1024 and asr.probe.recurrent == {"hidden": 1024, "layers": 2, "dropout": 0.2}
     masks = {"time_warp": 5, "time_masks": 2, "time_width": 40, "freq_masks": 4, "freq_width": 50}
     assert asr.probe.spec_augment == masks and 1e-4 in asr.learning_rates
