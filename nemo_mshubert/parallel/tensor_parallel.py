@@ -26,6 +26,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from megatron.core import parallel_state
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
 
@@ -117,6 +118,22 @@ class TensorParallelStrategy(DDPStrategy):
                 f"{self.tensor_parallel_size - 1} after it share a model, but not all of them could read {failed}. "
                 "Look into the file system; the same command goes on from the last checkpoint."
             )
+
+    # --- Gradients -----------------------------------------------------------------------------------------------
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        super().post_backward(closure_loss)
+        if not self.lightning_module.trainer.fit_loop._should_accumulate():
+            self._average_gradients_of_whole_weights()
+
+    def _average_gradients_of_whole_weights(self) -> None:
+        """Every rank of a group has computed them itself. Kernels of GPUs whose sums have no fixed order would let the
+        weights of the ranks drift apart, as nothing else ever brings them together."""
+        parameters = self.lightning_module.parameters()
+        whole = [p.grad for p in parameters if p.grad is not None and not getattr(p, "tensor_model_parallel", False)]
+        summed = _flatten_dense_tensors(whole)
+        torch.distributed.all_reduce(summed, group=parallel_state.get_tensor_model_parallel_group())
+        torch._foreach_copy_(whole, _unflatten_dense_tensors(summed / self.tensor_parallel_size, whole))
 
     # --- Checkpoints: plain on disk, split in memory ---------------------------------------------------------------
 
