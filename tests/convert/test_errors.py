@@ -132,6 +132,27 @@ def test_half_an_output_layer_and_another_rate(edit, folder):
 
 
 @pytest.mark.unit
+def test_names_of_fairseq_both_ways():
+    """A part that is dropped keeps the name that it has in the file; weight norms are spelled as fairseq does."""
+    table, tensors = tables.fairseq_table("group_norm"), torch.arange(3.0)
+    names = ["quantizer.weight_proj.bias", "w2v_model.quantizer.vars", "w2v_model.encoder.pos_conv.0.weight_g"]
+    mapped, dropped = table.to_ours(dict(zip(names, tensors)), "model.pt")
+    assert dropped == names[:2]
+    assert mapped == {"pos_conv_embed.conv.parametrizations.weight.original0": tensors[2]}
+    assert table.to_theirs(mapped) == {"encoder.pos_conv.0.weight_g": tensors[2]}
+    assert table.their_name("pos_conv_embed.conv.parametrizations.weight.original1") == "encoder.pos_conv.0.weight_v"
+    assert table.their_name("pos_conv_embed.conv.bias") == "encoder.pos_conv.0.bias"
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("number, more", [(4, ""), (5, ""), (6, " and 1 more"), (9, " and 4 more")])
+def test_long_lists_of_names_are_cut(number, more):
+    """All of few names; "and 0 more" sends its reader after nothing."""
+    names = list("abcdefghi")[:number]
+    assert tables.listed(names) == ", ".join(names[:5]) + more
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_weights(edit, value):
     def spoil(state):

@@ -167,6 +167,35 @@ def test_heads_of_the_authors_layout_are_split(peer):
 
 
 @pytest.mark.unit
+def test_tied_heads_share_their_projection(peer):
+    """fairseq's default: one final_proj for every label set, each of which keeps its own embeddings."""
+    theirs = peer("hubert-base")
+    heads = {**heads_of([12, 6, 3]), "final_proj.weight": torch.randn(8, 24), "final_proj.bias": torch.randn(8)}
+    content = {
+        "model_cfg": fairseq_options(theirs),
+        "task_cfg": {"normalize": False},
+        "model_weight": {**spell_as_fairseq(theirs), **heads},
+        "dictionaries_symbols": [[*SPECIALS, *map(str, range(size))] for size in (12, 6, 3)],
+    }
+    expected = [heads["label_embs_concat"][first:last] for first, last in ((4, 16), (20, 26), (30, 33))]
+    for head, rows in zip(from_fairseq(content, "tied.pt").prediction_heads, expected, strict=True):
+        assert torch.equal(head.weight, heads["final_proj.weight"])
+        assert torch.equal(head.bias, heads["final_proj.bias"])
+        assert torch.equal(head.embeddings, rows)
+
+
+@pytest.mark.unit
+def test_a_head_without_its_dictionary(peer):
+    """Weights alone: a row too many or too few, and every label is another."""
+    heads = heads_of([10])
+    checkpoint = from_fairseq({**spell_as_fairseq(peer("hubert-base")), **heads}, "weights.pt")
+    (head,) = checkpoint.prediction_heads
+    assert torch.equal(head.weight, heads["final_proj.weight"]) and torch.equal(head.bias, heads["final_proj.bias"])
+    assert torch.equal(head.embeddings, heads["label_embs_concat"][4:])
+    assert "assumed that the first four rows of label_embs_concat are fairseq's special symbols" in checkpoint.notes
+
+
+@pytest.mark.unit
 def test_wav2vec2_heads_and_data2vec_teacher_are_dropped(peer):
     """They have no place here, and are named."""
     state = spell_as_fairseq(peer("wav2vec2-base"))

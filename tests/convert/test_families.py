@@ -16,12 +16,15 @@
 
 import pytest
 import torch
+import transformers
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
+from nemo_mshubert.convert.architecture import infer_architecture
+from nemo_mshubert.convert.fairseq import from_fairseq
 from nemo_mshubert.convert.huggingface import read_huggingface
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.modules.relative_position import RelativePositionBias
-from tests.convert.conftest import make_encoder
+from tests.convert.conftest import fairseq_options, make_encoder, spell_as_fairseq
 
 SIZES = {
     "hubert": ({}, 94_371_712),
@@ -38,6 +41,47 @@ def test_base_has_the_published_size(family):
     with torch.device("meta"):
         encoder = MSHuBERTEncoder(**arguments)
     assert sum(parameter.numel() for parameter in encoder.parameters()) == expected
+
+
+@pytest.fixture
+def assumed():
+    """``assumed(d_model=768)``: what is read off the tensors of such an encoder alone."""
+
+    def infer(**arguments):
+        with torch.device("meta"):
+            encoder = MSHuBERTEncoder(num_layers=1, num_heads=1, **arguments)
+        return infer_architecture(encoder.state_dict(), {}, str, "weights.pt")
+
+    return infer
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("width, heads", [(768, 12), (1024, 16), (1280, 16), (1920, 16), (512, 8)])
+def test_heads_of_the_published_widths(assumed, width, heads):
+    """base, large, XLS-R 1B and 2B; another number splits the same weights elsewhere, and no shape tells."""
+    encoder, notes = assumed(d_model=width)
+    assert encoder["num_heads"] == heads
+    assert notes[0] == f"assumed {heads} attention heads, as published models of width {width} have"
+
+
+@pytest.mark.unit
+def test_distance_of_wavlm(assumed):
+    """That of the published models: another one puts far frames into other buckets."""
+    encoder, _ = assumed(position_buckets=320)
+    assert encoder["position_buckets"] == transformers.WavLMConfig().num_buckets
+    assert encoder["position_max_distance"] == transformers.WavLMConfig().max_bucket_distance
+
+
+@pytest.mark.unit
+def test_data2vec_is_post_ln_where_nothing_says_so(peer, difference):
+    """Its front end has LayerNorms, which all others have with pre-LN blocks."""
+    theirs = peer("data2vec-audio")
+    options = fairseq_options(theirs)
+    del options["layer_norm_first"]
+    content = {"cfg": {"model": options, "task": {"normalize": True}}, "model": spell_as_fairseq(theirs)}
+    checkpoint = from_fairseq(content, "data2vec.pt")
+    assert checkpoint.encoder["pre_norm"] is False and difference(checkpoint, theirs) < 1e-4
+    assert len(checkpoint.notes) == 1 and checkpoint.notes[0].startswith("assumed post-LN blocks")
 
 
 @pytest.mark.unit

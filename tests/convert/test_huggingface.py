@@ -159,6 +159,25 @@ def test_markers_are_no_letters(peer, save_peer, marker):
 
 
 @pytest.mark.unit
+def test_rows_are_those_of_the_tokenizer(peer, save_peer):
+    """As notebooks fine-tune: [PAD] last, a space of its own, a letter added later. Other rows write other letters."""
+    theirs = peer("hubert-base", "ForCTC", vocab_size=8, pad_token_id=0)  # stale: "b" is there
+    folder = save_peer(theirs, "hubert-base")
+    vocabulary = {token: row for row, token in enumerate(["b", "a", "_", "[UNK]", "[PAD]"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    names = dict(unk_token="[UNK]", pad_token="[PAD]", word_delimiter_token="_")
+    tokenizer = transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json"), **names)
+    tokenizer.add_tokens(["ö"])  # behind <s> and </s>, and in no vocab.json
+    tokenizer.save_pretrained(folder)
+    letters = read_huggingface(folder).ctc.letters()
+    assert letters.labels == [" ", "a", "b", "ö"]
+    rows = tokenizer.convert_tokens_to_ids(["_", "a", "b", "ö", "[PAD]"])
+    assert rows == [2, 1, 0, 7, 4]
+    assert torch.equal(letters.weight, theirs.lm_head.weight[rows])
+    assert torch.equal(letters.bias, theirs.lm_head.bias[rows])
+
+
+@pytest.mark.unit
 def test_contentvec_gives_its_encoder(peer, save_peer, difference):
     """As published for transformers: a projection beside the encoder, without the labels that it is for."""
     theirs = peer("hubert-base")
@@ -233,24 +252,48 @@ def test_round_trip_is_bit_equal(peer, save_peer, tmp_path, family):
 
 
 @pytest.mark.unit
-def test_ctc_class_with_its_processor(peer, save_peer, tmp_path, audio):
+@pytest.mark.parametrize("family", ["hubert-large", "wavlm-large", "data2vec-audio"])
+def test_ctc_class_with_its_processor(peer, save_peer, tmp_path, audio, family):
     """``Wav2Vec2Processor`` and ``AutoModelForCTC`` transcribe with the files as they are."""
-    theirs = peer("hubert-large", "ForCTC", vocab_size=32, pad_token_id=0)
-    checkpoint = read_huggingface(save_peer(theirs, "hubert-large", ENGLISH))
+    theirs = peer(family, "ForCTC", vocab_size=32, pad_token_id=0)
+    checkpoint = read_huggingface(save_peer(theirs, family, ENGLISH))
     write_huggingface(checkpoint, tmp_path / "ours")
     processor = transformers.Wav2Vec2Processor.from_pretrained(tmp_path / "ours")
     model, info = transformers.AutoModelForCTC.from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert type(model).__name__ == "HubertForCTC" and not info["missing_keys"] and not info["unexpected_keys"]
+    assert type(model) is type(theirs) and not info["missing_keys"] and not info["unexpected_keys"]
+    assert model.config.architectures == [type(theirs).__name__]  # the class that pipelines load
     inputs = processor(audio[0][0].numpy(), sampling_rate=16000, return_tensors="pt")
     assert inputs.input_values.std().item() == pytest.approx(1.0, abs=1e-3)  # large: normalised
     with torch.no_grad():
         logits, expected = model(inputs.input_values).logits, theirs(inputs.input_values).logits
     assert torch.allclose(logits[..., 0], expected[..., 0], atol=1e-4)
     assert torch.allclose(logits[..., 2], expected[..., ENGLISH.index("A")], atol=1e-4)
+    vocabulary = sorted(processor.tokenizer.get_vocab().items(), key=lambda item: item[1])
+    rows = [ENGLISH.index(token if token == "<pad>" else token.upper()) for token, _ in vocabulary]
+    assert len(rows) == logits.shape[-1] == 29 and torch.allclose(logits, expected[..., rows], atol=1e-4)
     assert processor.tokenizer.decode([2, 3, 0, 3, 1, 28]) == "abb '"
     again = read_huggingface(tmp_path / "ours").ctc.letters()
     assert torch.equal(again.weight, checkpoint.ctc.letters().weight)
     assert torch.equal(again.bias, checkpoint.ctc.letters().bias)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("family", ["hubert-base", "wav2vec2-base", "wavlm-base", "hubert-large", "wavlm-large"])
+def test_processor_gives_a_mask_where_the_model_wants_one(peer, save_peer, tmp_path, audio, family):
+    """Without it, a large model hears the padding of its neighbours; base models are trained without."""
+    write_huggingface(read_huggingface(save_peer(peer(family), family)), tmp_path / "ours")
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / "ours")
+    long, short = (audio[0][row, : audio[1][row]].numpy() for row in (0, 1))
+    together = extractor([long, short], sampling_rate=16000, padding=True, return_tensors="pt")
+    if family.endswith("-base"):
+        assert "attention_mask" not in together
+        return
+    assert together.attention_mask.sum(-1).tolist() == [12000, 6500]
+    model = transformers.AutoModel.from_pretrained(tmp_path / "ours").eval()
+    alone = extractor(short, sampling_rate=16000, return_tensors="pt")
+    with torch.no_grad():
+        padded, expected = model(**together).last_hidden_state[1], model(**alone).last_hidden_state[0]
+    torch.testing.assert_close(padded[: len(expected)], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.unit

@@ -135,11 +135,12 @@ def test_whole_or_not_at_all(letters_path, tmp_path, monkeypatch):
 def test_command_line(letters_path, tmp_path, monkeypatch, capsys):
     (tmp_path / "results.json").write_text(json.dumps({"model": "x", "results": RESULTS}))
     arguments = ["--model", letters_path, "--output", tmp_path / "mini", "--licence", "cc0-1.0", "--data", "Nothing"]
-    arguments += ["--results", tmp_path / "results.json"]
+    arguments += ["--results", tmp_path / "results.json", "--language", "de"]
     monkeypatch.setattr("sys.argv", ["publish.py", *map(str, arguments)])
     runpy.run_path(str(REPOSITORY / "scripts" / "publish.py"), run_name="__main__")
     assert "README.md" in capsys.readouterr().out
     assert "| dev-other | lexicon_beam |" in (tmp_path / "mini" / "README.md").read_text()
+    assert ModelCard.load(tmp_path / "mini" / "README.md").data.language == "de"  # by which the hub is searched
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

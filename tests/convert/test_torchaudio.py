@@ -19,7 +19,7 @@ import torch
 
 from nemo_mshubert.convert.conversion import read_checkpoint
 from nemo_mshubert.convert.torchaudio import from_torchaudio
-from tests.convert.conftest import make_encoder
+from tests.convert.conftest import ENGLISH, make_encoder
 
 MOVED = {
     "feature_projection.": "encoder.feature_projection.",
@@ -62,7 +62,7 @@ def test_hidden_states_equal_transformers(peer, difference, tmp_path, family):
 @pytest.mark.unit
 @pytest.mark.parametrize("rows", [32, 29])
 def test_output_layer(peer, rows):
-    """English letters, with or without fairseq's special rows."""
+    """English letters, with or without fairseq's special rows; two rows swapped write two letters for each other."""
     state = spell_as_torchaudio(peer("hubert-base"))
     state.update({"aux.weight": torch.randn(rows, 24), "aux.bias": torch.randn(rows)})
     checkpoint = from_torchaudio(state, "model.pt")
@@ -70,6 +70,10 @@ def test_output_layer(peer, rows):
     assert len(letters.labels) == 28
     assert torch.equal(letters.weight[-1], state["aux.weight"][0])
     assert torch.equal(letters.weight[letters.labels.index("z")], state["aux.weight"][-1])
+    for row, token in enumerate(ENGLISH[4:], start=rows - 28):
+        label = letters.labels.index(token.replace("|", " ").lower())
+        assert torch.equal(letters.weight[label], state["aux.weight"][row]), token
+        assert letters.bias[label] == state["aux.bias"][row], token
     assert "its texts are wrong" in checkpoint.notes[-1]
     # 32 rows, too, in another order: 20 of 28 letters were others
     assert from_torchaudio(state, "dir/wav2vec2_voxpopuli_base_10k_asr_en.pt").ctc.letters() is None
@@ -88,6 +92,10 @@ def test_pretraining_model(peer):
     checkpoint = from_torchaudio({"state_dict": state}, "model.ckpt")
     assert torch.equal(checkpoint.weights["mask_embedding"], state["model.mask_generator.mask_embedding"])
     assert checkpoint.prediction_heads[0].embeddings.shape == (10, 8)
+    (head,) = checkpoint.prediction_heads
+    for ours, name in ((head.weight, "final_proj.weight"), (head.bias, "final_proj.bias")):
+        assert torch.equal(ours, state[f"model.logit_generator.{name}"]), name
+    assert torch.equal(head.embeddings, state["model.logit_generator.label_embeddings"])
 
 
 @pytest.mark.unit
