@@ -34,7 +34,7 @@ EXTRAS = {
         "pytest-timeout",
         "black==25.12.0",
         "isort==6.1.0",
-        "espeakng-loader>=0.2",
+        "espeakng-loader>=0.2.4",
         "onnxruntime>=1.20",
     ],
 }
@@ -82,9 +82,11 @@ setup(
         "nemo_toolkit[asr]>=2.7,<4",
         "transformers>=4.46",
         "scikit-learn>=1.3",
-        "joblib>=1.5",
+        "scipy",
+        "joblib>=1.5,<2",  # of its reader of pickles, which it does not promise to keep
         "librosa>=0.10.1",
         "soundfile>=0.12",
+        "soxr>=0.3",
         "kaldialign>=0.9",
         "matplotlib>=3.7",
         "tqdm",

@@ -31,9 +31,7 @@ _PREFIX = "nemo_mshubert."
 
 
 def _append_prefix(nemo_common_module) -> None:
-    prefixes = getattr(
-        nemo_common_module, "ALLOWED_TARGET_PREFIXES", None
-    )  # absent before NeMo 2.6: nothing is blocked
+    prefixes = getattr(nemo_common_module, "ALLOWED_TARGET_PREFIXES", None)  # absent: nothing is blocked
     if prefixes is not None and _PREFIX not in prefixes:
         prefixes.append(_PREFIX)
 

@@ -33,7 +33,9 @@ Many GPUs share the lines of a manifest: under torchrun, or by hand as jobs of t
 
 An interrupted `make` goes on where it stopped. No file is written over but an earlier result of the same k-means.
 `check` reads every line and every audio header; it prints entropy and dead clusters, and fails with ``file:line`` of
-what is wrong.
+what is wrong. `text` writes the labels as units, a line for each utterance:
+
+    python scripts/label.py text --manifest train_l.json --output units.txt --clusters 100 --kmeans km.npz --collapse
 """
 
 import argparse
@@ -45,6 +47,7 @@ from typing import Tuple
 
 from nemo_mshubert.clustering.features import FeatureMaker, HiddenFeatures, MfccFeatures
 from nemo_mshubert.clustering.label_maker import LabelMaker, is_pickle
+from nemo_mshubert.clustering.label_text import label_lines
 from nemo_mshubert.clustering.labelling import Shard, check_aligned, label_manifest, measure_manifest, merge_shards
 from nemo_mshubert.clustering.metrics import load_alignments
 from nemo_mshubert.data.labels import check_labelled_manifest
@@ -83,8 +86,14 @@ def parse_args(argv=None) -> argparse.Namespace:
     check = commands.add_parser("check", help="check a labelled manifest")
     check.add_argument("--manifest", required=True)
     check.add_argument("--kmeans", help=f"what all labels must be of: {OWN_KMEANS}")
+    text = commands.add_parser("text", help="write the labels of a manifest as text: utterance, tab, numbers")
+    text.add_argument("--manifest", required=True, help="labelled manifest")
+    text.add_argument("--output", required=True, help="text file")
+    text.add_argument("--clusters", type=int, help="of which set; the finest by default")
+    text.add_argument("--kmeans", help=f"for a set that is not in the manifest: {OWN_KMEANS}")
+    text.add_argument("--collapse", action="store_true", help="repeats are one number")
     args = parser.parse_args(argv)
-    if args.command != "check" and args.alignments and not Path(args.alignments).is_file():
+    if args.command in ("make", "merge") and args.alignments and not Path(args.alignments).is_file():
         parser.error(f"{args.alignments}: no such alignments")
     if args.command == "make" and args.shard and (args.alignments or args.metrics_output):
         parser.error("--alignments and --metrics_output of shards are for merge, which has all of the labels")
@@ -166,6 +175,12 @@ def print_metrics(maker: LabelMaker, args: argparse.Namespace) -> None:
             stream.write(metrics + "\n")
 
 
+def write_text(args: argparse.Namespace) -> None:
+    maker = LabelMaker.load(args.kmeans) if args.kmeans else None
+    with atomic_write(args.output) as stream:
+        stream.writelines(label_lines(args.manifest, args.clusters, maker, args.collapse))
+
+
 def check_labels(args: argparse.Namespace) -> None:
     maker = LabelMaker.load(args.kmeans).id if args.kmeans else None
     print(json.dumps(check_labelled_manifest(args.manifest, maker), indent=2))
@@ -174,7 +189,8 @@ def check_labels(args: argparse.Namespace) -> None:
 def main(argv=None) -> None:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    {"make": make_labels, "merge": merge_labels, "check": check_labels}[args.command](args)
+    commands = {"make": make_labels, "merge": merge_labels, "check": check_labels, "text": write_text}
+    commands[args.command](args)
 
 
 if __name__ == "__main__":

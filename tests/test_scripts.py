@@ -29,6 +29,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from nemo_mshubert.convert.conversion import READERS, TARGETS
+from tests.conftest import load_script
 
 pytestmark = pytest.mark.unit
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -131,6 +132,20 @@ def test_options_of_fit_kmeans_arrive(handed_to, monkeypatch, tmp_path):
     options = f"{common} --clusters 8 4 --assignment nearest --backend sklearn"
     _, clusters, description, *rest = handed_to("nemo_mshubert.clustering.label_maker.fit_label_maker", options)
     assert (clusters, description, rest) == ([8, 4], features.description, ["nearest", "sklearn", 5])
+
+
+def test_options_of_extract_features_arrive(handed_to, capsys):
+    written = handed_to(
+        "nemo_mshubert.clustering.feature_files.write_features",
+        "extract_features.py --mfcc --manifest a.json --output out",
+    )
+    assert written[:2] == ("a.json", "out") and written[2].description.kind == "mfcc"
+    options = "extract_features.py --encoder x.nemo --layer 9 --manifest a.json --output out --device cpu"
+    assert handed_to("nemo_mshubert.models.loading.load_encoder", options) == ("x.nemo",)
+    for options in ("--encoder x.nemo", "--mfcc --layer 3"):
+        with pytest.raises(SystemExit):
+            load_script("extract_features").main([*options.split(), "--manifest", "a.json", "--output", "out"])
+        assert "--layer and --encoder go together" in capsys.readouterr().err
 
 
 def test_options_of_ssl_to_ctc_arrive(handed_to):

@@ -51,6 +51,7 @@ from nemo_mshubert.whole_files import naming
 logger = logging.getLogger(__name__)
 
 MAX_GAP_FRAMES = 10  # 0.2 s
+MAX_LATTICE = 2 * 10**9  # bytes, of which NeMo's search needs twice: about 20 minutes of speech
 UTTERANCES_PER_WINDOW = 200  # whose log-probabilities are in memory
 TOLERANCES_MS = (20, 50, 100)
 SPECIAL_PIECE = re.compile(r"<.*>|\[.*\]")  # <unk>, [CLS]
@@ -74,7 +75,7 @@ def align_words(model: EncDecCTCModel, log_probs_TV: np.ndarray, text: str) -> T
 
     Raises:
         CannotAlign: no words, a letter that the model lacks, a word that its tokenizer drops, or fewer frames than
-            the transcript needs.
+            the transcript needs, or a recording too long for the memory.
     """
     words = text.split()
     if not words:
@@ -85,6 +86,10 @@ def align_words(model: EncDecCTCModel, log_probs_TV: np.ndarray, text: str) -> T
     if len(log_probs_TV) < needed:
         raise CannotAlign(f"{len(log_probs_TV)} frames for {len(tokens)} tokens: the audio is too short for the text")
     states = [blank] * (2 * len(tokens) + 1)
+    if len(log_probs_TV) * len(states) > MAX_LATTICE:
+        raise CannotAlign(
+            f"{len(log_probs_TV)} frames with {len(tokens)} tokens need too much memory: cut the recording at pauses"
+        )
     states[1::2] = tokens
     (path,) = viterbi_decoding(
         torch.from_numpy(log_probs_TV)[None],

@@ -46,7 +46,7 @@ from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
 from nemo_mshubert.device import one_device
 from nemo_mshubert.markdown import markdown_table
-from nemo_mshubert.modules.frames import frame_count
+from nemo_mshubert.modules.frames import frame_count, valid_positions
 from nemo_mshubert.modules.masking import span_mask
 from nemo_mshubert.whole_files import atomic_write
 
@@ -192,7 +192,7 @@ def view_cosines(
     counts = np.zeros(len(KINDS))
     for signal, length, mask_BT in _masked_batches(model, lines, mask_prob, mask_length):
         layers = range(num_states)
-        valid_BT = torch.arange(mask_BT.shape[1], device=mask_BT.device) < frame_count(length)[:, None]
+        valid_BT = valid_positions(frame_count(length), mask_BT.shape[1])
         frames = (mask_BT, valid_BT & ~mask_BT)
         counts += [int(chosen.sum()) for chosen in frames]
         masked = encoder.forward_views(signal, length, mask_BT, layers, use_swap=False).tapped

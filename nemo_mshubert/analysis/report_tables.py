@@ -50,9 +50,9 @@ def _difference_table(kind: str, experiments: Sequence[Experiment]) -> Optional[
         if len({_setting(experiment, key) for experiment in known}) > 1
         and not any(_is_place(experiment.settings.get(key)) for experiment in known)
         and key.split(".")[-1] != "name"
-        and not (len(known) > 1 and _follows(key, keys, known))
+        and not _follows(key, keys, known)
     ]
-    if len(known) < 2 or not differing:
+    if not differing:
         return None
     names = [key.removeprefix("cfg.").removeprefix("model.") for key in differing]
     rows = [[experiment.name, *(_setting(experiment, key) for key in differing)] for experiment in known]

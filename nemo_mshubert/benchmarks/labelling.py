@@ -111,11 +111,10 @@ def first_seconds(entries: List[Dict[str, Any]], seconds: float) -> List[Dict[st
 def encoder_alone(features: HiddenFeatures, waves: List[np.ndarray], device: torch.device) -> Callable[[], None]:
     """A call that runs the encoder over the batches of `HiddenFeatures`, which lie ready on the device."""
     ready = []
-    durations = [len(wave) / SAMPLE_RATE for wave in waves]
-    for batch in batches_by_length(durations, features.max_chunk_samples / SAMPLE_RATE):
+    for batch in batches_by_length([len(wave) for wave in waves], features.max_chunk_samples):
         audio = pad_sequence([torch.from_numpy(waves[index]) for index in batch], batch_first=True)
-        length = torch.tensor([len(waves[index]) for index in batch])
-        ready.append((audio.to(device), length.to(device)))
+        length = torch.tensor([len(waves[index]) for index in batch])  # on the host, as `HiddenFeatures` has it
+        ready.append((audio.to(device), length))
 
     @torch.inference_mode()
     def run() -> None:

@@ -16,7 +16,7 @@
 can be trained with them.
 """
 
-from typing import Any, Callable, Dict, Iterable, Mapping, Optional
+from typing import Any, Callable, Collection, Dict, Mapping, Optional
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ class PeerViews(nn.Module):
         audio_signal: Tensor,
         length: Tensor,
         mask_BT: Tensor,
-        tapped_layers: Iterable[int],
+        tapped_layers: Collection[int],
         use_swap: bool = True,
         wanted_W: Optional[Tensor] = None,
     ) -> Views:

@@ -30,7 +30,7 @@ from nemo.utils import logging
 
 from nemo_mshubert.parallel.hang_watch import EXIT_CODE, HangWatch, hung_message
 
-PHASES = ("loading data", "forward pass", "backward pass", "update")
+PHASES = ("loading data", "forward pass", "backward pass", "update", "validation, or loading data behind it")
 Mark = Tuple[int, int]  # batches begun, index into PHASES
 
 
@@ -86,7 +86,7 @@ class RankWatch(pl.Callback):
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx, dataloader_idx: int = 0
     ) -> None:
-        self._mark(0)  # a sign of life
+        self._mark(4)  # a sign of life
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._end_watch()

@@ -95,6 +95,7 @@ def fit_kmeans(frames: np.ndarray, clusters: int, backend: str = "auto", seed: i
         frames: ``[N, D]``.
         clusters: K.
         backend: "sklearn" (CPU), "cuml" (NVIDIA GPU), or "auto": cuML where it is installed and there is a GPU.
+            Up to `FULL_BATCH` frames are scikit-learn's in any case.
         seed: of the initial centres and of the mini-batches.
 
     Returns:

@@ -135,7 +135,7 @@ def label_manifest(
     total = count_lines(manifest)
     _check_output(manifest, Path(output), maker.id)
     own, lines = shard.path(output), shard.lines(total)
-    for path, expected in {Path(output): range(total), own: lines}.items():
+    for path, expected in ((Path(output), range(total)), (own, lines)):
         if _is_complete(manifest, path, maker.id, expected):
             logger.info("%s: has labels of %s already.", path, maker.id)
             return False
@@ -310,15 +310,14 @@ def window_labels(features: List[Tensor], maker: LabelMaker) -> List[Dict[int, n
 
 
 def label_entry(utterance: Utterance, sets: Dict[int, np.ndarray], maker_id: str) -> Dict[str, Any]:
-    """The manifest entry with checked labels and the rate of its audio; see `_rate_field`."""
+    """The manifest entry with checked labels, its duration, and the rate of its audio; see `_rate_field`."""
     entry = utterance.entry
     labels = FrameLabels(maker_id, len(utterance.samples), sets, offset=entry.get("offset"))
     labels.check(f"{utterance.where}: {utterance_id(entry)}")
-    return {
-        **{key: value for key, value in entry.items() if key not in RATE_FIELDS},
-        **_rate_field(utterance),
-        "labels": labels.to_manifest(),
-    }
+    line = {key: value for key, value in entry.items() if key not in RATE_FIELDS}
+    if entry.get("duration") is None:  # which training needs
+        line["duration"] = len(utterance.samples) / SAMPLE_RATE
+    return {**line, **_rate_field(utterance), "labels": labels.to_manifest()}
 
 
 def _rate_field(utterance: Utterance) -> Dict[str, int]:
@@ -327,10 +326,11 @@ def _rate_field(utterance: Utterance) -> Dict[str, int]:
     Otherwise it opens every file before training, and ends the run at one that is gone. But it takes ``duration`` for
     that of the whole file, so the field is left out where it is that of a segment, or another than the file's.
     """
-    entry, duration = utterance.entry, utterance.entry.get("duration")
+    entry, found = utterance.entry, len(utterance.samples) / SAMPLE_RATE
+    duration = entry.get("duration", found)
     if utterance.file_rate is None or entry.get("offset") is not None or duration is None:
         return {}
-    if abs(duration - len(utterance.samples) / SAMPLE_RATE) > MAX_ROUNDING:
+    if abs(duration - found) > MAX_ROUNDING:
         return {}
     return {"sampling_rate": utterance.file_rate}
 
@@ -373,6 +373,8 @@ def _is_labelled(line: bytes, labelled: Path, entry: Dict[str, Any], maker_id: s
     try:
         found = json.loads(line)
         labels_maker = found["labels"]["maker"]
+        if entry.get("duration") is None:
+            entry = {**entry, "duration": found["duration"]}
         same = _unlabelled(found, labelled) == _unlabelled(entry)
     except (ValueError, KeyError, TypeError):  # cut off in the middle of a write, or not labelled
         return False

@@ -47,7 +47,7 @@ def read_checkpoint(path: PathLike, source: str = "auto") -> Checkpoint:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder. Correct the path.")
     if source == "nemo" or source == "auto" and path.suffix == ".nemo":
-        from nemo_mshubert.convert.nemo import read_nemo  # imports NeMo, which the others do without
+        from nemo_mshubert.convert.nemo import read_nemo  # which imports our models, and they this
 
         return read_nemo(path)
     if source != "auto":

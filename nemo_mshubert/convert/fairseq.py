@@ -27,7 +27,6 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
-from nemo_mshubert.convert.architecture import WAVLM_MAX_DISTANCE
 from nemo_mshubert.convert.checkpoint import (
     ENGLISH_LETTERS,
     SPECIALS,
@@ -136,7 +135,7 @@ def declared_architecture(model: Mapping[str, Any], where: str) -> Dict[str, Any
         declared["pos_conv_depth"] = depth
     if model.get("relative_position_embedding"):  # WavLM
         declared["position_buckets"] = model.get("num_buckets", 320)
-        declared["position_max_distance"] = model.get("max_distance", WAVLM_MAX_DISTANCE)
+        declared["position_max_distance"] = model.get("max_distance", 1280)  # the defaults of WavLM's code
     return declared
 
 

@@ -195,8 +195,8 @@ def _read_ctc_head(heads: Mapping[str, Tensor], config: Mapping[str, Any], folde
     names = {key: _token(tokenizer.get(key, default)) for key, default in _SPECIAL_TOKENS.items()}
     head.tokens = [tokens.get(row, "<unk>") for row in range(len(head.weight))]
     head.tokens = [WORD_DELIMITER if token == names["word_delimiter_token"] else token for token in head.tokens]
-    if names["pad_token"] in vocabulary:
-        head.blank = vocabulary[names["pad_token"]]
+    if names["pad_token"] in head.tokens:  # else the config's, which may be older than the tokenizer
+        head.blank = head.tokens.index(names["pad_token"])
     head.specials = [*_SPECIAL_TOKENS.values(), *names.values()]
     head.specials += filter(_MARKER.fullmatch, head.tokens)  # <mask>, [MASK]
     head.specials = [token for token in head.specials if token not in (None, WORD_DELIMITER)]

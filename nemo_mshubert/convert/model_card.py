@@ -50,7 +50,6 @@ class Facts:
         language: code, e.g. ``en``.
         results: of scripts/evaluate.py.
         evaluated: `encoder_fingerprint` of the model that they are of; None where it is not known.
-        citation: BibTeX; the paper's by default.
     """
 
     licence: str
@@ -58,7 +57,6 @@ class Facts:
     language: str = "en"
     results: Results = field(default_factory=dict)
     evaluated: Optional[str] = None
-    citation: str = PAPER
 
 
 def read_results(path: Union[str, Path]) -> Tuple[Results, Optional[str]]:
@@ -105,7 +103,7 @@ def model_card(model: ModelPT, name: str, facts: Facts, has_transformers_files: 
         "## Licence",
         facts.licence,
         "## Citation",
-        f"```bibtex\n{facts.citation.strip()}\n```",
+        f"```bibtex\n{PAPER.strip()}\n```",
     ]
     header = _header(model, name, facts, has_transformers_files)
     return f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"

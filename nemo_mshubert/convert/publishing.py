@@ -82,6 +82,7 @@ def add_card(nemo_path: Path, card: str) -> None:
 def _has_class(encoder) -> bool:
     """Whether transformers has a class for it."""
     try:
-        return bool(hugging_face_family(encoder))
+        hugging_face_family(encoder)
     except ValueError:
         return False
+    return True

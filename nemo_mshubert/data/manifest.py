@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lhotse.cut import Cut
 
 SAMPLE_RATE = 16000  # Hz
+NEMO_LOOKS_UP = 255  # characters: NeMo looks for shorter names alone beside the manifest
 GZIP = b"\x1f\x8b"  # first bytes of a file of gzip
 MAX_DURATION_ERROR = 0.3  # seconds between file and manifest: rounding, and what MP3 adds, but not another file
 
@@ -195,6 +196,8 @@ def manifest_lines(path: PathLike, entries: Iterable[Dict[str, Any]]) -> Iterato
     for entry in entries:
         audio = absolute_path(entry["audio_filepath"])
         name = str(audio.relative_to(folder)) if audio.is_relative_to(folder) else str(audio)
+        if len(name) >= NEMO_LOOKS_UP:
+            name = str(audio)
         yield json.dumps({**entry, "audio_filepath": name}, ensure_ascii=False) + "\n"
 
 

@@ -14,6 +14,7 @@
 
 """Lexicon beam search inside a stock NeMo letter model, for ``model.transcribe()``."""
 
+import math
 from types import MethodType
 from typing import Any, List, Union
 
@@ -31,7 +32,7 @@ SEGMENTS = ("segment_seperators", "segment_gap_threshold")  # NeMo's settings, a
 
 
 class LexiconCTCDecoding(CTCDecoding):
-    """NeMo's decoding object with the search replaced; ids and letters are still converted by NeMo.
+    """NeMo's decoding object with the search replaced.
 
     ``segments``: of `SEGMENTS`, where they differ from NeMo's defaults.
     """
@@ -85,13 +86,19 @@ def use_lexicon_decoder(model: EncDecCTCModel, decoder: Decoder) -> None:
     Validation during training keeps its greedy WER. Segments end where the model's decoding config says.
 
     Raises:
-        ValueError: the decoder was built for other labels than the model's.
+        ValueError: the decoder was built for other labels than the model's, or for another frame rate.
     """
     labels = list(model.decoder.vocabulary)
     if decoder.labels != labels:
         raise ValueError(
             f"the decoder was built for the labels {decoder.labels}, the model has {labels}. Build the decoder with "
             "the model's decoder.vocabulary; a lexicon decodes letter models, not BPE."
+        )
+    frame_seconds = model.cfg.preprocessor.window_stride * model.encoder.subsampling_factor  # as in NeMo's timestamps
+    if not math.isclose(decoder.frame_seconds, frame_seconds, rel_tol=1e-6):
+        raise ValueError(
+            f"the decoder was built for frames of {decoder.frame_seconds} s, the model makes one every "
+            f"{frame_seconds:g} s. Build it with frame_seconds={frame_seconds:g}: word times are of these."
         )
     segments = {name: model.cfg.decoding[name] for name in SEGMENTS if name in model.cfg.decoding}
     model.decoding = LexiconCTCDecoding(decoder, **segments)

@@ -50,14 +50,11 @@ class Trial:
 
 
 def require_ax() -> None:
-    """Raise ``ImportError`` with the command to install Ax and matplotlib, before anything slow has begun."""
+    """Raise ``ImportError`` with the command to install Ax, before anything slow has begun."""
     try:
         import ax.api.client  # noqa: F401
-        import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ImportError(
-            f'tuning needs Ax and matplotlib ({error}). Install them: pip install "nemo_mshubert[decoding]" matplotlib'
-        ) from error
+        raise ImportError(f'tuning needs Ax ({error}). Install it: pip install "nemo_mshubert[decoding]"') from error
 
 
 def search(

@@ -77,5 +77,9 @@ class MulticlusterMPLLoss(Loss):
             for logits_NK, labels_N in zip(logits, labels)
         ]
         count = (labels[0] != IGNORED_LABEL).sum()
-        loss_sum = torch.stack(set_losses).sum() + self.penalty_weight * feature_penalty.float() * count
+        loss_sum = torch.stack(set_losses).sum() + self.penalty(feature_penalty, count)
         return loss_sum, set_losses, count
+
+    def penalty(self, feature_penalty: Tensor, count: Tensor) -> Tensor:
+        """What ``count`` rows add to the sum."""
+        return self.penalty_weight * feature_penalty.float() * count

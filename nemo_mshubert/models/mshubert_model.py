@@ -49,15 +49,14 @@ from nemo_mshubert.models.prediction_metrics import (
     view_cosines,
 )
 from nemo_mshubert.models.seeding import generator_of, seed_of
-from nemo_mshubert.models.whole_file import WholeFile
-from nemo_mshubert.modules.frames import HUBERT_KERNELS_AND_STRIDES, IGNORED_LABEL, frame_count
+from nemo_mshubert.models.whole_file import WholeFile, WholeWeights
+from nemo_mshubert.modules.frames import HUBERT_KERNELS_AND_STRIDES, IGNORED_LABEL, frame_count, valid_positions
 from nemo_mshubert.modules.label_heads import place_label_sets
 from nemo_mshubert.modules.masking import span_mask
 from nemo_mshubert.modules.mshubert_encoder import Views
 from nemo_mshubert.modules.swap import masked_stream_view
 from nemo_mshubert.modules.transformer import zero_touch
 from nemo_mshubert.parallel.ranks import DataRanks, data_ranks, gradient_norm, sum_over_data_ranks
-from nemo_mshubert.parallel.whole_weights import WholeWeights
 
 LOSS_VIEWS = ("both", "masked_stream", "first_view")
 
@@ -211,7 +210,8 @@ class MSHuBERTModel(ModelPT):
             check_shards(config.manifest_filepath, config.tarred_audio_filepaths, *self.data_ranks)
         own_batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         first_batch = self.data_position.first_batch(own_batches, self.data_ranks.count)
-        dataset = self._dataset(config, seed=seed_of(self._cfg.seed, "crops", self.data_ranks.rank))
+        seed = seed_of(self._cfg.seed, "crops", self.data_ranks.rank)
+        dataset = self._dataset(config, seed, config.get("max_unreadable", MAX_UNREADABLE))
         self._check_labels(config.manifest_filepath, lines=1)
         position = self.data_position
         return training_loader(config, dataset, *self.data_ranks, first_batch, position.places, position.shards)
@@ -232,13 +232,13 @@ class MSHuBERTModel(ModelPT):
             self._validation_dl = None
             return
         self._check_labels(config.manifest_filepath)
-        dataset = self._dataset(config, seed=seed_of(self._cfg.seed, "validation crops"))
+        # a loss without what cannot be read would be that of another set
+        dataset = self._dataset(config, seed_of(self._cfg.seed, "validation crops"), max_unreadable=0)
         self._validation_dl = validation_loader(config, dataset, *self.data_ranks)
 
-    def _dataset(self, config: DictConfig, seed: int) -> PretrainingDataset:
+    def _dataset(self, config: DictConfig, seed: int, max_unreadable: int) -> PretrainingDataset:
         maker = self.label_maker
-        limit = config.get("max_unreadable", MAX_UNREADABLE)
-        return PretrainingDataset(maker.id, maker.stored_sets, config.crop, seed, limit)
+        return PretrainingDataset(maker.id, maker.stored_sets, config.crop, seed, max_unreadable)
 
     @classmethod
     def list_available_models(cls) -> List[PretrainedModelInfo]:
@@ -270,7 +270,7 @@ class MSHuBERTModel(ModelPT):
         # would be masked no more than its shortest row.
         same_count = len(set(frames)) == 1
         mask_BT = span_mask(frames, masking.mask_prob, masking.mask_length, num_frames, same_count, generator)
-        valid_BT = torch.arange(num_frames) < torch.tensor(frames)[:, None]
+        valid_BT = valid_positions(torch.tensor(frames), num_frames)
         return Masks(
             mask_BT, mask_BT.flatten().nonzero().flatten(), (valid_BT & ~mask_BT).flatten().nonzero().flatten()
         )
@@ -347,7 +347,7 @@ class MSHuBERTModel(ModelPT):
         if self._cfg.unmasked_weight > 0:
             visible_sum, visible_count = self._unmasked_loss(views, batch["labels"], sets, masks)
             # fairseq scales the penalty by the number of all frames in the loss
-            penalty = self.loss.penalty_weight * views.feature_penalty.float() * visible_count
+            penalty = self.loss.penalty(views.feature_penalty, visible_count)
             loss_sum = loss_sum + self._cfg.unmasked_weight * visible_sum + penalty
             count = count + visible_count
         self.masked_rows += count
@@ -372,17 +372,17 @@ class MSHuBERTModel(ModelPT):
 
     def _is_logged(self) -> bool:
         """Whether this micro-batch ends an update after which Lightning logs."""
-        steps = self.trainer.fit_loop.epoch_loop
-        return (
-            self.trainer.global_step + 1
-        ) % self.trainer.log_every_n_steps == 0 and steps._accumulated_batches_reached()
+        if self.trainer.fit_loop._should_accumulate():
+            return False
+        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
 
     def _unmasked_loss(self, views: Views, labels: Dict[int, Tensor], sets: List[int], masks: Masks):
         """Sum and count of the cross-entropy at the visible frames (HuBERT's L_u; fairseq: pred_nomask_weight)."""
         logits, targets = self._predict(views, labels, sets, masks.visible_U)
-        no_penalty = torch.zeros_like(views.feature_penalty)
-        visible_sum, _, count = self.loss(logits=list(logits.values()), labels=targets, feature_penalty=no_penalty)
-        return visible_sum, count
+        _, set_losses, count = self.loss(
+            logits=list(logits.values()), labels=targets, feature_penalty=views.feature_penalty
+        )
+        return torch.stack(set_losses).sum(), count
 
     def _kept_sets(self, update: int) -> List[int]:
         """Section 2.2.2: sets are dropped at random per update; the same on all ranks and micro-batches of an

@@ -15,6 +15,7 @@
 """``.nemo`` files that are there whole or not at all, also where NeMo's checkpoint callback writes them."""
 
 from pathlib import Path
+from typing import Any, Mapping
 
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 
@@ -28,3 +29,14 @@ class WholeFile(SaveRestoreConnector):
     def _make_nemo_file_from_folder(filename: str, source_dir: str) -> None:
         with atomic_path(Path(filename), ".nemo") as temporary:
             SaveRestoreConnector._make_nemo_file_from_folder(str(temporary), source_dir)
+
+
+class WholeWeights(WholeFile):
+    """Of a model that is split over ranks: writes the weights it is given in the place of those of one rank."""
+
+    def __init__(self, state_dict: Mapping[str, Any]):
+        super().__init__()
+        self._whole = state_dict
+
+    def _save_state_dict_to_disk(self, state_dict: Mapping[str, Any], filepath: str) -> None:
+        super()._save_state_dict_to_disk(self._whole, filepath)

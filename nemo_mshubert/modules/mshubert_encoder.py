@@ -21,7 +21,7 @@ width, W frames that are wanted, as indices into B * T.
 
 import math
 from dataclasses import dataclass
-from typing import Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Collection, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from nemo.core.classes import NeuralModule, typecheck
@@ -57,7 +57,8 @@ TRANSFORMER_BACKENDS = ("torch", "megatron")
 class Views:
     """What pre-training needs of one forward pass."""
 
-    # block number from 1 -> [V, B, T, D] after that block's exchange, or [V, W, D]; V = 1 without Swap
+    # block number from 1 -> [V, B, T, D] after that block's exchange, or [V, W, D]; 0: the input of the first block,
+    # before any exchange; V = 1 without Swap
     tapped: Dict[int, Tensor]
     frames_B: Tensor  # valid frames per utterance
     feature_penalty: Tensor  # mean square of the convolutional output over valid frames, a scalar in fp32
@@ -223,7 +224,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
                 x_BTD = self._mask_for_finetuning(x_BTD, frames_B)
             x_BTD = self._run_transformer(x_BTD, frames_B, padded)[-1]
         if self.training and self.frozen:
-            x_BTD = x_BTD + zero_touch(self).to(x_BTD.dtype)
+            x_BTD = x_BTD + zero_touch(self)
         return x_BTD.transpose(1, 2), frames_B
 
     def train(self, mode: bool = True) -> "MSHuBERTEncoder":
@@ -254,7 +255,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         audio_signal: Tensor,
         length: Tensor,
         mask_BT: Tensor,
-        tapped_layers: Iterable[int],
+        tapped_layers: Collection[int],
         use_swap: bool = True,
         generator: Optional[torch.Generator] = None,
         wanted_W: Optional[Tensor] = None,
@@ -264,7 +265,8 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         Args:
             audio_signal: ``[B, 1, S]``; length: ``[B]`` samples, best on the host.
             mask_BT: True at masked frames, ``[B, T]``, never beyond an utterance.
-            tapped_layers: numbers of the blocks (from 1) whose outputs are wanted; blocks above the last are not run.
+            tapped_layers: numbers of the blocks (from 1; 0: input of the first) whose outputs are wanted; blocks above
+                the last are not run.
             use_swap: False for the paper's "- Swap": the masked view alone (HuBERT).
             generator: draws the blocks that layerdrop skips; by default PyTorch's own.
             wanted_W: the only frames whose outputs are wanted, as those in the loss, indices into ``B * T``, none twice:
@@ -332,9 +334,8 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
             length_B = length_B.to(signal_B1S.device, torch.int64, non_blocking=True)
             x_BTC, frames_B = self.feature_extractor(signal_B1S, length_B, padded)
         if self.feature_grad_mult == 0 and any(p.requires_grad for p in self.feature_extractor.parameters()):
-            x_BTC = x_BTC + zero_touch(self.feature_extractor).to(
-                x_BTC.dtype
-            )  # as NeMo's unfreeze() leaves it: DDP waits for them
+            # as NeMo's unfreeze() leaves it: DDP waits for them
+            x_BTC = x_BTC + zero_touch(self.feature_extractor)
         elif x_BTC.requires_grad and self.feature_grad_mult != 1:
             x_BTC.register_hook(lambda gradient: gradient * self.feature_grad_mult)
         feature_penalty = self._mean_square(x_BTC, frames_B, padded) if self.training else x_BTC.new_zeros(())
@@ -362,7 +363,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
             )
             x_BTD = torch.where(mask_BT.to(x_BTD.device)[..., None], self.mask_embedding.to(x_BTD.dtype), x_BTD)
         elif self.mask_embedding.requires_grad:
-            x_BTD = x_BTD + (self.mask_embedding.sum() * 0.0).to(x_BTD.dtype)  # see zero_touch
+            x_BTD = x_BTD + self.mask_embedding.sum() * 0.0  # see zero_touch
         if self.mask_channel_prob > 0:
             mask_BD = channel_mask(num_rows, width, self.mask_channel_prob, self.mask_channel_length)
             x_BTD = x_BTD.masked_fill(mask_BD.to(x_BTD.device)[:, None, :], 0.0)

@@ -99,11 +99,11 @@ class MultiresolutionEncoder(nn.Module):
         """
         if not 1 <= layer <= self.num_layers:
             raise ValueError(f"layer {layer}: the encoder has blocks 1 to {self.num_layers}.")
-        rows = [self.hidden_states(row[None, :samples])[layer - 1][0] for row, samples in zip(audio, length.tolist())]
+        rows = [self._block_outputs(row[None, :samples])[layer - 1][0] for row, samples in zip(audio, length.tolist())]
         frames_B = torch.tensor([len(row) for row in rows], device=audio.device)
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), frames_B
 
-    def hidden_states(self, signal_1S: Tensor) -> List[Tensor]:
+    def _block_outputs(self, signal_1S: Tensor) -> List[Tensor]:
         """Outputs of all blocks ``[1, T, D]`` at 50 Hz, of one utterance."""
         length = torch.tensor([signal_1S.shape[-1]], device=signal_1S.device)
         x_BTC, _ = self.feature_extractor(signal_1S[:, None], length, padded=False)

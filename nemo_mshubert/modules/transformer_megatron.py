@@ -32,6 +32,7 @@ Legend: B utterances (times views), T frames, D width, H heads, I inner width.
 
 import re
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Dict, Iterator, Optional
 
 import torch
@@ -49,6 +50,7 @@ from torch.nn import functional as F
 from nemo_mshubert.modules.layer_norm import LayerNorm, layer_norm
 from nemo_mshubert.modules.transformer import FeedForward, SelfAttention, TransformerBlock, take_frames
 
+REMEDY = "Use parallel=megatron_tp2, _tp4 or _tp8, whichever divides it."
 SPLIT = {  # name below a block: dimension of the tensor that is split
     r"attention\.[qkv]_proj\.(weight|bias)": 0,
     r"attention\.out_proj\.weight": 1,
@@ -140,7 +142,9 @@ class MegatronBlock(TransformerBlock):
         self.dropout = block.dropout
         example = block.layer_norm.weight
         self.to(device=example.device, dtype=example.dtype)
-        for (name, parameter), (same_name, ours) in zip(block.named_parameters(), self.named_parameters()):
+        for (name, parameter), (same_name, ours) in zip(
+            block.named_parameters(), self.named_parameters(), strict=True
+        ):
             assert name == same_name
             dimension = split_dimension(f"layers.0.{name}")
             ours.data.copy_(split_tensor(parameter.data, dimension))
@@ -182,7 +186,9 @@ class MegatronSelfAttention(SelfAttention):
         nn.Module.__init__(self)
         ranks, d_model = config.tensor_model_parallel_size, whole.q_proj.in_features
         if whole.num_heads % ranks:
-            raise ValueError(f"{whole.num_heads} attention heads cannot be split over {ranks} tensor-parallel ranks.")
+            raise ValueError(
+                f"{whole.num_heads} attention heads cannot be split over {ranks} tensor-parallel ranks. {REMEDY}"
+            )
         self.num_heads, self.dropout = whole.num_heads // ranks, whole.dropout
         self.k_proj, self.v_proj, self.q_proj = (Columns(d_model, d_model, config) for _ in range(3))
         self.out_proj = Rows(d_model, d_model, config)
@@ -208,7 +214,9 @@ class MegatronFeedForward(FeedForward):
         nn.Module.__init__(self)
         ranks, linear = config.tensor_model_parallel_size, whole.intermediate_dense
         if linear.out_features % ranks:
-            raise ValueError(f"d_inner {linear.out_features} cannot be split over {ranks} tensor-parallel ranks.")
+            raise ValueError(
+                f"d_inner {linear.out_features} cannot be split over {ranks} tensor-parallel ranks. {REMEDY}"
+            )
         self.intermediate_dense = Columns(linear.in_features, linear.out_features, config)
         self.output_dense = Rows(linear.out_features, linear.in_features, config)
         self.activation_dropout = whole.activation_dropout
@@ -245,11 +253,7 @@ class Columns(_PlainState, ColumnParallelLinear):
         super().__init__(
             in_features,
             out_features,
-            config=ModelParallelConfig(
-                tensor_model_parallel_size=config.tensor_model_parallel_size,
-                use_cpu_initialization=True,
-                perform_initialization=False,
-            ),
+            config=replace(config, sequence_parallel=False),  # `enter` has gathered the frames
             init_method=None,  # the weights are given
             disable_grad_reduce=True,
             skip_bias_add=True,

@@ -55,7 +55,10 @@ class ShardedStrategy(ModelParallelStrategy):
         """
         shard_size = self.shard_size or self.num_processes
         if self.world_size % shard_size:
-            raise ValueError(f"{self.world_size} ranks are no multiple of shard_size {shard_size}.")
+            raise ValueError(
+                f"{self.world_size} ranks are no multiple of shard_size {shard_size}: change it, trainer.devices or "
+                "trainer.num_nodes."
+            )
         broadcast_weights(model, self.root_device)
         mesh = init_device_mesh(
             self.root_device.type, (self.world_size // shard_size, shard_size), mesh_dim_names=("copies", "shards")

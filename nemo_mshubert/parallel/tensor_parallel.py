@@ -21,12 +21,10 @@ are one DDP group. Checkpoints are plain, as without this strategy: they resume 
 from typing import Any, Dict, List, Mapping, Optional
 
 import torch
-from lightning.fabric.utilities.optimizer import _optimizer_to_device
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from megatron.core import parallel_state
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
 
@@ -106,6 +104,10 @@ class TensorParallelStrategy(DDPStrategy):
         self._check_batch(batch)
         return super().training_step(batch, *args, **kwargs)
 
+    def validation_step(self, batch: Dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self._check_batch(batch)
+        return super().validation_step(batch, *args, **kwargs)
+
     def _check_batch(self, batch: Dict[str, Any]) -> None:
         """Each rank of a group reads the batch itself. Where a file system failed one of them, tensors of other sizes
         would meet, on GPUs until the end of time."""
@@ -131,9 +133,10 @@ class TensorParallelStrategy(DDPStrategy):
         weights of the ranks drift apart, as nothing else ever brings them together."""
         parameters = self.lightning_module.parameters()
         whole = [p.grad for p in parameters if p.grad is not None and not getattr(p, "tensor_model_parallel", False)]
-        summed = _flatten_dense_tensors(whole)
-        torch.distributed.all_reduce(summed, group=parallel_state.get_tensor_model_parallel_group())
-        torch._foreach_copy_(whole, _unflatten_dense_tensors(summed / self.tensor_parallel_size, whole))
+        mean = torch.cat([gradient.flatten() for gradient in whole]) / self.tensor_parallel_size
+        torch.distributed.all_reduce(mean, group=parallel_state.get_tensor_model_parallel_group())
+        for gradient, part in zip(whole, mean.split([gradient.numel() for gradient in whole])):
+            gradient.copy_(part.view_as(gradient))
 
     # --- Checkpoints: plain on disk, split in memory ---------------------------------------------------------------
 
@@ -146,7 +149,7 @@ class TensorParallelStrategy(DDPStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> Dict[str, Any]:
         """The plain state on the ranks that hold data part 0 (rank 0 writes it), nothing elsewhere."""
-        optimizer = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        optimizer = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         if isinstance(optimizer, ZeroRedundancyOptimizer):
             optimizer.consolidate_state_dict(to=0)
         if parallel_state.get_data_parallel_rank() != 0:
@@ -154,9 +157,11 @@ class TensorParallelStrategy(DDPStrategy):
         return self._map_moments(optimizer.state_dict(), optimizer, self._gather_moment)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"]):
-            optimizer.load_state_dict(self._map_moments(state, optimizer, split_tensor))
-            _optimizer_to_device(optimizer, self.root_device)
+        states = [
+            self._map_moments(state, optimizer, split_tensor)
+            for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"])
+        ]
+        super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
 
     def _gather_moment(self, moment: Tensor, dimension: Optional[int]) -> Tensor:
         return gather_tensor(moment.to(self.root_device), dimension).to(moment.device)

@@ -111,6 +111,8 @@ def test_what_cannot_be_aligned(model):
         align_words(model, log_probs, "aabcd")
     with pytest.raises(CannotAlign, match="the model has no letter '9', as in 'b9'"):
         align_words(model, log_probs, "a b9")
+    with pytest.raises(CannotAlign, match="300000 frames with 5000 tokens need too much memory: cut the recording"):
+        align_words(model, np.broadcast_to(np.float32(0), (300_000, len(LETTERS) + 1)), "a" * 5000)
     with pytest.raises(CannotAlign, match="no words"):
         align_words(model, log_probs, " ")
 

@@ -482,6 +482,7 @@ def test_marks_say_the_phase():
         "backward pass, batch 1": lambda: watch.on_before_backward(trainer, module, None),
         "update, batch 1": lambda: watch.on_before_optimizer_step(trainer, module, None),
         "loading data, batch 1": lambda: watch.on_train_batch_end(trainer, module, None, None, 0),
+        "validation, or loading data behind it, batch 1": lambda: watch.on_validation_batch_end(*[None] * 5),
         "forward pass, batch 2": lambda: watch.on_train_batch_start(trainer, module, None, 1),
     }
     for expected, hook in hooks.items():

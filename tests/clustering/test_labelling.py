@@ -586,6 +586,17 @@ def test_scripts_use_the_layer_of_the_kmeans(corpus, tmp_path, monkeypatch):
     assert check_labelled_manifest(output, LabelMaker.load(km).id)["utterances"] == 12
 
 
+@pytest.mark.parametrize("line", [{}, {"duration": None}])
+def test_lines_get_the_duration_that_training_needs(maker, tmp_path, line):
+    """Hours of labelling ended in a manifest that training refuses; and what is labelled is known again."""
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 4 * 8000), 8000)
+    manifest, output = tmp_path / "train.json", tmp_path / "labelled.json"
+    write_manifest(manifest, [{"audio_filepath": str(tmp_path / "a.wav"), **line}])
+    assert label_manifest(manifest, output, maker, WindowFeatures()) is True
+    assert [entry["duration"] for entry in read_manifest(output)] == [4.0]
+    assert label_manifest(manifest, output, maker, WindowFeatures(fail_at_call=1)) is False
+
+
 def test_scripts_name_what_is_missing(corpus, tmp_path, capsys):
     for arguments, message in [
         ("--features hidden", "needs --encoder"),

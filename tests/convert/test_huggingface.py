@@ -178,6 +178,20 @@ def test_rows_are_those_of_the_tokenizer(peer, save_peer):
 
 
 @pytest.mark.unit
+def test_the_blank_is_the_pad_that_the_tokenizer_added(peer, save_peer):
+    """A vocabulary without one, and a config of before: "b" became the blank, and was in no text."""
+    theirs = peer("hubert-base", "ForCTC", vocab_size=8, pad_token_id=0)
+    folder = save_peer(theirs, "hubert-base")
+    (folder / "vocab.json").write_text(json.dumps({token: row for row, token in enumerate(["b", "a", "|", "c"])}))
+    tokenizer = transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
+    tokenizer.save_pretrained(folder)
+    assert tokenizer.pad_token_id > 3
+    letters = read_huggingface(folder).ctc.letters()
+    assert letters.labels == [" ", "a", "b", "c"]
+    assert torch.equal(letters.weight[-1], theirs.lm_head.weight[tokenizer.pad_token_id])
+
+
+@pytest.mark.unit
 def test_contentvec_gives_its_encoder(peer, save_peer, difference):
     """As published for transformers: a projection beside the encoder, without the labels that it is for."""
     theirs = peer("hubert-base")

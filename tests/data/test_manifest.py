@@ -32,6 +32,7 @@ from nemo_mshubert.data.manifest import (
     load_audio_and_rate,
     read_manifest,
     utterance_id,
+    write_manifest,
 )
 
 pytestmark = pytest.mark.unit
@@ -217,3 +218,13 @@ def test_audio_of_another_length_than_its_line_says_is_named(tmp_path):
     for duration in (1.75, 2, 2.25):  # what decoders of MP3 add or take is none of these
         assert len(load_audio({**entry, "duration": duration})) == 32000
     assert len(load_audio({**entry, "offset": 0.5, "duration": 1})) == 16000  # of a longer file, which is right
+
+
+@pytest.mark.parametrize("length, is_relative", [(254, True), (255, False)])
+def test_names_that_nemo_does_not_look_for_beside_the_manifest_are_absolute(tmp_path, length, is_relative):
+    """Nested folders of podcasts: NeMo would miss every file, in training."""
+    name = f"{'d' * 200}/{'n' * (length - 201 - 4)}.wav"
+    assert len(name) == length
+    write_manifest(tmp_path / "train.json", [{"audio_filepath": str(tmp_path / name), "duration": 1.0}])
+    written = json.loads((tmp_path / "train.json").read_text())["audio_filepath"]
+    assert written == (name if is_relative else str(tmp_path / name))

@@ -195,3 +195,15 @@ def test_our_models_and_long_files(tiny_ctc, write_arpa, write_lexicon_of, make_
     assert [hypothesis.text for hypothesis in found] == [best.text for best in expected] and expected[0].text
     ends = [word["end"] for word in found[0].timestamp["word"]]
     assert ends == pytest.approx([word.end for word in expected[0].words]) and 6 < ends[-1] <= 9
+
+
+def test_a_decoder_of_another_frame_rate_is_refused(decoder):
+    """Of a model with four times fewer frames all word times were a quarter of the true ones."""
+    model = new_model()
+    model.cfg.preprocessor.window_stride = 0.04
+    with pytest.raises(
+        ValueError, match="frames of 0.01 s, the model makes one every 0.04 s. Build it with frame_sec"
+    ):
+        use_lexicon_decoder(model, decoder)
+    model.cfg.preprocessor.window_stride = FRAME_SECONDS
+    use_lexicon_decoder(model, decoder)

@@ -75,7 +75,7 @@ class FrozenFeatures:
         return self.hidden_states.dimension // self.num_states
 
     def fill(self, lines: Sequence[Line]) -> CacheUse:
-        """Put utterances into the cache, in order, until the budget is spent; those that are there cost nothing.
+        """Put utterances into the cache, window by window, until the budget is spent; those that are there cost nothing.
 
         States of audio that has been replaced are removed.
 

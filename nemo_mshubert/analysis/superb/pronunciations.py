@@ -22,7 +22,6 @@ The first pronunciation of the first file counts, as in s3prl's libriphone.py. W
 """
 
 import ctypes
-import os
 import re
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +29,7 @@ from typing import Callable, Dict, Iterable, List, Optional, Sequence
 
 from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.data.maybe_gzip import open_maybe_gzip
+from nemo_mshubert.data.synthetic.espeak import AUDIO_OUTPUT_RETRIEVAL, CHARS_UTF8, open_library
 
 VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split()
 CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()
@@ -150,26 +150,23 @@ def _is_phone(name: str, stress: str) -> bool:
 class EspeakPronunciations:
     """Pronounces any word of letters with the rules of espeak-ng's "en-us" (optional package espeakng-loader)."""
 
-    VOICE, IPA_MODE, CHARS_UTF8, RETRIEVAL, DONT_EXIT = b"en-us", 0x02, 1, 1, 0x8000  # of espeak-ng's speak_lib.h
+    VOICE, IPA_MODE = b"en-us", 0x02  # of espeak-ng's speak_lib.h
 
     @cached_property
     def _library(self):
         try:
-            import espeakng_loader
+            library, _ = open_library(AUDIO_OUTPUT_RETRIEVAL, options=0)
         except ImportError as error:
             raise ImportError("g2p=espeak needs `pip install espeakng-loader`.") from error
-        library = ctypes.CDLL(espeakng_loader.get_library_path())
         library.espeak_TextToPhonemes.restype = ctypes.c_char_p
-        data = os.fsencode(espeakng_loader.get_data_path())
-        library.espeak_Initialize(self.RETRIEVAL, 0, data, self.DONT_EXIT)
         if library.espeak_SetVoiceByName(self.VOICE) != 0:
-            raise RuntimeError(f"espeak-ng has no voice {self.VOICE.decode()!r} in {data.decode()}. Reinstall it.")
+            raise RuntimeError(f"espeak-ng has no voice {self.VOICE.decode()!r}. Reinstall espeakng-loader.")
         return library
 
     def __call__(self, word: str) -> List[str]:
         """Phones of a word; raises ``ValueError`` for sounds that English does not have."""
         text = ctypes.c_char_p(word.encode())
-        ipa = self._library.espeak_TextToPhonemes(ctypes.byref(text), self.CHARS_UTF8, self.IPA_MODE)
+        ipa = self._library.espeak_TextToPhonemes(ctypes.byref(text), CHARS_UTF8, self.IPA_MODE)
         return arpabet(ipa.decode(), word)
 
 

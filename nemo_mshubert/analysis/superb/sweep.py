@@ -256,7 +256,7 @@ def run_superb(config: DictConfig, features: Optional[FrozenFeatures] = None) ->
     probe = _probe(config, rate, features, units)
     checkpoint = torch.load(_folder(output, rate) / best["checkpoint"], map_location="cpu", weights_only=False)
     probe.load_state_dict(checkpoint["state_dict"])
-    tests = {name: test_probe(probe, data, name) for name in splits if name not in ("train", "dev")}
+    tests = {name: score_probe(probe, data, name) for name in splits if name not in ("train", "dev")}
     results = {**identity, "metric": TASKS[config.task], "sweep": sweep, "best": best, "tests": tests}
     results["layer_weights"] = probe.layer_weights()
     with atomic_write(output / "results.json") as stream:
@@ -323,7 +323,7 @@ def _data_digest(targets: Targets) -> str:
 
 
 @torch.inference_mode()
-def test_probe(probe: CtcProbe, data: ProbeData, split: str) -> Dict[str, Any]:
+def score_probe(probe: CtcProbe, data: ProbeData, split: str) -> Dict[str, Any]:
     """Errors of a test set, pooled."""
     probe.eval().to(data.features.hidden_states.device)
     errors = ErrorCounts()
@@ -343,7 +343,7 @@ def results_table(results: Dict[str, Any]) -> str:
     sweep = []
     for row in results["sweep"]:
         error = "diverged" if row["dev_error"] is None else f"{100 * row['dev_error']:.2f}"
-        chosen = " (chosen)" if row is best or row == best else ""
+        chosen = " (chosen)" if row == best else ""
         sweep.append((f"{row['learning_rate']:g}{chosen}", error, row.get("update", "")))
     tests = [
         (name, f"{100 * test['rate']:.2f}", *(test[key] for key in ErrorCounts._fields))

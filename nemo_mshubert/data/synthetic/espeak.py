@@ -23,7 +23,7 @@ import numpy as np
 from nemo_mshubert.data.synthetic.voices import Voice
 
 # Names and numbers of espeak-ng's speak_lib.h.
-AUDIO_OUTPUT_SYNCHRONOUS = 2
+AUDIO_OUTPUT_RETRIEVAL, AUDIO_OUTPUT_SYNCHRONOUS = 1, 2
 INITIALIZE_PHONEME_EVENTS, INITIALIZE_DONT_EXIT = 0x0001, 0x8000
 EVENT_LIST_TERMINATED, EVENT_WORD, EVENT_PHONEME = 0, 1, 7
 RATE, PITCH, RANGE = 1, 3, 4
@@ -59,21 +59,31 @@ class Event(NamedTuple):
     text: str
 
 
+def open_library(output: int, options: int) -> Tuple[ctypes.CDLL, int]:
+    """The shared library of the wheel espeakng-loader, initialised, and the sample rate of what it says.
+
+    Raises:
+        ImportError: espeakng-loader, an optional package, is not installed.
+        RuntimeError: it cannot load its data.
+    """
+    import espeakng_loader
+
+    library = ctypes.CDLL(espeakng_loader.get_library_path())
+    data = espeakng_loader.get_data_path()
+    sample_rate = library.espeak_Initialize(output, 0, os.fsencode(data), options | INITIALIZE_DONT_EXIT)
+    if sample_rate <= 0:
+        raise RuntimeError(
+            f"espeak-ng cannot load its data from {data}. Reinstall espeakng-loader; where that path is longer than "
+            "150 characters, install it into a shorter one."
+        )
+    return library, sample_rate
+
+
 class Espeak:
     """The speech engine, a library of global state: one per process, and what it says depends on what it has said."""
 
     def __init__(self):
-        import espeakng_loader  # optional: only this corpus needs it
-
-        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
-        data = espeakng_loader.get_data_path()
-        options = INITIALIZE_PHONEME_EVENTS | INITIALIZE_DONT_EXIT
-        self.sample_rate = self._library.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data), options)
-        if self.sample_rate <= 0:
-            raise RuntimeError(
-                f"espeak-ng cannot load its data from {data}. Reinstall espeakng-loader; where that path is longer "
-                "than 150 characters, install it into a shorter one."
-            )
+        self._library, self.sample_rate = open_library(AUDIO_OUTPUT_SYNCHRONOUS, INITIALIZE_PHONEME_EVENTS)
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # of the breath noise; espeak takes the clock
         self._callback = _CALLBACK(self._receive)  # kept alive here; espeak keeps only the pointer
         self._library.espeak_SetSynthCallback(self._callback)

@@ -353,5 +353,5 @@ def test_test_sets_are_scored_without_dropout(config, features):
     decode = probe.decode
     probe.decode = lambda log_probs_BTV, frames_B: seen.append(log_probs_BTV) or decode(log_probs_BTV, frames_B)
     for _ in range(2):
-        sweep.test_probe(probe, data, "few")
+        sweep.score_probe(probe, data, "few")
     assert len(seen) == 2 and torch.equal(*seen)

@@ -1,0 +1,89 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Features of a manifest in files of NumPy, one for each utterance, for other programs."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+from typing import Any, Dict, Iterator, Set, Tuple
+
+import numpy as np
+from tqdm import tqdm
+
+from nemo_mshubert.clustering.features import FeatureMaker
+from nemo_mshubert.clustering.labelling import audio_windows, window_features
+from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
+from nemo_mshubert.whole_files import atomic_write
+
+DESCRIPTION = "features.json"
+
+
+def write_features(manifest: PathLike, folder: PathLike, features: FeatureMaker) -> int:
+    """Write ``<folder>/<utterance id>.npy``, float32 ``[T, D]``, frame t at ``0.02 t`` s, and what they are of to
+    ``features.json``. Files that are there are kept, so an interrupted call goes on.
+
+    Returns:
+        the number of files written.
+
+    Raises:
+        FileNotFoundError, ValueError: an utterance that occurs twice, or whose id is no name of a file; audio that is
+            missing or unusable (the first such line is named); a folder with other features.
+    """
+    folder = Path(folder)
+    total = sum(1 for _ in _lines_with_paths(manifest, folder))
+    _describe(folder, features)
+    missing = ((where, entry) for where, entry, path in _lines_with_paths(manifest, folder) if not path.is_file())
+    written = 0
+    with tqdm(total=total, desc="features", unit=" utterances", disable=None) as progress:
+        for window in audio_windows(missing):
+            for utterance, rows in zip(window, window_features(window, features)):
+                with atomic_write(_path(utterance.entry, folder, utterance.where), "wb") as stream:
+                    np.save(stream, rows.float().cpu().numpy())
+            written += len(window)
+            progress.update(len(window))
+        progress.update(total - written)  # were there
+    return written
+
+
+def _lines_with_paths(manifest: PathLike, folder: Path) -> Iterator[Tuple[str, Dict[str, Any], Path]]:
+    seen: Set[Path] = set()
+    for where, entry in iter_manifest(manifest):
+        path = _path(entry, folder, where)
+        if path in seen:
+            raise ValueError(f'{where}: utterance {utterance_id(entry)} occurs twice. Give the lines "utt_id".')
+        seen.add(path)
+        yield where, entry, path
+
+
+def _path(entry: Dict[str, Any], folder: Path, where: str) -> Path:
+    """Below the folder; an id may have parts, as ``speaker/session``."""
+    utt_id = utterance_id(entry)
+    parts = PurePosixPath(utt_id).parts
+    if not parts or parts[0] == "/" or ".." in parts:
+        raise ValueError(f'{where}: the id {utt_id!r} is no name of a file below {folder}. Change its "utt_id".')
+    return folder / f"{utt_id}.npy"
+
+
+def _describe(folder: Path, features: FeatureMaker) -> None:
+    path, description = folder / DESCRIPTION, asdict(features.description)
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found != description:
+            raise ValueError(f"{path}: of other features ({found}). Give another --output, or remove the folder.")
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: holds something else. Give another --output.")
+    else:
+        with atomic_write(path) as stream:
+            stream.write(json.dumps(description, indent=2) + "\n")

@@ -1,0 +1,89 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Features in files are those that labels are made of."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from nemo_mshubert.clustering.feature_files import write_features
+from nemo_mshubert.clustering.features import MfccFeatures
+from nemo_mshubert.data.manifest import read_manifest, write_manifest
+from nemo_mshubert.modules.frames import frame_count
+
+pytestmark = pytest.mark.unit
+LENGTHS = {"a/1.x": 8000, "a/2": 12345, "b": 16000}
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    lines = []
+    for number, (utt_id, length) in enumerate(LENGTHS.items()):
+        path = tmp_path / f"{number}.wav"
+        soundfile.write(path, np.random.default_rng(number).normal(0, 0.1, length), 16000)
+        lines.append({"audio_filepath": str(path), "utt_id": utt_id})
+    write_manifest(tmp_path / "dev.json", lines)
+    return tmp_path / "dev.json"
+
+
+def test_files_hold_the_features_of_each_utterance(manifest, tmp_path):
+    features, folder = MfccFeatures(), tmp_path / "out"
+    assert write_features(manifest, folder, features) == 3
+    for entry in read_manifest(manifest):
+        samples, _ = soundfile.read(entry["audio_filepath"], dtype="float32")
+        found = np.load(folder / f"{entry['utt_id']}.npy")
+        assert found.dtype == np.float32 and found.shape == (frame_count(LENGTHS[entry["utt_id"]]), 39)
+        np.testing.assert_allclose(found, features([samples])[0].numpy(), rtol=1e-4, atol=1e-4)
+    assert json.loads((folder / "features.json").read_text())["dimension"] == 39
+
+
+def test_an_interrupted_call_goes_on(manifest, tmp_path):
+    folder = tmp_path / "out"
+    write_features(manifest, folder, MfccFeatures())
+    kept = (folder / "b.npy").stat().st_mtime_ns
+    (folder / "a" / "2.npy").unlink()
+    assert write_features(manifest, folder, MfccFeatures()) == 1
+    assert (folder / "a" / "2.npy").is_file() and (folder / "b.npy").stat().st_mtime_ns == kept
+
+
+def test_other_features_are_not_mixed_in(manifest, tmp_path):
+    folder = tmp_path / "out"
+    write_features(manifest, folder, MfccFeatures())
+    (folder / "features.json").write_text('{"kind": "hidden"}')
+    with pytest.raises(ValueError, match="features.json: of other features"):
+        write_features(manifest, folder, MfccFeatures())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="mine: holds something else"):
+        write_features(manifest, tmp_path / "mine", MfccFeatures())
+
+
+@pytest.mark.parametrize(
+    "utt_id, message",
+    [
+        ("b", "dev.json:3: utterance b occurs twice"),
+        ("../b", "dev.json:1: the id '../b' is no name of a file below"),
+        ("/etc/b", "dev.json:1: the id '/etc/b' is no name"),
+    ],
+)
+def test_ids_that_are_no_names_are_refused_before_anything_is_written(manifest, tmp_path, utt_id, message):
+    lines = read_manifest(manifest)
+    lines[0]["utt_id"] = utt_id
+    write_manifest(manifest, lines)
+    with pytest.raises(ValueError, match=message):
+        write_features(manifest, tmp_path / "out", MfccFeatures())
+    assert not (tmp_path / "out").exists()
