@@ -167,6 +167,18 @@ def test_mshubert_base_is_the_papers():
     assert [model.encoder[name] for name in dropouts] == [0.1, 0.1, 0.0, 0.1, 0.05, 0.1]
 
 
+@pytest.mark.parametrize("name", experiments("pretrain"))
+def test_pretraining_is_on_cropped_batches_and_keeps_the_lowest_loss(name):
+    """As fairseq's (pad_audio: false), at masked frames alone but for the tiny first iteration; with another metric or
+    direction <name>.nemo, of which labels and fine-tunings come, is that of another update than the best."""
+    config = load("pretrain", name)
+    checkpoints, model = config.exp_manager.checkpoint_callback_params, config.model
+    assert (checkpoints.monitor, checkpoints.mode, checkpoints.save_best_model) == ("val_loss", "min", True)
+    assert (model.train_ds.crop, model.train_ds.shuffle) == ("shortest", True)
+    assert model.validation_ds.crop == "pad" and not model.validation_ds.get("shuffle")
+    assert model.unmasked_weight == (1.0 if name == "hubert_iter1_tiny" else 0.0)
+
+
 def test_mshubert_base_has_the_papers_size():
     """94.37 M of HuBERT base; 96.05 M with the six heads (the paper: 96.01 M)."""
     config = load("pretrain", "mshubert_base")

@@ -164,6 +164,48 @@ def test_options_of_train_ngram_arrive(handed_to, tmp_path):
     options = f"--text {tmp_path}/text.txt --output lm --order 3 --prune 0 1 --kenlm bin"
     sentences, *rest = handed_to("nemo_mshubert.decoding.ngram.train_arpa", f"train_ngram.py {options}")
     assert list(sentences) == ["a b"] and rest == ["lm.arpa", 3, [0, 1], "bin"]
+    options = f"--text {tmp_path}/text.txt --output lm --letters AB"
+    sentences, *rest = handed_to("nemo_mshubert.decoding.ngram.train_arpa", f"train_ngram.py {options}")
+    assert list(sentences) == ["A B"] and rest == ["lm.arpa", 4, [], None]
+    options = f"--arpa a.arpa --output {tmp_path}/lm --letters xyz --kenlm bin"
+    function, words = "nemo_mshubert.decoding.ngram.binarize", ["zyx", "yz", "sea"]
+    handed = handed_to(function, f"train_ngram.py {options}", arpa_words=words)
+    assert handed == ("a.arpa", f"{tmp_path}/lm.bin", "bin")
+    assert (tmp_path / "lm.lexicon").read_text() == "zyx\tz y x |\nyz\ty z |\n"
+
+
+def test_options_of_table1_arrive(handed_to, monkeypatch):
+    """Two machines that share a table would both run all of it."""
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    function = "nemo_mshubert.decoding.table1.run.run_table1"
+    spec, root, *chosen = handed_to(function, "table1.py --models HuBERT MS-HuBERT --splits 1h 10h")
+    assert spec.output == "exp/table1" and root == SCRIPTS.parent
+    assert chosen == [["HuBERT", "MS-HuBERT"], ["1h", "10h"]]
+    assert handed_to(function, "table1.py")[2:] == (None, None)
+
+
+def test_options_of_prepare_librispeech_arrive(handed_to, monkeypatch):
+    """62 GB are fetched when they are asked for, and only of the subsets that are."""
+    monkeypatch.setattr("nemo_mshubert.data.librispeech_download.download_corpora", None)  # may not be called
+    required = "prepare_librispeech.py --data d --output o"
+    function = "nemo_mshubert.data.librispeech.prepare_librispeech"
+    assert handed_to(function, required) == ("d", "o", None, 8, False)
+    options = f"{required} --subsets dev-clean 10h --workers 3 --skip_broken"
+    assert handed_to(function, options) == ("d", "o", ["dev-clean", "10h"], 3, True)
+    function = "nemo_mshubert.data.librispeech_download.download_corpora"
+    assert handed_to(function, f"{options} --download") == ("d", ["dev-clean", "10h"])
+    assert handed_to(function, f"{required} --download") == ("d", None)
+
+
+def test_options_of_diagnose_arrive(handed_to, monkeypatch):
+    """The PNMI is of phones, and depends on the clusters and frames that it is measured with."""
+    monkeypatch.setattr("nemo_mshubert.analysis.word_segments.read_alignments", lambda *arguments: arguments)
+    function = "nemo_mshubert.analysis.diagnostics.diagnose_models"
+    required = "diagnose.py --model A=a.nemo --manifest m --output o"
+    options = "--alignments x y --clusters 7 --max_frames 99 --device cuda:3"
+    models, *rest = handed_to(function, f"{required} {options}")
+    assert models == [("A", "a.nemo")] and rest == ["m", "o", (["x", "y"], "phone"), 7, 99, "cuda:3"]
+    assert handed_to(function, f"{required} --device cpu")[3:] == (None, 100, 20_000, "cpu")
 
 
 def test_options_of_tune_decoding_arrive(handed_to):

@@ -282,6 +282,33 @@ def test_script(script, chords, ssl_path, tmp_path, capsys):
     assert first["layers"] == second["layers"] and (first["name"], second["name"]) == ("MS-HuBERT", "same")
 
 
+@pytest.mark.unit
+def test_options_of_the_script_arrive(script, chords, tmp_path, monkeypatch):
+    """Words counted in dev instead of train, or one seed for all: another figure than the one that was asked for."""
+    handed = []
+
+    def analyze(models, sample, output, settings, load):
+        handed.append((sample, settings))
+        return [fake_run("A", 0.1, 0.2)]
+
+    monkeypatch.setattr(cca_report, "analyze_models", analyze)
+    counts = {"w21": 3, "w03": 2, "w00": 1}
+    rows = [{"word": word, "start": 0.0, "end": 0.2} for word, count in counts.items() for _ in range(count)]
+    (tmp_path / "train.jsonl").write_text(json.dumps({"utt_id": "other", "words": rows}) + "\n")
+    options = f"--model A=a.nemo --manifest {chords.manifest} --alignments {chords.alignments} --device cpu --output o"
+    options += " --top 2 --instances 5"
+    script.main(options.split())
+    options += f" --train_alignments {tmp_path}/train.jsonl --seed 7 --weights layerwise-analysis"
+    script.main(options.split())
+    aligned = read_alignments([chords.alignments], "word")
+    ((default, default_settings), (sample, settings)) = handed
+    assert default.id == sample_instances([chords.manifest], aligned, ["w00", "w01"], 5, seed=0).id
+    assert default_settings == CcaSettings(weights="published", seed=0)
+    assert sample.id == sample_instances([chords.manifest], aligned, ["w21", "w03"], 5, seed=7).id
+    assert sample.id != sample_instances([chords.manifest], aligned, ["w21", "w03"], 5, seed=0).id
+    assert settings == CcaSettings(weights="layerwise-analysis", seed=7)
+
+
 def test_script_defaults_are_the_published_ones(script, capsys):
     required = "--model A=a.nemo --manifest m --alignments a --output o".split()
     words = script.parse_args(required)

@@ -332,6 +332,17 @@ def test_version_10_is_newer_than_version_9(tmp_path):
 
 
 @pytest.mark.unit
+def test_experiments_are_in_the_order_in_which_they_started(tmp_path):
+    """By the first of their sessions: the pre-training comes before the fine-tuning, whatever their names."""
+    started = {"a/version_0": 300, "b/version_0": 100, "b/version_1": 900, "c/version_0": 200}
+    for version, seconds in started.items():
+        write_events(tmp_path / version, {"val_wer": {5: 0.5}})
+        (file,) = (tmp_path / version).iterdir()
+        file.rename(file.with_name(f"events.out.tfevents.{1_700_000_000 + seconds}.host.1.0"))
+    assert [experiment.name for experiment in read_experiments(tmp_path)] == ["b", "c", "a"]
+
+
+@pytest.mark.unit
 def test_captions_tell_the_last_validation(run):
     html = html_report(read_run(run))
     found = captions(html)
@@ -357,6 +368,17 @@ def test_many_pretrainings_share_plots(tmp_path):
     found = captions(html_report(read_run(tmp_path)))
     assert "100 clusters: loss. Last validations, mean: ours 4 (2 runs), plain 6 (1 runs)." in found
     assert "50 clusters: loss. Last validations, mean: plain 2 (1 runs)." in found and len(found) == 2
+
+
+@pytest.mark.unit
+def test_two_pretrainings_have_plots_of_their_own(tmp_path):
+    """HuBERT and MS-HuBERT, as the quickstart makes them: they would be in neither kind of plot, or in both."""
+    for name, loss in (("ours", 3.0), ("plain", 5.0)):
+        write_events(tmp_path / name / "version_0", {"val_100/loss": {9: loss}})
+    assert sorted(captions(html_report(read_run(tmp_path)))) == [
+        "ours, 100 clusters: loss. Last validation: 3.000 at step 9.",
+        "plain, 100 clusters: loss. Last validation: 5.000 at step 9.",
+    ]
 
 
 @pytest.mark.unit

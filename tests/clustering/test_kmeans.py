@@ -21,7 +21,7 @@ import pytest
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from nemo_mshubert.clustering import kmeans
-from nemo_mshubert.clustering.kmeans import assign, fit_kmeans, sample_frames
+from nemo_mshubert.clustering.kmeans import assign, choose_backend, fit_kmeans, sample_frames
 
 
 def batches(num_frames, size):
@@ -145,6 +145,18 @@ def test_cuml_starts_as_scikit_learn_does(monkeypatch):
     corners, frames = blobs(12000)
     centres = fit_kmeans(frames, 6, "cuml", seed=0)
     assert made == [(0.0, "numpy")] and centres.dtype == np.float32 and centres.shape == (6, 6)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize("installed", [True, False])
+def test_auto_takes_cuml_where_it_can_run(monkeypatch, gpu, installed):
+    """Of a GPU without cuML, or cuML on a login node, an ImportError or a CUDA error would be all there is."""
+    monkeypatch.setattr(kmeans.torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(kmeans, "find_spec", lambda name: object() if installed and name == "cuml" else None)
+    monkeypatch.setattr(kmeans, "_cuml_kmeans", lambda: None)
+    assert choose_backend("auto") == ("cuml" if gpu and installed else "sklearn")
+    assert [choose_backend(name) for name in ("sklearn", "cuml")] == ["sklearn", "cuml"]
 
 
 def test_bad_requests_say_what_to_do():

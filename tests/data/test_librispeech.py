@@ -225,6 +225,15 @@ def test_table_adds_up(corpus, tmp_path):
     assert table[1].split() == ["dev-clean", "0.00", "2", "3"]
 
 
+@pytest.mark.unit
+def test_table_is_in_hours():
+    """960 of them are what a LibriSpeech that is complete shows."""
+    entries = [{"duration": seconds, "speaker": speaker} for seconds, speaker in ((5400, "84"), (3000, "174"))]
+    table = summary_table({"x": [*entries, {"duration": 600, "speaker": "84"}], "y": entries[:1]}).splitlines()
+    assert table[0].split() == ["manifest", "hours", "speakers", "utterances"]
+    assert [line.split() for line in table[1:]] == [["x", "2.50", "2", "3"], ["y", "1.50", "1", "1"]]
+
+
 @pytest.mark.integration
 def test_script_fails_on_a_broken_corpus(corpus, tmp_path):
     """A pipeline must stop at the broken corpus, not after it."""

@@ -30,6 +30,7 @@ from omegaconf import OmegaConf
 
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.resumable_loader import (
+    _limit_buffer,
     check_utterances,
     stream_options,
     training_loader,
@@ -459,3 +460,27 @@ def test_nothing_left_to_validate_on_is_an_error(plain):
     plain.update(crop="pad", use_bucketing=False, max_duration=0.2)
     with pytest.raises(ValueError, match="no utterance of 0.1 to 0.2 s.*max_duration"):
         validation_loader(plain, PretrainingDataset("maker-one", [50], "pad"), 0, 1)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "utterances, ranks, workers, held_back",
+    [
+        (281_241, 1, 0, 20_000),  # LibriSpeech's 960 hours; in this process, no more than both buffers together
+        (281_241, 1, 8, 20_000),
+        (281_241, 8, 2, 17_577),
+        (281_241, 32, 0, 8_788),
+        (281_241, 32, 8, 1_098),
+        (281_241, 256, 8, 600),  # 20 to each of 30 buckets
+    ],
+)
+def test_a_stream_holds_back_its_share_of_an_epoch(utterances, ranks, workers, held_back):
+    """The share of one process: else the batches of a run on many GPUs would mix many epochs."""
+    buffers = dict(num_buckets=30, bucket_buffer_size=10_000, shuffle_buffer_size=10_000)
+    config = options(**buffers, num_workers=workers)
+    _limit_buffer(config, utterances, ranks)
+    assert (config.bucket_buffer_size, config.shuffle_buffer_size) == (held_back, 0)
+    for changes, known in ({"use_bucketing": False}, utterances), ({}, None):  # None: of remote manifests
+        config = options(**buffers, num_workers=workers, **changes)
+        _limit_buffer(config, known, ranks)
+        assert (config.bucket_buffer_size, config.shuffle_buffer_size) == (10_000, 10_000)

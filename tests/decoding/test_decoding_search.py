@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 
 from nemo_mshubert.decoding import search as search_module
+from nemo_mshubert.decoding import tuning
 from nemo_mshubert.decoding.config import read_config
 from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
 from nemo_mshubert.decoding.log_probs import write_log_probs
@@ -32,6 +33,7 @@ from nemo_mshubert.decoding.tuning import tune
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = {"lm_weight": 2.0, "word_score": -1.0, "sil_score": 0.0}
+INITIAL_TRIALS = search_module.INITIAL_TRIALS  # before tests make it less
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +120,31 @@ def test_without_ax_the_command_to_install_it_is_named(monkeypatch):
 def test_plot_is_an_image(tmp_path):
     plot_trials([Trial(1.0, 0.0, -1.0, 0.2), Trial(2.0, 0.0, -1.0, 0.1)], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.unit
+def test_the_search_space_is_that_of_hubert_without_ax():
+    """fairseq's decode/ax_sweep/ngram.yaml: of a narrower one the paper's weights may not be found in 32 trials."""
+    assert RANGES == {"lm_weight": (0.0, 8.0), "word_score": (-5.0, 5.0), "sil_score": (-10.0, 0.0)}
+    assert INITIAL_TRIALS == 8
+
+
+@pytest.mark.unit
+def test_plot_circles_the_best_trial(tmp_path, monkeypatch):
+    """The eye takes the weights from there; the step is the best rate so far."""
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, *_, **__: drawn.append(self))
+    trials = [Trial(1.0, 0.5, -1.0, 0.3), Trial(2.0, -0.5, -2.0, 0.1), Trial(3.0, 1.5, -3.0, 0.2)]
+    plot_trials(trials, tmp_path / "plot.png")
+    axes = drawn[0].axes
+    circled = {axis.get_xlabel(): axis.collections[1].get_offsets().tolist() for axis in axes}
+    assert circled == {
+        "trial": [[1, 10.0]],
+        "lm_weight": [[2.0, 10.0]],
+        "word_score": [[-0.5, 10.0]],
+        "sil_score": [[-2.0, 10.0]],
+    }
+    assert axes[0].lines[0].get_ydata().tolist() == [30.0, 10.0, 10.0]
 
 
 @pytest.fixture
@@ -225,3 +252,16 @@ def test_trials_of_another_start_are_not_resumed(tmp_path, dev_set, make_config,
     run()
     with pytest.raises(ValueError, match=f"these trials are of {named}, this search is of 1.*Remove the file"):
         run(**change)
+
+
+@pytest.mark.unit
+def test_the_weights_written_are_those_of_the_lowest_wer(tmp_path, dev_set, make_config, monkeypatch):
+    """Neither of the first trial nor of the last: all test sets are decoded with them."""
+    trials = [Trial(1.0, 0.5, -1.0, 0.3), Trial(2.0, -0.5, -2.0, 0.1), Trial(3.0, 1.5, -3.0, 0.2)]
+    monkeypatch.setattr(tuning, "search", lambda *_: trials)
+    config = make_config(dev_set["--lm"], dev_set["--lexicon"], beam_size=7)
+    found = tune(config, [dev_set["--log_probs"]], tmp_path / "tuned.yaml", num_trials=3, seed=0, workers=1)
+    tuned = read_config(tmp_path / "tuned.yaml")
+    assert found.best == trials[1] and tuned.beam_size == 7
+    assert (tuned.lm_weight, tuned.word_score, tuned.sil_score) == (2.0, -0.5, -2.0)
+    assert "3 trials: WER 10.00 %, 50.00 % without LM" in (tmp_path / "tuned.yaml").read_text()

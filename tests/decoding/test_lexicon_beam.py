@@ -232,6 +232,17 @@ def test_a_narrow_beam_keeps_what_the_lm_wants_at_the_end_of_a_word(write_arpa, 
     assert best_text(LexiconBeamSearchDecoder(ENGLISH_LABELS, config), log_probs) == "sea"
 
 
+def test_a_letter_counts_its_best_word_not_how_many_begin_with_it(write_arpa, write_lexicon_of, make_config, emit):
+    """Summed up, three words beginning with s beat the likelier "tea", which the narrow beam then never hears."""
+    words = {"tea": -1.0, "sea": -1.2, "see": -1.2, "set": -1.2}
+    config = make_config(write_arpa(words), write_lexicon_of(words), lm_weight=2.0, beam_size=1)
+    log_probs = emit("tea|", ENGLISH_LABELS)
+    log_probs[0, ENGLISH_LABELS.index("s")] = log_probs[0, ENGLISH_LABELS.index("t")]
+    narrow = LexiconBeamSearchDecoder(ENGLISH_LABELS, config)
+    assert best_text(narrow, log_probs) == "tea"
+    assert best_text(narrow.with_config(dataclasses.replace(config, beam_size=10_000)), log_probs) == "tea"
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_names_the_utterance_and_the_frame(ab_decoder, emit, value):
     """flashlight would return some words for NaN, and nobody would know."""

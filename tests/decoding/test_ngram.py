@@ -334,3 +334,20 @@ def test_a_training_that_fails_leaves_no_lm(tmp_path):
     with pytest.raises(RuntimeError, match="lmplz.*failed with status 1"):
         train_arpa(["a b"], tmp_path / "lm.arpa", 2, kenlm_folder=tmp_path / "bin")
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
+
+
+@pytest.mark.unit
+def test_lmplz_gets_every_sentence_and_the_options(tmp_path):
+    """The first sentence is looked at before lmplz starts; an order or a pruning of another LM would go unnoticed."""
+    (tmp_path / "bin").mkdir()
+    tool = tmp_path / "bin" / "lmplz"
+    tool.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > "{tmp_path}/arguments"\ncat\n')
+    tool.chmod(0o755)
+    sentences = ["the sea", "don't", "m\u00fcller see", "the end"]
+    for order, prune in ((3, [0, 1]), (4, [])):
+        train_arpa(iter(sentences), tmp_path / "lm.arpa", order, prune, kenlm_folder=tmp_path / "bin")
+        assert (tmp_path / "lm.arpa").read_text(encoding="utf-8").splitlines() == sentences
+        arguments = (tmp_path / "arguments").read_text().splitlines()
+        assert arguments[arguments.index("-o") + 1] == str(order)
+        assert arguments[arguments.index("-T") + 1] == f"{tmp_path}/"  # what it sorts does not fit into /tmp
+        assert arguments[arguments.index("-T") + 2 :] == (["--prune", "0", "1"] if prune else [])

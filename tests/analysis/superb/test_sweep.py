@@ -321,6 +321,21 @@ def test_batches_of_long_utterances_are_halved_in_training_alone(config, feature
 
 
 @pytest.mark.unit
+def test_what_is_between_two_evaluations_goes_on_in_the_data(config, features):
+    """Begun anew after each, the stream would give one order over and over, and may never come to its end."""
+    cfg = config("pr", "eval_every=1", "accumulate=2", "batch_size=1", "halve_above_seconds=null")
+    lines = sweep.read_lines(cfg.train_manifests)
+    data = sweep.ProbeData(cfg, features, {"train": sweep.Targets(lines, [[0]] * len(lines))})
+    stretches = []
+    for epoch in range(6):
+        data.trainer = SimpleNamespace(current_epoch=epoch)
+        stretches.append([row for rows in data.train_dataloader().sampler for row in rows])
+    assert len(lines) == 4 and [len(stretch) for stretch in stretches] == [2] * 6
+    passes = [first + second for first, second in zip(stretches[::2], stretches[1::2])]
+    assert [sorted(rows) for rows in passes] == [[0, 1, 2, 3]] * 3 and len(set(map(tuple, passes))) > 1
+
+
+@pytest.mark.unit
 def test_a_folder_of_other_transcripts_is_refused(config, features, tmp_path):
     """Of the same audio: the sweep would choose among probes that have learned from other texts."""
     cfg = config("asr", "updates=2", "eval_every=2", "probe.spec_augment=null", "probe.recurrent=null")

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -99,6 +100,19 @@ def test_tuning_has_the_trials_and_files_of_the_spec(spec, tmp_path):
     files = (str(tmp_path / "lm.arpa"), str(tmp_path / "lm.lexicon"))
     assert (options["--trials"], options["--lm"], options["--lexicon"]) == ("32", *files)
     assert options["--output"] == str(tmp_path / "out" / "MS_HuBERT" / "1h" / "decoding" / "tuned.yaml")
+
+
+def test_all_sets_of_tune_on_are_tuned_on(spec, tmp_path):
+    """And no other: the weights would be those of the first set alone, and the table would not say so."""
+    names = {name: str(tmp_path / f"{name}.json") for name in ("dev-clean", "dev-other", "dev-noisy")}
+    spec = replace(spec, dev_sets=names, tune_on=["dev-other", "dev-clean"])
+    cells = Cells(spec, spec.models[0], "1h", CONF)
+    _, _, log_probs, tune, *_ = cells.steps()
+    manifests = [str(tmp_path / "dev-other.json"), str(tmp_path / "dev-clean.json")]
+    assert log_probs.arguments[2:] == ("--manifest", *manifests, "--output", str(cells.folder / "dev"))
+    assert [str(path) for path in log_probs.inputs[1:]] == manifests
+    caches = [str(cells.folder / "dev" / f"{stem}.log_probs.safetensors") for stem in ("dev-other", "dev-clean")]
+    assert tune.arguments[:4] == ("--log_probs", *caches, "--lm")
 
 
 @pytest.mark.parametrize("file", ["finetune/1h.yaml", "finetune/_common.yaml", "decode/lexicon_beam.yaml"])

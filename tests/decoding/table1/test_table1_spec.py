@@ -42,6 +42,23 @@ def test_shipped_spec_is_the_papers():
     assert spec.models[-1].from_scratch and "freeze_encoder_updates=0" in spec.models[-1].overrides
 
 
+def test_shipped_spec_names_what_the_other_commands_leave():
+    """A column of dev-other headed test-other, or a row of another model: a table that is wrong and looks right."""
+    spec = read_spec(CONF / "table1" / "librispeech.yaml")
+    assert spec.sets == {name: f"data/manifests/{name}.json" for name in spec.sets}
+    assert list(spec.dev_sets) == ["dev-clean", "dev-other"] and spec.tune_on == ["dev-other"]
+    trained_on = {name: (split.train_manifest, split.train_tars) for name, split in spec.splits.items()}
+    stems = {"1h": "1h", "10h": "10h", "100h": "train-clean-100", "960h": "train-960"}
+    assert trained_on == {name: (f"data/manifests/{stem}.json", None) for name, stem in stems.items()}
+    assert [(model.name, Path(model.ssl).stem, model.from_scratch) for model in spec.models] == [
+        ("HuBERT", "hubert_iter2_base", False),
+        ("MS-HuBERT", "mshubert_base", False),
+        ("- Swap", "mshubert_base_noswap", False),
+        ("from scratch", "mshubert_base", True),
+    ]
+    assert (spec.lm, spec.lexicon) == ("lm/librispeech.bin", "lm/librispeech.lexicon")
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
