@@ -26,7 +26,6 @@ import glob
 import hashlib
 import json
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -46,7 +45,7 @@ from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.lexicon import fold_case
 from nemo_mshubert.decoding.log_probs import checked_log_probs
 from nemo_mshubert.file_lock import try_to_lock
-from nemo_mshubert.whole_files import naming
+from nemo_mshubert.partial_file import locked_partial
 
 logger = logging.getLogger(__name__)
 
@@ -190,11 +189,7 @@ def align_manifest(
     _check_output(output)
     lines = _checked(manifest)
     identity = hashlib.sha256((encoder_fingerprint(model) + file_digest(manifest)).encode()).hexdigest()[:8]
-    partial = output.with_name(f".{output.name}.{identity}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with naming(partial), open(partial, "a", encoding="utf-8") as stream:
-        if not try_to_lock(stream, fcntl.flock):  # of the file as opened here: it is opened a second time below
-            raise RuntimeError(f"{partial}: another process is aligning these utterances. Wait for it.")
+    with locked_partial(output, identity, "is aligning these utterances. Wait for it.") as (partial, stream):
         done = _whole_lines(partial)
         todo = [entry for entry in lines if utterance_id(entry) not in done]
         for first in range(0, len(todo), UTTERANCES_PER_WINDOW):
@@ -258,13 +253,14 @@ def _whole_lines(path: Path) -> Dict[str, Dict[str, Any]]:
     """Lines of an interrupted call by utterance; one cut off in the middle of a write is removed from the file."""
     lines: Dict[str, Dict[str, Any]] = {}
     size = 0
-    for line in open(path, "rb"):
-        if not line.endswith(b"\n"):
-            os.truncate(path, size)
-            break
-        size += len(line)
-        entry = json.loads(line)
-        lines[entry["utt_id"]] = entry
+    with open(path, "r+b") as stream:
+        for line in stream:
+            if not line.endswith(b"\n"):
+                break
+            size += len(line)
+            entry = json.loads(line)
+            lines[entry["utt_id"]] = entry
+        stream.truncate(size)
     return lines
 
 

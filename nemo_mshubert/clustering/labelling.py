@@ -18,7 +18,6 @@ Audio streams in windows of ten minutes, read ahead by threads; nothing is kept 
 """
 
 import argparse
-import fcntl
 import itertools
 import json
 import logging
@@ -47,9 +46,8 @@ from nemo_mshubert.data.manifest import (
     write_manifest,
 )
 from nemo_mshubert.data.read_ahead import read_ahead
-from nemo_mshubert.file_lock import try_to_lock
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
-from nemo_mshubert.whole_files import naming
+from nemo_mshubert.partial_file import locked_partial
 
 logger = logging.getLogger(__name__)
 
@@ -141,13 +139,8 @@ def label_manifest(
             return False
     output = own
     _check_output(manifest, output, maker.id)
-    partial = output.with_name(f".{output.name}.{maker.id}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with naming(partial), open(partial, "a", encoding="utf-8") as stream:
-        if not try_to_lock(stream, fcntl.flock):  # of the file as opened here: it is opened a second time below
-            raise RuntimeError(
-                f"{partial}: another process is labelling these lines. Wait for it, or give this one another --shard."
-            )
+    work = "is labelling these lines. Wait for it, or give this one another --shard."
+    with locked_partial(output, maker.id, work) as (partial, stream):
         done, size = _labelled_prefix(manifest, partial, maker.id, lines)
         os.truncate(partial, size)
         if done:

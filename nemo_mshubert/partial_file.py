@@ -1,0 +1,43 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""A file of lines that an interrupted call leaves beside its output, and that the same call goes on with."""
+
+import fcntl
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Iterator, Tuple
+
+from nemo_mshubert.file_lock import try_to_lock
+from nemo_mshubert.whole_files import naming
+
+
+@contextmanager
+def locked_partial(output: Path, identity: str, work: str) -> Iterator[Tuple[Path, IO[str]]]:
+    """``.<output>.<identity>.partial`` beside ``output``, and it opened behind its last line.
+
+    Args:
+        identity: of all that the lines depend on.
+        work: for the error: "is labelling these lines. Wait for it."
+
+    Raises:
+        RuntimeError: another process has it; ends with ``work``.
+    """
+    partial = output.with_name(f".{output.name}.{identity}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with naming(partial), open(partial, "a", encoding="utf-8") as stream:
+        if not try_to_lock(stream, fcntl.flock):  # of the file as opened here: its lines are read by another name
+            raise RuntimeError(f"{partial}: another process {work}")
+        yield partial, stream
