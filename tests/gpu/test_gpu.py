@@ -35,6 +35,7 @@ from nemo_mshubert.models.loading import load_encoder
 from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.masking import span_mask
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+from nemo_mshubert.parallel.registration import ShardedAdamW
 
 pytestmark = [
     pytest.mark.gpu,
@@ -224,3 +225,29 @@ def test_kmeans_of_cuml_is_as_good_as_that_of_scikit_learn():
         inertia[backend] = float((torch.cdist(torch.from_numpy(frames), found).min(dim=1).values ** 2).sum())
     assert inertia["cuml"] < 1.01 * inertia["sklearn"]
     assert math.isfinite(inertia["cuml"])
+
+
+def test_sharded_moments_of_the_fused_kernel_are_loaded(tmp_path):
+    """Their counts of updates are read on the CPU, where the kernel does not look for them."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    try:
+        weights = [step_sharded(updates=4), step_sharded(updates=2, more=2)]
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(*weights)
+
+
+def step_sharded(updates, more=0):
+    """A weight after so many updates, and ``more`` with an optimizer that has loaded the state of the first."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(5, 3, device=GPU))
+    optimizer = ShardedAdamW([weight], lr=0.1, fused=True)
+    for update in range(updates + more):
+        if update == updates:
+            optimizer.consolidate_state_dict()
+            state = optimizer.state_dict()
+            optimizer = ShardedAdamW([weight], lr=0.1, fused=True)
+            optimizer.load_state_dict(state)
+        weight.grad = torch.randn(5, 3, generator=torch.Generator().manual_seed(update)).to(GPU)
+        optimizer.step()
+    return weight.detach()
