@@ -29,6 +29,7 @@ from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted, take_time_limit
 from nemo_mshubert.callbacks.rank_watch import RankWatch
 from nemo_mshubert.models import MSHuBERTModel
+from nemo_mshubert.models.initial_encoder import maybe_init_encoder
 from nemo_mshubert.models.training_setup import checkpoint_folder, claim_folder, make_trainer, plan_updates
 from nemo_mshubert.parallel.registration import register
 from nemo_mshubert.whole_files import naming
@@ -46,6 +47,7 @@ def main(cfg):
     exp_manager(trainer, cfg.exp_manager)
     model = MSHuBERTModel(cfg=cfg.model, trainer=trainer)
     model.maybe_init_from_pretrained_checkpoint(cfg)
+    maybe_init_encoder(model, cfg.get("init_encoder"), trainer.ckpt_path)
     with naming(folder):
         trainer.fit(model)
 

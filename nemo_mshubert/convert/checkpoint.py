@@ -105,6 +105,7 @@ class Checkpoint:
     ctc: Optional[CtcHead] = None
     prediction_heads: List[PredictionHead] = field(default_factory=list)  # finest first, or in the order of the file
     notes: List[str] = field(default_factory=list)  # assumptions, and what was dropped
+    drawn: List[str] = field(default_factory=list)  # names of weights that the source has none of
 
 
 @dataclass
@@ -134,8 +135,10 @@ def assemble(source: Source) -> "tuple[Checkpoint, Dict[str, Tensor]]":
     heads = {name: mapped.pop(name) for name in list(mapped) if name.split(".")[0] in NOT_ENCODER}
     encoder, assumptions = infer_architecture(mapped, source.declared, source.table.spell, source.where)
     notes += assumptions
+    drawn = []
     if source.mask_embedding_optional and "mask_embedding" not in mapped:
         mapped["mask_embedding"] = random_mask_embedding(encoder["d_model"])
+        drawn.append("mask_embedding")
         notes.append("drew a random mask embedding, since there is none: it serves only to mask frames in training")
     check_weights(mapped, encoder, source.table.spell, source.where)
     _check_heads(heads, source)
@@ -143,7 +146,7 @@ def assemble(source: Source) -> "tuple[Checkpoint, Dict[str, Tensor]]":
     if normalize is None:
         normalize = encoder["conv_norm"] == "layer_norm"
         notes.append(f"assumed {'normalised' if normalize else 'raw'} audio, as published models of its front end")
-    return Checkpoint(encoder, mapped, normalize, notes=notes), heads
+    return Checkpoint(encoder, mapped, normalize, notes=notes, drawn=drawn), heads
 
 
 def _check_heads(heads: Mapping[str, Tensor], source: Source) -> None:

@@ -99,7 +99,7 @@ def read_encoder(path: PathLike) -> nn.Module:
         checkpoint = read_checkpoint(path) if content is None else _from_content(content, path)
         encoder, notes = MSHuBERTEncoder(**checkpoint.encoder), checkpoint.notes
         encoder.load_state_dict(checkpoint.weights)
-        encoder.normalized_input = checkpoint.normalize
+        encoder.normalized_input, encoder.drawn_weights = checkpoint.normalize, tuple(checkpoint.drawn)
     log_notes(path, notes)
     return encoder.eval()
 

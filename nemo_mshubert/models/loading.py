@@ -62,7 +62,8 @@ def load_encoder(name: Name) -> nn.Module:
     """The encoder of a model of `restore_model`, on the CPU, in evaluation mode.
 
     It is an `MSHuBERTEncoder`, or for MR-HuBERT a `MultiresolutionEncoder`; both have ``extract_features``. Its
-    ``normalized_input`` tells whether the model's preprocessor scales each utterance to unit variance.
+    ``normalized_input`` tells whether the model's preprocessor scales each utterance to unit variance; the
+    ``drawn_weights`` of an `MSHuBERTEncoder` are names of those that the checkpoint lacks, which are random.
 
     Raises:
         FileNotFoundError, ValueError: as `restore_model`; a model with another encoder.

@@ -135,6 +135,7 @@ def _check_options(cfg: DictConfig) -> None:
     if not cfg.model.train_ds.get("batch_duration"):
         raise ValueError("model.train_ds.batch_duration: give seconds of audio, from which accumulation follows.")
     _check_numbers(cfg)
+    _check_start(cfg)
     warmup = OmegaConf.select(cfg, "model.optim.sched.warmup_steps") or 0
     if warmup >= cfg.max_updates:
         logging.warning(
@@ -158,6 +159,21 @@ def _check_numbers(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, name)
         if not isinstance(value, kinds) or isinstance(value, bool) or not value > 0:
             raise ValueError(f"{name}={value}: expected {kind} above 0.")
+
+
+def _check_start(cfg: DictConfig) -> None:
+    """What `initial_encoder` would begin with."""
+    name = cfg.get("init_encoder")
+    if name is None:
+        return
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"init_encoder={name}: expected a file, a folder or an id of the Hugging Face hub, or null.")
+    others = [option for option in cfg if option.startswith("init_from_") and cfg[option] is not None]
+    if others:
+        raise ValueError(
+            f"init_encoder={name} with {others[0]}={cfg[others[0]]}: both say which weights a run begins with. Give "
+            "one of them; init_encoder also checks that none stays random."
+        )
 
 
 def _check_limits(trainer_config: DictConfig) -> None:

@@ -156,6 +156,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         self.mask_channel_prob, self.mask_channel_length = mask_channel_prob, mask_channel_length
 
         self.normalized_input = False  # set by load_encoder: the audio was scaled before it came here in training
+        self.drawn_weights: Tuple[str, ...] = ()  # set by load_encoder: the checkpoint has none of these
         self._was_training = False  # before `freeze`
         self.frozen = False  # set by callbacks.EncoderFreeze: `forward` passes no gradient to the encoder
 

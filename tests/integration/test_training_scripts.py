@@ -86,6 +86,18 @@ def test_pretraining(handed_over, tiny_command_line, ssl_path, tmp_path):
     assert all(torch.equal(value, start[name]) for name, value in found.model.state_dict().items())
 
 
+def test_pretraining_from_an_encoder(handed_over, tiny_command_line, letters_path, tmp_path):
+    """``init_encoder=``: the encoder of a CTC model at the start; where a run goes on, what its checkpoint holds."""
+    start = ASRModel.restore_from(str(letters_path), map_location="cpu").encoder.state_dict()
+    command = ["pretrain.py", "--config-name=mshubert_tiny", *tiny_command_line, "model.seed=9"]
+    encoder = handed_over(*command, f"init_encoder={letters_path}").model.encoder.state_dict()
+    assert encoder.keys() == start.keys() and all(torch.equal(value, start[name]) for name, value in encoder.items())
+    torch.save({}, tmp_path / "exp" / "mshubert_tiny" / "checkpoints" / "mshubert_tiny-last.ckpt")
+    resumed = handed_over(*command, "init_encoder=gone.nemo")
+    assert resumed.trainer.ckpt_path.endswith("mshubert_tiny-last.ckpt")
+    assert not torch.equal(resumed.model.encoder.mask_embedding, start["mask_embedding"])
+
+
 def test_fine_tuning(handed_over, letters_path, synthetic_corpus, tmp_path):
     """The same guards, the frozen encoder, the loss of an update over utterances, and a seed that is the config's."""
     folder = tmp_path / "exp" / "finetune_tiny" / "checkpoints"
