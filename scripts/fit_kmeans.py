@@ -20,16 +20,29 @@ label training and validation audio with the one file this makes: labels of two 
     python scripts/fit_kmeans.py --manifest train.json --features mfcc --clusters 100 --output km_mfcc.npz
     python scripts/fit_kmeans.py --manifest train.json --features hidden --encoder hubert_iter1.nemo --layer 6 \\
         --output km.npz
+
+With ``--centres`` the finest set is there, and no audio is read: that of a published k-means (a file of joblib, which
+says not what it is of) or of a k-means file of ours. Only the coarser sets are fitted, on its centres.
+
+    python scripts/fit_kmeans.py --centres hubert_base_ls960_L9_km500.bin --encoder hubert_base_ls960.pt --layer 9 \\
+        --clusters 500 250 125 50 25 --output km.npz
 """
 
 import argparse
 import logging
+import zipfile
 from pathlib import Path
 
 from nemo_mshubert.clustering.features import FeatureMaker, HiddenFeatures, MfccFeatures
 from nemo_mshubert.clustering.hierarchy import check_cluster_counts
 from nemo_mshubert.clustering.kmeans import BACKENDS, choose_backend
-from nemo_mshubert.clustering.label_maker import ASSIGNMENTS, fit_label_maker
+from nemo_mshubert.clustering.label_maker import (
+    ASSIGNMENTS,
+    LabelMaker,
+    coarsen_label_maker,
+    fit_label_maker,
+    is_pickle,
+)
 from nemo_mshubert.clustering.labelling import sample_corpus_frames
 from nemo_mshubert.device import choose_device
 
@@ -38,11 +51,17 @@ PAPERS_LAYER = 6
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--manifest", nargs="+", required=True, help="training manifests")
-    parser.add_argument("--features", choices=("mfcc", "hidden"), required=True)
-    parser.add_argument("--encoder", help=".nemo, Hugging Face folder, .pt or hub id (hidden)")
+    finest = parser.add_mutually_exclusive_group(required=True)
+    finest.add_argument("--manifest", nargs="+", help="training manifests")
+    finest.add_argument("--centres", help="k-means file, of joblib or of ours, whose finest set is taken over")
+    parser.add_argument("--features", choices=("mfcc", "hidden"), help="of --manifest")
     parser.add_argument(
-        "--layer", type=int, help=f"transformer layer, from 1 (hidden); default {PAPERS_LAYER}, as in the paper"
+        "--encoder", help=".nemo, Hugging Face folder, .pt or hub id (hidden, and --centres of joblib)"
+    )
+    parser.add_argument(
+        "--layer",
+        type=int,
+        help=f"transformer layer, from 1 (hidden; default {PAPERS_LAYER}, as in the paper; and --centres of joblib)",
     )
     parser.add_argument("--clusters", type=int, nargs="+", default=[1000, 500, 250, 125, 50, 25], help="finest first")
     parser.add_argument("--assignment", choices=ASSIGNMENTS, default="nested", help="how coarse labels are assigned")
@@ -54,10 +73,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="of the encoder: cpu, cuda, cuda:1, ...; auto: a GPU if any")
     parser.add_argument("--output", required=True, help="k-means file (.npz)")
     args = parser.parse_args(argv)
-    if args.features == "hidden" and not args.encoder:
-        parser.error("--features hidden needs --encoder")
-    if args.features == "mfcc" and (args.encoder or args.layer is not None):
-        parser.error("--encoder and --layer are for --features hidden")
+    check_features(parser, args)
     if Path(args.output).exists():
         parser.error(f"{args.output} exists, and labels may depend on it: remove it, or choose another --output")
     try:
@@ -65,6 +81,25 @@ def parse_args(argv=None) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     return args
+
+
+def check_features(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    named = [args.encoder is not None, args.layer is not None]
+    if args.centres:
+        if args.features:
+            parser.error("--features is for --manifest: --centres were fitted on theirs")
+        if is_pickle(args.centres) and not all(named):
+            parser.error(f"{args.centres} is of joblib and says not what it is of: give --encoder and --layer")
+        if any(named) and (zipfile.is_zipfile(args.centres) or Path(args.centres).suffix == ".npz"):
+            parser.error(f"--encoder and --layer: {args.centres} itself says what it is of")
+        if any(named) and not all(named):
+            parser.error("--encoder and --layer: give both, for --centres of joblib")
+    elif not args.features:
+        parser.error("--manifest needs --features")
+    elif args.features == "hidden" and not args.encoder:
+        parser.error("--features hidden needs --encoder")
+    elif args.features == "mfcc" and any(named):
+        parser.error("--encoder and --layer are for --features hidden")
 
 
 def make_features(args: argparse.Namespace) -> FeatureMaker:
@@ -77,15 +112,39 @@ def make_features(args: argparse.Namespace) -> FeatureMaker:
     )
 
 
+def read_centres(args: argparse.Namespace) -> LabelMaker:
+    """The k-means of ``--centres``, whose finest set the first of ``--clusters`` must be."""
+    if args.encoder is None:
+        maker = LabelMaker.load(args.centres)
+    else:
+        from nemo_mshubert.convert.joblib_kmeans import label_maker_of_joblib
+
+        maker = label_maker_of_joblib(args.centres, make_features(args).description)
+    finest, asked = maker.sets[0], args.clusters[0]
+    if asked != finest:
+        raise ValueError(
+            f"{args.centres}: its finest set has {finest} centres, but --clusters begins with {asked}. Begin with "
+            f"{finest}, and fewer behind it."
+        )
+    return maker
+
+
+def fit(args: argparse.Namespace, backend: str) -> LabelMaker:
+    if args.centres:
+        centres = read_centres(args)
+        logging.info("fitting %s clusters on %d centres of %s", args.clusters[1:], centres.sets[0], args.centres)
+        return coarsen_label_maker(centres, args.clusters[1:], args.assignment, backend, args.seed)
+    features = make_features(args)
+    frames = sample_corpus_frames(args.manifest, features, args.max_frames, args.seed)
+    logging.info("fitting %s clusters on %d frames of %s", args.clusters, len(frames), features.name)
+    return fit_label_maker(frames, args.clusters, features.description, args.assignment, backend, args.seed)
+
+
 def main(argv=None) -> None:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)  # first: the fit may take hours
-    backend = choose_backend(args.backend)
-    features = make_features(args)
-    frames = sample_corpus_frames(args.manifest, features, args.max_frames, args.seed)
-    logging.info("fitting %s clusters on %d frames of %s", args.clusters, len(frames), features.name)
-    maker = fit_label_maker(frames, args.clusters, features.description, args.assignment, backend, args.seed)
+    maker = fit(args, choose_backend(args.backend))
     maker.save(args.output)
     logging.info("%s: label maker %s", args.output, maker.id)
 

@@ -45,8 +45,17 @@ def fit_hierarchy(
     Centres count alike however many frames they have: the paper clusters "the cluster centers".
     """
     check_cluster_counts(cluster_counts)
-    centres: Dict[int, np.ndarray] = {}
-    points = frames
+    finest = fit_kmeans(frames, cluster_counts[0], backend, seed)
+    return coarsen(finest, cluster_counts[1:], backend, seed)
+
+
+def coarsen(
+    finest: np.ndarray, cluster_counts: Sequence[int], backend: str = "auto", seed: int = 0
+) -> Dict[int, np.ndarray]:
+    """`fit_hierarchy` where the finest centres ``[K, D]`` are there; ``cluster_counts`` are those below K."""
+    check_cluster_counts([len(finest), *cluster_counts])
+    centres = {len(finest): finest}
+    points = finest
     for clusters in cluster_counts:
         centres[clusters] = points = fit_kmeans(points, clusters, backend, seed)
     return centres

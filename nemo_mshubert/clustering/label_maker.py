@@ -29,7 +29,7 @@ import numpy as np
 from torch import Tensor
 
 from nemo_mshubert.clustering.features import FeatureDescription
-from nemo_mshubert.clustering.hierarchy import compose_tables, fit_hierarchy
+from nemo_mshubert.clustering.hierarchy import coarsen, compose_tables, fit_hierarchy
 from nemo_mshubert.clustering.kmeans import assign
 from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.whole_files import atomic_write
@@ -56,7 +56,7 @@ class LabelMaker:
         assignment: "nested": a coarse label is the label of the fine centre, only the finest set is stored;
             "nearest": each set takes the nearest of its own centres, all sets are stored.
         seed: of k-means and of the sample of frames.
-        versions: of the libraries that made it.
+        versions: of the libraries that made it, and the file or label maker that its centres were taken from.
     """
 
     centres: Dict[int, np.ndarray]
@@ -170,11 +170,29 @@ def fit_label_maker(
     seed: int = 0,
 ) -> LabelMaker:
     """Fit the hierarchy of ``cluster_counts`` (strictly descending) on ``frames [N, D]``; see `LabelMaker`."""
+    _check_assignment(assignment)
+    centres = fit_hierarchy(frames, cluster_counts, backend, seed)
+    return LabelMaker(centres, compose_tables(centres), features, assignment, seed, _versions())
+
+
+def coarsen_label_maker(
+    maker: LabelMaker, cluster_counts: Sequence[int], assignment: str = "nested", backend: str = "auto", seed: int = 0
+) -> LabelMaker:
+    """The finest set of ``maker``, and coarser ones of ``cluster_counts`` fitted on its centres as `fit_label_maker`
+    does; its own coarser sets are left out. The labels of the finest set stay."""
+    _check_assignment(assignment)
+    centres = coarsen(maker.centres[maker.sets[0]], cluster_counts, backend, seed)
+    origin = {**maker.versions, **_versions(), "finest set of": maker.id}
+    return LabelMaker(centres, compose_tables(centres), maker.features, assignment, seed, origin)
+
+
+def _check_assignment(assignment: str) -> None:
     if assignment not in ASSIGNMENTS:
         raise ValueError(f"assignment {assignment!r}: expected one of {', '.join(ASSIGNMENTS)}.")
-    centres = fit_hierarchy(frames, cluster_counts, backend, seed)
-    versions = {library: version(library) for library in LIBRARIES}
-    return LabelMaker(centres, compose_tables(centres), features, assignment, seed, versions)
+
+
+def _versions() -> Dict[str, str]:
+    return {library: version(library) for library in LIBRARIES}
 
 
 def _read(path: PathLike):

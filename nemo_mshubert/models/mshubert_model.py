@@ -97,7 +97,8 @@ class MSHuBERTModel(ModelPT):
         if unknown:
             raise ValueError(
                 f"model.label_sets {sorted(unknown)} are not in the label maker {cfg.label_maker}, which has "
-                f"{self.label_maker.sets}. Give the k-means file that has them, or set model.label_sets."
+                f"{self.label_maker.sets}. Give the k-means file that has them, or set model.label_sets. Coarser sets "
+                "of a published k-means: scripts/fit_kmeans.py --centres."
             )
         self.layer_of_set = {
             clusters: layer

@@ -168,6 +168,110 @@ def test_centres_of_another_width(folder, published, corpus, label_script, tmp_p
     assert not (tmp_path / "o.json").exists() and not (tmp_path / "o.kmeans.npz").exists()
 
 
+# --- Nested sets of published centres --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fit(tmp_path):
+    """``fit(centres, "--clusters 12 6 3 ...")``: the label maker that scripts/fit_kmeans.py makes of a file."""
+
+    def run(centres, options, name="nested.npz"):
+        command = ["--centres", str(centres), "--output", str(tmp_path / name), "--device", "cpu", *options.split()]
+        load_script("fit_kmeans").main(command)
+        return LabelMaker.load(tmp_path / name)
+
+    return run
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("assignment", ["nested", "nearest"])
+def test_coarser_sets_are_those_of_the_centres(folder, published, frames, fit, assignment):
+    """As if the published k-means had been the first step of ours; labels of its own set stay."""
+    path = published()
+    maker = fit(path, f"--encoder {folder} --layer {LAYER} --clusters 12 6 3 --seed 4 --assignment {assignment}")
+    finest = joblib.load(path).cluster_centers_
+    six = KMeans(6, n_init=10, random_state=4).fit(finest).cluster_centers_
+    three = KMeans(3, n_init=10, random_state=4).fit(six).cluster_centers_
+    for clusters, expected in ((12, finest), (6, six), (3, three)):
+        np.testing.assert_array_equal(maker.centres[clusters], expected)
+    six_of_12 = [np.argmin(((six - centre) ** 2).sum(1)) for centre in finest]
+    three_of_6 = [np.argmin(((three - centre) ** 2).sum(1)) for centre in six]
+    assert maker.tables[6].tolist() == six_of_12
+    assert maker.tables[3].tolist() == [three_of_6[label] for label in six_of_12]
+    assert np.array_equal(maker.label(frames)[12], joblib.load(path).predict(frames))
+    assert (maker.sets, maker.assignment, maker.seed) == ([12, 6, 3], assignment, 4)
+    assert maker.versions["file"] == "km.bin" and maker.features.layer == LAYER
+
+
+@pytest.mark.integration
+def test_labels_with_the_coarser_sets(folder, published, corpus, label_script, fit, tmp_path):
+    """label.py takes the new file as one of ours: the encoder of the features, and the labels of the published set."""
+    path, features = published(), f"--encoder {folder} --layer {LAYER}"
+    nested = fit(path, f"{features} --clusters 12 4")
+    common = f"--manifest {corpus[1]} --encoder {folder} --device cpu"
+    label_script.main(f"make --kmeans {tmp_path}/nested.npz {common} --output {tmp_path}/nested.json".split())
+    label_script.main(f"make --kmeans {path} --layer {LAYER} {common} --output {tmp_path}/published.json".split())
+    labels = [
+        [FrameLabels.from_manifest(entry["labels"], where) for where, entry in iter_manifest(tmp_path / name)]
+        for name in ("nested.json", "published.json")
+    ]
+    for ours, theirs in zip(*labels):
+        assert ours.maker == nested.id != theirs.maker
+        assert list(ours.sets) == [12] and np.array_equal(ours.sets[12], theirs.sets[12])
+    alone = fit(path, f"{features} --clusters 12", "alone.npz")
+    assert alone.id == LabelMaker.load(tmp_path / "published.kmeans.npz").id
+
+
+@pytest.mark.unit
+def test_centres_of_a_file_of_ours(folder, published, fit, tmp_path):
+    """Its header says what it is of; its own coarser sets are left out."""
+    first = fit(published(), f"--encoder {folder} --layer {LAYER} --clusters 12 6 3")
+    again = fit(tmp_path / "nested.npz", "--clusters 12 5", "again.npz")
+    assert again.sets == [12, 5] and again.features == first.features and again.versions["finest set of"] == first.id
+    np.testing.assert_array_equal(again.centres[12], first.centres[12])
+    assert fit(tmp_path / "again.npz", "--clusters 12 6 3", "back.npz").id == first.id
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--centres km.bin --manifest train.json", "not allowed with argument --centres"),
+        ("--features mfcc", "one of the arguments --manifest --centres is required"),
+        ("--manifest train.json", "--manifest needs --features"),
+        ("--centres km.bin --features hidden", "--features is for --manifest"),
+        ("--centres km.bin", "km.bin is of joblib and says not what it is of: give --encoder and --layer"),
+        ("--centres km.bin --encoder a.nemo", "km.bin is of joblib and says not what it is of: give --encoder and"),
+        ("--centres km.npz --encoder a.nemo --layer 9", "--encoder and --layer: km.npz itself says what it is of"),
+        ("--centres km.npz --layer 9", "--encoder and --layer: km.npz itself says what it is of"),
+        ("--centres gone.bin --layer 9", "--encoder and --layer: give both"),
+    ],
+)
+def test_options_that_do_not_go_together(published, monkeypatch, tmp_path, capsys, options, message):
+    published()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        load_script("fit_kmeans").main([*options.split(), "--output", "new.npz"])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.unit
+def test_files_without_such_centres(folder, published, fit, tmp_path):
+    features = f"--encoder {folder} --layer {LAYER}"
+    with pytest.raises(
+        ValueError, match="km.bin: its finest set has 12 centres, but --clusters begins with 1000. Begin"
+    ):
+        fit(published(), features)
+    with pytest.raises(ValueError, match="wide.bin: centres of 7 dimensions do not fit 24 hidden features of layer 2"):
+        fit(published(KMeans(3, n_init=1).fit(np.eye(7)), "wide.bin"), f"{features} --clusters 3 2")
+    with pytest.raises(ValueError, match="small.bin: neither a k-means file .* dump it with compress=0"):
+        fit(published(name="small.bin", compress=3), f"{features} --clusters 12 6")
+    for options in ("--clusters 12 6", f"{features} --clusters 12 6"):
+        with pytest.raises(FileNotFoundError, match="gone.bin: no such k-means file"):
+            fit(tmp_path / "gone.bin", options)
+    assert not (tmp_path / "nested.npz").exists()
+
+
 # --- The file --------------------------------------------------------------------------------------------------------
 
 

@@ -293,7 +293,10 @@ def test_nemo_file_holds_weights_and_label_maker(make_model, labelled, batch, tm
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["model.label_sets=[40,30]"], r"label_sets \[30\] are not in the label maker .*which has \[40, 20, 10\]"),
+        (
+            ["model.label_sets=[40,30]"],
+            r"label_sets \[30\] are not in the label maker .*which has \[40, 20, 10\].*fit_kmeans.py --centres",
+        ),
         (["model.label_sets=20"], "model.label_sets=20: expected a list"),
         (["model.encoder.num_layers=2"], "3 label sets do not fit between blocks 0 and 2.*label_layers"),
         (["model.label_layers={4:40,2:20}"], r"places the sets \[20, 40\] but label_sets are \[10, 20, 40\]"),
