@@ -21,20 +21,17 @@
 Folds of Libri-Light: 10 minutes are fold 0 of the hour, 10 hours are 1h and 9h together.
 """
 
-import logging
 import re
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-import soundfile
 from tqdm import tqdm
 
+from nemo_mshubert.data.audio_header import read_audio_header
 from nemo_mshubert.data.manifest import PathLike, write_manifest
-from nemo_mshubert.whole_files import atomic_write
-
-logger = logging.getLogger(__name__)
+from nemo_mshubert.data.problems import report_problems
 
 TRAIN_960 = ("train-clean-100", "train-clean-360", "train-other-500")
 LIBRILIGHT = ("10min", "1h", "10h")
@@ -182,26 +179,15 @@ def _read_transcripts(folder: Path, problems: List[str]) -> Dict[str, Optional[s
 
 
 def _duration_and_rate(path: Path) -> Tuple[float, int]:
-    """Seconds and samples per second by the header, once the last sample has been decoded: a copy that broke off keeps
-    its header.
+    """Seconds and samples per second.
 
     Raises:
         ValueError: empty, unreadable, cut off, or not mono.
     """
-    if path.stat().st_size == 0:
-        raise ValueError("empty file")
-    try:
-        with soundfile.SoundFile(path) as audio:
-            if audio.channels != 1:
-                raise ValueError(f"{audio.channels} channels, expected 1")
-            if audio.frames == 0:
-                raise ValueError("no samples")
-            audio.seek(audio.frames - 1)
-            if len(audio.read(1)) != 1:
-                raise ValueError("cut off")
-            return audio.frames / audio.samplerate, audio.samplerate
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"broken or cut off ({error})") from error
+    header = read_audio_header(path)
+    if header.channels != 1:
+        raise ValueError(f"{header.channels} channels, expected 1")
+    return header.seconds, header.sampling_rate
 
 
 def read_chapter(folder: Path, subset: str, genders: Dict[str, str]) -> Chapter:
@@ -271,28 +257,12 @@ def prepare_librispeech(
         for (_, subset, _), chapter in zip(jobs, tqdm(results, total=len(jobs), desc="reading", unit="chapter")):
             entries[subset] += chapter.entries
             problems += chapter.problems
-    _report(Path(output), problems, skip_broken)
+    report_problems(Path(output), problems, skip_broken)
 
     manifests = {name: [entry for part in parts for entry in entries[part]] for name, parts in plan.items()}
     for name, lines in manifests.items():
         write_manifest(Path(output) / f"{name}.json", lines)
     return manifests
-
-
-def _report(output: Path, problems: List[str], skip_broken: bool) -> None:
-    path = output / "problems.txt"
-    path.unlink(missing_ok=True)  # of an earlier run
-    if not problems:
-        return
-    with atomic_write(path) as stream:
-        stream.writelines(problem + "\n" for problem in problems)
-    for problem in problems[:20]:
-        logger.warning(problem)
-    if not skip_broken:
-        raise ValueError(
-            f"{len(problems)} problems, all named in {path}. Repair the corpus, or leave these utterances out with "
-            "--skip_broken."
-        )
 
 
 def summary_table(manifests: Dict[str, List[Dict[str, Any]]]) -> str:

@@ -67,8 +67,16 @@ def iter_lines(path: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:
 
 
 def _open_manifest(path: PathLike) -> BinaryIO:
+    if Path(path).is_dir():
+        raise FileNotFoundError(
+            f"{path}: a folder, where a manifest was expected. Make a manifest of the recordings in it with "
+            f"scripts/prepare_folder.py --data {path} --output NAME.json, and give that."
+        )
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such manifest. Make one with scripts/prepare_librispeech.py.")
+        raise FileNotFoundError(
+            f"{path}: no such manifest. Make one with scripts/prepare_librispeech.py, or of any folder of recordings "
+            "with scripts/prepare_folder.py."
+        )
     return open(path, "rb")
 
 

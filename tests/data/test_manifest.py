@@ -60,6 +60,15 @@ def test_lines_come_with_their_number_and_an_absolute_path(write, tmp_path):
     assert second == (f"{path}:4", {**GOOD, "audio_filepath": "/b.wav"})
 
 
+def test_a_folder_in_place_of_a_manifest_is_named_with_the_way_out(tmp_path):
+    """The first thing that someone with recordings tries."""
+    for read in (read_manifest, check_for_nemo):
+        with pytest.raises(FileNotFoundError, match=f"{tmp_path}: a folder.*prepare_folder.py --data {tmp_path} "):
+            read(tmp_path)
+    with pytest.raises(FileNotFoundError, match="gone.json: no such manifest.*prepare_librispeech.*prepare_folder.py"):
+        read_manifest(tmp_path / "gone.json")
+
+
 def test_missing_audio_is_named_with_its_line(write, tmp_path):
     """Paths are of the manifest's folder, as for NeMo; what lies behind an address is not asked for."""
     (tmp_path / "a.wav").touch()

@@ -1,0 +1,351 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""NeMo manifests of any folder of recordings, without transcripts: what one's own pre-training begins with.
+
+    <data>/radio/2024/monday.mp3    an hour     -> 120 lines of 30 s, radio/2024/monday-0000 to radio/2024/monday-0119
+    <data>/calls/7.wav              12 s        -> one line, calls/7
+
+Long files are cut because pre-training takes one crop, of at most 15.6 s, of every line in an epoch: of a line of an
+hour it would hear 15.6 s in each, as much as of one of 15.6 s.
+"""
+
+import hashlib
+import logging
+import math
+import os
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import soundfile
+from tqdm import tqdm
+
+from nemo_mshubert.data.audio_header import AudioHeader, read_audio_header
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, manifest_lines
+from nemo_mshubert.data.mono_mix import mix_to_mono
+from nemo_mshubert.data.problems import report_problems
+from nemo_mshubert.whole_files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+SEGMENT_SECONDS = 30.0  # of lines, at most
+DEV_SHARE = 0.01  # of the files
+Entry = Dict[str, Any]
+# What else files of a format of libsndfile are called. Not NIST's .sph, for which lhotse wants another program.
+OTHER_SUFFIXES = {
+    "AIFF": ("aif", "aifc"),
+    "AU": ("snd",),
+    "MP3": ("mp2", "mpga"),
+    "OGG": ("oga", "opus"),
+    "WAV": ("wave",),
+}
+NO_SUFFIXES = ("raw",)  # without a header
+
+
+class Recording(NamedTuple):
+    """One audio file of the folder."""
+
+    path: Path  # of what the manifest names: the file, or its mix
+    name: str  # path of the file below the folder
+    utt_id: str
+    header: AudioHeader
+
+
+# ---------------------------------------------------------------------------------------------------- finding
+def audio_suffixes() -> List[str]:
+    """Suffixes, in lower case and with their dot, of what libsndfile, and so lhotse, can read."""
+    formats = soundfile.available_formats()
+    names = {name.lower() for name in formats} - set(NO_SUFFIXES)
+    names.update(name for kind, others in OTHER_SUFFIXES.items() if kind in formats for name in others)
+    return sorted(f".{name}" for name in names)
+
+
+def find_audio(data: Path) -> Tuple[List[str], List[str]]:
+    """Paths below ``data`` of all files with `audio_suffixes`, sorted, and what is wrong with folders and names.
+
+    Raises:
+        FileNotFoundError: no such folder, or no audio in it.
+    """
+    if not data.is_dir():
+        raise FileNotFoundError(f"{data}: no such folder. Give the folder of the recordings as --data.")
+    suffixes = audio_suffixes()
+    problems: List[str] = []
+    files = [path.relative_to(data) for path in _visible_files(data, problems)]
+    names = sorted(path.as_posix() for path in files if path.suffix.lower() in suffixes)
+    found = sorted(path.suffix.lower() for path in files)
+    others = Counter(suffix or "without suffix" for suffix in found if suffix not in suffixes)
+    left_out = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(10)) or "nothing"
+    if not names and not problems:
+        raise FileNotFoundError(
+            f"{data}: no audio in it. Looked for {', '.join(suffixes)}, at any depth; found {left_out}. Convert "
+            "recordings of other kinds, for instance: ffmpeg -i IN.m4a -ac 1 -ar 16000 OUT.flac"
+        )
+    if others:
+        logger.info("%s: not taken for audio: %s", data, left_out)
+    return [name for name in names if _is_utf8(data / name, problems)], problems
+
+
+def _visible_files(data: Path, problems: List[str]) -> Iterator[Path]:
+    """Files that are not hidden, of every folder once.
+
+    Links to folders are followed when all others have been seen, so that what lies in ``data`` goes by its own name;
+    and links in a circle come to an end.
+    """
+    folders, seen = [data], set()
+
+    def complain(error: OSError) -> None:
+        problems.append(f"{_printable(error.filename)}: cannot be read ({error.strerror})")
+
+    while folders:
+        for folder, subfolders, names in os.walk(folders.pop(0), onerror=complain):
+            status = os.stat(folder)
+            is_new = (status.st_dev, status.st_ino) not in seen
+            seen.add((status.st_dev, status.st_ino))
+            subfolders[:] = sorted(name for name in subfolders if is_new and not name.startswith("."))
+            folders += [path for path in (Path(folder, name) for name in subfolders) if path.is_symlink()]
+            yield from (Path(folder, name) for name in names if is_new and not name.startswith("."))
+
+
+def _is_utf8(path: Path, problems: List[str]) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        problems.append(f"{_printable(path)}: the name is not UTF-8, as those in a manifest must be; rename it")
+        return False
+    return True
+
+
+def _printable(path: PathLike) -> str:
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def utterance_ids(names: Sequence[str]) -> List[str]:
+    """Paths without their suffix; with it where another differs in nothing else, or is called so with its suffix or
+    as a segment."""
+    stems = [os.path.splitext(name)[0] for name in names]
+    counts = Counter([*stems, *names])
+
+    def is_unique(stem: str) -> bool:
+        whole = re.sub(r"-\d{4,}$", "", stem)  # of which it may be called a segment
+        return counts[stem] == 1 and (whole == stem or not counts[whole])
+
+    return [stem if is_unique(stem) else name for stem, name in zip(stems, names)]
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+def read_folder(data: Path, workers: int) -> Tuple[List[Recording], List[str]]:
+    """All recordings in ``data`` that have at least a frame, by their headers, and complaints of what is broken."""
+    names, problems = find_audio(data)
+    recordings: List[Recording] = []
+    headers = _in_threads(lambda name: _read_header(data / name), names, workers, "reading")
+    for name, utt_id, (header, complaint) in zip(names, utterance_ids(names), headers):
+        if header is None:
+            problems.append(f"{data / name}: {complaint}")
+        else:
+            recordings.append(Recording(data / name, name, utt_id, header))
+    return recordings, problems
+
+
+def _read_header(path: Path) -> AudioHeader:
+    from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES  # imports torch; --help stays quick
+
+    if not path.is_file():
+        raise ValueError("no file, but a link that leads nowhere, or a pipe")
+    header = read_audio_header(path)
+    if header.frames * SAMPLE_RATE < RECEPTIVE_FIELD_SAMPLES * header.sampling_rate:
+        raise ValueError(
+            f"{header.frames} samples at {header.sampling_rate} Hz, shorter than one frame, the "
+            f"{RECEPTIVE_FIELD_SAMPLES} samples at {SAMPLE_RATE} Hz that a label is of"
+        )
+    return header
+
+
+def mono_recordings(
+    recordings: Sequence[Recording], mono: Optional[Path], workers: int
+) -> Tuple[List[Recording], List[str]]:
+    """The recordings of one channel, with mixes below ``mono`` in place of the others, and complaints of the rest."""
+
+    several = [each for each in recordings if each.header.channels > 1]
+    if mono is None:
+        remedy = "expected 1. Mix down, or give a folder for mixes as --mono"
+        problems = [f"{each.path}: {each.header.channels} channels, {remedy}" for each in several]
+        return [each for each in recordings if each.header.channels == 1], problems
+
+    def mix(recording: Recording) -> Recording:
+        path = mono / f"{recording.utt_id}.flac"
+        return recording._replace(path=path, header=mix_to_mono(recording.path, path, recording.header))
+
+    mixes = dict(zip(several, _in_threads(mix, several, workers, "mixing")))
+    found = [mixes.get(each, (each, ""))[0] for each in recordings]
+    problems = [f"{each.path}: {complaint}" for each, (mixed, complaint) in mixes.items() if mixed is None]
+    return [each for each in found if each is not None], problems
+
+
+def _in_threads(
+    function: Callable[[Any], Any], items: Sequence[Any], workers: int, title: str
+) -> List[Tuple[Optional[Any], str]]:
+    """``(result, "")`` of each item, in order, or ``(None, what its ValueError says)``; with a progress bar."""
+
+    def attempt(item: Any) -> Tuple[Optional[Any], str]:
+        try:
+            return function(item), ""
+        except ValueError as error:
+            return None, str(error)
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(tqdm(pool.map(attempt, items), total=len(items), desc=title, unit="file", disable=not items))
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+def entries_of(recording: Recording, segment_seconds: Optional[float]) -> List[Entry]:
+    """Lines of a recording: one, or pieces of equal length where it is longer than ``segment_seconds``.
+
+    Pieces have no ``sampling_rate``, with which NeMo takes the duration of a segment for that of the whole file.
+    """
+    frames, rate, path = recording.header.frames, recording.header.sampling_rate, str(recording.path)
+    count = math.ceil(recording.header.seconds / segment_seconds) if segment_seconds else 1
+    if count == 1:
+        whole = {"audio_filepath": path, "duration": recording.header.seconds, "utt_id": recording.utt_id}
+        # With the rate NeMo need not open every file before training, and a file that breaks later is skipped.
+        return [{**whole, "sampling_rate": rate}]
+    ends = [frames * piece // count for piece in range(count + 1)]  # in samples of the file
+    return [
+        {
+            "audio_filepath": path,
+            "offset": start / rate,
+            "duration": (end - start) / rate,
+            "utt_id": f"{recording.utt_id}-{piece:04d}",
+        }
+        for piece, (start, end) in enumerate(zip(ends, ends[1:]))
+    ]
+
+
+def place_in_split(name: str) -> float:
+    """From 0 to 1, by a hash of the path: a file stays on its side when others are added."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
+def split(recordings: Sequence[Recording], dev_share: float) -> Tuple[List[Recording], List[Recording]]:
+    """Recordings of train and of dev, whole files on one side.
+
+    Raises:
+        ValueError: one side is empty.
+    """
+    places = [place_in_split(each.name) for each in recordings]
+    dev = [each for each, place in zip(recordings, places) if place < dev_share]
+    if len(recordings) < 2:
+        raise ValueError(f"{len(recordings)} file cannot be shared by train and dev. Leave out --dev_output.")
+    if not dev:
+        least = math.ceil(min(places) * 1e4 + 1e-6) / 1e4
+        raise ValueError(
+            f"none of {len(recordings)} files falls to dev with --dev_share {dev_share:g}. Give --dev_share {least:g} "
+            "or more."
+        )
+    if len(dev) == len(recordings):
+        raise ValueError(
+            f"all of {len(recordings)} files fall to dev with --dev_share {dev_share:g}. Give a smaller one."
+        )
+    return [each for each, place in zip(recordings, places) if place >= dev_share], dev
+
+
+def prepare_folder(
+    data: PathLike,
+    output: PathLike,
+    dev_output: Optional[PathLike] = None,
+    dev_share: float = DEV_SHARE,
+    segment_seconds: Optional[float] = SEGMENT_SECONDS,
+    mono: Optional[PathLike] = None,
+    workers: int = 8,
+    skip_broken: bool = False,
+) -> Dict[str, List[Entry]]:
+    """Write a manifest of all recordings below ``data``; with ``dev_output`` two, of which that has ``dev_share``.
+
+    Files longer than ``segment_seconds``, unless that is 0 or None, become lines of pieces. Everything wrong with the
+    files is named in ``problems.txt`` beside ``output``; with ``mono`` several channels are not wrong, but mixed down
+    to files below that folder, which stay for the next time.
+
+    Returns:
+        manifest -> its entries.
+
+    Raises:
+        FileNotFoundError: no audio in ``data``.
+        ValueError: anything is wrong and ``skip_broken`` is not set, or an argument, or there is nothing for one of the
+            manifests. No manifest is written then.
+    """
+    _check_arguments(Path(data), output, dev_output, dev_share, segment_seconds, mono)
+    beside = Path(output).parent
+    recordings, problems = read_folder(Path(data), workers)
+    if mono is not None and not skip_broken:
+        report_problems(beside, problems, skip_broken)  # before hours of mixing
+    recordings, more = mono_recordings(recordings, None if mono is None else Path(mono), workers)
+    report_problems(beside, problems + more, skip_broken)
+    if not recordings:
+        raise ValueError(f"{data}: no file is left. See {beside / 'problems.txt'}.")
+    sides = [recordings] if dev_output is None else split(recordings, dev_share)
+    outputs = [str(path) for path in (output, dev_output) if path is not None]
+    manifests = {
+        path: [entry for recording in side for entry in entries_of(recording, segment_seconds)]
+        for path, side in zip(outputs, sides)
+    }
+    write_manifests(manifests)
+    return manifests
+
+
+def _check_arguments(
+    data: Path,
+    output: PathLike,
+    dev_output: Optional[PathLike],
+    dev_share: float,
+    segment_seconds: Optional[float],
+    mono: Optional[PathLike],
+) -> None:
+    """Before what may take hours."""
+    outputs = [Path(path) for path in (output, dev_output) if path is not None]
+    for path in outputs:
+        if path.is_dir():
+            raise ValueError(f"{path}: a folder. Name a file in it.")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise ValueError(f"{output}: both manifests would be this file. Give another --dev_output.")
+    if not 0 < dev_share < 1:
+        raise ValueError(f"--dev_share {dev_share:g}: expected a share of the files, between 0 and 1.")
+    if segment_seconds and not 1 <= segment_seconds < math.inf:
+        raise ValueError(f"--segment_seconds {segment_seconds:g}: expected 1 or more, or 0 for whole files.")
+    if mono is not None and Path(mono).resolve().is_relative_to(data.resolve()):
+        raise ValueError(
+            f"{mono}: lies in {data}, where the next call would take the mixes for recordings. Give another --mono."
+        )
+
+
+def write_manifests(manifests: Dict[str, List[Entry]]) -> None:
+    """All of them or none."""
+    with ExitStack() as stack:
+        for path, entries in manifests.items():
+            stream = stack.enter_context(atomic_write(path))
+            stream.writelines(manifest_lines(path, entries))
+            stream.flush()  # a full disk is noticed now, before the first of them has its name
+
+
+def summary_table(manifests: Dict[str, List[Entry]]) -> str:
+    """Hours, files and lines of each manifest, as text."""
+    width = max(map(len, ["manifest", *manifests])) + 2
+    lines = [f"{'manifest':<{width}}{'hours':>9}{'files':>10}{'lines':>10}"]
+    for name, entries in manifests.items():
+        hours = sum(entry["duration"] for entry in entries) / 3600
+        files = len({entry["audio_filepath"] for entry in entries})
+        lines.append(f"{name:<{width}}{hours:>9.2f}{files:>10}{len(entries):>10}")
+    return "\n".join(lines)
