@@ -22,7 +22,7 @@ import itertools
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
 
 import torch
 from lhotse import CutSet
@@ -53,6 +53,7 @@ LEAVE_NO_LABELS = (
 )
 # Sources that NeMo's loader takes before the manifests: nothing would have checked their labels.
 OTHER_SOURCES = ("input_cfg", "shar_path", "cuts_path")
+MOST_UNHEARD = 0.2  # share of the audio that an epoch may pass over without a warning
 RANK_SEED_STEP = 100_000  # distance of the seeds of two ranks, that of lhotse's worker_init_fn
 
 
@@ -173,6 +174,14 @@ def _duration(entry: Dict[str, Any], where: str) -> float:
     return entry["duration"]
 
 
+class Counts(NamedTuple):
+    """Usable lines of manifests, and their seconds before and after they are cropped."""
+
+    usable: int
+    seconds: float
+    heard: float
+
+
 def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> Optional[int]:
     """Read the local manifests once before a long run; within a process group every rank its share of them.
 
@@ -184,10 +193,18 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
             between ``min_duration`` and ``max_duration`` (Lhotse would search tars for one forever), more buckets
             than utterances, or a segment of a file of which NeMo would read another.
     """
+    counts = _checked_counts(config, rank, world_size)
+    return None if counts is None else counts.usable
+
+
+def _checked_counts(config: DictConfig, rank: int, world_size: int) -> Optional[Counts]:
+    """What `check_utterances` counts."""
     is_usable = usable_lines(config)
     manifests = local_paths(config.manifest_filepath)[rank::world_size]
     has_tars = config.get("tarred_audio_filepaths") is not None
+    crop = config.get("truncate_duration") or float("inf")
     lines = usable = 0
+    seconds = heard = 0.0
     for manifest in () if has_tars else manifests:  # shards are not read by NeMo
         check_for_nemo(manifest)
     for where, entry in itertools.chain.from_iterable(map(iter_manifest, manifests)):
@@ -202,11 +219,15 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
                 f"{where}: of a tarred dataset (it has a shard_id). Give the tars too, for training as train_tars."
             )
         lines += 1
-        usable += is_usable(entry)
+        if is_usable(entry):
+            usable += 1
+            seconds += entry["duration"]
+            heard += min(entry["duration"], crop)
     if world_size > 1:
-        counts = [(0, (0, 0))] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(counts, (rank, (lines, usable)))
-        lines, usable = map(sum, zip(*dict(counts).values()))  # ranks that share a part of the data counted the same
+        counts = [(0, (0, 0, 0.0, 0.0))] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(counts, (rank, (lines, usable, seconds, heard)))
+        # ranks that share a part of the data counted the same
+        lines, usable, seconds, heard = map(sum, zip(*dict(counts).values()))
     if has_remote_paths(config.manifest_filepath):
         return None
     durations = f"{config.get('min_duration') or 0} to {config.get('max_duration') or float('inf')} s"
@@ -226,7 +247,22 @@ def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
             f"{config.manifest_filepath}: {usable} utterances are too few for num_buckets {num_buckets}. Lower "
             "it (to 2 at least), or set use_bucketing=false."
         )
-    return usable
+    return Counts(usable, seconds, heard)
+
+
+def _log_hours(counts: Counts, crop: Optional[float]) -> None:
+    """How much there is to train on, and a warning where much of it is behind the crops."""
+    hours, heard = counts.seconds / 3600, counts.heard / 3600
+    cropped = f", with lines cropped to {crop:g} s" if crop else ""
+    logging.info(
+        f"Training on {counts.usable} utterances. They last {hours:.2f} h, of which an epoch hears {heard:.2f} h{cropped}."
+    )
+    if counts.heard < (1 - MOST_UNHEARD) * counts.seconds:
+        logging.warning(
+            f"An epoch hears {heard:.2f} of {hours:.2f} h: of every line it takes one crop, of {crop:g} s at most "
+            "(truncate_duration), and many lines are longer. To hear more of them, cut them into shorter ones with "
+            f"scripts/prepare_folder.py --segment_seconds {crop:g}, and label those."
+        )
 
 
 def training_loader(
@@ -250,11 +286,11 @@ def training_loader(
     """
     config = _lhotse_options(config)
     parts = (rank, world_size) if torch.distributed.is_initialized() else (0, 1)
-    num_utterances = check_utterances(config, *parts)
-    if num_utterances is not None:
-        logging.info(f"Training on {num_utterances} utterances.")
+    counts = _checked_counts(config, *parts)
+    if counts is not None:
+        _log_hours(counts, config.get("truncate_duration"))
     if config.get("tarred_audio_filepaths") is not None:
-        _limit_buffer(config, num_utterances, world_size)
+        _limit_buffer(config, None if counts is None else counts.usable, world_size)
         return _tarred_loader(config, dataset, rank, world_size, first_batch, progress or ShardProgress())
     numbered = partial(NumberedSampler, first=first_batch, places={} if places is None else places)
     return _plain_loader(config, dataset, rank, world_size, numbered)

@@ -454,6 +454,68 @@ def test_ranks_share_the_check_of_the_manifests(plain, tmp_path):
     )
 
 
+def lengthen(manifest, factor):
+    """Only the lines, which are what is counted."""
+    lines = [json.loads(line) for line in Path(manifest).read_text().splitlines()]
+    lines = [{**line, "duration": factor * line["duration"]} for line in lines]
+    Path(manifest).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def messages_of(config, rank=0, ranks=1):
+    """What is logged of the amount of data when training begins: information and warnings."""
+    told = {"info": [], "warning": []}
+    with pytest.MonkeyPatch.context() as context:
+        for level, messages in told.items():
+            context.setattr(f"nemo_mshubert.data.resumable_loader.logging.{level}", messages.append)
+        training_loader(config, PretrainingDataset("maker-one", [50]), rank, ranks)
+    return [[text for text in texts if "epoch hears" in text] for texts in told.values()]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "crop, heard, warned", [(None, "2.58", False), (900, "2.50", False), (650, "2.08", False), (600, "1.96", True)]
+)
+def test_hours_that_an_epoch_hears_are_told(plain, crop, heard, warned):
+    """Of a corpus of recordings of an hour it heard 15 s of each, and nothing said so."""
+    lengthen(plain.manifest_filepath, 1000)  # 500 to 1050 s, 9300 s in all
+    plain.truncate_duration = crop
+    (info,), warnings = messages_of(plain)
+    assert info.startswith(f"Training on 12 utterances. They last 2.58 h, of which an epoch hears {heard} h")
+    assert len(warnings) == warned
+    if warned:
+        assert f"hears {heard} of 2.58 h" in warnings[0] and "prepare_folder.py --segment_seconds 600," in warnings[0]
+
+
+@pytest.mark.unit
+def test_lines_that_are_left_out_are_not_counted_as_unheard(plain):
+    """No cutting would bring them back."""
+    lengthen(plain.manifest_filepath, 1000)
+    plain.update(min_duration=900.0, truncate_duration=940.0, use_bucketing=False)
+    (info,), warnings = messages_of(plain)
+    assert "Training on 4 utterances. They last 1.08 h, of which an epoch hears 1.03 h" in info and not warnings
+
+
+def hours_on_a_rank(config, paths):
+    torch.distributed.init_process_group("gloo")
+    config.manifest_filepath = [[path] for path in paths]
+    return messages_of(config, torch.distributed.get_rank(), 2)
+
+
+@pytest.mark.unit
+def test_ranks_tell_the_hours_of_all(plain, tmp_path):
+    """Each reads a share of the manifests, of which the hours must not be."""
+    lengthen(plain.manifest_filepath, 1000)
+    lines = Path(plain.manifest_filepath).read_text().splitlines()
+    parts = [tmp_path / "even.json", tmp_path / "odd.json"]
+    for first, path in enumerate(parts):
+        path.write_text("\n".join(lines[first::2]) + "\n")
+    plain.truncate_duration = 600
+    one, other = run_on_ranks(2, hours_on_a_rank, plain, [str(path) for path in parts])
+    (info,), (warning,) = one
+    assert one == other and "12 utterances. They last 2.58 h, of which an epoch hears 1.96 h" in info
+    assert "1.96 of 2.58 h" in warning
+
+
 @pytest.mark.unit
 def test_nothing_left_to_validate_on_is_an_error(plain):
     """Without a val_loss the best weights are those of any update, which shows when the run has ended."""
