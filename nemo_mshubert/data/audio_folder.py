@@ -14,7 +14,7 @@
 
 """NeMo manifests of any folder of recordings, without transcripts: what one's own pre-training begins with.
 
-    <data>/radio/2024/monday.mp3    an hour     -> 120 lines of 30 s, radio/2024/monday-0000 to radio/2024/monday-0119
+    <data>/radio/2024/monday.mp3    an hour     -> 231 lines of 15.6 s, radio/2024/monday-0000 to .../monday-0230
     <data>/calls/7.wav              12 s        -> one line, calls/7
 
 Long files are cut because pre-training takes one crop, of at most 15.6 s, of every line in an epoch: of a line of an
@@ -30,11 +30,11 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-import soundfile
 from tqdm import tqdm
 
+from nemo_mshubert.data.audio_files import find_audio
 from nemo_mshubert.data.audio_header import AudioHeader, read_audio_header
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, manifest_lines
 from nemo_mshubert.data.mono_mix import mix_to_mono
@@ -43,18 +43,9 @@ from nemo_mshubert.whole_files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-SEGMENT_SECONDS = 30.0  # of lines, at most
+SEGMENT_SECONDS = 15.6  # of lines, at most: what base hears of one
 DEV_SHARE = 0.01  # of the files
 Entry = Dict[str, Any]
-# What else files of a format of libsndfile are called. Not NIST's .sph, for which lhotse wants another program.
-OTHER_SUFFIXES = {
-    "AIFF": ("aif", "aifc"),
-    "AU": ("snd",),
-    "MP3": ("mp2", "mpga"),
-    "OGG": ("oga", "opus"),
-    "WAV": ("wave",),
-}
-NO_SUFFIXES = ("raw",)  # without a header
 
 
 class Recording(NamedTuple):
@@ -64,74 +55,6 @@ class Recording(NamedTuple):
     name: str  # path of the file below the folder
     utt_id: str
     header: AudioHeader
-
-
-# ---------------------------------------------------------------------------------------------------- finding
-def audio_suffixes() -> List[str]:
-    """Suffixes, in lower case and with their dot, of what libsndfile, and so lhotse, can read."""
-    formats = soundfile.available_formats()
-    names = {name.lower() for name in formats} - set(NO_SUFFIXES)
-    names.update(name for kind, others in OTHER_SUFFIXES.items() if kind in formats for name in others)
-    return sorted(f".{name}" for name in names)
-
-
-def find_audio(data: Path) -> Tuple[List[str], List[str]]:
-    """Paths below ``data`` of all files with `audio_suffixes`, sorted, and what is wrong with folders and names.
-
-    Raises:
-        FileNotFoundError: no such folder, or no audio in it.
-    """
-    if not data.is_dir():
-        raise FileNotFoundError(f"{data}: no such folder. Give the folder of the recordings as --data.")
-    suffixes = audio_suffixes()
-    problems: List[str] = []
-    files = [path.relative_to(data) for path in _visible_files(data, problems)]
-    names = sorted(path.as_posix() for path in files if path.suffix.lower() in suffixes)
-    found = sorted(path.suffix.lower() for path in files)
-    others = Counter(suffix or "without suffix" for suffix in found if suffix not in suffixes)
-    left_out = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(10)) or "nothing"
-    if not names and not problems:
-        raise FileNotFoundError(
-            f"{data}: no audio in it. Looked for {', '.join(suffixes)}, at any depth; found {left_out}. Convert "
-            "recordings of other kinds, for instance: ffmpeg -i IN.m4a -ac 1 -ar 16000 OUT.flac"
-        )
-    if others:
-        logger.info("%s: not taken for audio: %s", data, left_out)
-    return [name for name in names if _is_utf8(data / name, problems)], problems
-
-
-def _visible_files(data: Path, problems: List[str]) -> Iterator[Path]:
-    """Files that are not hidden, of every folder once.
-
-    Links to folders are followed when all others have been seen, so that what lies in ``data`` goes by its own name;
-    and links in a circle come to an end.
-    """
-    folders, seen = [data], set()
-
-    def complain(error: OSError) -> None:
-        problems.append(f"{_printable(error.filename)}: cannot be read ({error.strerror})")
-
-    while folders:
-        for folder, subfolders, names in os.walk(folders.pop(0), onerror=complain):
-            status = os.stat(folder)
-            is_new = (status.st_dev, status.st_ino) not in seen
-            seen.add((status.st_dev, status.st_ino))
-            subfolders[:] = sorted(name for name in subfolders if is_new and not name.startswith("."))
-            folders += [path for path in (Path(folder, name) for name in subfolders) if path.is_symlink()]
-            yield from (Path(folder, name) for name in names if is_new and not name.startswith("."))
-
-
-def _is_utf8(path: Path, problems: List[str]) -> bool:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        problems.append(f"{_printable(path)}: the name is not UTF-8, as those in a manifest must be; rename it")
-        return False
-    return True
-
-
-def _printable(path: PathLike) -> str:
-    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def utterance_ids(names: Sequence[str]) -> List[str]:
@@ -147,7 +70,6 @@ def utterance_ids(names: Sequence[str]) -> List[str]:
     return [stem if is_unique(stem) else name for stem, name in zip(stems, names)]
 
 
-# ---------------------------------------------------------------------------------------------------- reading
 def read_folder(data: Path, workers: int) -> Tuple[List[Recording], List[str]]:
     """All recordings in ``data`` that have at least a frame, by their headers, and complaints of what is broken."""
     names, problems = find_audio(data)
@@ -211,7 +133,6 @@ def _in_threads(
         return list(tqdm(pool.map(attempt, items), total=len(items), desc=title, unit="file", disable=not items))
 
 
-# ---------------------------------------------------------------------------------------------------- writing
 def entries_of(recording: Recording, segment_seconds: Optional[float]) -> List[Entry]:
     """Lines of a recording: one, or pieces of equal length where it is longer than ``segment_seconds``.
 

@@ -44,6 +44,7 @@ SMALL = [
     "learning_rates=[0.01]",
     "batch_size=4",
     "accumulate=1",
+    "halve_above_seconds=null",
 ]
 
 
