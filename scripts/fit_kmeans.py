@@ -69,6 +69,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--backend", choices=BACKENDS, default="auto", help="auto: cuML if installed and there is a GPU"
     )
     parser.add_argument("--max_frames", type=int, default=1_000_000, help="frames sampled (hidden: 3 GB per million)")
+    parser.add_argument("--skip_unusable", action="store_true", help="log broken audio and go on without it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="of the encoder: cpu, cuda, cuda:1, ...; auto: a GPU if any")
     parser.add_argument("--output", required=True, help="k-means file (.npz)")
@@ -135,7 +136,7 @@ def fit(args: argparse.Namespace, backend: str) -> LabelMaker:
         logging.info("fitting %s clusters on %d centres of %s", args.clusters[1:], centres.sets[0], args.centres)
         return coarsen_label_maker(centres, args.clusters[1:], args.assignment, backend, args.seed)
     features = make_features(args)
-    frames = sample_corpus_frames(args.manifest, features, args.max_frames, args.seed)
+    frames = sample_corpus_frames(args.manifest, features, args.max_frames, args.seed, args.skip_unusable)
     logging.info("fitting %s clusters on %d frames of %s", args.clusters, len(frames), features.name)
     return fit_label_maker(frames, args.clusters, features.description, args.assignment, backend, args.seed)
 

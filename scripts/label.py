@@ -79,6 +79,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     make.add_argument(
         "--encoder", help="where the k-means is of hidden features: .nemo, Hugging Face folder, .pt, hub id"
     )
+    make.add_argument(
+        "--skip_unusable",
+        action="store_true",
+        help="leave out what is broken, or has one label for two seconds, and list it in OUTPUT.left_out.json",
+    )
     make.add_argument("--layer", type=int, help="transformer layer (from 1) that a k-means of joblib is of")
     make.add_argument(
         "--device", default="auto", help="of the encoder: cpu, cuda:1, ...; auto: the GPU of this rank, if any"
@@ -149,7 +154,7 @@ def make_labels(args: argparse.Namespace) -> None:
             maker = LabelMaker.load(args.kmeans)
             features = make_features(maker, args)
         shard = args.shard or Shard(ranks.rank, ranks.count)
-        label_manifest(args.manifest, args.output, maker, features, shard)
+        label_manifest(args.manifest, args.output, maker, features, shard, args.skip_unusable)
         if published:
             path = Path(args.output).with_suffix(".kmeans.npz")
             maker.save(path)

@@ -29,8 +29,9 @@ from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted, take_time_limit
 from nemo_mshubert.callbacks.rank_watch import RankWatch
 from nemo_mshubert.models import MSHuBERTModel
+from nemo_mshubert.models.checkpoint_folder import checkpoint_folder, claim_folder
 from nemo_mshubert.models.initial_encoder import maybe_init_encoder
-from nemo_mshubert.models.training_setup import checkpoint_folder, claim_folder, make_trainer, plan_updates
+from nemo_mshubert.models.training_setup import make_trainer, plan_updates
 from nemo_mshubert.parallel.registration import register
 from nemo_mshubert.whole_files import naming
 

@@ -23,7 +23,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -33,12 +33,12 @@ from tqdm import tqdm
 from nemo_mshubert.clustering.features import FeatureMaker
 from nemo_mshubert.clustering.kmeans import sample_frames
 from nemo_mshubert.clustering.label_maker import LabelMaker
+from nemo_mshubert.clustering.left_out import RATE_FIELDS, LeftOut, unlabelled
 from nemo_mshubert.clustering.metrics import Alignments, LabelMetrics
 from nemo_mshubert.data.labels import FrameLabels, check_maker
 from nemo_mshubert.data.manifest import (
     SAMPLE_RATE,
     PathLike,
-    absolute_path,
     iter_manifest,
     load_audio_and_rate,
     manifest_lines,
@@ -52,8 +52,8 @@ from nemo_mshubert.partial_file import locked_partial
 logger = logging.getLogger(__name__)
 
 WINDOW_SECONDS = 600  # of audio; within it, feature makers batch utterances of similar length
-RATE_FIELDS = ("sampling_rate", "sample_rate")  # either will do for NeMo
 MAX_ROUNDING = 0.01  # seconds between a file and the "duration" of its line: two decimals, and less than a frame
+LeaveOut = Callable[[Dict[str, Any], str], None]  # entry, reason
 
 
 class Utterance(NamedTuple):
@@ -64,19 +64,20 @@ class Utterance(NamedTuple):
 
 
 def sample_corpus_frames(
-    manifests: Sequence[PathLike], features: FeatureMaker, max_frames: int, seed: int
+    manifests: Sequence[PathLike], features: FeatureMaker, max_frames: int, seed: int, skip_unusable: bool = False
 ) -> np.ndarray:
     """Uniform sample of the frames of all manifests, float32 ``[N <= max_frames, D]``; fit on training data only.
 
     Raises:
-        FileNotFoundError, ValueError: the first line whose audio is missing or unusable.
+        FileNotFoundError, ValueError: the first line whose audio is missing or unusable, unless ``skip_unusable``, which
+            logs them.
     """
     total = sum(count_lines(manifest) for manifest in manifests)
     lines = (line for manifest in manifests for line in iter_manifest(manifest))
     with tqdm(total=total, desc="sampling frames", unit=" utterances", disable=None) as progress:
 
         def stream() -> Iterator[np.ndarray]:
-            for window in audio_windows(lines):
+            for window in audio_windows(lines, _log_unusable if skip_unusable else None):
                 yield from window_features(window, features)
                 progress.update(len(window))
 
@@ -110,7 +111,12 @@ class Shard(NamedTuple):
 
 
 def label_manifest(
-    manifest: PathLike, output: PathLike, maker: LabelMaker, features: FeatureMaker, shard: Shard = Shard()
+    manifest: PathLike,
+    output: PathLike,
+    maker: LabelMaker,
+    features: FeatureMaker,
+    shard: Shard = Shard(),
+    skip_unusable: bool = False,
 ) -> bool:
     """Write ``output``: the lines of ``manifest`` with labels of ``maker``, replacing labels they may have.
 
@@ -118,7 +124,8 @@ def label_manifest(
 
     Lines go to ``.<output>.<id of maker>.partial`` beside ``output``, window by window. After an interruption the same
     call goes on behind the last line that is in the manifest unchanged, with labels of the same maker; so a bad line
-    can be repaired and nothing before it is lost.
+    can be repaired and nothing before it is lost. With ``skip_unusable`` it is left out instead, and written with the
+    reason to the manifest of `LeftOut` beside ``output``.
 
     Returns:
         False if that was there already, with the same lines and labels of the same maker, or the whole ``output`` was.
@@ -126,7 +133,7 @@ def label_manifest(
     Raises:
         FileNotFoundError, ValueError: ``features`` are not those of ``maker``; ``output``, or that of the shard, is the
             manifest, or another file than one labelled by ``maker``; or the first line whose audio is missing or
-            unusable, or whose labels fail their checks.
+            unusable, or whose labels fail their checks; with ``skip_unusable``, no line that can be labelled.
         RuntimeError: another process labels these lines.
     """
     maker.check_features(features.description)
@@ -139,22 +146,28 @@ def label_manifest(
             return False
     output = own
     _check_output(manifest, output, maker.id)
+    left_out = LeftOut(output)
+    leave_out = left_out.add if skip_unusable else None
     work = "is labelling these lines. Wait for it, or give this one another --shard."
     with locked_partial(output, maker.id, work) as (partial, stream):
-        done, size = _labelled_prefix(manifest, partial, maker.id, lines)
+        done, size = _labelled_prefix(manifest, partial, maker.id, lines, left_out)
         os.truncate(partial, size)
         if done:
             logger.info("%s: going on behind line %d of %d.", output, done, len(lines))
         progress = tqdm(total=len(lines), initial=done, desc="labelling", unit=" utterances", disable=None)
-        for window in audio_windows(_lines_of(manifest, lines[done:])):
+        for window in audio_windows(_lines_of(manifest, lines[done:]), leave_out):
             labels = window_labels(window_features(window, features), maker)
-            entries = [label_entry(utterance, sets, maker.id) for utterance, sets in zip(window, labels)]
+            entries = label_entries(window, labels, maker.id, leave_out)
             stream.writelines(manifest_lines(partial, entries))
             stream.flush()
             progress.update(len(window))
         progress.close()
+        if shard.count == 1 and not partial.stat().st_size:
+            raise ValueError(f"{manifest}: none of {len(lines)} lines can be labelled, see {left_out.path}.")
         os.replace(partial, output)
-    logger.info("%s: %d utterances labelled.", output, len(lines))
+    logger.info("%s: %d utterances labelled.", output, len(lines) - len(left_out))
+    if len(left_out):
+        logger.warning("%s: the %d lines that were left out, with the reasons.", left_out.path, len(left_out))
     return True
 
 
@@ -183,9 +196,13 @@ def merge_shards(manifest: PathLike, output: PathLike, maker: LabelMaker, count:
             f"{output}: the shards {missing} of {count} are not there whole, with labels of {maker.id}. Run `label.py "
             f"make --shard {missing[0]}/{count}` (and so on); what they have is kept."
         )
-    write_manifest(output, (entry for shard in shards for _, entry in iter_manifest(shard.path(output))))
-    for shard in shards:
-        shard.path(output).unlink()
+    paths = [shard.path(output) for shard in shards]
+    left_out = [path for path in (LeftOut(path).path for path in paths) if path.is_file()]
+    if left_out:  # before the labels, which are whole with them alone
+        write_manifest(LeftOut(output).path, (entry for path in left_out for _, entry in iter_manifest(path)))
+    write_manifest(output, (entry for path in paths for _, entry in iter_manifest(path)))
+    for path in [*paths, *left_out]:
+        path.unlink()
     return True
 
 
@@ -268,11 +285,23 @@ def count_lines(manifest: PathLike) -> int:
     return total
 
 
-def audio_windows(lines: Iterable[Tuple[str, Dict[str, Any]]]) -> Iterator[List[Utterance]]:
-    """Load the audio of ``("<file>:<line>", entry)`` pairs, in order, in windows of at least `WINDOW_SECONDS`."""
+def audio_windows(
+    lines: Iterable[Tuple[str, Dict[str, Any]]], leave_out: Optional[LeaveOut] = None
+) -> Iterator[List[Utterance]]:
+    """Load the audio of ``("<file>:<line>", entry)`` pairs, in order, in windows of at least `WINDOW_SECONDS`.
+
+    Args:
+        leave_out: called with the entry of a line whose audio is missing or unusable, and the reason; None: that is an
+            error.
+    """
     window: List[Utterance] = []
     window_samples = 0
-    for utterance in read_ahead(lines, lambda line: _load(*line), lambda line: line[1].get("duration") or 0):
+    for utterance in read_ahead(lines, _load_or_reason, lambda line: line[1].get("duration") or 0):
+        if isinstance(utterance, Exception):
+            if leave_out is None:
+                raise utterance
+            leave_out(utterance.entry, str(utterance))
+            continue
         window.append(utterance)
         window_samples += len(utterance.samples)
         if window_samples >= WINDOW_SECONDS * SAMPLE_RATE:
@@ -313,6 +342,21 @@ def label_entry(utterance: Utterance, sets: Dict[int, np.ndarray], maker_id: str
     return {**line, **_rate_field(utterance), "labels": labels.to_manifest()}
 
 
+def label_entries(
+    window: List[Utterance], labels: List[Dict[int, np.ndarray]], maker_id: str, leave_out: Optional[LeaveOut]
+) -> List[Dict[str, Any]]:
+    """`label_entry` of each utterance; those whose labels fail their checks are left out where that is wanted."""
+    entries = []
+    for utterance, sets in zip(window, labels):
+        try:
+            entries.append(label_entry(utterance, sets, maker_id))
+        except ValueError as reason:
+            if leave_out is None:
+                raise
+            leave_out(utterance.entry, str(reason))
+    return entries
+
+
 def _rate_field(utterance: Utterance) -> Dict[str, int]:
     """``sampling_rate`` of the file, whatever its line says: NeMo then takes the length of the audio from ``duration``.
 
@@ -338,6 +382,19 @@ def _load(where: str, entry: Dict[str, Any]) -> Utterance:
     return Utterance(where, entry, samples, file_rate)
 
 
+def _load_or_reason(line: Tuple[str, Dict[str, Any]]) -> Union[Utterance, Exception]:
+    """The error carries the entry of its line."""
+    try:
+        return _load(*line)
+    except (ValueError, FileNotFoundError) as error:
+        error.entry = line[1]
+        return error
+
+
+def _log_unusable(entry: Dict[str, Any], reason: str) -> None:
+    logger.warning("left out: %s", reason)
+
+
 def _lines_of(manifest: PathLike, lines: range) -> Iterator[Tuple[str, Dict[str, Any]]]:
     """``("<file>:<line>", entry)`` of some lines, counted from 0."""
     return itertools.islice(iter_manifest(manifest), lines.start, lines.stop)
@@ -347,17 +404,25 @@ def _is_complete(manifest: PathLike, labelled: Path, maker_id: str, lines: range
     """Does ``labelled`` hold these lines of the manifest, with labels of the maker, and nothing else?"""
     if not labelled.is_file():
         return False
-    return _labelled_prefix(manifest, labelled, maker_id, lines) == (len(lines), labelled.stat().st_size)
+    found = _labelled_prefix(manifest, labelled, maker_id, lines, LeftOut(labelled))
+    return found == (len(lines), labelled.stat().st_size)
 
 
-def _labelled_prefix(manifest: PathLike, labelled: Path, maker_id: str, lines: range) -> Tuple[int, int]:
-    """How many lines, and bytes, of ``labelled`` are the first of these of ``manifest``, with labels of the maker."""
+def _labelled_prefix(
+    manifest: PathLike, labelled: Path, maker_id: str, lines: range, left_out: LeftOut
+) -> Tuple[int, int]:
+    """How many of these lines of ``manifest`` are done, since ``labelled`` begins with them, with labels of the maker,
+    or they were left out; and the bytes of ``labelled`` that they are."""
     count = size = 0
     with open(labelled, "rb") as stream:
-        for (_, entry), line in zip(_lines_of(manifest, lines), stream):
-            if not _is_labelled(line, labelled, entry, maker_id):
+        line = stream.readline()
+        for _, entry in _lines_of(manifest, lines):
+            if line and _is_labelled(line, labelled, entry, maker_id):
+                size += len(line)
+                line = stream.readline()
+            elif entry not in left_out:
                 break
-            count, size = count + 1, size + len(line)
+            count += 1
     return count, size
 
 
@@ -368,15 +433,7 @@ def _is_labelled(line: bytes, labelled: Path, entry: Dict[str, Any], maker_id: s
         labels_maker = found["labels"]["maker"]
         if entry.get("duration") is None:
             entry = {**entry, "duration": found["duration"]}
-        same = _unlabelled(found, labelled) == _unlabelled(entry)
+        same = unlabelled(found, labelled) == unlabelled(entry)
     except (ValueError, KeyError, TypeError):  # cut off in the middle of a write, or not labelled
         return False
     return line.endswith(b"\n") and labels_maker == maker_id and same
-
-
-def _unlabelled(entry: Dict[str, Any], manifest: Path = Path()) -> Dict[str, Any]:
-    """The entry without what labelling writes, its audio path absolute; in ``manifest`` it may be relative."""
-    return {
-        **{key: value for key, value in entry.items() if key not in ("labels", *RATE_FIELDS)},
-        "audio_filepath": str(absolute_path(manifest.parent / entry["audio_filepath"])),  # as manifest_lines does
-    }

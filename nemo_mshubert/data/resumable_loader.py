@@ -21,8 +21,7 @@ A resumed run asks for the stream from the number of batches it has consumed. Sk
 import itertools
 import json
 from functools import partial
-from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import torch
 from lhotse import CutSet
@@ -34,11 +33,11 @@ from nemo.utils import logging
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from nemo_mshubert.data.manifest import check_for_nemo, iter_manifest
 from nemo_mshubert.data.shard_visits import ShardProgress, Visits, lines_of
 from nemo_mshubert.data.shared_batches import Place, SharedBatches, last_before
 from nemo_mshubert.data.tar_shards import only_path, shards_of, with_audio
-from nemo_mshubert.data.tarred import all_paths, has_remote_paths, local_paths
+from nemo_mshubert.data.tarred import all_paths, has_remote_paths
+from nemo_mshubert.data.usable_utterances import check_utterances, count_utterances, log_hours, usable_lines
 
 VISITS = "mshubert_shard_visits"  # our type of source for NeMo's loader
 PER_BUCKET = 20  # utterances that a process holds back at least, so that most buckets can fill a batch
@@ -53,7 +52,6 @@ LEAVE_NO_LABELS = (
 )
 # Sources that NeMo's loader takes before the manifests: nothing would have checked their labels.
 OTHER_SOURCES = ("input_cfg", "shar_path", "cuts_path")
-MOST_UNHEARD = 0.2  # share of the audio that an epoch may pass over without a warning
 RANK_SEED_STEP = 100_000  # distance of the seeds of two ranks, that of lhotse's worker_init_fn
 
 
@@ -150,121 +148,6 @@ def _lhotse_options(config: DictConfig) -> DictConfig:
     return OmegaConf.create({**options, "concurrent_bucketing": False, "truncate_offset_type": "start"})
 
 
-def usable_lines(config: DictConfig) -> Callable[[Dict[str, Any]], bool]:
-    """Whether NeMo's loader takes a line of a manifest: by its duration, cropped, and by what it says of its own
-    use."""
-    return partial(
-        _is_usable,
-        shortest=config.get("min_duration") or 0,
-        longest=config.get("max_duration") or float("inf"),
-        crop=config.get("truncate_duration") or float("inf"),
-        status=config.get("keep") or "pass",
-    )
-
-
-def _is_usable(entry: Dict[str, Any], shortest: float, longest: float, crop: float, status: str) -> bool:
-    duration = _duration(entry, entry["audio_filepath"])
-    is_chosen = not entry.get("_skipme") and entry.get("validation_status", status) == status
-    return is_chosen and shortest <= min(duration, crop) <= longest
-
-
-def _duration(entry: Dict[str, Any], where: str) -> float:
-    if not isinstance(entry.get("duration"), (int, float)):
-        raise ValueError(f'{where}: "duration" (seconds) is missing. Write the manifest again with its durations.')
-    return entry["duration"]
-
-
-class Counts(NamedTuple):
-    """Usable lines of manifests, and their seconds before and after they are cropped."""
-
-    usable: int
-    seconds: float
-    heard: float
-
-
-def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> Optional[int]:
-    """Read the local manifests once before a long run; within a process group every rank its share of them.
-
-    Returns:
-        the number of usable utterances; None where some manifests are remote.
-
-    Raises:
-        FileNotFoundError, ValueError: a missing manifest, a broken line (file and line are named), no utterance
-            between ``min_duration`` and ``max_duration`` (Lhotse would search tars for one forever), more buckets
-            than utterances, or a segment of a file of which NeMo would read another.
-    """
-    counts = _checked_counts(config, rank, world_size)
-    return None if counts is None else counts.usable
-
-
-def _checked_counts(config: DictConfig, rank: int, world_size: int) -> Optional[Counts]:
-    """What `check_utterances` counts."""
-    is_usable = usable_lines(config)
-    manifests = local_paths(config.manifest_filepath)[rank::world_size]
-    has_tars = config.get("tarred_audio_filepaths") is not None
-    crop = config.get("truncate_duration") or float("inf")
-    lines = usable = 0
-    seconds = heard = 0.0
-    for manifest in () if has_tars else manifests:  # shards are not read by NeMo
-        check_for_nemo(manifest)
-    for where, entry in itertools.chain.from_iterable(map(iter_manifest, manifests)):
-        _duration(entry, where)
-        if not has_tars and entry.get("offset") and (entry.get("sampling_rate") or entry.get("sample_rate")):
-            raise ValueError(
-                f"{where}: offset beside sampling_rate, with which NeMo takes the duration of the segment for that of "
-                "the whole file. Remove sampling_rate from lines with an offset (scripts/label.py does)."
-            )
-        if not has_tars and entry.get("shard_id") is not None and not Path(entry["audio_filepath"]).is_file():
-            raise ValueError(
-                f"{where}: of a tarred dataset (it has a shard_id). Give the tars too, for training as train_tars."
-            )
-        lines += 1
-        if is_usable(entry):
-            usable += 1
-            seconds += entry["duration"]
-            heard += min(entry["duration"], crop)
-    if world_size > 1:
-        counts = [(0, (0, 0, 0.0, 0.0))] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(counts, (rank, (lines, usable, seconds, heard)))
-        # ranks that share a part of the data counted the same
-        lines, usable, seconds, heard = map(sum, zip(*dict(counts).values()))
-    if has_remote_paths(config.manifest_filepath):
-        return None
-    durations = f"{config.get('min_duration') or 0} to {config.get('max_duration') or float('inf')} s"
-    if usable == 0:
-        raise ValueError(
-            f"{config.manifest_filepath}: no utterance of {durations}. Change min_duration and max_duration, or fill "
-            "the manifest if it is empty."
-        )
-    if usable < lines:
-        logging.info(
-            f"{config.manifest_filepath}: {lines - usable} of {lines} utterances are left out, as they are not of "
-            f"{durations} (min_duration and max_duration) or are marked not to be used."
-        )
-    num_buckets = config.get("num_buckets", 30)
-    if config.get("use_bucketing") and usable < num_buckets:
-        raise ValueError(
-            f"{config.manifest_filepath}: {usable} utterances are too few for num_buckets {num_buckets}. Lower "
-            "it (to 2 at least), or set use_bucketing=false."
-        )
-    return Counts(usable, seconds, heard)
-
-
-def _log_hours(counts: Counts, crop: Optional[float]) -> None:
-    """How much there is to train on, and a warning where much of it is behind the crops."""
-    hours, heard = counts.seconds / 3600, counts.heard / 3600
-    cropped = f", with lines cropped to {crop:g} s" if crop else ""
-    logging.info(
-        f"Training on {counts.usable} utterances. They last {hours:.2f} h, of which an epoch hears {heard:.2f} h{cropped}."
-    )
-    if counts.heard < (1 - MOST_UNHEARD) * counts.seconds:
-        logging.warning(
-            f"An epoch hears {heard:.2f} of {hours:.2f} h: of every line it takes one crop, of {crop:g} s at most "
-            "(truncate_duration), and many lines are longer. To hear more of them, cut them into shorter ones with "
-            f"scripts/prepare_folder.py --segment_seconds {crop:g}, and label those."
-        )
-
-
 def training_loader(
     config: DictConfig,
     dataset: Dataset,
@@ -286,9 +169,9 @@ def training_loader(
     """
     config = _lhotse_options(config)
     parts = (rank, world_size) if torch.distributed.is_initialized() else (0, 1)
-    counts = _checked_counts(config, *parts)
+    counts = count_utterances(config, *parts)
     if counts is not None:
-        _log_hours(counts, config.get("truncate_duration"))
+        log_hours(counts, config.get("truncate_duration"))
     if config.get("tarred_audio_filepaths") is not None:
         _limit_buffer(config, None if counts is None else counts.usable, world_size)
         return _tarred_loader(config, dataset, rank, world_size, first_batch, progress or ShardProgress())

@@ -27,11 +27,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from nemo_mshubert.data.manifest import check_audio_files, check_for_nemo
-from nemo_mshubert.data.resumable_loader import check_utterances
 from nemo_mshubert.data.resumed_sampler import resumable
 from nemo_mshubert.data.tarred import check_shards, local_paths
 from nemo_mshubert.data.transcripts import check_transcripts
 from nemo_mshubert.data.unreadable import MAX_UNREADABLE, CountedAudio
+from nemo_mshubert.data.usable_utterances import check_utterances
 from nemo_mshubert.decoding.lexicon import WRITTEN_DELIMITER
 from nemo_mshubert.models.loading import is_foreign, local_path, restore_mshubert
 from nemo_mshubert.models.seeding import seed_of

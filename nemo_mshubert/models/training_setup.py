@@ -16,18 +16,13 @@
 
 import math
 import os
-import shutil
-import time
-import zipfile
-from pathlib import Path
-from typing import List, Sequence
+from typing import Sequence
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from nemo.utils import logging
-from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
 from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -37,13 +32,9 @@ from nemo_mshubert.callbacks.saved_update import SavedUpdate
 from nemo_mshubert.callbacks.unknown_score import UnknownScore
 from nemo_mshubert.callbacks.updates_bar import UpdatesProgressBar
 from nemo_mshubert.callbacks.validation_schedule import ValidationSchedule
-from nemo_mshubert.models.run_lock import hold_folder
 from nemo_mshubert.parallel.registration import check_strategy, tensor_parallel_size
-from nemo_mshubert.whole_files import atomic_path
 
 NO_LIMIT = 1_000_000_000  # of batches, as in conf/finetune
-NO_SCORE = "=nan-"  # in the name of a checkpoint
-PATIENCE_SECONDS = 1200.0  # of other ranks, while rank 0 copies what may be gigabytes
 ALL_DEVICES = (-1, "-1", "auto", None)  # as Lightning takes them
 PRECISIONS = ("32", "32-true", "bf16-mixed", "16-mixed", "64", "64-true")
 
@@ -245,114 +236,3 @@ def make_trainer(trainer_config: DictConfig, callbacks: Sequence[pl.Callback]) -
     if options.get("enable_progress_bar", True) and not any(isinstance(one, ProgressBar) for one in callbacks):
         callbacks.append(UpdatesProgressBar())
     return pl.Trainer(**{**options, "callbacks": callbacks})
-
-
-def checkpoint_folder(exp_manager_config: DictConfig) -> Path:
-    """Where NeMo's exp_manager keeps the checkpoints of a run without versions, as conf has them."""
-    config = exp_manager_config
-    log_folder = config.get("explicit_log_dir") or Path(config.exp_dir) / config.name
-    return Path(config.checkpoint_callback_params.get("dirpath") or Path(log_folder) / "checkpoints")
-
-
-def claim_folder(folder: Path, save_top_k: int, trainer: pl.Trainer) -> None:
-    """Have this run alone in the folder of its checkpoints (`run_lock.hold_folder`), and go on from what is there
-    (`keep_whole_checkpoints`): rank 0 does so, and the others wait until it has.
-
-    Raises:
-        RuntimeError: another run is under way in the folder.
-    """
-    hold_folder(folder, trainer)
-    if trainer.is_global_zero:
-        keep_whole_checkpoints(folder, save_top_k)
-        return
-    # Not all ranks: a second run in the folder is found out by its rank 0 alone, and the checkpoint that the first run
-    # is writing looks like one that was left unfinished.
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not _is_in_order(folder, save_top_k):
-        if time.monotonic() > end:
-            raise RuntimeError(
-                f"{folder}: rank 0 has not set its checkpoints in order within {PATIENCE_SECONDS:g} s. See its log: it "
-                "may have ended, or another run writes checkpoints there."
-            )
-        time.sleep(1)
-
-
-def keep_whole_checkpoints(folder: Path, save_top_k: int = 1) -> None:
-    """Leave what a run can go on from, where it was killed while it wrote a checkpoint: NeMo would stop and ask for
-    that. Checkpoints are in folders below where their metric has a slash in its name.
-
-    Unfinished checkpoints go, damaged ones are set aside under another name. Of several last ones the newest stays;
-    where there is none, the newest other one, which holds as much, becomes it. One whose score is not a number, which
-    NeMo cannot read back from its name, is set aside. So are the best ones where the run no longer keeps any
-    (``save_top_k`` 0), as without a validation: NeMo would delete them, and stop.
-    """
-    for marker in _markers(folder):
-        name = marker.name.removesuffix(NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX)
-        unfinished = marker.with_name(f"{name}.ckpt")
-        logging.warning(f"{unfinished}: the run was killed while it was written; it is removed.")
-        unfinished.unlink(missing_ok=True)
-        marker.unlink()
-    for path in filter(_is_damaged, _checkpoints(folder)):
-        _set_aside(path, "damaged")
-        logging.warning(
-            f"{path}: damaged, since the end of the file is missing. It is now {path.name}.damaged, and the run goes "
-            "on from the newest whole checkpoint; copy it again if you have it elsewhere."
-        )
-    newest_first = sorted(_checkpoints(folder), key=lambda path: path.stat().st_mtime, reverse=True)
-    last = [path for path in newest_first if _is_last(path)]
-    for path in last[1:]:
-        path.unlink()
-    if newest_first and not last:
-        path = newest_first[0]
-        logging.warning(f"{path}: the newest whole checkpoint, from which the run goes on.")
-        with atomic_path(path.with_name(f"{path.stem}-last.ckpt")) as copy:
-            shutil.copy(path, copy)
-    for path in _unwanted(folder, save_top_k):
-        _set_aside(path, "nan" if NO_SCORE in path.name else "best")
-
-
-def _is_in_order(folder: Path, save_top_k: int) -> bool:
-    """Whether there is nothing for `keep_whole_checkpoints` to do."""
-    checkpoints = _checkpoints(folder)
-    one_is_last = sum(map(_is_last, checkpoints)) == bool(checkpoints)
-    try:
-        is_broken = any(_markers(folder)) or any(map(_is_damaged, checkpoints))
-    except FileNotFoundError:  # at work
-        return False
-    return one_is_last and not is_broken and not _unwanted(folder, save_top_k)
-
-
-def _unwanted(folder: Path, save_top_k: int) -> List[Path]:
-    """Checkpoints besides the last one that NeMo cannot read, or would delete."""
-    checkpoints = [path for path in _checkpoints(folder) if not _is_last(path)]
-    return [path for path in checkpoints if save_top_k == 0 or NO_SCORE in path.name]
-
-
-def _markers(folder: Path) -> List[Path]:
-    """NeMo's, beside checkpoints that are being written."""
-    return _files(folder, f"*{NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}")
-
-
-def _checkpoints(folder: Path) -> List[Path]:
-    return _files(folder, "*.ckpt")
-
-
-def _files(folder: Path, pattern: str) -> List[Path]:
-    """Those of the run: names are ``<run>--<metric>=...``, where a slash in that of the metric makes folders. What is
-    in others, the user has put there."""
-    return [*folder.glob(pattern), *folder.glob(f"*--*/**/{pattern}")]
-
-
-def _is_last(path: Path) -> bool:
-    return path.stem.endswith("last")
-
-
-def _is_damaged(path: Path) -> bool:
-    """By the end of the file: one that was cut off, as by a full disk or a copy, has none."""
-    with open(path, "rb") as stream:
-        return not zipfile.is_zipfile(stream)
-
-
-def _set_aside(path: Path, suffix: str) -> None:
-    """Give it a name that NeMo does not read."""
-    os.replace(path, path.with_name(f"{path.name}.{suffix}"))

@@ -382,6 +382,91 @@ def bad_audio(tmp_path, kind):
     return str(path)
 
 
+@pytest.fixture
+def with_bad_lines(corpus, maker, tmp_path):
+    """The corpus with three lines that cannot be labelled, one of them the first."""
+    lines = read_manifest(corpus)
+    for number, kind in ((0, "empty"), (5, "garbage"), (8, "silent")):
+        bad = bad_audio(tmp_path, kind)
+        os.rename(bad, tmp_path / f"{kind}.wav")
+        lines[number] = {
+            "audio_filepath": str(tmp_path / f"{kind}.wav"),
+            "utt_id": kind,
+            "text": lines[number]["text"],
+        }
+    write_manifest(corpus, lines)
+    return corpus
+
+
+def left_out_of(output):
+    path = output.with_suffix(".left_out.json")
+    return {entry["utt_id"]: entry["left_out"] for entry in read_manifest(path)} if path.is_file() else {}
+
+
+def test_what_cannot_be_labelled_is_left_out_where_that_is_wanted(with_bad_lines, maker, tmp_path):
+    """Of 500 hours a handful is always broken: each would end the labelling anew."""
+    output = tmp_path / "labelled.json"
+    assert label_manifest(with_bad_lines, output, maker, WindowFeatures(), skip_unusable=True) is True
+    kept = [entry for entry in read_manifest(with_bad_lines) if "utt_id" not in entry]
+    assert [entry["audio_filepath"] for entry in read_manifest(output)] == [entry["audio_filepath"] for entry in kept]
+    assert check_labelled_manifest(output, maker.id)["utterances"] == 9
+    reasons = left_out_of(output)
+    assert list(reasons) == ["empty", "garbage", "silent"] and "all 149 labels" in reasons["silent"]
+    assert f"{with_bad_lines}:6" in reasons["garbage"]
+    for skips in (True, False):  # it is whole
+        assert (
+            label_manifest(with_bad_lines, output, maker, WindowFeatures(fail_at_call=1), skip_unusable=skips) is False
+        )
+
+
+def test_an_interrupted_run_goes_on_behind_what_it_left_out(with_bad_lines, maker, tmp_path):
+    whole, output = tmp_path / "whole.json", tmp_path / "labelled.json"
+    label_manifest(with_bad_lines, whole, maker, WindowFeatures(), skip_unusable=True)
+    for call in (1, 2, 3):
+        with pytest.raises(RuntimeError, match="power cut"):
+            label_manifest(with_bad_lines, output, maker, WindowFeatures(fail_at_call=call), skip_unusable=True)
+    features = WindowFeatures()
+    label_manifest(with_bad_lines, output, maker, features, skip_unusable=True)
+    assert features.utterances < 9 and output.read_text() == whole.read_text()
+    assert left_out_of(output) == left_out_of(whole)
+
+
+def test_shards_with_lines_left_out_are_whole(with_bad_lines, maker, tmp_path):
+    whole, output = tmp_path / "whole.json", tmp_path / "labelled.json"
+    label_manifest(with_bad_lines, whole, maker, WindowFeatures(), skip_unusable=True)
+    for index in range(3):
+        label_manifest(with_bad_lines, output, maker, WindowFeatures(), Shard(index, 3), skip_unusable=True)
+    assert merge_shards(with_bad_lines, output, maker, 3) is True
+    assert output.read_text() == whole.read_text() and left_out_of(output) == left_out_of(whole)
+    assert merge_shards(with_bad_lines, output, maker, 3) is False
+    assert sorted(path.name for path in tmp_path.glob("labelled*")) == ["labelled.json", "labelled.left_out.json"]
+
+
+def test_repaired_lines_are_a_manifest_of_their_own(with_bad_lines, maker, tmp_path):
+    output, rest = tmp_path / "labelled.json", tmp_path / "rest.json"
+    label_manifest(with_bad_lines, output, maker, WindowFeatures(), skip_unusable=True)
+    for name in ("empty", "garbage", "silent"):
+        soundfile.write(tmp_path / f"{name}.wav", np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+    label_manifest(output.with_suffix(".left_out.json"), rest, maker, WindowFeatures())
+    assert [entry["utt_id"] for entry in read_manifest(rest)] == ["empty", "garbage", "silent"]
+
+
+def test_a_manifest_of_nothing_but_broken_audio_is_an_error(corpus, maker, tmp_path):
+    lines = [{"audio_filepath": bad_audio(tmp_path, "garbage"), "utt_id": "x"}]
+    write_manifest(corpus, lines)
+    with pytest.raises(ValueError, match="none of 1 lines can be labelled, see .*labelled.left_out.json"):
+        label_manifest(corpus, tmp_path / "labelled.json", maker, WindowFeatures(), skip_unusable=True)
+    assert not (tmp_path / "labelled.json").exists()
+
+
+def test_frames_are_sampled_without_broken_audio(with_bad_lines, corpus, caplog):
+    good = [entry for entry in read_manifest(with_bad_lines) if entry.get("utt_id") not in ("empty", "garbage")]
+    expected = np.concatenate(WindowFeatures()([load_audio(entry) for entry in good]))
+    found = sample_corpus_frames([with_bad_lines], WindowFeatures(), 10**6, seed=0, skip_unusable=True)
+    np.testing.assert_array_equal(found, expected)
+    assert "left out: " in caplog.text and "garbage.wav" in caplog.text
+
+
 @pytest.mark.parametrize(
     "kind, message",
     [

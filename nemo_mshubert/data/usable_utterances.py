@@ -1,0 +1,164 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""Which lines of manifests NeMo's loaders take, counted and checked once before a long run."""
+
+import itertools
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
+
+import torch
+from nemo.utils import logging
+from omegaconf import DictConfig
+
+from nemo_mshubert.data.manifest import check_for_nemo, iter_manifest
+from nemo_mshubert.data.tarred import has_remote_paths, local_paths
+
+MOST_UNHEARD = 0.2  # share of the audio that an epoch may pass over without a warning
+
+
+class Counts(NamedTuple):
+    """Lines of manifests, those that are usable, and the seconds of these before and after they are cropped."""
+
+    lines: int = 0
+    usable: int = 0
+    seconds: float = 0.0
+    heard: float = 0.0
+
+
+def usable_lines(config: DictConfig) -> Callable[[Dict[str, Any]], bool]:
+    """Whether NeMo's loader takes a line of a manifest: by its duration, cropped, and by what it says of its own
+    use."""
+    return partial(
+        _is_usable,
+        shortest=config.get("min_duration") or 0,
+        longest=config.get("max_duration") or float("inf"),
+        crop=_crop(config),
+        status=config.get("keep") or "pass",
+    )
+
+
+def _crop(config: DictConfig) -> float:
+    return config.get("truncate_duration") or float("inf")
+
+
+def _is_usable(entry: Dict[str, Any], shortest: float, longest: float, crop: float, status: str) -> bool:
+    duration = _duration(entry, entry["audio_filepath"])
+    is_chosen = not entry.get("_skipme") and entry.get("validation_status", status) == status
+    return is_chosen and shortest <= min(duration, crop) <= longest
+
+
+def _duration(entry: Dict[str, Any], where: str) -> float:
+    if not isinstance(entry.get("duration"), (int, float)):
+        raise ValueError(f'{where}: "duration" (seconds) is missing. Write the manifest again with its durations.')
+    return entry["duration"]
+
+
+def count_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> Optional[Counts]:
+    """Read the local manifests once before a long run; within a process group every rank its share of them.
+
+    Args:
+        config: NeMo's Lhotse options.
+
+    Returns:
+        what is in them; None where some manifests are remote.
+
+    Raises:
+        FileNotFoundError, ValueError: a missing manifest, a broken line (file and line are named), no utterance
+            between ``min_duration`` and ``max_duration`` (Lhotse would search tars for one forever), more buckets
+            than utterances, or a segment of a file of which NeMo would read another.
+    """
+    counts = _count(config, local_paths(config.manifest_filepath)[rank::world_size])
+    if world_size > 1:
+        of_ranks = [(0, Counts())] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(of_ranks, (rank, counts))
+        counts = Counts(
+            *map(sum, zip(*dict(of_ranks).values()))
+        )  # ranks that share a part of the data counted the same
+    if has_remote_paths(config.manifest_filepath):
+        return None
+    _judge(config, counts)
+    return counts
+
+
+def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> Optional[int]:
+    """The number of usable utterances; else as `count_utterances`."""
+    counts = count_utterances(config, rank, world_size)
+    return None if counts is None else counts.usable
+
+
+def _count(config: DictConfig, manifests: List[str]) -> Counts:
+    is_usable, crop = usable_lines(config), _crop(config)
+    has_tars = config.get("tarred_audio_filepaths") is not None
+    for manifest in () if has_tars else manifests:  # shards are not read by NeMo
+        check_for_nemo(manifest)
+    lines = usable = 0
+    seconds = heard = 0.0
+    for where, entry in itertools.chain.from_iterable(map(iter_manifest, manifests)):
+        lines += 1
+        duration = _duration(entry, where)
+        if not has_tars:
+            _check_plain_line(entry, where)
+        if is_usable(entry):
+            usable, seconds, heard = usable + 1, seconds + duration, heard + min(duration, crop)
+    return Counts(lines, usable, seconds, heard)
+
+
+def _check_plain_line(entry: Dict[str, Any], where: str) -> None:
+    if entry.get("offset") and (entry.get("sampling_rate") or entry.get("sample_rate")):
+        raise ValueError(
+            f"{where}: offset beside sampling_rate, with which NeMo takes the duration of the segment for that of the "
+            "whole file. Remove sampling_rate from lines with an offset (scripts/label.py does)."
+        )
+    if entry.get("shard_id") is not None and not Path(entry["audio_filepath"]).is_file():
+        raise ValueError(
+            f"{where}: of a tarred dataset (it has a shard_id). Give the tars too, for training as train_tars."
+        )
+
+
+def _judge(config: DictConfig, counts: Counts) -> None:
+    durations = f"{config.get('min_duration') or 0} to {config.get('max_duration') or float('inf')} s"
+    if counts.usable == 0:
+        raise ValueError(
+            f"{config.manifest_filepath}: no utterance of {durations}. Change min_duration and max_duration, or fill "
+            "the manifest if it is empty."
+        )
+    if counts.usable < counts.lines:
+        logging.info(
+            f"{config.manifest_filepath}: {counts.lines - counts.usable} of {counts.lines} utterances are left out, as "
+            f"they are not of {durations} (min_duration and max_duration) or are marked not to be used."
+        )
+    num_buckets = config.get("num_buckets", 30)
+    if config.get("use_bucketing") and counts.usable < num_buckets:
+        raise ValueError(
+            f"{config.manifest_filepath}: {counts.usable} utterances are too few for num_buckets {num_buckets}. Lower "
+            "it (to 2 at least), or set use_bucketing=false."
+        )
+
+
+def log_hours(counts: Counts, crop: Optional[float]) -> None:
+    """How much there is to train on, and a warning where much of it is behind the crops."""
+    hours, heard = counts.seconds / 3600, counts.heard / 3600
+    cropped = f", with lines cropped to {crop:g} s" if crop else ""
+    logging.info(
+        f"Training on {counts.usable} utterances. They last {hours:.2f} h, of which an epoch hears {heard:.2f} h{cropped}."
+    )
+    if counts.heard < (1 - MOST_UNHEARD) * counts.seconds:
+        logging.warning(
+            f"An epoch hears {heard:.2f} of {hours:.2f} h: of every line it takes one crop, of {crop:g} s at most "
+            "(truncate_duration), and many lines are longer. To hear more of them, cut them into shorter ones with "
+            f"scripts/prepare_folder.py --segment_seconds {crop:g}, and label those."
+        )

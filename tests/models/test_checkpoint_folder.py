@@ -1,0 +1,183 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""What a run finds of its checkpoints after a kill."""
+
+import os
+import time
+from threading import Thread
+from types import SimpleNamespace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from nemo_mshubert.models import checkpoint_folder as module
+from nemo_mshubert.models import run_lock
+from nemo_mshubert.models.checkpoint_folder import (
+    _is_in_order,
+    checkpoint_folder,
+    claim_folder,
+    keep_whole_checkpoints,
+)
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """``folder(name, ...)``: what is left of checkpoints with these names, the last one the newest, and whose weights
+    it has.
+
+    ``!`` marks an unfinished one, ``?`` one that has lost its last byte.
+    """
+
+    def make(*names):
+        for age, name in enumerate(reversed(names)):
+            name, kind = name.rstrip("!?"), name[-1]
+            path = tmp_path / f"{name}.ckpt"
+            torch.save({"name": name}, path)
+            if kind == "!":
+                (tmp_path / f"{name}-unfinished").touch()
+            if kind == "?":
+                os.truncate(path, path.stat().st_size - 1)
+            os.utime(path, (1e9 - age, 1e9 - age))
+        in_order = _is_in_order(tmp_path, save_top_k=1)
+        before = sorted(tmp_path.iterdir())
+        keep_whole_checkpoints(tmp_path)
+        assert in_order == (sorted(tmp_path.iterdir()) == before)
+        assert _is_in_order(tmp_path, save_top_k=1)
+        left = {path.name.removesuffix(".ckpt"): path for path in tmp_path.iterdir()}
+        return {
+            name: "damaged" if path.suffix == ".damaged" else torch.load(path)["name"] for name, path in left.items()
+        }
+
+    return make
+
+
+def test_nothing_happens_to_whole_checkpoints(folder, tmp_path):
+    assert folder("m-step=5", "m-step=6-last") == {"m-step=5": "m-step=5", "m-step=6-last": "m-step=6-last"}
+    keep_whole_checkpoints(tmp_path / "not there yet")
+
+
+def test_unfinished_last_checkpoint_gives_way_to_the_whole_one(folder):
+    """NeMo stops where all last checkpoints are unfinished, and would start anew where they are removed by hand."""
+    assert folder("m-step=5-last", "m-step=6-last!") == {"m-step=5-last": "m-step=5-last"}
+
+
+def test_best_checkpoint_stands_in_for_the_last(folder):
+    assert folder("m-step=3", "m-step=5", "m-step=6-last!") == {
+        "m-step=3": "m-step=3",
+        "m-step=5": "m-step=5",
+        "m-step=5-last": "m-step=5",
+    }
+
+
+def test_a_metric_with_a_slash_puts_checkpoints_into_folders(folder, tmp_path):
+    """As those of single label sets: they were not looked for there, and the run could not be started again."""
+    below = tmp_path / "m--val_1000"
+    below.mkdir()
+    for age, name in enumerate(["accuracy=0.5-step=6-last", "accuracy=0.5-step=5", "accuracy=0.4-step=5-last"]):
+        torch.save({"name": name}, below / f"{name}.ckpt")
+        os.utime(below / f"{name}.ckpt", (1e9 - age, 1e9 - age))
+    (below / "accuracy=0.5-step=6-last-unfinished").touch()
+    assert not _is_in_order(tmp_path, save_top_k=1)
+    keep_whole_checkpoints(tmp_path)
+    assert {path.name for path in below.iterdir()} == {"accuracy=0.5-step=5.ckpt", "accuracy=0.4-step=5-last.ckpt"}
+    assert _is_in_order(tmp_path, save_top_k=1)
+
+
+def test_checkpoints_that_the_user_keeps_in_a_folder_are_left_alone(folder, tmp_path):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for name in ("m--val_loss=2.5-step=4-last", "m--val_loss=nan-step=3"):
+        torch.save({}, kept / f"{name}.ckpt")
+    torch.save({}, tmp_path / "m--val_loss=2.0-step=9-last.ckpt")
+    keep_whole_checkpoints(tmp_path, save_top_k=0)
+    assert len(list(kept.iterdir())) == 2 and _is_in_order(tmp_path, save_top_k=0)
+
+
+def test_a_score_that_is_no_number_does_not_stop_a_resume(folder):
+    """NeMo reads scores from the names of checkpoints, and of "nan" it ended in "could not convert string to float"."""
+    left = folder("m--val_loss=nan-step=3", "m--val_loss=2.5-step=4", "m--val_loss=nan-step=5-last")
+    assert set(left) == {"m--val_loss=nan-step=3.ckpt.nan", "m--val_loss=2.5-step=4", "m--val_loss=nan-step=5-last"}
+
+
+def test_best_checkpoints_are_kept_where_none_are_wanted(folder, tmp_path):
+    """A run goes on without validation: NeMo deleted the best weights, and ended in an IndexError."""
+    folder("m--val_loss=2.5-step=4", "m--val_loss=2.5-step=5-last")
+    assert not _is_in_order(tmp_path, save_top_k=0)
+    keep_whole_checkpoints(tmp_path, save_top_k=0)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "m--val_loss=2.5-step=4.ckpt.best",
+        "m--val_loss=2.5-step=5-last.ckpt",
+    }
+
+
+def test_killed_in_the_first_checkpoint_starts_anew(folder):
+    assert folder("m-step=1-last!") == {}
+
+
+def test_a_damaged_last_checkpoint_gives_way_to_the_newest_whole_one(folder, monkeypatch):
+    """A copy that broke off: torch.load would end with a message that names no file. What is damaged is kept."""
+    warnings = []
+    monkeypatch.setattr(module.logging, "warning", warnings.append)
+    assert folder("m-step=3", "m-step=5", "m-step=6-last?") == {
+        "m-step=3": "m-step=3",
+        "m-step=5": "m-step=5",
+        "m-step=5-last": "m-step=5",
+        "m-step=6-last.ckpt.damaged": "damaged",
+    }
+    assert "m-step=6-last.ckpt: damaged" in warnings[0] and "m-step=5.ckpt: the newest whole" in warnings[1]
+
+
+def test_a_damaged_last_checkpoint_and_the_whole_one_before_it(folder):
+    """That would else be removed as the older of two."""
+    assert folder("m-step=5-last", "m-step=6-last?") == {
+        "m-step=5-last": "m-step=5-last",
+        "m-step=6-last.ckpt.damaged": "damaged",
+    }
+
+
+def test_newest_of_two_last_checkpoints(folder):
+    """Between writing one and removing the other; NeMo stops where there are two."""
+    assert folder("m-step=5-last", "m-step=6-last") == {"m-step=6-last": "m-step=6-last"}
+
+
+def test_other_ranks_wait_for_rank_0(tmp_path, monkeypatch):
+    """A second run by mistake: its rank 0 is told of the first run, whose checkpoint the other ranks took for one that
+    was left unfinished, and deleted while it was written."""
+    torch.save({}, tmp_path / "m-step=6-last.ckpt")
+    (tmp_path / "m-step=6-last-unfinished").touch()
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.0)
+    rank_1, rank_0 = (SimpleNamespace(is_global_zero=is_zero) for is_zero in (False, True))
+    with pytest.raises(RuntimeError, match="rank 0 has not set its checkpoints in order"):
+        claim_folder(tmp_path, 1, rank_1)
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 60.0)
+    rank_0_acts = Thread(target=lambda: (time.sleep(0.5), claim_folder(tmp_path, 1, rank_0)))
+    rank_0_acts.start()
+    claim_folder(tmp_path, 1, rank_1)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
+    rank_0_acts.join()
+    run_lock._held.pop().close()
+
+
+def test_folder_is_that_of_exp_manager():
+    config = {"exp_dir": "exp", "name": "run", "checkpoint_callback_params": {"save_top_k": 1}}
+    assert str(checkpoint_folder(OmegaConf.create(config))) == "exp/run/checkpoints"
+    assert str(checkpoint_folder(OmegaConf.create({**config, "explicit_log_dir": "logs"}))) == "logs/checkpoints"
+    config["checkpoint_callback_params"] = {"dirpath": "/scratch/kept"}
+    assert str(checkpoint_folder(OmegaConf.create(config))) == "/scratch/kept"
