@@ -36,7 +36,8 @@ import numpy as np
 from scipy.integrate import trapezoid
 
 from nemo_mshubert.analysis.cca import CcaSettings, check_counts, score_views
-from nemo_mshubert.analysis.word_segments import AllHiddenStates, Sample, pool_instances
+from nemo_mshubert.analysis.hidden_states import AllHiddenStates, load_hidden_states
+from nemo_mshubert.analysis.word_segments import Sample, pool_instances
 from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.markdown import markdown_table
 from nemo_mshubert.whole_files import atomic_write
@@ -50,21 +51,6 @@ AUC_MEANING = {
     "auc_blocks": "the same over layers 1 to L",
     "auc_normalized": "auc / L: the mean height of the curve",
 }
-
-
-def load_hidden_states(path: PathLike, device: str = "cpu") -> AllHiddenStates:
-    """The hidden states of a pre-trained or fine-tuned ``.nemo``, of audio as its own preprocessor scales it.
-
-    Raises:
-        FileNotFoundError, ValueError: not a NeMo model, one with another encoder, or a frame rate other than 50 Hz.
-    """
-    from nemo_mshubert.models.loading import restore_mshubert  # imports NeMo, which takes seconds
-
-    model = restore_mshubert(path)
-    try:
-        return AllHiddenStates(model.encoder, getattr(model, "preprocessor", None), device)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def analyze_models(

@@ -37,10 +37,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nemo_mshubert.analysis.word_segments import AllHiddenStates, groups_of
+from nemo_mshubert.analysis.hidden_states import AllHiddenStates, groups_of
+from nemo_mshubert.clustering.audio_windows import audio_windows, window_features
 from nemo_mshubert.clustering.features import encoder_fingerprint
 from nemo_mshubert.clustering.kmeans import assign, fit_kmeans, sample_frames
-from nemo_mshubert.clustering.labelling import aligned_lines, audio_windows, check_aligned, window_features
+from nemo_mshubert.clustering.labelling import aligned_lines, check_aligned
 from nemo_mshubert.clustering.metrics import Alignments, unit_agreement
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id

@@ -28,20 +28,18 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
-import torch
-from torch import nn
 from tqdm import tqdm
 
 from nemo_mshubert.analysis.audio_source import audio_source
+from nemo_mshubert.analysis.hidden_states import AllHiddenStates, utterance_groups
 from nemo_mshubert.analysis.textgrid import read_textgrid
-from nemo_mshubert.clustering.features import HiddenFeatures, encoder_fingerprint
-from nemo_mshubert.clustering.labelling import Utterance, audio_windows, window_features
+from nemo_mshubert.clustering.audio_windows import Utterance, window_features
 from nemo_mshubert.clustering.metrics import Alignments, Intervals, load_alignments
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, iter_manifest, utterance_id
-from nemo_mshubert.modules.frames import FRAME_RATE, HOP_SAMPLES, frame_count
+from nemo_mshubert.modules.frames import FRAME_RATE, frame_count
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +47,6 @@ SILENCES = {"", "sp", "sil", "<eps>", "<sil>"}
 NOT_A_UNIT = SILENCES | {"spn", "<unk>", "[unk]"}  # noise, unknown
 ARPABET_STRESS = re.compile(r"(?<=^[A-Z]{2})[012]$")  # of "AH0"
 SLACK_SECONDS = 1 / FRAME_RATE  # by which an alignment, on a grid of its own, may end behind the audio
-UTTERANCES_AT_ONCE = 4  # all layers of 4 x 35 s in fp32 are 280 MB for a base model
 
 
 # --- Alignments ------------------------------------------------------------------------------------------------------
@@ -303,56 +300,6 @@ def frame_span(start: float, end: float, num_frames: int, drop_thirds: bool) -> 
 
 
 # --- Hidden states ---------------------------------------------------------------------------------------------------
-
-
-class StackedLayers(nn.Module):
-    """Input of the transformer and outputs of all its blocks side by side, as one layer of `HiddenFeatures`."""
-
-    def __init__(self, encoder: nn.Module, normalized_input: bool):
-        super().__init__()
-        self.encoder, self.normalized_input = encoder, normalized_input
-
-    def extract_features(self, audio: torch.Tensor, length: torch.Tensor, layer: int):
-        """Samples ``[B, S]`` and counts -> ``[B, T, (L + 1) D]`` and frame counts; ``layer`` has no meaning."""
-        states, frames = self.encoder.hidden_states(audio[:, None, :], length)
-        return torch.cat(states, dim=-1), frames
-
-
-class AllHiddenStates(HiddenFeatures):
-    """Hidden states 0 (input of the transformer) to L of an encoder, ``[T, (L + 1) D]``, unmasked, fp32.
-
-    Args:
-        encoder: an MSHuBERTEncoder.
-        preprocessor: of the same model; tells whether it was trained on audio scaled to unit variance.
-    """
-
-    def __init__(self, encoder: nn.Module, preprocessor: Optional[nn.Module] = None, device="cpu"):
-        if encoder.subsampling_factor != HOP_SAMPLES:
-            raise ValueError(
-                f"The encoder makes a frame of {encoder.subsampling_factor} samples "
-                f"({SAMPLE_RATE / encoder.subsampling_factor:g} Hz), expected {HOP_SAMPLES} ({FRAME_RATE} Hz). Word "
-                "and phone spans are those of 50 Hz encoders; scores are not comparable at other rates."
-            )
-        normalized = bool(getattr(preprocessor, "normalized", False))
-        super().__init__(StackedLayers(encoder, normalized), layer=0, device=device)
-        self.fingerprint = encoder_fingerprint(encoder)
-        self.num_states = len(encoder.layers) + 1
-
-    @property
-    def name(self) -> str:
-        return f"hidden states of encoder {self.fingerprint}"
-
-
-def groups_of(utterances: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """`UTTERANCES_AT_ONCE` at a time, in order."""
-    for first in range(0, len(utterances), UTTERANCES_AT_ONCE):
-        yield utterances[first : first + UTTERANCES_AT_ONCE]
-
-
-def utterance_groups(lines: Iterable[Tuple[str, Dict[str, Any]]]) -> Iterator[Sequence[Utterance]]:
-    """Groups of utterances with their audio, those of similar lengths in a window together."""
-    for window in audio_windows(lines):
-        yield from groups_of(sorted(window, key=lambda utterance: len(utterance.samples)))  # less padding
 
 
 def pool_instances(sample: Sample, features: AllHiddenStates) -> np.ndarray:

@@ -22,8 +22,8 @@ from typing import Any, Dict, Iterator, Set, Tuple
 import numpy as np
 from tqdm import tqdm
 
+from nemo_mshubert.clustering.audio_windows import audio_windows, window_features
 from nemo_mshubert.clustering.features import FeatureMaker
-from nemo_mshubert.clustering.labelling import audio_windows, window_features
 from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
 from nemo_mshubert.whole_files import atomic_write
 

@@ -23,13 +23,14 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nemo_mshubert.clustering.audio_windows import LeaveOut, Utterance, audio_windows, window_features
 from nemo_mshubert.clustering.features import FeatureMaker
 from nemo_mshubert.clustering.kmeans import sample_frames
 from nemo_mshubert.clustering.label_maker import LabelMaker
@@ -40,27 +41,15 @@ from nemo_mshubert.data.manifest import (
     SAMPLE_RATE,
     PathLike,
     iter_manifest,
-    load_audio_and_rate,
     manifest_lines,
     utterance_id,
     write_manifest,
 )
-from nemo_mshubert.data.read_ahead import read_ahead
-from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
 from nemo_mshubert.partial_file import locked_partial
 
 logger = logging.getLogger(__name__)
 
-WINDOW_SECONDS = 600  # of audio; within it, feature makers batch utterances of similar length
 MAX_ROUNDING = 0.01  # seconds between a file and the "duration" of its line: two decimals, and less than a frame
-LeaveOut = Callable[[Dict[str, Any], str], None]  # entry, reason
-
-
-class Utterance(NamedTuple):
-    where: str  # "file:line"
-    entry: Dict[str, Any]
-    samples: np.ndarray  # float32 [S], 16 kHz
-    file_rate: Optional[int] = None  # Hz, of the audio file itself
 
 
 def sample_corpus_frames(
@@ -285,45 +274,6 @@ def count_lines(manifest: PathLike) -> int:
     return total
 
 
-def audio_windows(
-    lines: Iterable[Tuple[str, Dict[str, Any]]], leave_out: Optional[LeaveOut] = None
-) -> Iterator[List[Utterance]]:
-    """Load the audio of ``("<file>:<line>", entry)`` pairs, in order, in windows of at least `WINDOW_SECONDS`.
-
-    Args:
-        leave_out: called with the entry of a line whose audio is missing or unusable, and the reason; None: that is an
-            error.
-    """
-    window: List[Utterance] = []
-    window_samples = 0
-    for utterance in read_ahead(lines, _load_or_reason, lambda line: line[1].get("duration") or 0):
-        if isinstance(utterance, Exception):
-            if leave_out is None:
-                raise utterance
-            leave_out(utterance.entry, str(utterance))
-            continue
-        window.append(utterance)
-        window_samples += len(utterance.samples)
-        if window_samples >= WINDOW_SECONDS * SAMPLE_RATE:
-            yield window
-            window, window_samples = [], 0
-    if window:
-        yield window
-
-
-def window_features(window: List[Utterance], features: FeatureMaker) -> List[Tensor]:
-    """Features ``[T, D]`` of each utterance, on their device; raises ``ValueError`` where they are not finite."""
-    outputs = features([utterance.samples for utterance in window])
-    are_finite = torch.stack([output.isfinite().all() for output in outputs]).tolist()  # a GPU is waited for once
-    for utterance, is_finite in zip(window, are_finite):
-        if not is_finite:
-            raise ValueError(
-                f"{utterance.where}: {features.name} of {utterance_id(utterance.entry)} are not finite. If other "
-                "lines fail too the encoder is broken: train it again; else remove the line."
-            )
-    return outputs
-
-
 def window_labels(features: List[Tensor], maker: LabelMaker) -> List[Dict[int, np.ndarray]]:
     """Labels ``{clusters: uint16 [T]}`` of the stored sets of each utterance, found on the device of the features."""
     ends = np.cumsum([len(rows) for rows in features])
@@ -370,25 +320,6 @@ def _rate_field(utterance: Utterance) -> Dict[str, int]:
     if abs(duration - found) > MAX_ROUNDING:
         return {}
     return {"sampling_rate": utterance.file_rate}
-
-
-def _load(where: str, entry: Dict[str, Any]) -> Utterance:
-    samples, file_rate = load_audio_and_rate(entry, where)
-    if len(samples) < RECEPTIVE_FIELD_SAMPLES:
-        raise ValueError(
-            f"{where}: {utterance_id(entry)}: {len(samples)} samples, fewer than the {RECEPTIVE_FIELD_SAMPLES} of one "
-            "frame. Remove the line."
-        )
-    return Utterance(where, entry, samples, file_rate)
-
-
-def _load_or_reason(line: Tuple[str, Dict[str, Any]]) -> Union[Utterance, Exception]:
-    """The error carries the entry of its line."""
-    try:
-        return _load(*line)
-    except (ValueError, FileNotFoundError) as error:
-        error.entry = line[1]
-        return error
 
 
 def _log_unusable(entry: Dict[str, Any], reason: str) -> None:

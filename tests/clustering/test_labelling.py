@@ -30,7 +30,7 @@ import torch
 from nemo.collections.common.data.lhotse.nemo_adapters import LazyNeMoIterator
 from torch import nn
 
-from nemo_mshubert.clustering import labelling
+from nemo_mshubert.clustering import audio_windows
 from nemo_mshubert.clustering.features import FeatureDescription, FeatureMaker, HiddenFeatures
 from nemo_mshubert.clustering.label_maker import LabelMaker, fit_label_maker
 from nemo_mshubert.clustering.labelling import (
@@ -71,7 +71,7 @@ class WindowFeatures(FeatureMaker):
 
 @pytest.fixture(autouse=True)
 def two_second_windows(monkeypatch):
-    monkeypatch.setattr(labelling, "WINDOW_SECONDS", 2)
+    monkeypatch.setattr(audio_windows, "WINDOW_SECONDS", 2)
 
 
 @pytest.fixture

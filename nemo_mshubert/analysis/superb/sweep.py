@@ -36,7 +36,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_mshubert.analysis.audio_source import audio_source
-from nemo_mshubert.analysis.cca_report import load_hidden_states
+from nemo_mshubert.analysis.hidden_states import load_hidden_states
 from nemo_mshubert.analysis.superb.batches import Targets, UtteranceBatches, endless, length_batches, loader
 from nemo_mshubert.analysis.superb.features import FrozenFeatures, Line
 from nemo_mshubert.analysis.superb.plots import plot_layer_weights

@@ -24,10 +24,10 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
+from nemo_mshubert.analysis.hidden_states import AllHiddenStates
 from nemo_mshubert.analysis.superb.batches import endless, length_batches
 from nemo_mshubert.analysis.superb.features import FrozenFeatures
 from nemo_mshubert.analysis.superb.probe import FeatureAugmentation, RecurrentLayers, WeightedSum, new_probe, warp_time
-from nemo_mshubert.analysis.word_segments import AllHiddenStates
 from nemo_mshubert.data.manifest import iter_manifest, load_audio
 
 VOCABULARY = list("abc ")

@@ -26,11 +26,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from nemo_mshubert.analysis.hidden_states import AllHiddenStates
 from nemo_mshubert.analysis.superb import sweep
 from nemo_mshubert.analysis.superb.features import FrozenFeatures
 from nemo_mshubert.analysis.superb.pronunciations import ARPABET
 from nemo_mshubert.analysis.superb.sweep import results_table, run_superb
-from nemo_mshubert.analysis.word_segments import AllHiddenStates
 from nemo_mshubert.data.manifest import load_audio, read_manifest, write_manifest
 from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
 

@@ -1,0 +1,93 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""All hidden states of an encoder, and utterances in groups whose states fit the memory."""
+
+from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Tuple
+
+import torch
+from torch import nn
+
+from nemo_mshubert.clustering.audio_windows import Utterance, audio_windows
+from nemo_mshubert.clustering.features import HiddenFeatures, encoder_fingerprint
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike
+from nemo_mshubert.modules.frames import FRAME_RATE, HOP_SAMPLES
+
+UTTERANCES_AT_ONCE = 4  # all layers of 4 x 35 s in fp32 are 280 MB for a base model
+
+
+class StackedLayers(nn.Module):
+    """Input of the transformer and outputs of all its blocks side by side, as one layer of `HiddenFeatures`."""
+
+    def __init__(self, encoder: nn.Module, normalized_input: bool):
+        super().__init__()
+        self.encoder, self.normalized_input = encoder, normalized_input
+
+    def extract_features(self, audio: torch.Tensor, length: torch.Tensor, layer: int):
+        """Samples ``[B, S]`` and counts -> ``[B, T, (L + 1) D]`` and frame counts; ``layer`` has no meaning."""
+        states, frames = self.encoder.hidden_states(audio[:, None, :], length)
+        return torch.cat(states, dim=-1), frames
+
+
+class AllHiddenStates(HiddenFeatures):
+    """Hidden states 0 (input of the transformer) to L of an encoder, ``[T, (L + 1) D]``, unmasked, fp32.
+
+    Args:
+        encoder: an MSHuBERTEncoder.
+        preprocessor: of the same model; tells whether it was trained on audio scaled to unit variance.
+    """
+
+    def __init__(self, encoder: nn.Module, preprocessor: Optional[nn.Module] = None, device="cpu"):
+        if encoder.subsampling_factor != HOP_SAMPLES:
+            raise ValueError(
+                f"The encoder makes a frame of {encoder.subsampling_factor} samples "
+                f"({SAMPLE_RATE / encoder.subsampling_factor:g} Hz), expected {HOP_SAMPLES} ({FRAME_RATE} Hz). Word "
+                "and phone spans are those of 50 Hz encoders; scores are not comparable at other rates."
+            )
+        normalized = bool(getattr(preprocessor, "normalized", False))
+        super().__init__(StackedLayers(encoder, normalized), layer=0, device=device)
+        self.fingerprint = encoder_fingerprint(encoder)
+        self.num_states = len(encoder.layers) + 1
+
+    @property
+    def name(self) -> str:
+        return f"hidden states of encoder {self.fingerprint}"
+
+
+def groups_of(utterances: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """`UTTERANCES_AT_ONCE` at a time, in order."""
+    for first in range(0, len(utterances), UTTERANCES_AT_ONCE):
+        yield utterances[first : first + UTTERANCES_AT_ONCE]
+
+
+def utterance_groups(lines: Iterable[Tuple[str, Dict[str, Any]]]) -> Iterator[Sequence[Utterance]]:
+    """Groups of utterances with their audio, those of similar lengths in a window together."""
+    for window in audio_windows(lines):
+        yield from groups_of(sorted(window, key=lambda utterance: len(utterance.samples)))  # less padding
+
+
+def load_hidden_states(path: PathLike, device: str = "cpu") -> AllHiddenStates:
+    """The hidden states of a pre-trained or fine-tuned ``.nemo``, of audio as its own preprocessor scales it.
+
+    Raises:
+        FileNotFoundError, ValueError: not a NeMo model, one with another encoder, or a frame rate other than 50 Hz.
+    """
+    from nemo_mshubert.models.loading import restore_mshubert  # imports NeMo, which takes seconds
+
+    model = restore_mshubert(path)
+    try:
+        return AllHiddenStates(model.encoder, getattr(model, "preprocessor", None), device)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
