@@ -42,6 +42,7 @@ from nemo_mshubert.device import available_cores, choose_device
 from nemo_mshubert.models.loading import restore_model
 from nemo_mshubert.parallel.launched import LaunchedRanks
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of weights and activations
 Decode = Callable[[List[str], List[np.ndarray]], List[str]]  # utterance ids, log-probabilities [T, V + 1] -> texts
 
 
@@ -57,9 +58,7 @@ def load_ctc_model(path: str, device: str = "auto", precision: str = "fp32") -> 
             f"{path}: has no output layer over letters. Fine-tune it (scripts/ssl_to_ctc.py, scripts/finetune_ctc.py) "
             "and evaluate the result."
         )
-    return model.to(
-        device=choose_device(device), dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    ).eval()
+    return model.to(device=choose_device(device), dtype=PRECISIONS[precision]).eval()
 
 
 def letters_of(model: EncDecCTCModel) -> Optional[List[str]]:
