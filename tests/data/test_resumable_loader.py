@@ -473,7 +473,7 @@ def messages_of(config, rank=0, ranks=1):
 
 @pytest.mark.unit
 @pytest.mark.parametrize(
-    "crop, heard, warned", [(None, "2.58", False), (900, "2.50", False), (650, "2.08", False), (600, "1.96", True)]
+    "crop, heard, warned", [(None, "2.58", False), (900, "2.50", False), (160, "0.53", False), (150, "0.50", True)]
 )
 def test_hours_that_an_epoch_hears_are_told(plain, crop, heard, warned):
     """Of a corpus of recordings of an hour it heard 15 s of each, and nothing said so."""
@@ -483,7 +483,7 @@ def test_hours_that_an_epoch_hears_are_told(plain, crop, heard, warned):
     assert info.startswith(f"Training on 12 utterances. They last 2.58 h, of which an epoch hears {heard} h")
     assert len(warnings) == warned
     if warned:
-        assert f"hears {heard} of 2.58 h" in warnings[0] and "prepare_folder.py --segment_seconds 600," in warnings[0]
+        assert f"hears {heard} of 2.58 h" in warnings[0] and "prepare_folder.py --segment_seconds 150," in warnings[0]
 
 
 @pytest.mark.unit
@@ -509,11 +509,11 @@ def test_ranks_tell_the_hours_of_all(plain, tmp_path):
     parts = [tmp_path / "even.json", tmp_path / "odd.json"]
     for first, path in enumerate(parts):
         path.write_text("\n".join(lines[first::2]) + "\n")
-    plain.truncate_duration = 600
+    plain.truncate_duration = 150
     one, other = run_on_ranks(2, hours_on_a_rank, plain, [str(path) for path in parts])
     (info,), (warning,) = one
-    assert one == other and "12 utterances. They last 2.58 h, of which an epoch hears 1.96 h" in info
-    assert "1.96 of 2.58 h" in warning
+    assert one == other and "12 utterances. They last 2.58 h, of which an epoch hears 0.50 h" in info
+    assert "0.50 of 2.58 h" in warning
 
 
 @pytest.mark.unit
