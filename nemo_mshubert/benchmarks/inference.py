@@ -39,9 +39,9 @@ from nemo_mshubert.convert.huggingface import write_huggingface
 from nemo_mshubert.convert.nemo import read_nemo
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, read_manifest
 from nemo_mshubert.decoding.acoustic import audio_batches, manifest_log_probs
-from nemo_mshubert.decoding.evaluation import PRECISIONS, greedy_decoder, load_ctc_model
+from nemo_mshubert.decoding.evaluation import PRECISIONS, greedy_decoder
 from nemo_mshubert.models.ctc import LETTERS, ctc_config
-from nemo_mshubert.models.loading import save_model
+from nemo_mshubert.models.loading import restore_model, save_model
 
 COLUMNS = [
     Column("row", "greedy CTC"),
@@ -75,6 +75,7 @@ def benchmark(
         batch_seconds: of padded audio in a batch.
         precision: a key of `PRECISIONS`, of both models' weights and activations.
     """
+    dtype = PRECISIONS[precision]
     entries = first_seconds(read_manifest(manifest), seconds)
     audio_seconds = sum(entry["duration"] for entry in entries)
     with tempfile.TemporaryDirectory() as folder:
@@ -84,8 +85,8 @@ def benchmark(
             raise ValueError(f"{path}: expected a CTC model over letters. Make one with scripts/ssl_to_ctc.py.")
         write_huggingface(checkpoint, Path(folder) / "transformers")
         calls: Dict[str, Transcribe] = {
-            "ours": ours(path, entries, device, precision),
-            "transformers": theirs(Path(folder) / "transformers", entries, device, PRECISIONS[precision]),
+            "ours": ours(path, entries, device, dtype),
+            "transformers": theirs(Path(folder) / "transformers", entries, device, dtype),
         }
         texts = {name: call(0.0) for name, call in calls.items()}  # 0: every utterance is a batch
         measured = median_seconds(
@@ -117,8 +118,8 @@ def save_random_model(configs: Path, size: str, path: Path) -> Path:
     return path
 
 
-def ours(path: Path, entries: List[Dict[str, Any]], device: torch.device, precision: str) -> Transcribe:
-    model = load_ctc_model(str(path), str(device), precision)
+def ours(path: Path, entries: List[Dict[str, Any]], device: torch.device, dtype: torch.dtype) -> Transcribe:
+    model = restore_model(path).to(device, dtype).eval()  # the preprocessor casts the audio
     decode = greedy_decoder(model)
 
     def transcribe(batch_seconds: float) -> List[str]:
