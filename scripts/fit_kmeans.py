@@ -30,7 +30,6 @@ says not what it is of) or of a k-means file of ours. Only the coarser sets are 
 
 import argparse
 import logging
-import zipfile
 from pathlib import Path
 
 from nemo_mshubert.clustering.features import FeatureMaker, HiddenFeatures, MfccFeatures
@@ -41,6 +40,7 @@ from nemo_mshubert.clustering.label_maker import (
     LabelMaker,
     coarsen_label_maker,
     fit_label_maker,
+    is_own,
     is_pickle,
 )
 from nemo_mshubert.clustering.labelling import sample_corpus_frames
@@ -91,7 +91,7 @@ def check_features(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
             parser.error("--features is for --manifest: --centres were fitted on theirs")
         if is_pickle(args.centres) and not all(named):
             parser.error(f"{args.centres} is of joblib and says not what it is of: give --encoder and --layer")
-        if any(named) and (zipfile.is_zipfile(args.centres) or Path(args.centres).suffix == ".npz"):
+        if any(named) and is_own(args.centres):
             parser.error(f"--encoder and --layer: {args.centres} itself says what it is of")
         if any(named) and not all(named):
             parser.error("--encoder and --layer: give both, for --centres of joblib")

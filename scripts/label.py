@@ -41,12 +41,11 @@ what is wrong. `text` writes the labels as units, a line for each utterance:
 import argparse
 import json
 import logging
-import zipfile
 from pathlib import Path
 from typing import Tuple
 
 from nemo_mshubert.clustering.features import FeatureMaker, HiddenFeatures, MfccFeatures
-from nemo_mshubert.clustering.label_maker import LabelMaker, is_pickle
+from nemo_mshubert.clustering.label_maker import LabelMaker, is_own, is_pickle
 from nemo_mshubert.clustering.label_text import label_lines
 from nemo_mshubert.clustering.labelling import Shard, check_aligned, label_manifest, measure_manifest, merge_shards
 from nemo_mshubert.clustering.metrics import load_alignments
@@ -111,7 +110,7 @@ def check_features(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     named = args.encoder is not None and args.layer is not None
     if is_pickle(args.kmeans) and not named:
         parser.error(f"{args.kmeans} is of joblib and says not what it is of: give --encoder and --layer")
-    if args.layer is not None and (zipfile.is_zipfile(args.kmeans) or Path(args.kmeans).suffix == ".npz"):
+    if args.layer is not None and is_own(args.kmeans):
         parser.error(f"--layer: {args.kmeans} itself says of which layer it is")
     if args.layer is not None and args.encoder is None:
         parser.error("--layer: of which --encoder?")

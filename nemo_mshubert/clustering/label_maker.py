@@ -153,6 +153,11 @@ class LabelMaker:
         return maker
 
 
+def is_own(path: PathLike) -> bool:
+    """Whether it is a k-means file of ours, or is called like one where there is none."""
+    return zipfile.is_zipfile(path) or Path(path).suffix == ".npz"
+
+
 def is_pickle(path: PathLike) -> bool:
     """Whether it is a file of joblib, as published k-means are; ours are zip archives."""
     if not Path(path).is_file():

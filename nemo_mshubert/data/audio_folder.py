@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from nemo_mshubert.data.audio_files import find_audio
 from nemo_mshubert.data.audio_header import AudioHeader, read_audio_header
+from nemo_mshubert.data.hours_table import hours_table
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, manifest_lines
 from nemo_mshubert.data.mono_mix import mix_to_mono
 from nemo_mshubert.data.problems import report_problems
@@ -263,10 +264,4 @@ def write_manifests(manifests: Dict[str, List[Entry]]) -> None:
 
 def summary_table(manifests: Dict[str, List[Entry]]) -> str:
     """Hours, files and lines of each manifest, as text."""
-    width = max(map(len, ["manifest", *manifests])) + 2
-    lines = [f"{'manifest':<{width}}{'hours':>9}{'files':>10}{'lines':>10}"]
-    for name, entries in manifests.items():
-        hours = sum(entry["duration"] for entry in entries) / 3600
-        files = len({entry["audio_filepath"] for entry in entries})
-        lines.append(f"{name:<{width}}{hours:>9.2f}{files:>10}{len(entries):>10}")
-    return "\n".join(lines)
+    return hours_table(manifests, "files", "audio_filepath", "lines")

@@ -30,6 +30,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 from tqdm import tqdm
 
 from nemo_mshubert.data.audio_header import read_audio_header
+from nemo_mshubert.data.hours_table import hours_table
 from nemo_mshubert.data.manifest import PathLike, write_manifest
 from nemo_mshubert.data.problems import report_problems
 
@@ -267,9 +268,4 @@ def prepare_librispeech(
 
 def summary_table(manifests: Dict[str, List[Dict[str, Any]]]) -> str:
     """Hours, speakers and utterances of each manifest, as text."""
-    lines = [f"{'manifest':<18}{'hours':>9}{'speakers':>10}{'utterances':>12}"]
-    for name, entries in manifests.items():
-        hours = sum(entry["duration"] for entry in entries) / 3600
-        speakers = len({entry["speaker"] for entry in entries})
-        lines.append(f"{name:<18}{hours:>9.2f}{speakers:>10}{len(entries):>12}")
-    return "\n".join(lines)
+    return hours_table(manifests, "speakers", "speaker", "utterances")
