@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """A file of lines that an interrupted call leaves beside its output, and that the same call goes on with."""
 
 import fcntl

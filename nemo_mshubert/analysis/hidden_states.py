@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """All hidden states of an encoder, and utterances in groups whose states fit the memory."""
 
 from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Tuple

@@ -42,19 +42,17 @@ def write_features(manifest: PathLike, folder: PathLike, features: FeatureMaker)
             missing or unusable (the first such line is named); a folder with other features.
     """
     folder = Path(folder)
-    total = sum(1 for _ in _lines_with_paths(manifest, folder))
+    lines = list(_lines_with_paths(manifest, folder))
     _describe(folder, features)
-    missing = ((where, entry) for where, entry, path in _lines_with_paths(manifest, folder) if not path.is_file())
-    written = 0
-    with tqdm(total=total, desc="features", unit=" utterances", disable=None) as progress:
+    missing = [(where, entry) for where, entry, path in lines if not path.is_file()]
+    there = len(lines) - len(missing)
+    with tqdm(total=len(lines), initial=there, desc="features", unit=" utterances", disable=None) as progress:
         for window in audio_windows(missing):
             for utterance, rows in zip(window, window_features(window, features)):
                 with atomic_write(_path(utterance.entry, folder, utterance.where), "wb") as stream:
                     np.save(stream, rows.float().cpu().numpy())
-            written += len(window)
             progress.update(len(window))
-        progress.update(total - written)  # were there
-    return written
+    return len(missing)
 
 
 def _lines_with_paths(manifest: PathLike, folder: Path) -> Iterator[Tuple[str, Dict[str, Any], Path]]:

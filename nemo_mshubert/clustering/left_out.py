@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """Lines of a manifest that cannot be labelled, beside the labelled one, each with the reason."""
 
 import json

@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """The audio files of a folder, at any depth."""
 
 import logging

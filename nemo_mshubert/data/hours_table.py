@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """What a corpus has given, for whoever has prepared it."""
 
 from typing import Any, Dict, List

@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """Which lines of manifests NeMo's loaders take, counted and checked once before a long run."""
 
 import itertools

@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """The folder of a run's checkpoints: of one run alone, and after a kill with what NeMo can go on from."""
 
 import os

@@ -12,7 +12,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """What a run finds of its checkpoints after a kill."""
 
 import os
