@@ -118,7 +118,7 @@ as_begun() {
 }
 
 # End the script where the output of a stage was made by another command: its results would be shown as those of this
-# one. Of stages that were begun before there was a begun.tsv, nothing is known.
+# one. Of an output that no stage made nothing is known.
 refuse_other_options() {
     local name command earlier="" now
     [ -f "$exp/begun.tsv" ] || return 0

@@ -375,8 +375,8 @@ def test_a_folder_of_stages_may_be_moved(chain, tmp_path):
     assert status == 1 and output.endswith(f"rm -r {tmp_path}/link/run {tmp_path}/link/results\n")
 
 
-def test_a_folder_of_an_earlier_version_is_gone_on_with(chain, tmp_path):
-    """It does not say with which options its stages were begun."""
+def test_outputs_that_no_stage_has_made_are_gone_on_with(chain, tmp_path):
+    """With which options they were made is not known."""
     chain(100)
     (tmp_path / "exp" / "begun.tsv").unlink()
     (tmp_path / "exp" / "results" / "a.json").unlink()

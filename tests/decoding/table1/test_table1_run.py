@@ -141,7 +141,8 @@ def test_an_edited_recipe_is_refused(spec, run_with, tmp_path, file):
 
 
 def test_a_recipe_is_all_files_that_it_is_made_of():
-    assert [path.stem for path in recipe_files(CONF / "finetune" / "search_1h.yaml")] == ["search_1h", "1h", "_common"]
+    found = [path.stem for path in recipe_files(CONF / "finetune" / "search_1h.yaml")]
+    assert found == ["search_1h", "1h", "_common", "_search"]
 
 
 def test_models_and_splits_are_chosen_by_name(spec):
