@@ -14,13 +14,8 @@
 
 """Minuscule pre-training models."""
 
-import sys
-from pathlib import Path
-
 import pytest
 from omegaconf import OmegaConf
-
-sys.path.insert(0, str(Path(__file__).parent))  # for fixed_update, which is also a script
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
-from fixed_update import trainer_of, utterance
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
@@ -39,6 +38,7 @@ from tests.convert.conftest import (  # save_peer: a fixture
     spell_as_fairseq,
 )
 from tests.convert.test_multiresolution import make as make_multiresolution
+from tests.models.fixed_update import trainer_of, utterance
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
 pytestmark = pytest.mark.unit

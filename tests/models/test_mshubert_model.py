@@ -20,7 +20,6 @@ import math
 
 import pytest
 import torch
-from fixed_update import collate, every_second_frame, trainer_of, utterance
 from nemo.core.classes import ModelPT
 from omegaconf import OmegaConf, open_dict
 
@@ -29,6 +28,7 @@ from nemo_mshubert.models import MSHuBERTModel, mshubert_model
 from nemo_mshubert.models.seeding import generator_of
 from nemo_mshubert.modules.swap import swap, swap_source
 from nemo_mshubert.parallel.ranks import DataRanks
+from tests.models.fixed_update import collate, every_second_frame, trainer_of, utterance
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
 SETS = [40, 20, 10]

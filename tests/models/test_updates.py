@@ -21,12 +21,10 @@ from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 
-import fixed_update
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from fixed_update import collate, every_second_frame, train, train_split, utterance
 from omegaconf import OmegaConf
 
 from nemo_mshubert.callbacks import step_guard
@@ -36,6 +34,8 @@ from nemo_mshubert.models.prediction_metrics import training_metrics
 from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.modules.transformer import FeedForward
+from tests.models import fixed_update
+from tests.models.fixed_update import collate, every_second_frame, train, train_split, utterance
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
 CLIP = 0.5  # below the norms that occur: clipping must come after the normalisation
