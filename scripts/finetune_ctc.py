@@ -30,13 +30,10 @@ from nemo.utils import logging
 from nemo.utils.exp_manager import exp_manager
 from omegaconf import OmegaConf
 
-from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.encoder_freeze import EncoderFreeze
 from nemo_mshubert.callbacks.finished_run import has_all_updates
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
 from nemo_mshubert.callbacks.other_ranks import OtherRanks
-from nemo_mshubert.callbacks.preemption import SaveWhenPreempted, take_time_limit
-from nemo_mshubert.callbacks.rank_watch import RankWatch
 from nemo_mshubert.callbacks.same_start import SameStart
 from nemo_mshubert.callbacks.sentence_average import SentenceAverage
 from nemo_mshubert.models.checkpoint_folder import checkpoint_folder, claim_folder
@@ -61,12 +58,11 @@ def mark_when_finished(folder: Path) -> pl.Callback:
 def main(cfg):
     plan_updates(cfg)
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
-    # the average first: it is of the gradients that the guard looks at
-    preemption = SaveWhenPreempted(take_time_limit(cfg.exp_manager))
-    guards = [SentenceAverage(), NonfiniteGuard(cfg.max_nonfinite_steps), RankWatch(), preemption, OtherRanks()]
     folder = checkpoint_folder(cfg.exp_manager)
-    callbacks = [EncoderFreeze(cfg.freeze_encoder_updates), DataWait(), *guards, mark_when_finished(folder)]
-    trainer = make_trainer(cfg.trainer, callbacks)
+    # the average first: it is of the gradients that the guard looks at
+    guards = [SentenceAverage(), NonfiniteGuard(cfg.max_nonfinite_steps), OtherRanks()]
+    callbacks = [EncoderFreeze(cfg.freeze_encoder_updates), *guards, mark_when_finished(folder)]
+    trainer = make_trainer(cfg, callbacks)
     claim_folder(folder, cfg.exp_manager.checkpoint_callback_params.save_top_k, trainer)
     if trainer.is_global_zero:
         (folder / "finished").unlink(missing_ok=True)  # this run may have more updates to make than the one before

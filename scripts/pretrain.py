@@ -25,9 +25,6 @@ from nemo.utils import logging
 from nemo.utils.exp_manager import exp_manager
 from omegaconf import OmegaConf
 
-from nemo_mshubert.callbacks.data_wait import DataWait
-from nemo_mshubert.callbacks.preemption import SaveWhenPreempted, take_time_limit
-from nemo_mshubert.callbacks.rank_watch import RankWatch
 from nemo_mshubert.models import MSHuBERTModel
 from nemo_mshubert.models.checkpoint_folder import checkpoint_folder, claim_folder
 from nemo_mshubert.models.initial_encoder import maybe_init_encoder
@@ -41,8 +38,7 @@ def main(cfg):
     register()
     plan_updates(cfg)
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
-    preemption = SaveWhenPreempted(take_time_limit(cfg.exp_manager))
-    trainer = make_trainer(cfg.trainer, [preemption, DataWait(), RankWatch()])
+    trainer = make_trainer(cfg)
     folder = checkpoint_folder(cfg.exp_manager)
     claim_folder(folder, cfg.exp_manager.checkpoint_callback_params.save_top_k, trainer)
     exp_manager(trainer, cfg.exp_manager)

@@ -24,7 +24,7 @@ import signal
 import sys
 import time
 from datetime import timedelta
-from typing import Any, Dict, Optional
+from typing import Optional
 
 import lightning.pytorch as pl
 import torch
@@ -50,20 +50,6 @@ def take_time_limit(exp_manager_config: DictConfig) -> Optional[timedelta]:
         exp_manager_config.max_time_per_run = None
     days, hours, minutes, seconds = map(int, text.split(":"))
     return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-
-
-def count_batch_as_done(checkpoint: Dict[str, Any], trainer: pl.Trainer) -> None:
-    """Correct a checkpoint that is written at the end of a batch.
-
-    Lightning completes a batch only after its callbacks, one of which writes the checkpoint: a resumed run would count
-    that batch twice, repeat it, and take the next accumulated step one micro-batch early. The step that loggers see
-    lags in the same way.
-    """
-    loop = checkpoint["loops"]["fit_loop"]
-    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step
-    progress = loop["epoch_loop.batch_progress"]
-    for tracker in (progress["total"], progress["current"]):
-        tracker["completed"] = tracker["processed"]
 
 
 class SaveWhenPreempted(pl.Callback):
@@ -136,11 +122,6 @@ class SaveWhenPreempted(pl.Callback):
                 f"Update {trainer.global_step} is in {checkpoints.last_model_path}; the same command goes on from it."
             )
         sys.exit(0)
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Dict[str, Any]
-    ) -> None:
-        count_batch_as_done(checkpoint, trainer)
 
     def _any_rank_was_asked(self, device: torch.device) -> bool:
         """Schedulers do not signal all ranks at the same time, or at all."""

@@ -12,19 +12,37 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The checkpoint that a run has resumed from is not written again."""
+"""A checkpoint is of whole updates: of a new run, and of one that goes on from it."""
+
+from typing import Any, Dict
 
 import lightning.pytorch as pl
 
 
 class SavedUpdate(pl.Callback):
-    """Without a validation: tell Lightning, which forgets it, at which update the last checkpoint was written.
+    """Correct what Lightning's checkpoints say of the update behind which they are written."""
 
-    A resumed run would write another behind its first micro-batch, in the middle of the accumulated gradients of an
-    update, over the only one there is.
-    """
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Dict[str, Any]
+    ) -> None:
+        """Count the batch at whose end it is written as done.
+
+        Lightning completes a batch only after its callbacks, one of which writes the checkpoint: a resumed run would
+        count that batch twice, repeat it, and take the next accumulated step one micro-batch early. The step that
+        loggers see lags in the same way.
+        """
+        loop = checkpoint["loops"]["fit_loop"]
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step
+        progress = loop["epoch_loop.batch_progress"]
+        for tracker in (progress["total"], progress["current"]):
+            tracker["completed"] = tracker["processed"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Without a validation: tell Lightning, which forgets it, at which update the last checkpoint was written.
+
+        A resumed run would write another behind its first micro-batch, in the middle of the accumulated gradients of
+        an update, over the only one there is.
+        """
         checkpoints = trainer.checkpoint_callback
         if checkpoints is not None and checkpoints._every_n_train_steps:
             checkpoints._last_global_step_saved = trainer.global_step

@@ -33,7 +33,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from nemo_mshubert.callbacks.preemption import count_batch_as_done
 from nemo_mshubert.callbacks.step_guard import StepGuard
 from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.data.labels import check_labels_of
@@ -429,7 +428,6 @@ class MSHuBERTModel(ModelPT):
 
     def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
         """Note the place in the data, and what the run is."""
-        count_batch_as_done(checkpoint, self.trainer)
         own_batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
         checkpoint["batches_of_all_ranks"] = self.data_position.batches_of_all(own_batches, self.data_ranks.count)
         checkpoint["place"] = asdict(self.data_position.place(own_batches, self.data_ranks.count))

@@ -27,7 +27,10 @@ from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_mshubert.callbacks.configured_schedule import ConfiguredSchedule
+from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.finished_run import FinishedRun
+from nemo_mshubert.callbacks.preemption import SaveWhenPreempted, take_time_limit
+from nemo_mshubert.callbacks.rank_watch import RankWatch
 from nemo_mshubert.callbacks.saved_update import SavedUpdate
 from nemo_mshubert.callbacks.unknown_score import UnknownScore
 from nemo_mshubert.callbacks.updates_bar import UpdatesProgressBar
@@ -226,12 +229,15 @@ def _save_without_validation(cfg: DictConfig) -> None:
         )
 
 
-def make_trainer(trainer_config: DictConfig, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
-    """The trainer of the config, with ``callbacks`` behind those that the config names, and a progress bar of updates
-    where it wants a bar and names none of its own.
+def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
+    """The trainer of a run, with ``callbacks`` behind those that its config names and before those of every run, and a
+    progress bar of updates where it wants a bar and names none of its own.
+
+    Its time limit is taken out of the config, as `take_time_limit` does: call it before NeMo's ``exp_manager``.
     """
-    options = resolve_trainer_cfg(trainer_config)
+    options = resolve_trainer_cfg(cfg.trainer)
     callbacks = [*(options.get("callbacks") or []), *callbacks]
+    callbacks += [SaveWhenPreempted(take_time_limit(cfg.exp_manager)), DataWait(), RankWatch()]
     callbacks += [ConfiguredSchedule(), UnknownScore(), SavedUpdate(), ValidationSchedule(), FinishedRun()]
     if options.get("enable_progress_bar", True) and not any(isinstance(one, ProgressBar) for one in callbacks):
         callbacks.append(UpdatesProgressBar())

@@ -39,7 +39,6 @@ from nemo_mshubert.callbacks.configured_schedule import ConfiguredSchedule
 from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted, take_time_limit
 from nemo_mshubert.callbacks.rank_watch import RankWatch, furthest_behind
-from nemo_mshubert.callbacks.saved_update import SavedUpdate
 from nemo_mshubert.data.pretraining_dataset import collate
 from nemo_mshubert.models import mshubert_model
 from tests.conftest import quiet_trainer
@@ -406,7 +405,7 @@ def test_a_resumed_run_without_validation_saves_between_updates_only(config, tmp
 
     def saves(updates, resume=None):
         checkpoints = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, every_n_train_steps=2)
-        callbacks = [SavedUpdate(), checkpoints, found := Saves()]
+        callbacks = [checkpoints, found := Saves()]
         options = dict(accumulate_grad_batches=2, enable_checkpointing=True)
         train(config, batches, updates, resume=resume, callbacks=callbacks, **options)
         return found.batches

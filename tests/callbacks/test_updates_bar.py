@@ -53,7 +53,7 @@ class Slope(pl.LightningModule):
 
 
 def train(max_steps, ckpt_path=None):
-    trainer = make_trainer(OmegaConf.create({**CONFIG, "max_steps": max_steps}), [])
+    trainer = make_trainer(OmegaConf.create({"trainer": {**CONFIG, "max_steps": max_steps}, "exp_manager": {}}))
     trainer.fit(Slope(), DataLoader(torch.ones(6, 1)), ckpt_path=ckpt_path)  # 3 updates per epoch
     return trainer
 
@@ -84,7 +84,8 @@ def test_drawn_once_a_second_and_at_the_end(capsys):
 
 
 def bars(**options):
-    trainer = make_trainer(OmegaConf.create({**CONFIG, "max_steps": 1, **options}), [pl.Callback()])
+    config = OmegaConf.create({"trainer": {**CONFIG, "max_steps": 1, **options}, "exp_manager": {}})
+    trainer = make_trainer(config, [pl.Callback()])
     return [type(callback) for callback in trainer.callbacks if isinstance(callback, ProgressBar)]
 
 

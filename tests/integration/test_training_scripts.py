@@ -29,9 +29,11 @@ from nemo.collections.asr.models import ASRModel
 from nemo_mshubert.callbacks.data_wait import DataWait
 from nemo_mshubert.callbacks.encoder_freeze import EncoderFreeze
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
+from nemo_mshubert.callbacks.other_ranks import OtherRanks
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
 from nemo_mshubert.callbacks.rank_watch import RankWatch
 from nemo_mshubert.callbacks.same_start import SameStart
+from nemo_mshubert.callbacks.saved_update import SavedUpdate
 from nemo_mshubert.callbacks.sentence_average import SentenceAverage
 from nemo_mshubert.models.loading import restore_model
 
@@ -77,7 +79,7 @@ def test_pretraining(handed_over, tiny_command_line, ssl_path, tmp_path):
     options = ["exp_manager.max_time_per_run=00:01:00:00", f"+init_from_nemo_model={ssl_path}", "model.seed=9"]
     found = handed_over("pretrain.py", "--config-name=mshubert_tiny", *tiny_command_line, *options)
     assert callback(found, SaveWhenPreempted).max_time.total_seconds() == 3600
-    assert callback(found, DataWait) and callback(found, RankWatch)
+    assert callback(found, DataWait) and callback(found, RankWatch) and callback(found, SavedUpdate)
     assert not [each for each in found.trainer.callbacks if isinstance(each, pl.callbacks.Timer)]  # NeMo's
     assert str(os.getpid()) in (folder / "run.lock").read_text()
     assert not list(folder.glob("*.ckpt"))
@@ -116,6 +118,7 @@ def test_fine_tuning(handed_over, letters_path, synthetic_corpus, tmp_path):
     assert callback(found, EncoderFreeze).num_updates == 17
     assert callback(found, SaveWhenPreempted).max_time.total_seconds() == 120
     assert callback(found, NonfiniteGuard) and callback(found, DataWait) and callback(found, RankWatch)
+    assert callback(found, SavedUpdate) and callback(found, OtherRanks)
     order = [type(each) for each in found.trainer.callbacks]
     assert order.index(SentenceAverage) < order.index(NonfiniteGuard)  # which looks at the gradients of the average
     assert callback(found, SameStart) and found.seed == 11

@@ -26,6 +26,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
+from nemo_mshubert.callbacks.saved_update import SavedUpdate
 from nemo_mshubert.data.pretraining_dataset import collate
 from nemo_mshubert.models import MSHuBERTModel
 from nemo_mshubert.models.mshubert_model import Masks
@@ -53,12 +54,12 @@ def every_second_frame(length, num_samples, generator=None) -> Masks:
     return Masks(mask_BT, mask_BT.flatten().nonzero().flatten(), (valid_BT & ~mask_BT).flatten().nonzero().flatten())
 
 
-def trainer_of(**options) -> pl.Trainer:
-    """Every second update is logged, which looks at visible frames, too."""
+def trainer_of(callbacks=(), **options) -> pl.Trainer:
+    """Every second update is logged, which looks at visible frames, too. Its checkpoints are of whole updates."""
     defaults = dict(
         max_epochs=-1, use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0, log_every_n_steps=2
     )
-    return quiet_trainer(**{**defaults, **options})
+    return quiet_trainer(callbacks=[*callbacks, SavedUpdate()], **{**defaults, **options})
 
 
 def train(config, batches_of_rank, updates, devices=1, resume=None, **options) -> MSHuBERTModel:

@@ -27,7 +27,7 @@ from nemo.core.classes import ModelPT
 from omegaconf import OmegaConf
 
 from nemo_mshubert.callbacks.other_ranks import OtherRanks
-from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
+from nemo_mshubert.callbacks.saved_update import SavedUpdate
 from nemo_mshubert.convert.nemo import read_nemo
 from nemo_mshubert.data.manifest import read_manifest, write_manifest
 from nemo_mshubert.data.tarred import make_tarred
@@ -566,7 +566,7 @@ def test_a_resumed_fine_tuning_goes_on_in_its_data(letters_path, overrides, tmp_
     def heard(folder, resume=None):
         folder.mkdir()
         callback = Heard(folder)
-        trainer = quiet_trainer(max_steps=updates, max_epochs=-1, callbacks=[callback, SaveWhenPreempted()])
+        trainer = quiet_trainer(max_steps=updates, max_epochs=-1, callbacks=[callback, SavedUpdate()])
         trainer.fit(restore_for_finetuning(str(letters_path), overrides, trainer), ckpt_path=resume)
         return callback.tokens
 
@@ -593,7 +593,7 @@ def test_a_finished_fine_tuning_goes_on_in_its_data(letters_path, overrides, tmp
 
     def heard(updates, resume=None):
         callback = HeardToTheEnd(tmp_path)
-        callbacks = [callback, SaveWhenPreempted(), OtherRanks()]
+        callbacks = [callback, SavedUpdate(), OtherRanks()]
         trainer = quiet_trainer(max_steps=updates, max_epochs=-1, callbacks=callbacks)
         trainer.fit(restore_for_finetuning(str(letters_path), overrides, trainer), ckpt_path=resume)
         return callback.tokens
@@ -615,7 +615,7 @@ def test_a_fine_tuning_goes_on_with_other_ranks(letters_path, overrides, tmp_pat
         def rank():
             callback = Heard(tmp_path)
             options = dict(max_epochs=-1, use_distributed_sampler=False, accumulate_grad_batches=accumulate)
-            callbacks = [callback, SaveWhenPreempted(), OtherRanks()]
+            callbacks = [callback, SavedUpdate(), OtherRanks()]
             trainer = quiet_trainer(max_steps=updates, callbacks=callbacks, devices=ranks, **options)
             trainer.fit(restore_for_finetuning(str(letters_path), overrides, trainer), ckpt_path=resume)
             return callback.tokens
