@@ -37,7 +37,7 @@ from nemo_mshubert.callbacks.other_ranks import OtherRanks
 from nemo_mshubert.callbacks.same_start import SameStart
 from nemo_mshubert.callbacks.sentence_average import SentenceAverage
 from nemo_mshubert.models.checkpoint_folder import checkpoint_folder, claim_folder
-from nemo_mshubert.models.ctc import restore_for_finetuning, seed_of_session
+from nemo_mshubert.models.finetuning import restore_for_finetuning, seed_of_session
 from nemo_mshubert.models.training_setup import make_trainer, plan_updates
 from nemo_mshubert.whole_files import naming
 

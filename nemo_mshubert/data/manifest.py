@@ -20,7 +20,7 @@ import math
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Dict, Iterable, Iterator, List, Tuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Tuple
 
 import numpy as np
 
@@ -166,8 +166,8 @@ def read_manifest(path: PathLike) -> List[Dict[str, Any]]:
     return entries
 
 
-def check_audio_files(manifest: PathLike) -> None:
-    """Look for the local audio files of all lines.
+def iter_with_audio(manifest: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:
+    """Yield what `iter_manifest` yields, and look for the audio file of every line, where it is local.
 
     Stock loaders pass over what is missing, and end in an error of their own where that is all of a batch.
 
@@ -177,19 +177,25 @@ def check_audio_files(manifest: PathLike) -> None:
     """
     header_of = lru_cache(maxsize=100)(read_header)  # segments of one file lie near each other
     for where, entry in iter_lines(manifest):
-        path, found = entry["audio_filepath"], _audio_path(manifest, entry)
-        if "://" in path:
-            continue
-        if not os.path.isfile(found):
-            raise FileNotFoundError(
-                f"{where}: {path}: {no_audio_file(entry)} Where the audio is in tars, give them too (train_tars)."
-            )
-        if entry.get("offset") is not None:
-            try:
-                recording = header_of(found)
-            except ValueError:  # loaders say so when its turn comes
-                continue
-            cut_of_line(recording, entry, f"{where}: {path}")
+        path = entry["audio_filepath"]
+        entry["audio_filepath"] = _audio_path(manifest, entry)
+        if "://" not in path:
+            _look_for_audio(entry, f"{where}: {path}", header_of)
+        yield where, entry
+
+
+def _look_for_audio(entry: Dict[str, Any], where: str, header_of: Callable[[str], "Recording"]) -> None:
+    if not os.path.isfile(entry["audio_filepath"]):
+        raise FileNotFoundError(
+            f"{where}: {no_audio_file(entry)} Where the audio is in tars, give them too (train_tars)."
+        )
+    if entry.get("offset") is None:
+        return
+    try:
+        recording = header_of(entry["audio_filepath"])
+    except ValueError:  # loaders say so when its turn comes
+        return
+    cut_of_line(recording, entry, where)
 
 
 def write_manifest(path: PathLike, entries: Iterable[Dict[str, Any]]) -> None:

@@ -37,7 +37,7 @@ from nemo_mshubert.data.shard_visits import ShardProgress, Visits, lines_of
 from nemo_mshubert.data.shared_batches import Place, SharedBatches, last_before
 from nemo_mshubert.data.tar_shards import only_path, shards_of, with_audio
 from nemo_mshubert.data.tarred import all_paths, has_remote_paths
-from nemo_mshubert.data.usable_utterances import check_utterances, count_utterances, log_hours, usable_lines
+from nemo_mshubert.data.usable_utterances import count_utterances, log_hours, usable_lines
 
 VISITS = "mshubert_shard_visits"  # our type of source for NeMo's loader
 PER_BUCKET = 20  # utterances that a process holds back at least, so that most buckets can fill a batch
@@ -284,7 +284,7 @@ def _options_of_streams(config: DictConfig) -> Dict[str, Any]:
 def validation_loader(config: DictConfig, dataset: Dataset, rank: int, world_size: int) -> DataLoader:
     """One finite pass over a plain manifest, numbered alike every time; ranks share the utterances."""
     config = _lhotse_options(config)
-    check_utterances(config)
+    count_utterances(config)
     with open_dict(config):
         config.shuffle = False
     return _plain_loader(config, dataset, rank, world_size, FiniteNumberedSampler)

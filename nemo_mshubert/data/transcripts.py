@@ -15,7 +15,7 @@
 """Transcripts to train on or to count errors by: there, and in the model's letters; NeMo drops other letters
 silently."""
 
-from typing import Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 from nemo_mshubert.data.manifest import PathLike, iter_manifest
 
@@ -31,16 +31,21 @@ def check_transcripts(manifest: PathLike, letters: Optional[Sequence[str]] = Non
         ValueError: no lines, a line without ``text``, or with letters that are not among ``letters``, such as
             capitals; names file, line and remedy.
     """
-    known, empty = set(letters or ()), True
+    empty = True
     for where, entry in iter_manifest(manifest):
         empty = False
-        if not isinstance(entry.get("text"), str):
-            raise ValueError(f'{where}: no "text". Add the transcript or remove the line.')
-        foreign = "".join(sorted(set(entry["text"]) - known)) if letters else ""
-        if foreign:
-            raise ValueError(
-                f"{where}: the model's letters are {''.join(letters)!r}, the text has {foreign!r}. Write the text in "
-                "these letters (lower case, numbers spelled out), or make a model of others: ssl_to_ctc.py --letters."
-            )
+        check_transcript(entry, where, letters)
     if empty:
         raise ValueError(f"{manifest}: the manifest is empty.")
+
+
+def check_transcript(entry: Dict[str, Any], where: str, letters: Optional[Sequence[str]] = None) -> None:
+    """`check_transcripts` of one line, which is at ``where``."""
+    if not isinstance(entry.get("text"), str):
+        raise ValueError(f'{where}: no "text". Add the transcript or remove the line.')
+    foreign = "".join(sorted(set(entry["text"]) - set(letters))) if letters else ""
+    if foreign:
+        raise ValueError(
+            f"{where}: the model's letters are {''.join(letters)!r}, the text has {foreign!r}. Write the text in "
+            "these letters (lower case, numbers spelled out), or make a model of others: ssl_to_ctc.py --letters."
+        )

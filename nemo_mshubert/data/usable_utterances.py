@@ -17,7 +17,7 @@
 import itertools
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterable, NamedTuple, Optional, Tuple
 
 import torch
 from nemo.utils import logging
@@ -80,7 +80,11 @@ def count_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
             between ``min_duration`` and ``max_duration`` (Lhotse would search tars for one forever), more buckets
             than utterances, or a segment of a file of which NeMo would read another.
     """
-    counts = _count(config, local_paths(config.manifest_filepath)[rank::world_size])
+    manifests = local_paths(config.manifest_filepath)[rank::world_size]
+    if config.get("tarred_audio_filepaths") is None:  # shards are not read by NeMo
+        for manifest in manifests:
+            check_for_nemo(manifest)
+    counts = count_lines(config, itertools.chain.from_iterable(map(iter_manifest, manifests)))
     if world_size > 1:
         of_ranks = [(0, Counts())] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(of_ranks, (rank, counts))
@@ -89,24 +93,22 @@ def count_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
         )  # ranks that share a part of the data counted the same
     if has_remote_paths(config.manifest_filepath):
         return None
-    _judge(config, counts)
+    judge(config, counts)
     return counts
 
 
-def check_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> Optional[int]:
-    """The number of usable utterances; else as `count_utterances`."""
-    counts = count_utterances(config, rank, world_size)
-    return None if counts is None else counts.usable
+def count_lines(config: DictConfig, entries: Iterable[Tuple[str, Dict[str, Any]]]) -> Counts:
+    """What is in lines of manifests, as `iter_manifest` yields them.
 
-
-def _count(config: DictConfig, manifests: List[str]) -> Counts:
+    Raises:
+        ValueError: a line without its duration, of a tarred dataset without its tars, or a segment of a file of which
+            NeMo would read another; names file and line.
+    """
     is_usable, crop = usable_lines(config), _crop(config)
     has_tars = config.get("tarred_audio_filepaths") is not None
-    for manifest in () if has_tars else manifests:  # shards are not read by NeMo
-        check_for_nemo(manifest)
     lines = usable = 0
     seconds = heard = 0.0
-    for where, entry in itertools.chain.from_iterable(map(iter_manifest, manifests)):
+    for where, entry in entries:
         lines += 1
         duration = _duration(entry, where)
         if not has_tars:
@@ -128,7 +130,8 @@ def _check_plain_line(entry: Dict[str, Any], where: str) -> None:
         )
 
 
-def _judge(config: DictConfig, counts: Counts) -> None:
+def judge(config: DictConfig, counts: Counts) -> None:
+    """Raise ``ValueError`` where the manifests hold no utterance that is usable, or too few for the buckets."""
     durations = f"{config.get('min_duration') or 0} to {config.get('max_duration') or float('inf')} s"
     if counts.usable == 0:
         raise ValueError(

@@ -14,31 +14,17 @@
 
 """CTC models around our encoder. They are NeMo's own classes, so that every stock script takes the ``.nemo``."""
 
-import inspect
 import string
 from pathlib import Path
 from typing import Any, Dict, Optional
 
-from lhotse.dataset.sampling.base import CutSampler
-from lightning.pytorch import Trainer
-from nemo.collections.asr.models import ASRModel, EncDecCTCModel, EncDecCTCModelBPE
+from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
 from nemo.core.classes import ModelPT
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.data import DataLoader
 
-from nemo_mshubert.data.manifest import check_audio_files, check_for_nemo
-from nemo_mshubert.data.resumed_sampler import resumable
-from nemo_mshubert.data.tarred import check_shards, local_paths
-from nemo_mshubert.data.transcripts import check_transcripts
-from nemo_mshubert.data.unreadable import MAX_UNREADABLE, CountedAudio
-from nemo_mshubert.data.usable_utterances import check_utterances
 from nemo_mshubert.decoding.lexicon import WRITTEN_DELIMITER
-from nemo_mshubert.models.loading import is_foreign, local_path, restore_mshubert
-from nemo_mshubert.models.seeding import seed_of
-from nemo_mshubert.models.whole_file import WholeFile
-from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+from nemo_mshubert.models.loading import restore_mshubert
 
-NEMO_OPTIONS = ("interctc", "optim_param_groups")  # of ASR models, which fine-tuning may set
 LETTERS = [" ", *string.ascii_lowercase, "'"]  # the space is the word delimiter (fairseq's "|"); NeMo adds the blank
 
 
@@ -131,100 +117,3 @@ def pretraining_labels(model: ModelPT) -> Optional[Dict[str, Any]]:
         return {"label_maker": maker.id, "features": maker.features.name, "sets": list(model.cfg.label_sets)}
     known = model.cfg.get("pretraining_labels")
     return None if known is None else OmegaConf.to_container(known)
-
-
-def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCModel:
-    """Restore a CTC ``.nemo`` with the options of ``overrides`` in its config, and its data and optimizer set up.
-
-    Args:
-        path: the file, a folder with it, or a model of the hub, as `models.loading` takes them.
-        overrides: the ``model`` section of conf/finetune: ``encoder``, ``train_ds``, ``validation_ds`` (without a
-            manifest there is no validation), ``optim``; also NeMo's ``interctc`` and ``optim_param_groups``.
-        trainer: of the run.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, not a CTC model, one with another encoder, an unknown option or
-            one of the encoder, or data that cannot be trained on (a missing or truncated shard, a missing audio file, a
-            broken line, no text, letters that the model lacks).
-    """
-    try:
-        file = local_path(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such file. Make it with scripts/ssl_to_ctc.py.") from error
-    if is_foreign(file):
-        raise ValueError(f"{path}: not a .nemo. Make one of it with scripts/ssl_to_ctc.py.")
-    try:
-        config = ASRModel.restore_from(str(file), return_config=True)
-    except Exception as error:
-        raise ValueError(f"{path}: cannot be restored as a NeMo model ({type(error).__name__}: {error}).") from error
-    if "decoder" not in config or not str(config.encoder.get("_target_")).endswith(MSHuBERTEncoder.__name__):
-        raise ValueError(f"{path}: expected a CTC model with an MSHuBERTEncoder. Make it with scripts/ssl_to_ctc.py.")
-    unknown = sorted(set(overrides) - {"encoder", "train_ds", "validation_ds", "optim", *NEMO_OPTIONS})
-    if unknown:
-        raise ValueError(f"model: fine-tuning has no options {unknown}; those of the architecture are in the .nemo.")
-    unknown = sorted(set(overrides.encoder) - set(inspect.signature(MSHuBERTEncoder.__init__).parameters))
-    if unknown:
-        raise ValueError(f"model.encoder: MSHuBERTEncoder has no options {unknown}. Correct their names.")
-    OmegaConf.set_struct(config, False)
-    config.encoder = OmegaConf.merge(config.encoder, overrides.encoder)
-    config.update({name: overrides[name] for name in NEMO_OPTIONS if name in overrides})
-    model = ASRModel.restore_from(str(file), override_config_path=config, trainer=trainer, map_location="cpu")
-    model._save_restore_connector = WholeFile()
-    model.decoding.supported_punctuation = None  # else "give me 'em" would be validated as "give me'em"
-    train_ds, validation_ds, optim = (
-        OmegaConf.create(OmegaConf.to_container(overrides[name], resolve=True))
-        for name in ("train_ds", "validation_ds", "optim")
-    )
-    if "tokenizer" not in config:
-        # not config.labels: where NeMo has changed the vocabulary these are still the letters of before
-        config.labels = train_ds.labels = validation_ds.labels = list(config.decoder.vocabulary)
-    validates = validation_ds.manifest_filepath is not None
-    _check_data(train_ds)
-    if validates:
-        _check_data(validation_ds)
-    is_tarred = train_ds.get("tarred_audio_filepaths") is not None
-    if is_tarred:
-        train_ds.seed = seed_of_session(train_ds.get("seed", 0), trainer)
-    else:
-        train_ds.shard_seed = train_ds.get("seed", 0)  # alike on all ranks, which share one order
-    train_ds.concurrent_bucketing = False  # where its thread meets an unreadable file, training would wait for ever
-    max_unreadable = train_ds.pop("max_unreadable", MAX_UNREADABLE)
-    model.setup_training_data(train_ds)  # NeMo leaves these to the caller when a model is restored
-    if not is_tarred and isinstance(model._train_dl.sampler, CutSampler):
-        model._train_dl = resumable(model._train_dl, trainer)
-    elif not is_tarred and trainer.world_size > 1:  # use_distributed_sampler is off
-        raise ValueError("model.train_ds.use_lhotse=false: all ranks would train on the same batches. Use one GPU.")
-    _count_unreadable(model._train_dl, max_unreadable)
-    if validates:
-        model.setup_multiple_validation_data(validation_ds)
-        for loader in model._validation_dl if isinstance(model._validation_dl, list) else [model._validation_dl]:
-            _count_unreadable(loader, 0)  # a WER without them would be that of another set
-    model.setup_optimization(optim)
-    return model
-
-
-def seed_of_session(seed: int, trainer: Trainer) -> int:
-    """Of dropout, masks and streams of tars, which a resumed fine-tuning does not go on with: others than those of the
-    sessions before, whose first shards it would see again and again."""
-    return seed_of(seed, Path(trainer.ckpt_path).name) % 2**30 if trainer.ckpt_path else seed
-
-
-def _count_unreadable(loader: DataLoader, limit: int) -> None:
-    """NeMo's datasets for Lhotse pass over what cannot be decoded; its others end with an error."""
-    dataset = getattr(loader.dataset, "dataset", loader.dataset)  # of tars it is wrapped
-    if hasattr(dataset, "load_audio"):
-        dataset.load_audio = CountedAudio(limit)
-
-
-def _check_data(config: DictConfig) -> None:
-    """Stock loaders pass over what is missing, on disk or in a tar, and over letters that the model lacks."""
-    is_tarred = config.get("tarred_audio_filepaths") is not None
-    if is_tarred:
-        check_shards(config.manifest_filepath, config.tarred_audio_filepaths)
-    check_utterances(config)
-    for path in local_paths(config.manifest_filepath):
-        if is_tarred:  # else `check_utterances` has
-            check_for_nemo(path)
-        check_transcripts(path, config.get("labels"))
-        if not is_tarred:
-            check_audio_files(path)

@@ -14,10 +14,11 @@
 
 """How ranks share the work: which of them share the data, and the norm of a gradient that lies on several of them."""
 
-from typing import Iterable, NamedTuple, Optional
+from typing import Any, Callable, Iterable, NamedTuple, Optional
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
 
@@ -32,6 +33,24 @@ def data_ranks(trainer: Optional[Trainer]) -> DataRanks:
     """By Lightning's own contract with samplers; one part without a trainer or with one process."""
     shares = getattr(trainer.strategy, "distributed_sampler_kwargs", None) if trainer else None
     return DataRanks(shares["rank"], shares["num_replicas"]) if shares else DataRanks(0, 1)
+
+
+def on_rank_zero(trainer: Trainer, check: Callable[..., None], *arguments: Any) -> None:
+    """Have rank 0 alone ``check`` what all ranks are going to use, before training; an error of it is one of all ranks.
+
+    Ranks that torchrun or SLURM has started wait for it. Those that Lightning starts do not run before rank 0 trains.
+    """
+    error = None
+    if trainer.is_global_zero:
+        try:
+            check(*arguments)
+        except Exception as found:
+            error = found
+    if trainer.world_size > 1 and not isinstance(trainer.strategy.cluster_environment, LightningEnvironment):
+        trainer.strategy.setup_environment()  # the process group, which Lightning finds there when training begins
+        error = trainer.strategy.broadcast(error)
+    if error is not None:
+        raise error
 
 
 def sum_over_data_ranks(value: Tensor, ranks: DataRanks) -> None:

@@ -28,7 +28,8 @@ from nemo_mshubert.clustering.labelling import label_manifest, sample_corpus_fra
 from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
 from nemo_mshubert.data.labels import check_labelled_manifest
 from nemo_mshubert.decoding.evaluation import evaluate_manifest, greedy_decoder, load_ctc_model
-from nemo_mshubert.models.ctc import restore_for_finetuning, ssl_to_ctc
+from nemo_mshubert.models.ctc import ssl_to_ctc
+from nemo_mshubert.models.finetuning import restore_for_finetuning
 from nemo_mshubert.models.loading import load_encoder, save_model
 from tests.conftest import quiet_trainer
 from tests.convert.conftest import ENGLISH, FAMILIES, fairseq_options, make_peer, save_peer, spell_as_fairseq

@@ -25,9 +25,9 @@ import pytest
 import soundfile
 
 from nemo_mshubert.data.manifest import (
-    check_audio_files,
     check_for_nemo,
     iter_manifest,
+    iter_with_audio,
     load_audio,
     load_audio_and_rate,
     read_manifest,
@@ -73,20 +73,20 @@ def test_missing_audio_is_named_with_its_line(write, tmp_path):
     """Paths are of the manifest's folder, as for NeMo; what lies behind an address is not asked for."""
     (tmp_path / "a.wav").touch()
     address = {**GOOD, "audio_filepath": "s3://bucket/b.wav"}
-    check_audio_files(write(GOOD, {**GOOD, "audio_filepath": str(tmp_path / "a.wav")}, address))
+    list(iter_with_audio(write(GOOD, {**GOOD, "audio_filepath": str(tmp_path / "a.wav")}, address)))
     path = write(GOOD, address, {**GOOD, "audio_filepath": "c.wav"})
     with pytest.raises(FileNotFoundError, match=f"{path}:3: c.wav: no such audio file. Correct the manifest"):
-        check_audio_files(path)
+        list(iter_with_audio(path))
 
 
 @pytest.mark.parametrize("segment", [{"offset": 1.5}, {"offset": 0.6, "duration": 0.8}])
 def test_a_segment_that_is_not_in_its_file_is_named(write, tmp_path, segment):
     """NeMo's loader passes over the line: the WER of a validation is that of another set."""
     soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
-    check_audio_files(write({**GOOD, "offset": 0.4, "duration": 0.6}))
+    list(iter_with_audio(write({**GOOD, "offset": 0.4, "duration": 0.6})))
     path = write(GOOD, {**GOOD, **segment})
     with pytest.raises(ValueError, match=f"{path}:2: a.wav: .*the line"):
-        check_audio_files(path)
+        list(iter_with_audio(path))
 
 
 @pytest.mark.parametrize("written", ["clips/a.wav", "~/clips/a.wav"])
@@ -99,7 +99,7 @@ def test_paths_are_looked_for_where_nemo_looks(write, tmp_path, monkeypatch, wri
     monkeypatch.chdir(home)
     monkeypatch.setenv("HOME", str(home))
     path = write({**GOOD, "audio_filepath": written})
-    check_audio_files(path)
+    list(iter_with_audio(path))
     (entry,) = read_manifest(path)
     assert entry["audio_filepath"] == get_full_path(written, str(path)) and os.path.isfile(entry["audio_filepath"])
     below = tmp_path / written
@@ -117,7 +117,7 @@ def test_a_line_of_a_tar_is_no_file_of_the_working_directory(write, tmp_path, mo
     path = write({**GOOD, "shard_id": 0})
     assert read_manifest(path)[0]["audio_filepath"] == str(tmp_path / "a.wav")
     with pytest.raises(FileNotFoundError, match="a.wav: no such audio file: the line is of a tarred dataset"):
-        check_audio_files(path)
+        list(iter_with_audio(path))
 
 
 def test_a_line_that_is_not_utf8_is_named(write):

@@ -31,7 +31,6 @@ from omegaconf import OmegaConf
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.resumable_loader import (
     _limit_buffer,
-    check_utterances,
     stream_options,
     training_loader,
     validation_loader,
@@ -39,6 +38,7 @@ from nemo_mshubert.data.resumable_loader import (
 from nemo_mshubert.data.shard_visits import ShardProgress
 from nemo_mshubert.data.shared_batches import Place
 from nemo_mshubert.data.tarred import make_tarred
+from nemo_mshubert.data.usable_utterances import count_utterances
 from nemo_mshubert.models.data_position import DataPosition
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
@@ -282,7 +282,7 @@ def test_lines_that_are_counted_are_those_that_are_read(data, request, tmp_path,
     found = {Path(name).stem for batch in names(take(config, 3 * STREAM)) for name in batch}
     messages = []
     monkeypatch.setattr("nemo_mshubert.data.resumable_loader.logging.info", messages.append)
-    assert check_utterances(config) == len(found) == len(LENGTHS) - 2
+    assert count_utterances(config).usable == len(found) == len(LENGTHS) - 2
     assert not found & left_out
     assert f": 2 of {len(LENGTHS)} utterances are left out, as they are not of 0.1 to 0.8 s" in messages[0]
 
@@ -311,7 +311,10 @@ def test_lines_with_a_shard_id_and_files_of_their_own_are_plain(plain, tmp_path)
     """Someone unpacked the tars, or labels files that once were packed."""
     path = tmp_path / "counting.json"
     path.write_text(path.read_text().replace('{"audio_filepath"', '{"shard_id": 3, "audio_filepath"'))
-    assert check_utterances(plain) == len(LENGTHS) and json.loads(path.read_text().splitlines()[0])["shard_id"] == 3
+    assert (
+        count_utterances(plain).usable == len(LENGTHS)
+        and json.loads(path.read_text().splitlines()[0])["shard_id"] == 3
+    )
     found = {name for batch in names(take(plain, STREAM)) for name in batch}
     assert found == {f"u{number}" for number in range(len(LENGTHS))}
 
@@ -422,7 +425,7 @@ def check_on_a_rank(config, paths):
     torch.distributed.init_process_group("gloo")
     config.manifest_filepath = [[path] for path in paths]
     try:
-        check_utterances(config, torch.distributed.get_rank(), 2)
+        count_utterances(config, torch.distributed.get_rank(), 2)
     except ValueError as error:
         torch.distributed.barrier()
         return str(error)
@@ -435,7 +438,7 @@ def test_too_few_utterances_for_lhotses_number_of_buckets(plain):
     del plain.num_buckets
     plain.use_bucketing = True
     with pytest.raises(ValueError, match="utterances are too few for num_buckets 30"):
-        check_utterances(plain)
+        count_utterances(plain)
 
 
 @pytest.mark.unit

@@ -37,7 +37,7 @@ from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.resumable_loader import training_loader
 from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.data.unreadable import UnreadableAudioError
-from nemo_mshubert.models.ctc import restore_for_finetuning
+from nemo_mshubert.models.finetuning import restore_for_finetuning
 from nemo_mshubert.modules.frames import frame_count
 from tests.conftest import quiet_trainer
 

@@ -22,7 +22,8 @@ from nemo.collections.asr.models import ASRModel, EncDecCTCModel
 from omegaconf import OmegaConf
 
 from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
-from nemo_mshubert.models.ctc import restore_for_finetuning, ssl_to_ctc
+from nemo_mshubert.models.ctc import ssl_to_ctc
+from nemo_mshubert.models.finetuning import restore_for_finetuning
 from nemo_mshubert.models.loading import load_encoder, restore_model
 from tests.convert.conftest import assert_same_weights
 

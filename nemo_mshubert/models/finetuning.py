@@ -1,0 +1,160 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Fine-tuning of a CTC model: restored with the options of an experiment, on data that was looked at before."""
+
+import inspect
+from itertools import chain
+from pathlib import Path
+from typing import Any, Dict, Iterator, Tuple
+
+from lhotse.dataset.sampling.base import CutSampler
+from lightning.pytorch import Trainer
+from nemo.collections.asr.models import ASRModel, EncDecCTCModel
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader
+
+from nemo_mshubert.data.manifest import check_for_nemo, iter_manifest, iter_with_audio
+from nemo_mshubert.data.resumed_sampler import resumable
+from nemo_mshubert.data.tarred import check_shards, has_remote_paths, local_paths
+from nemo_mshubert.data.transcripts import check_transcript
+from nemo_mshubert.data.unreadable import MAX_UNREADABLE, CountedAudio
+from nemo_mshubert.data.usable_utterances import count_lines, judge
+from nemo_mshubert.models.loading import is_foreign, local_path
+from nemo_mshubert.models.seeding import seed_of
+from nemo_mshubert.models.whole_file import WholeFile
+from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+from nemo_mshubert.parallel.ranks import on_rank_zero
+
+NEMO_OPTIONS = ("interctc", "optim_param_groups")  # of ASR models, which fine-tuning may set
+
+
+def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCModel:
+    """Restore a CTC ``.nemo`` with the options of ``overrides`` in its config, and its data and optimizer set up.
+
+    Args:
+        path: the file, a folder with it, or a model of the hub, as `models.loading` takes them.
+        overrides: the ``model`` section of conf/finetune: ``encoder``, ``train_ds``, ``validation_ds`` (without a
+            manifest there is no validation), ``optim``; also NeMo's ``interctc`` and ``optim_param_groups``.
+        trainer: of the run.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, not a CTC model, one with another encoder, an unknown option or
+            one of the encoder, or data that cannot be trained on (a missing or truncated shard, a missing audio file, a
+            broken line, no text, letters that the model lacks).
+    """
+    model = _restore(path, overrides, trainer)
+    train_ds, validation_ds, optim = (
+        OmegaConf.create(OmegaConf.to_container(overrides[name], resolve=True))
+        for name in ("train_ds", "validation_ds", "optim")
+    )
+    if "tokenizer" not in model.cfg:
+        # not cfg.labels: where NeMo has changed the vocabulary these are still the letters of before
+        model.cfg.labels = train_ds.labels = validation_ds.labels = list(model.cfg.decoder.vocabulary)
+    validates = validation_ds.manifest_filepath is not None
+    on_rank_zero(trainer, _check_data, train_ds, *[validation_ds] * validates)
+    _set_up_training(model, train_ds, trainer)
+    if validates:
+        _set_up_validation(model, validation_ds)
+    model.setup_optimization(optim)
+    return model
+
+
+def _restore(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCModel:
+    try:
+        file = local_path(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such file. Make it with scripts/ssl_to_ctc.py.") from error
+    if is_foreign(file):
+        raise ValueError(f"{path}: not a .nemo. Make one of it with scripts/ssl_to_ctc.py.")
+    try:
+        config = ASRModel.restore_from(str(file), return_config=True)
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be restored as a NeMo model ({type(error).__name__}: {error}).") from error
+    if "decoder" not in config or not str(config.encoder.get("_target_")).endswith(MSHuBERTEncoder.__name__):
+        raise ValueError(f"{path}: expected a CTC model with an MSHuBERTEncoder. Make it with scripts/ssl_to_ctc.py.")
+    unknown = sorted(set(overrides) - {"encoder", "train_ds", "validation_ds", "optim", *NEMO_OPTIONS})
+    if unknown:
+        raise ValueError(f"model: fine-tuning has no options {unknown}; those of the architecture are in the .nemo.")
+    unknown = sorted(set(overrides.encoder) - set(inspect.signature(MSHuBERTEncoder.__init__).parameters))
+    if unknown:
+        raise ValueError(f"model.encoder: MSHuBERTEncoder has no options {unknown}. Correct their names.")
+    OmegaConf.set_struct(config, False)
+    config.encoder = OmegaConf.merge(config.encoder, overrides.encoder)
+    config.update({name: overrides[name] for name in NEMO_OPTIONS if name in overrides})
+    model = ASRModel.restore_from(str(file), override_config_path=config, trainer=trainer, map_location="cpu")
+    model._save_restore_connector = WholeFile()
+    model.decoding.supported_punctuation = None  # else "give me 'em" would be validated as "give me'em"
+    return model
+
+
+def _check_data(*configs: DictConfig) -> None:
+    """Stock loaders pass over what is missing, on disk or in a tar, and over letters that the model lacks."""
+    for config in configs:
+        manifests = config.manifest_filepath
+        if config.get("tarred_audio_filepaths") is not None:
+            check_shards(manifests, config.tarred_audio_filepaths)
+        lines = chain.from_iterable(_checked_lines(path, config) for path in local_paths(manifests))
+        counts = count_lines(config, lines)
+        if not has_remote_paths(manifests):
+            judge(config, counts)
+
+
+def _checked_lines(manifest: str, config: DictConfig) -> Iterator[Tuple[str, Dict[str, Any]]]:
+    """What `iter_manifest` yields, each line looked at as it passes."""
+    check_for_nemo(manifest)
+    read = iter_with_audio if config.get("tarred_audio_filepaths") is None else iter_manifest
+    is_empty = True
+    for where, entry in read(manifest):
+        is_empty = False
+        check_transcript(entry, where, config.get("labels"))
+        yield where, entry
+    if is_empty:
+        raise ValueError(f"{manifest}: the manifest is empty.")
+
+
+def _set_up_training(model: EncDecCTCModel, config: DictConfig, trainer: Trainer) -> None:
+    """NeMo leaves the data to the caller when a model is restored."""
+    is_tarred = config.get("tarred_audio_filepaths") is not None
+    if is_tarred:
+        config.seed = seed_of_session(config.get("seed", 0), trainer)
+    else:
+        config.shard_seed = config.get("seed", 0)  # alike on all ranks, which share one order
+    config.concurrent_bucketing = False  # where its thread meets an unreadable file, training would wait for ever
+    max_unreadable = config.pop("max_unreadable", MAX_UNREADABLE)
+    model.setup_training_data(config)
+    if not is_tarred and isinstance(model._train_dl.sampler, CutSampler):
+        model._train_dl = resumable(model._train_dl, trainer)
+    elif not is_tarred and trainer.world_size > 1:  # use_distributed_sampler is off
+        raise ValueError("model.train_ds.use_lhotse=false: all ranks would train on the same batches. Use one GPU.")
+    _count_unreadable(model._train_dl, max_unreadable)
+
+
+def _set_up_validation(model: EncDecCTCModel, config: DictConfig) -> None:
+    model.setup_multiple_validation_data(config)
+    for loader in model._validation_dl if isinstance(model._validation_dl, list) else [model._validation_dl]:
+        _count_unreadable(loader, 0)  # a WER without them would be that of another set
+
+
+def _count_unreadable(loader: DataLoader, limit: int) -> None:
+    """NeMo's datasets for Lhotse pass over what cannot be decoded; its others end with an error."""
+    dataset = getattr(loader.dataset, "dataset", loader.dataset)  # of tars it is wrapped
+    if hasattr(dataset, "load_audio"):
+        dataset.load_audio = CountedAudio(limit)
+
+
+def seed_of_session(seed: int, trainer: Trainer) -> int:
+    """Of dropout, masks and streams of tars, which a resumed fine-tuning does not go on with: others than those of the
+    sessions before, whose first shards it would see again and again."""
+    return seed_of(seed, Path(trainer.ckpt_path).name) % 2**30 if trainer.ckpt_path else seed
