@@ -68,7 +68,7 @@ def main(cfg):
         (folder / "finished").unlink(missing_ok=True)  # this run may have more updates to make than the one before
     exp_manager(trainer, cfg.exp_manager)
     model = restore_for_finetuning(cfg.init_model, cfg.model, trainer)
-    trainer.callbacks.append(SameStart(model))
+    trainer.callbacks.insert(0, SameStart(model))  # before others read the checkpoint
     # NeMo's loaders, built by now, have seeded with 0
     pl.seed_everything(seed_of_session(cfg.model.train_ds.seed, trainer), verbose=False)
     with naming(folder):

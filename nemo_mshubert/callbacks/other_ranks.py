@@ -43,8 +43,6 @@ class OtherRanks(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Dict[str, Any]
     ) -> None:
         """Before Lightning restores its counts."""
-        if KEY not in checkpoint:
-            return
         place = dict(checkpoint[KEY])
         before, place = place.pop("ranks"), Place(**place)
         sampler, epochs = _sampler(pl_module), _epochs(checkpoint)

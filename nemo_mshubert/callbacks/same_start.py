@@ -42,7 +42,7 @@ class SameStart(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Dict[str, Any]
     ) -> None:
         """Raises ``ValueError`` for a checkpoint of a run that began with other weights."""
-        if checkpoint.get(KEY, self.fingerprint) != self.fingerprint:
+        if checkpoint.get(KEY) != self.fingerprint:
             raise ValueError(
                 f"{trainer.ckpt_path}: of a fine-tuning of another init_model. Resume with that one, or start another "
                 "run with another name=."

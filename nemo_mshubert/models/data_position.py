@@ -14,7 +14,7 @@
 
 """How far a training has come in its data, over resumes with other numbers of ranks."""
 
-from typing import Any, Dict, Optional
+from typing import Any, Dict
 
 from nemo_mshubert.data.shard_visits import ShardProgress
 from nemo_mshubert.data.shared_batches import Place, last_before
@@ -46,9 +46,8 @@ class DataPosition:
         number = self.first_batch(own_batches, num_parts)
         return last_before(self.places.values(), number).when_next_is(number, num_parts)
 
-    def resume(self, batches_of_all: int, own_batches: int, place: Optional[Dict[str, Any]], num_parts: int) -> None:
-        """Take over the counts of a checkpoint, and its `place` as a dict; without it all is sampled again."""
+    def resume(self, batches_of_all: int, own_batches: int, place: Dict[str, Any], num_parts: int) -> None:
+        """Take over the counts of a checkpoint, and its `place` as a dict."""
         self._batches_before, self._own_before = batches_of_all, own_batches
-        if place:
-            number = self.first_batch(own_batches, num_parts)
-            self.places = {place["epoch"]: Place(**{**place, "number": number})}
+        number = self.first_batch(own_batches, num_parts)
+        self.places = {place["epoch"]: Place(**{**place, "number": number})}

@@ -446,17 +446,16 @@ class MSHuBERTModel(ModelPT):
         self._check_checkpoint(checkpoint)
         if self._trainer and self.trainer.global_step == 0:  # not of the best checkpoint, at the end of training
             self._compare_data_options(checkpoint)
-        if "batches_of_all_ranks" in checkpoint:
-            own_batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
-            self.data_position.resume(
-                checkpoint["batches_of_all_ranks"], own_batches, checkpoint.get("place"), self.data_ranks.count
-            )
-            if checkpoint.get("shards"):
-                self.data_position.shards.load(checkpoint["shards"])
+        own_batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
+        self.data_position.resume(
+            checkpoint["batches_of_all_ranks"], own_batches, checkpoint["place"], self.data_ranks.count
+        )
+        if "shards" in checkpoint:  # of tarred data
+            self.data_position.shards.load(checkpoint["shards"])
 
     def _compare_data_options(self, checkpoint: Dict[str, Any]) -> None:
         now = stream_options(self._cfg.train_ds, self.data_ranks.count)
-        before = checkpoint.get("data_options", now)
+        before = checkpoint["data_options"]
         changes = [
             f"{name} was {before.get(name)}, is {now.get(name)}"
             for name in {**before, **now}
@@ -476,7 +475,7 @@ class MSHuBERTModel(ModelPT):
         path = self.trainer.ckpt_path if self._trainer else "the checkpoint"
         remedy = "Resume with the config it was made with, or start another run with another name=."
         for name, value in self._task().items():
-            found = checkpoint.get("task", {}).get(name, value)
+            found = checkpoint.get("task", {}).get(name)  # none in one of a fine-tuning
             if found != value:
                 raise ValueError(f"{path}: {name} {found}, but the config says {value}. {remedy}")
         if self.is_split or not checkpoint.get("state_dict"):

@@ -283,6 +283,10 @@ def test_a_run_does_not_go_on_with_labels_of_another_maker(config, tmp_path):
     torch.save(checkpoint, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="other.ckpt: label maker 0123456789abcdef, but the config says"):
         train_updates(config, tmp_path / "again", resume=tmp_path / "other.ckpt")
+    del checkpoint["task"]  # of a fine-tuning with the same name=
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="other.ckpt: label maker None, but the config says.*another name="):
+        train_updates(config, tmp_path / "again", resume=tmp_path / "other.ckpt")
 
 
 @pytest.mark.parametrize(

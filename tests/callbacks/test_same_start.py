@@ -43,9 +43,11 @@ def test_only_checkpoints_of_the_same_start_are_gone_on_from(tmp_path):
         fit(tmp_path, seed=1, updates=4, resume=last)
 
 
-def test_checkpoints_from_before_are_taken(tmp_path):
+def test_checkpoints_of_another_script_are_not_gone_on_from(tmp_path):
+    """Of NeMo's own, with the same name."""
     fit(tmp_path, seed=0, updates=2)
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=False)
     del checkpoint["fingerprint_of_init_model"]
-    torch.save(checkpoint, tmp_path / "old.ckpt")
-    assert fit(tmp_path, seed=1, updates=3, resume=str(tmp_path / "old.ckpt")) == 3
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="other.ckpt: of a fine-tuning of another init_model"):
+        fit(tmp_path, seed=0, updates=3, resume=str(tmp_path / "other.ckpt"))

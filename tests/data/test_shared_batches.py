@@ -150,19 +150,6 @@ def test_a_run_that_drops_the_last_batches_goes_on(config):
 
 
 @pytest.mark.unit
-def test_a_checkpoint_without_a_place_is_sampled_again(config):
-    """Of a version before: the run goes on at its batch, after more work."""
-    run = Run(config)
-    run.go_on(2, 12)
-    expected = Run(config)
-    expected.go_on(2, 15)
-    batches_of_all, own_batches, _ = run.checkpoint
-    run.checkpoint = batches_of_all, own_batches, None
-    run.go_on(2, 3)
-    assert run.heard[24:27] == expected.heard[12:15] and run.heard[27:] == expected.heard[27:]
-
-
-@pytest.mark.unit
 def test_the_last_batches_are_shared_out():
     """Ranks that find no batch would leave the others waiting for their gradients."""
     batches = [CutSet.from_cuts(dummy_cut(number) for number in part) for part in ((0, 1, 2), (3, 4))]
