@@ -25,9 +25,10 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 import torch
 from torch import Tensor
 
-from nemo_mshubert.convert.tables import NameOf, listed
+from nemo_mshubert.convert.tables import NameOf
 from nemo_mshubert.modules.frames import HUBERT_KERNELS_AND_STRIDES
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+from nemo_mshubert.modules.state_dicts import misfits
 
 # Width -> heads: base, large, x-large and XLS-R 1B, XLS-R 2B. (hubert-xlarge has 16 heads of 80.)
 PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16}
@@ -93,26 +94,25 @@ def _assume(known: Dict[str, Any]) -> Tuple[Dict[str, Any], List[str]]:
     return known, notes
 
 
-def check_weights(weights: Mapping[str, Tensor], encoder: Mapping[str, Any], name_of: NameOf, where: str) -> None:
-    """Every tensor of ``MSHuBERTEncoder(**encoder)`` is there, in its shape and finite, and no other.
+def blank_weights(encoder: Mapping[str, Any]) -> Dict[str, Tensor]:
+    """The state dict of ``MSHuBERTEncoder(**encoder)``, without values."""
+    with torch.device("meta"):
+        return MSHuBERTEncoder(**encoder).state_dict()
+
+
+def check_weights(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name_of: NameOf, where: str) -> None:
+    """Every tensor of ``own``, the state dict of an encoder, is there, in its shape and finite, and no other.
 
     Raises:
         ValueError: names the tensor as the source spells it.
     """
-    with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in MSHuBERTEncoder(**encoder).state_dict().items()}
-    missing = [name_of(name) for name in expected if name not in weights]
-    if missing:
-        raise ValueError(f"{where}: missing tensors {listed(missing)}. The file is incomplete; get it again.")
-    extra = [name_of(name) for name in weights if name not in expected]
-    if extra:
-        raise ValueError(f"{where}: surplus tensors {listed(extra)}, which no encoder of its architecture has.")
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name]:
-            raise ValueError(
-                f"{where}: {name_of(name)} is {list(tensor.shape)}, expected {list(expected[name])} by other tensors."
-            )
-    check_finite({name_of(name): tensor for name, tensor in weights.items()}, where)
+    own, weights = ({name_of(name): tensor for name, tensor in state.items()} for state in (own, weights))
+    if found := misfits(own, weights):
+        raise ValueError(
+            f"{where}: {'; '.join(found)}, by what other tensors tell of the encoder. The file is incomplete or changed; "
+            "get it again."
+        )
+    check_finite(weights, where)
 
 
 def check_finite(weights: Mapping[str, Tensor], where: str) -> None:

@@ -20,9 +20,10 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 import torch
 from torch import Tensor
 
-from nemo_mshubert.convert.architecture import check_finite, check_weights, infer_architecture
-from nemo_mshubert.convert.tables import NOT_ENCODER, KeyTable, listed
+from nemo_mshubert.convert.architecture import blank_weights, check_finite, check_weights, infer_architecture
+from nemo_mshubert.convert.tables import NOT_ENCODER, KeyTable
 from nemo_mshubert.decoding.lexicon import fold_case
+from nemo_mshubert.modules.state_dicts import listed
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # the first rows of every fairseq dictionary, in this order
 # fairseq: examples/wav2vec/dict.ltr.txt of LibriSpeech, behind the specials
@@ -140,7 +141,7 @@ def assemble(source: Source) -> "tuple[Checkpoint, Dict[str, Tensor]]":
         mapped["mask_embedding"] = random_mask_embedding(encoder["d_model"])
         drawn.append("mask_embedding")
         notes.append("drew a random mask embedding, since there is none: it serves only to mask frames in training")
-    check_weights(mapped, encoder, source.table.spell, source.where)
+    check_weights(mapped, blank_weights(encoder), source.table.spell, source.where)
     _check_heads(heads, source)
     normalize = source.normalize
     if normalize is None:

@@ -19,10 +19,11 @@ from typing import Any, Dict, List, Mapping, Tuple
 
 from torch import Tensor
 
-from nemo_mshubert.convert.architecture import HEAD_WIDTH, PUBLISHED_HEADS, Finder, check_finite
+from nemo_mshubert.convert.architecture import HEAD_WIDTH, PUBLISHED_HEADS, Finder, check_weights
 from nemo_mshubert.convert.fairseq import declared_architecture, sections
-from nemo_mshubert.convert.tables import NOT_ENCODER, fairseq_table, listed
+from nemo_mshubert.convert.tables import NOT_ENCODER, fairseq_table
 from nemo_mshubert.modules.multiresolution import MultiresolutionEncoder
+from nemo_mshubert.modules.state_dicts import listed
 
 _WRAPPERS = re.compile(r"^(?:w2v_encoder\.)?(?:w2v_model\.)?")
 _STACK = re.compile(r"(encoders\.\d+|middle_encoder|decoders\.\d+)\.(.*)")
@@ -52,14 +53,7 @@ def from_multiresolution(content: Mapping[str, Any], where: str) -> Tuple[Multir
     if "num_heads" not in declared:
         notes.append(f"assumed {arguments['num_heads']} attention heads")
     encoder = MultiresolutionEncoder(**arguments)
-    expected = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
-    for kind, names in (("missing", expected.keys() - ours.keys()), ("surplus", ours.keys() - expected.keys())):
-        if names:
-            raise ValueError(f"{where}: {kind} tensors of MR-HuBERT: {listed(sorted(names))} (in our spelling).")
-    for name, shape in expected.items():
-        if ours[name].shape != shape:
-            raise ValueError(f"{where}: {name} is {list(ours[name].shape)}, expected {list(shape)} by other tensors.")
-    check_finite(ours, where)
+    check_weights(ours, encoder.state_dict(), "our {}".format, where)
     encoder.load_state_dict(ours)
     encoder.normalized_input = bool(task.get("normalize", arguments["conv_norm"] == "layer_norm"))
     return encoder.eval(), notes

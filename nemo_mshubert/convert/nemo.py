@@ -25,7 +25,7 @@ import torch
 from nemo.collections.asr.models import EncDecCTCModel
 from omegaconf import OmegaConf
 
-from nemo_mshubert.convert.architecture import check_weights
+from nemo_mshubert.convert.architecture import blank_weights, check_weights
 from nemo_mshubert.convert.checkpoint import WORD_DELIMITER, Checkpoint, CtcHead, PredictionHead
 from nemo_mshubert.convert.conversion import log_notes, read_checkpoint
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike
@@ -63,7 +63,7 @@ def read_nemo(path: PathLike) -> Checkpoint:
     options = OmegaConf.to_container(model.cfg.encoder, resolve=True)
     encoder = _with_defaults({key: value for key, value in options.items() if key not in TRAINING_OPTIONS})
     weights = {name: tensor.detach().float() for name, tensor in model.encoder.state_dict().items()}
-    check_weights(weights, encoder, str, str(path))
+    check_weights(weights, blank_weights(encoder), str, str(path))
     checkpoint = Checkpoint(encoder, weights, model.cfg.preprocessor.get("normalize") == "per_feature")
     if hasattr(model, "label_heads"):
         checkpoint.prediction_heads = [_prediction_head(head) for head in model.label_heads.heads.values()]

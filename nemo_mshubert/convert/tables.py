@@ -29,6 +29,8 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from torch import Tensor
 
+from nemo_mshubert.modules.state_dicts import listed
+
 Row = Tuple["re.Pattern[str]", Optional[str]]
 
 _LEAVES = r"(\.(?:weight|bias|parametrizations\.weight\.original[01]))?"
@@ -221,12 +223,6 @@ def fairseq_table(conv_norm: Optional[str] = None) -> KeyTable:
 def torchaudio_table() -> KeyTable:
     """Names of ``Wav2Vec2Model`` and ``HuBERTPretrainModel`` in torchaudio."""
     return KeyTable("torchaudio", TORCHAUDIO, TORCHAUDIO_PREFIXES, parametrizations=False)
-
-
-def listed(names: Sequence[str], most: int = 5) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _pattern(template: str) -> "re.Pattern[str]":

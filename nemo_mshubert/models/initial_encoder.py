@@ -18,19 +18,18 @@ A tensor that fits nowhere is an error here, where ``load_state_dict(strict=Fals
 encoder that computes something else with the same tensors (heads, pre-LN, scaled audio).
 """
 
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Optional
 
 from nemo.utils import logging
-from torch import Tensor, nn
+from torch import nn
 
 from nemo_mshubert.convert.architecture import infer_architecture
-from nemo_mshubert.convert.tables import listed
 from nemo_mshubert.models.loading import Name, load_encoder
 from nemo_mshubert.models.mshubert_model import MSHuBERTModel
 from nemo_mshubert.modules.frames import HUBERT_KERNELS_AND_STRIDES
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+from nemo_mshubert.modules.state_dicts import listed, misfits
 
-NAMES_LISTED = 3  # of each kind of tensors that do not fit
 NO_STACK, NO_POSITIONS = {"pos_conv_depth": 1}, {"position_buckets": 0}  # which `infer_architecture` leaves unsaid
 
 
@@ -60,10 +59,10 @@ def init_encoder(model: MSHuBERTModel, name: Name) -> None:
     check_kind(encoder, name)
     own, theirs = model.encoder.state_dict(), encoder.state_dict()
     settings = differing_settings(model, encoder)
-    misfits = misfitting_tensors(own, theirs)
-    if settings or misfits:
+    found = misfits(own, theirs)
+    if settings or found:
         remedy = f"Set {' '.join(settings)}, or give" if settings else "Give"
-        tensors = "; ".join(misfits) if misfits else "all tensors fit, but would compute something else"
+        tensors = "; ".join(found) if found else "all tensors fit, but would compute something else"
         raise ValueError(
             f"init_encoder={name}: its encoder is not that of the config ({tensors}). {remedy} a checkpoint of the "
             "config's architecture."
@@ -124,21 +123,6 @@ def architecture(encoder: MSHuBERTEncoder) -> Dict[str, Any]:
         no_tensor_tells["position_max_distance"] = encoder.position_bias.max_distance
     found, _ = infer_architecture(encoder.state_dict(), no_tensor_tells, str, "the encoder")
     return {**NO_STACK, **NO_POSITIONS, **found}
-
-
-def misfitting_tensors(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> List[str]:
-    """What to say of the tensors that the model lacks, or that the checkpoint lacks, or that differ in shape."""
-    shapes = [
-        f"{name} {list(theirs[name].shape)}, expected {list(own[name].shape)}"
-        for name in own
-        if name in theirs and theirs[name].shape != own[name].shape
-    ]
-    kinds = {
-        "missing": [name for name in own if name not in theirs],
-        "surplus": [name for name in theirs if name not in own],
-        "of another shape": shapes,
-    }
-    return [f"{kind}: {listed(found, NAMES_LISTED)}" for kind, found in kinds.items() if found]
 
 
 def _spell(value: Any) -> str:

@@ -53,6 +53,7 @@ from nemo_mshubert.modules.frames import HUBERT_KERNELS_AND_STRIDES, IGNORED_LAB
 from nemo_mshubert.modules.label_heads import place_label_sets
 from nemo_mshubert.modules.masking import span_mask
 from nemo_mshubert.modules.mshubert_encoder import Views
+from nemo_mshubert.modules.state_dicts import misfits
 from nemo_mshubert.modules.swap import masked_stream_view
 from nemo_mshubert.modules.transformer import zero_touch
 from nemo_mshubert.parallel.ranks import DataRanks, data_ranks, gradient_norm, sum_over_data_ranks
@@ -480,14 +481,8 @@ class MSHuBERTModel(ModelPT):
                 raise ValueError(f"{path}: {name} {found}, but the config says {value}. {remedy}")
         if self.is_split or not checkpoint.get("state_dict"):
             return  # its parts have the shapes of this rank; a sharded checkpoint is read in place
-        here, there = (
-            {name: str(list(tensor.shape)) for name, tensor in weights.items()}
-            for weights in (self.state_dict(), checkpoint["state_dict"])
-        )
-        for name in {**here, **there}:
-            found, expected = there.get(name, "missing"), here.get(name, "missing")
-            if found != expected:
-                raise ValueError(f"{path}: another architecture: {name} is {found} there, {expected} here. {remedy}")
+        if found := misfits(self.state_dict(), checkpoint["state_dict"]):
+            raise ValueError(f"{path}: another architecture: {'; '.join(found)}. {remedy}")
 
     # --- Validation ----------------------------------------------------------------------------------------------
 

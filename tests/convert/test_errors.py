@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from nemo_mshubert.convert import tables
 from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
 from nemo_mshubert.convert.huggingface import read_huggingface
+from nemo_mshubert.modules.state_dicts import listed
 from tests.convert.conftest import make_peer, spell_as_fairseq
 
 
@@ -149,7 +150,7 @@ def test_names_of_fairseq_both_ways():
 def test_long_lists_of_names_are_cut(number, more):
     """All of few names; "and 0 more" sends its reader after nothing."""
     names = list("abcdefghi")[:number]
-    assert tables.listed(names) == ", ".join(names[:5]) + more
+    assert listed(names) == ", ".join(names[:5]) + more
 
 
 @pytest.mark.unit

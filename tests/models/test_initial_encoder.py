@@ -164,7 +164,8 @@ def test_the_settings_that_differ_are_named_and_are_enough(other_model, save_pee
     path = save_peer(make_peer(family, num_attention_heads=3), family)
     message = refusal(other_model(), path)
     assert (
-        "missing: " in message and "layers.0.feed_forward.intermediate_dense.weight [40, 24], expected [48" in message
+        "missing tensors " in message
+        and "layers.0.feed_forward.intermediate_dense.weight is [40, 24], expected [48" in message
     )
     settings = overrides_in(message)
     assert {"model.encoder.num_layers=3", "model.encoder.d_inner=40", "model.encoder.num_heads=3"} <= set(settings)
@@ -181,19 +182,23 @@ def test_the_settings_that_differ_are_named_and_are_enough(other_model, save_pee
         (
             {"conv_bias": "true"},
             "model.encoder.conv_bias=false",
-            "missing: feature_extractor.conv_layers.0.conv.bias, ",
+            "missing tensors feature_extractor.conv_layers.0.conv.bias, ",
         ),
         (
             {"conv_norm": "group_norm"},
             "model.encoder.conv_norm=layer_norm",
-            "surplus: feature_extractor.conv_layers.1.",
+            "surplus tensors feature_extractor.conv_layers.1.",
         ),
         (
             {"pos_conv_kernel": 8},
             "model.encoder.pos_conv_kernel=16",
             "pos_conv_embed.conv.parametrizations.weight.orig",
         ),
-        ({"position_buckets": 32}, "model.encoder.position_buckets=0", "missing: position_bias.embedding.weight, "),
+        (
+            {"position_buckets": 32},
+            "model.encoder.position_buckets=0",
+            "missing tensors position_bias.embedding.weight, ",
+        ),
     ],
 )
 def test_one_setting_that_differs(other_model, ssl_path, settings, change, message):

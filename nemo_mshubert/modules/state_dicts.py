@@ -1,0 +1,40 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""State dicts compared, and what to say of their tensors."""
+
+from typing import List, Mapping, Sequence
+
+from torch import Tensor
+
+
+def misfits(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> List[str]:
+    """What to say of tensors that ``own`` has and ``theirs`` lack, of those that are the other way round, and of those
+    that differ in shape; nothing where all fit."""
+    kinds = {
+        "missing": [name for name in own if name not in theirs],
+        "surplus": [name for name in theirs if name not in own],
+        "misshapen": [
+            f"{name} is {list(theirs[name].shape)}, expected {list(own[name].shape)}"
+            for name in own
+            if name in theirs and theirs[name].shape != own[name].shape
+        ],
+    }
+    return [f"{kind} tensors {listed(found)}" for kind, found in kinds.items() if found]
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
