@@ -13,8 +13,3 @@
 # limitations under the License.
 
 """Read speech models of Hugging Face, fairseq, s3prl, torchaudio and NeMo; write the first, second and last."""
-
-from nemo_mshubert.convert.checkpoint import Checkpoint
-from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
-
-__all__ = ["Checkpoint", "read_checkpoint", "write_checkpoint"]
