@@ -23,6 +23,7 @@ from typing import Any, Dict, Tuple
 
 import torch
 from nemo.collections.asr.models import EncDecCTCModel
+from nemo.core.classes import ModelPT
 from omegaconf import OmegaConf
 
 from nemo_mshubert.convert.architecture import blank_weights, check_weights
@@ -57,13 +58,21 @@ def read_nemo(path: PathLike) -> Checkpoint:
     Raises:
         FileNotFoundError, ValueError: no such file; not a NeMo model; another encoder, or one with adapters.
     """
-    model = restore_mshubert(path)
+    return checkpoint_of(restore_mshubert(path), path)
+
+
+def checkpoint_of(model: ModelPT, name: PathLike) -> Checkpoint:
+    """The encoder and the heads of a model that was restored.
+
+    Raises:
+        ValueError: begins with ``name``; the encoder has adapters.
+    """
     if adapters := model.encoder.adapter_names():
-        raise ValueError(f"{path}: has adapters ({', '.join(adapters)}), for which no other format has a place.")
+        raise ValueError(f"{name}: has adapters ({', '.join(adapters)}), for which no other format has a place.")
     options = OmegaConf.to_container(model.cfg.encoder, resolve=True)
     encoder = _with_defaults({key: value for key, value in options.items() if key not in TRAINING_OPTIONS})
     weights = {name: tensor.detach().float() for name, tensor in model.encoder.state_dict().items()}
-    check_weights(weights, blank_weights(encoder), str, str(path))
+    check_weights(weights, blank_weights(encoder), str, str(name))
     checkpoint = Checkpoint(encoder, weights, model.cfg.preprocessor.get("normalize") == "per_feature")
     if hasattr(model, "label_heads"):
         checkpoint.prediction_heads = [_prediction_head(head) for head in model.label_heads.heads.values()]

@@ -24,10 +24,10 @@ import tarfile
 from pathlib import Path
 from typing import List, Union
 
-from nemo_mshubert.convert.conversion import read_checkpoint
 from nemo_mshubert.convert.huggingface import hugging_face_family, write_huggingface
 from nemo_mshubert.convert.model_card import Facts, model_card, require_results_of
-from nemo_mshubert.models.loading import local_path, restore_mshubert, save_model
+from nemo_mshubert.convert.nemo import checkpoint_of
+from nemo_mshubert.models.loading import restore_mshubert, save_model
 from nemo_mshubert.whole_files import atomic_folder
 
 CARD = "README.md"
@@ -48,8 +48,7 @@ def publish(model_name: Union[str, Path], folder: Union[str, Path], facts: Facts
     """
     folder = Path(folder).absolute()
     with atomic_folder(folder) as temporary:
-        path = local_path(model_name)
-        model = restore_mshubert(path)
+        model = restore_mshubert(model_name)
         if getattr(model, "output_layer_is_random", False):
             raise ValueError(
                 f"{model_name}: has no output layer over letters, and the .nemo of a recogniser with a random one is "
@@ -58,7 +57,7 @@ def publish(model_name: Union[str, Path], folder: Union[str, Path], facts: Facts
             )
         require_results_of(model, facts, model_name)
         # transformers has no place for adapters
-        checkpoint = None if model.encoder.adapter_names() else read_checkpoint(path)
+        checkpoint = None if model.encoder.adapter_names() else checkpoint_of(model, model_name)
         fits_transformers = checkpoint is not None and _has_class(checkpoint.encoder)
         if fits_transformers:
             write_huggingface(checkpoint, temporary)
