@@ -80,7 +80,7 @@ def _assume(known: Dict[str, Any]) -> Tuple[Dict[str, Any], List[str]]:
     """What neither tensors nor config say, as in the published models; and notes of it."""
     notes = []
     if "num_heads" not in known:
-        known["num_heads"] = PUBLISHED_HEADS.get(known["d_model"]) or max(known["d_model"] // HEAD_WIDTH, 1)
+        known["num_heads"] = published_heads(known["d_model"])
         notes.append(
             f"assumed {known['num_heads']} attention heads, as published models of width {known['d_model']} have"
         )
@@ -92,6 +92,11 @@ def _assume(known: Dict[str, Any]) -> Tuple[Dict[str, Any], List[str]]:
     if "position_buckets" in known and "position_max_distance" not in known:
         known["position_max_distance"] = WAVLM_MAX_DISTANCE
     return known, notes
+
+
+def published_heads(d_model: int) -> int:
+    """Attention heads of published models of a width, or as many as would be of the usual width."""
+    return PUBLISHED_HEADS.get(d_model) or max(d_model // HEAD_WIDTH, 1)
 
 
 def blank_weights(encoder: Mapping[str, Any]) -> Dict[str, Tensor]:
@@ -146,22 +151,23 @@ class Finder:
             )
         return [[channels, kernel, stride] for (channels, _, kernel), stride in zip(shapes, strides)]
 
-    def sizes(self) -> Dict[str, Any]:
-        """Everything else that the tensors tell."""
+    def sizes(self, stack: str = "") -> Dict[str, Any]:
+        """Everything else that the tensors tell; ``stack`` begins the names of the first of several stacks of
+        blocks."""
         d_model, _ = self.shape("feature_projection.projection.weight", 2)
         every_conv_has_a_norm = self.has("feature_extractor.conv_layers.1.layer_norm.weight")
         return {
             "conv_norm": "layer_norm" if every_conv_has_a_norm else "group_norm",
             "conv_bias": self.has("feature_extractor.conv_layers.0.conv.bias"),
             "d_model": d_model,
-            "num_layers": self.count(r"layers\.(\d+)\."),
-            "d_inner": self.shape("layers.0.feed_forward.intermediate_dense.weight", 2)[0],
-            **self.positions(d_model),
+            "num_layers": self.count(rf"{re.escape(stack)}layers\.(\d+)\."),
+            "d_inner": self.shape(f"{stack}layers.0.feed_forward.intermediate_dense.weight", 2)[0],
+            **self.positions(d_model, stack),
         }
 
-    def positions(self, d_model: int) -> Dict[str, Any]:
+    def positions(self, d_model: int, stack: str) -> Dict[str, Any]:
         stacked = self.has(_STACKED_POS_CONV)
-        _, per_group, kernel = self.shape(_STACKED_POS_CONV if stacked else _POS_CONV, 3)
+        _, per_group, kernel = self.shape(stack + (_STACKED_POS_CONV if stacked else _POS_CONV), 3)
         found = {"pos_conv_kernel": kernel, "pos_conv_groups": d_model // max(per_group, 1)}
         if stacked:
             found["pos_conv_depth"] = self.count(r"pos_conv_embed\.layers\.(\d+)\.")

@@ -19,7 +19,7 @@ from typing import Any, Dict, List, Mapping, Tuple
 
 from torch import Tensor
 
-from nemo_mshubert.convert.architecture import HEAD_WIDTH, PUBLISHED_HEADS, Finder, check_weights
+from nemo_mshubert.convert.architecture import Finder, check_weights, published_heads
 from nemo_mshubert.convert.fairseq import declared_architecture, sections
 from nemo_mshubert.convert.tables import NOT_ENCODER, fairseq_table
 from nemo_mshubert.modules.multiresolution import MultiresolutionEncoder
@@ -108,23 +108,17 @@ def _architecture(
 ) -> Dict[str, Any]:
     """Arguments of `MultiresolutionEncoder`: what tensors say is read from them."""
     finder = Finder(ours, str, where)
-    d_model, _ = finder.shape("feature_projection.projection.weight", 2)
-    _, per_group, kernel = finder.shape("stacks.0.pos_conv_embed.conv.parametrizations.weight.original1", 3)
-    every_conv_has_a_norm = finder.has("feature_extractor.conv_layers.1.layer_norm.weight")
+    sizes = finder.sizes("stacks.0.")
+    del sizes["num_layers"]  # of the first stack; those of all are the depths
     plain = not (finder.has("resamplers.0.upsample.conv.weight") and finder.has("resamplers.0.downsample.conv.weight"))
     resampling = "downsample" if rates[0][1] > 1 or not plain else "upsample"
     return {
+        **sizes,
         "depths": [finder.count(rf"stacks\.{index}\.layers\.(\d+)\.") for index in range(2 * len(rates) + 1)],
         "rates": rates,
         "conv_layers": finder.conv_layers(declared.get("conv_layers")),
-        "conv_norm": "layer_norm" if every_conv_has_a_norm else "group_norm",
-        "conv_bias": finder.has("feature_extractor.conv_layers.0.conv.bias"),
-        "d_model": d_model,
-        "num_heads": declared.get("num_heads") or PUBLISHED_HEADS.get(d_model) or max(d_model // HEAD_WIDTH, 1),
-        "d_inner": finder.shape("stacks.0.layers.0.feed_forward.intermediate_dense.weight", 2)[0],
-        "pre_norm": declared.get("pre_norm", every_conv_has_a_norm),
-        "pos_conv_kernel": kernel,
-        "pos_conv_groups": d_model // max(per_group, 1),
+        "num_heads": declared.get("num_heads") or published_heads(sizes["d_model"]),
+        "pre_norm": declared.get("pre_norm", sizes["conv_norm"] == "layer_norm"),
         "resampling_kernel": finder.shape(f"resamplers.0.{resampling}.conv.weight", 3)[2],
         "plain_resampling": plain,
     }
