@@ -1,0 +1,25 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A minuscule pre-training model."""
+
+import pytest
+from omegaconf import OmegaConf
+
+
+@pytest.fixture
+def config(tiny_config):
+    config = tiny_config("model.drop_label_sets=1", "model.encoder.layerdrop=0.3")
+    config.model.optim = {"name": "adamw", "lr": 1e-3}
+    return OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])

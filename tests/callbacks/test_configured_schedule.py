@@ -1,0 +1,110 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A resumed run trains with the schedule and the optimizer of its config, not with those of its checkpoint."""
+
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from nemo_mshubert.callbacks.configured_schedule import ConfiguredSchedule
+from nemo_mshubert.data.pretraining_dataset import collate
+from tests.models.fixed_update import train, utterance
+
+pytestmark = pytest.mark.unit
+
+
+class Rates(pl.Callback):
+    def __init__(self):
+        self.rates = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])  # of the next
+
+
+@pytest.mark.parametrize("lr", [1e-3, 1e-4])
+def test_a_resumed_run_follows_the_schedule_of_its_config(config, tmp_path, lr):
+    """With more updates it would train at rate 0, the end of the schedule that the checkpoint had."""
+    batches = [[collate([utterance(0)])] * 12]
+
+    def rates(folder, updates, peak, resume=None):
+        schedule = {"name": "PolynomialDecayAnnealing", "power": 1.0, "min_lr": 0.0, "warmup_steps": 2}
+        config.optim = {"name": "adamw", "lr": peak, "sched": {**schedule, "max_steps": updates}}
+        checkpoints = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=1)
+        found = Rates()
+        callbacks = [ConfiguredSchedule(), checkpoints, found]
+        train(config, batches, updates, resume=resume, callbacks=callbacks, enable_checkpointing=True)
+        return found.rates
+
+    rates(tmp_path, 6, 1e-3)
+    expected = rates(tmp_path / "whole", 12, lr)[2 * 6 :]
+    assert rates(tmp_path, 12, lr, tmp_path / "last.ckpt") == pytest.approx(expected) and expected[0] > 0
+
+
+def test_a_resumed_run_takes_the_kernel_of_its_config(config, tmp_path):
+    """The checkpoint's: AdamW sharded over ranks would run the fused kernel on counts that it keeps on the CPU."""
+    batches = [[collate([utterance(0)])] * 3]
+
+    def group(updates, fused, resume=None):
+        config.optim = {"name": "adamw", "lr": 1e-3, "fused": fused}
+        checkpoints = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, every_n_train_steps=1)
+        callbacks = [ConfiguredSchedule(), checkpoints]
+        model = train(config, batches, updates, resume=resume, callbacks=callbacks, enable_checkpointing=True)
+        (found,) = model.trainer.optimizers[0].param_groups
+        return found["fused"], {int(state["step"]) for state in model.trainer.optimizers[0].state.values()}
+
+    assert group(2, True) == (True, {2})
+    assert group(3, None, tmp_path / "last.ckpt") == (None, {3})
+
+
+class Decays(pl.Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        (group,) = trainer.optimizers[0].param_groups
+        self.found = group["weight_decay"], tuple(group["betas"])
+
+
+def test_a_resumed_run_takes_the_optimizer_of_its_config(config, tmp_path):
+    """PyTorch takes that of the checkpoint: another weight decay had no effect, without a word."""
+    batches = [[collate([utterance(0)])] * 3]
+
+    def found(updates, weight_decay, beta, resume=None):
+        config.optim = {"name": "adamw", "lr": 1e-3, "weight_decay": weight_decay, "betas": [0.9, beta]}
+        checkpoints = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, every_n_train_steps=1)
+        callbacks = [ConfiguredSchedule(), checkpoints, decays := Decays()]
+        model = train(config, batches, updates, resume=resume, callbacks=callbacks, enable_checkpointing=True)
+        return decays.found, model.trainer.optimizers[0].state
+
+    assert found(2, 0.1, 0.98)[0] == (0.1, (0.9, 0.98))
+    options, moments = found(3, 0.3, 0.95, tmp_path / "last.ckpt")
+    assert options == (0.3, (0.9, 0.95)) and {int(state["step"]) for state in moments.values()} == {3}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_options_of_parts_are_those_of_the_checkpoint(groups):
+    """The only optimizer takes all options of its config but the rate; of several parts each has options of its own."""
+    parts = [{"params": [torch.nn.Parameter(torch.ones(1))]} for _ in range(groups)]
+    optimizer = torch.optim.AdamW(parts, lr=0.1, eps=1e-6, betas=(0.8, 0.9), weight_decay=0.3)
+    found = {"lr": 0.05, "eps": 1e-8, "betas": (0.9, 0.98), "weight_decay": 0.01}
+    for group in optimizer.param_groups:
+        group.update(found)
+    ConfiguredSchedule().on_train_start(SimpleNamespace(optimizers=[optimizer]), None)
+    expected = {"lr": 0.05, "eps": 1e-6, "betas": (0.8, 0.9), "weight_decay": 0.3} if groups == 1 else found
+    for group in optimizer.param_groups:
+        assert {name: group[name] for name in expected} == expected
