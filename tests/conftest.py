@@ -31,6 +31,10 @@ REPOSITORY = Path(__file__).parents[1]
 SCRIPTS = REPOSITORY / "scripts"
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 TINY_CLUSTERS = [40, 20, 10]
+CONF = REPOSITORY / "conf"
+PRETRAIN = {"label_maker": "km.npz", "train_manifest": "train.json", "validation_manifest": "dev.json"}
+FINETUNE = {"init_model": "ctc.nemo", "train_manifest": "train.json", "validation_manifest": "dev.json"}
+ASKED_FOR = {"pretrain": PRETRAIN, "finetune": FINETUNE}  # what the documentation tells the user to set
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
@@ -87,6 +91,15 @@ def load_script(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def load_config(group, name, *overrides):
+    """The config as scripts/pretrain.py and scripts/finetune_ctc.py get it from the documented command line."""
+    from hydra import compose, initialize_config_dir
+
+    asked_for = [f"{key}={value}" for key, value in ASKED_FOR[group].items()]
+    with initialize_config_dir(str(CONF / group), version_base=None):
+        return compose(name, overrides=[*asked_for, *overrides])
 
 
 def quiet_trainer(**options):

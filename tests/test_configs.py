@@ -15,8 +15,6 @@
 """Every experiment of conf/: it composes, builds its encoder, places its label sets, and holds the paper's numbers."""
 
 import itertools
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,16 +26,12 @@ from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 from omegaconf import OmegaConf, open_dict
 from transformers import HubertConfig, HubertModel
 
-from nemo_mshubert.models import training_setup
-from nemo_mshubert.models.training_setup import num_ranks, plan_updates
+from nemo_mshubert.models.training_setup import plan_updates
 from nemo_mshubert.modules.label_heads import place_label_sets
 from nemo_mshubert.parallel import registration
+from tests.conftest import ASKED_FOR, CONF, load_config
 
 pytestmark = pytest.mark.unit
-CONF = Path(__file__).parents[1] / "conf"
-PRETRAIN = {"label_maker": "km.npz", "train_manifest": "train.json", "validation_manifest": "dev.json"}
-FINETUNE = {"init_model": "ctc.nemo", "train_manifest": "train.json", "validation_manifest": "dev.json"}
-ASKED_FOR = {"pretrain": PRETRAIN, "finetune": FINETUNE}  # what the documentation tells the user to set
 
 
 def experiments(group):
@@ -45,13 +39,6 @@ def experiments(group):
 
 
 EXPERIMENTS = [(group, name) for group in ASKED_FOR for name in experiments(group)]
-
-
-def load(group, name, *overrides):
-    """The config as scripts/pretrain.py and scripts/finetune_ctc.py get it from the documented command line."""
-    asked_for = [f"{key}={value}" for key, value in ASKED_FOR[group].items()]
-    with initialize_config_dir(str(CONF / group), version_base=None):
-        return compose(name, overrides=[*asked_for, *overrides])
 
 
 def missing_keys(tree, prefix=""):
@@ -83,7 +70,7 @@ def test_all_experiments_are_found():
 @pytest.mark.parametrize("group, name", EXPERIMENTS)
 def test_nothing_is_left_open_but_what_is_asked_for(group, name):
     """With the documented overrides every value is there: no interpolation fails after an hour of loading data."""
-    config = load(group, name)
+    config = load_config(group, name)
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     with initialize_config_dir(str(CONF / group), version_base=None):
         bare = OmegaConf.to_container(compose(name))
@@ -93,7 +80,7 @@ def test_nothing_is_left_open_but_what_is_asked_for(group, name):
 @pytest.mark.parametrize("group, name", EXPERIMENTS)
 def test_runs_of_two_experiments_do_not_share_a_folder(group, name):
     """A forgotten name would make one experiment resume from the checkpoint of another."""
-    config = load(group, name)
+    config = load_config(group, name)
     if name.startswith("search_"):  # each of its runs has a name of its own
         assert config.exp_manager.exp_dir == f"exp/{name}"
     else:
@@ -107,7 +94,7 @@ def test_runs_of_two_experiments_do_not_share_a_folder(group, name):
 @pytest.mark.parametrize("name", experiments("pretrain"))
 def test_encoder_is_built_and_label_sets_have_their_blocks(name):
     """More sets than blocks, or heads of another width than the encoder, would show only on the cluster."""
-    config = load("pretrain", name)
+    config = load_config("pretrain", name)
     encoder = build(config)
     placed = place_label_sets(config.model.label_sets, config.model.encoder.num_layers, config.model.label_layers)
     assert sorted(placed.values()) == sorted(config.model.label_sets) and max(placed) == len(encoder.layers)
@@ -123,8 +110,8 @@ def test_encoder_is_built_and_label_sets_have_their_blocks(name):
 @pytest.mark.parametrize("name", experiments("finetune"))
 def test_finetuning_options_are_those_of_the_encoder(name):
     """They are merged into the encoder's config: a misspelt one would end the run, a forgotten one change nothing."""
-    options = load("finetune", name).model.encoder
-    encoder = dict(load("pretrain", "mshubert_base").model.encoder)
+    options = load_config("finetune", name).model.encoder
+    encoder = dict(load_config("pretrain", "mshubert_base").model.encoder)
     with torch.device("meta"):
         built = Serialization.from_config_dict(OmegaConf.create({**encoder, **options, "num_layers": 1}))
     for option, value in options.items():
@@ -139,7 +126,7 @@ def test_finetuning_options_are_those_of_the_encoder(name):
 
 def test_mshubert_base_is_the_papers():
     """400k updates of 32 x 87.5 s, lr 5e-4 after 32k updates of warm-up, six sets of which two are dropped, Swap."""
-    config = load("pretrain", "mshubert_base")
+    config = load_config("pretrain", "mshubert_base")
     assert config.max_updates == 400_000 and config.seconds_per_update == 32 * 87.5
     assert config.model.train_ds.batch_duration == 87.5
     optim, sched = config.model.optim, config.model.optim.sched
@@ -171,7 +158,7 @@ def test_mshubert_base_is_the_papers():
 def test_pretraining_is_on_cropped_batches_and_keeps_the_lowest_loss(name):
     """As fairseq's (pad_audio: false), at masked frames alone but for the tiny first iteration; with another metric or
     direction <name>.nemo, of which labels and fine-tunings come, is that of another update than the best."""
-    config = load("pretrain", name)
+    config = load_config("pretrain", name)
     checkpoints, model = config.exp_manager.checkpoint_callback_params, config.model
     assert (checkpoints.monitor, checkpoints.mode, checkpoints.save_best_model) == ("val_loss", "min", True)
     assert (model.train_ds.crop, model.train_ds.shuffle) == ("shortest", True)
@@ -181,7 +168,7 @@ def test_pretraining_is_on_cropped_batches_and_keeps_the_lowest_loss(name):
 
 def test_mshubert_base_has_the_papers_size():
     """94.37 M of HuBERT base; 96.05 M with the six heads (the paper: 96.01 M)."""
-    config = load("pretrain", "mshubert_base")
+    config = load_config("pretrain", "mshubert_base")
     encoder = build(config)
     with torch.device("meta"):
         heads = Serialization.from_config_dict(config.model.label_heads)
@@ -192,8 +179,8 @@ def test_mshubert_base_has_the_papers_size():
 def test_noswap_differs_from_mshubert_in_swap_alone():
     """The paper's ablation: whatever else differed would be what the table measures."""
     for size in ("base", "tiny"):
-        full = OmegaConf.to_container(load("pretrain", f"mshubert_{size}"))
-        ablation = OmegaConf.to_container(load("pretrain", f"mshubert_{size}_noswap"))
+        full = OmegaConf.to_container(load_config("pretrain", f"mshubert_{size}"))
+        ablation = OmegaConf.to_container(load_config("pretrain", f"mshubert_{size}_noswap"))
         assert ablation["model"].pop("swap") is False and full["model"].pop("swap") is True
         assert ablation.pop("name") != full.pop("name")
         assert ablation == full
@@ -202,11 +189,11 @@ def test_noswap_differs_from_mshubert_in_swap_alone():
 @pytest.mark.parametrize("name, clusters, updates", [("iter1", 100, 250_000), ("iter2", 500, 400_000)])
 def test_hubert_is_one_set_on_the_last_block_without_swap(name, clusters, updates):
     """With HuBERT's own share of masked frames, 56.6 %."""
-    config = load("pretrain", f"hubert_{name}_base")
+    config = load_config("pretrain", f"hubert_{name}_base")
     assert list(config.model.label_sets) == [clusters] and config.max_updates == updates
     assert place_label_sets(config.model.label_sets, config.model.encoder.num_layers) == {12: clusters}
     assert (config.model.swap, config.model.drop_label_sets, config.model.masking.mask_prob) == (False, 0, 0.8)
-    base = load("pretrain", "mshubert_base")
+    base = load_config("pretrain", "mshubert_base")
     assert config.model.encoder == base.model.encoder and config.model.optim.lr == base.model.optim.lr
     assert config.seconds_per_update == base.seconds_per_update
 
@@ -222,7 +209,7 @@ LARGE = {
 def test_large_sizes_are_those_of_hubert(size):
     """Pre-LN, normalised audio, clipping at 1."""
     width, blocks, inner, gpus, seconds, lr, head = LARGE[size]
-    config = load("pretrain", f"mshubert_{size}")
+    config = load_config("pretrain", f"mshubert_{size}")
     encoder = build(config)
     sizes = dict(hidden_size=width, num_hidden_layers=blocks, num_attention_heads=16, intermediate_size=inner)
     layout = dict(feat_extract_norm="layer", conv_bias=False, do_stable_layer_norm=True)
@@ -242,8 +229,8 @@ def test_large_sizes_are_those_of_hubert(size):
 @pytest.mark.parametrize("path", sorted((CONF / "pretrain" / "parallel").glob("*.yaml")), ids=lambda path: path.stem)
 def test_ways_of_sharing_a_model(path):
     """Each sets strategy, backend and optimizer together, and without the group a model is whole."""
-    config = load("pretrain", "mshubert_large", f"parallel={path.stem}")
-    plain = load("pretrain", "mshubert_large")
+    config = load_config("pretrain", "mshubert_large", f"parallel={path.stem}")
+    plain = load_config("pretrain", "mshubert_large")
     assert plain.trainer.strategy == "auto" and plain.model.optim.name == "adamw"
     registration.register()
     size = registration.tensor_parallel_size(config.trainer.strategy)
@@ -255,24 +242,6 @@ def test_ways_of_sharing_a_model(path):
     config.trainer.devices, config.trainer.num_nodes = 8, 4
     plan_updates(config)
     assert config.trainer.accumulate_grad_batches * 32 / size * config.model.train_ds.batch_duration == 7200
-
-
-def test_a_strategy_by_its_class_shares_out_data_as_by_its_name():
-    """The way to 16 GPUs to a model. Counted as data parallelism, an update would be of a sixteenth of the audio."""
-    config = load("pretrain", "mshubert_large", "parallel=megatron_tp2")
-    config.trainer.devices, config.trainer.num_nodes = 16, 4
-    config.trainer.strategy = {
-        "_target_": "nemo_mshubert.parallel.tensor_parallel.TensorParallelStrategy",
-        "tensor_parallel_size": 16,
-    }
-    plan_updates(config)
-    assert config.trainer.accumulate_grad_batches * 4 * config.model.train_ds.batch_duration == 7200
-
-
-def test_another_package_named_megatron_is_not_megatron_core(monkeypatch):
-    """megatron-energon alone shares the namespace: no pre-training started, not even with DDP."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: "namespace" if name == "megatron" else None)
-    assert set(registration.strategies()) == {"fsdp2"}
 
 
 # updates, lr, frozen updates, mask_prob, mask_channel_prob, layerdrop: fairseq's base_10m.yaml ... base_960h.yaml
@@ -288,7 +257,7 @@ WAV2VEC2 = {
 @pytest.mark.parametrize("name", WAV2VEC2)
 def test_finetuning_is_that_of_wav2vec2(name):
     """The splits differ in length and strength of masks; all see 8 x 200 s per update with a tri-stage rate."""
-    config = load("finetune", name)
+    config = load_config("finetune", name)
     encoder, optim = config.model.encoder, config.model.optim
     found = (config.max_updates, optim.lr, config.freeze_encoder_updates)
     assert (*found, encoder.mask_prob, encoder.mask_channel_prob, encoder.layerdrop) == WAV2VEC2[name]
@@ -307,7 +276,7 @@ def test_finetuning_is_that_of_wav2vec2(name):
 @pytest.mark.parametrize("split", ["1h", "10h"])
 def test_the_search_is_the_recipe_but_for_what_it_searches(split):
     """Four runs around the recipes of wav2vec 2.0 and HuBERT; two runs of one name would resume from each other."""
-    recipe, search = load("finetune", split), load("finetune", f"search_{split}")
+    recipe, search = load_config("finetune", split), load_config("finetune", f"search_{split}")
     with open_dict(recipe), open_dict(search):
         for config in (recipe, search):
             del config.name, config.exp_manager.exp_dir
@@ -318,165 +287,13 @@ def test_the_search_is_the_recipe_but_for_what_it_searches(split):
     assert params == {"model.optim.lr": ["2e-5", "5e-5"], "model.encoder.mask_prob": ["0.65", "0.75"]}
     assert hydra.mode.name == "MULTIRUN" and hydra.job.chdir is False
     names = {
-        load("finetune", f"search_{split}", *(f"{key}={value}" for key, value in zip(params, values))).name
+        load_config("finetune", f"search_{split}", *(f"{key}={value}" for key, value in zip(params, values))).name
         for values in itertools.product(*params.values())
     }
     assert len(names) == 4
 
 
-# --- Updates from seconds --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "devices, num_nodes, accumulate", [(1, 1, 32), (8, 1, 4), (8, 4, 1), ([0, 1], 1, 16), (64, 1, 1), ("5", 1, 6)]
-)
-def test_an_update_sees_the_same_seconds_on_any_number_of_gpus(devices, num_nodes, accumulate):
-    """One GPU accumulates what 32 do at once, or the learning rate would fit only one cluster."""
-    config = load("pretrain", "mshubert_base")
-    config.trainer.devices, config.trainer.num_nodes = devices, num_nodes
-    plan_updates(config)
-    assert config.trainer.accumulate_grad_batches == accumulate
-    assert config.trainer.val_check_interval == 5000 * accumulate  # Lightning counts micro-batches
-    if num_ranks(config.trainer) in (1, 8, 32):
-        seconds = accumulate * num_ranks(config.trainer) * config.model.train_ds.batch_duration
-        assert seconds == config.seconds_per_update
-
-
-def test_finetuning_on_one_gpu_accumulates_eight():
-    config = load("finetune", "10h", "trainer.devices=1")
-    plan_updates(config)
-    assert (config.trainer.accumulate_grad_batches, config.trainer.val_check_interval) == (8, 4000)
-
-
-def test_a_run_shorter_than_the_interval_validates_at_its_end():
-    """Otherwise it ends without a checkpoint: exp_manager writes them when validating."""
-    config = load("pretrain", "mshubert_base", "max_updates=10", "trainer.devices=8")
-    plan_updates(config)
-    assert config.trainer.val_check_interval == 10 * 4
-
-
-def test_seconds_that_cannot_be_met_are_a_warning(monkeypatch):
-    """More GPUs than the recipe has: the batch is larger than the paper's, and the user is told."""
-    warnings = []
-    monkeypatch.setattr(training_setup.logging, "warning", warnings.append)
-    for devices, expected in ((32, 0), (64, 1)):
-        config = load("pretrain", "mshubert_base", f"trainer.devices={devices}")
-        plan_updates(config)
-        assert len(warnings) == expected
-    assert "5600 s of audio instead of 2800 s" in warnings[0]
-
-
-@pytest.mark.parametrize("gpus", [0, 3])
-def test_all_devices_are_counted(monkeypatch, gpus):
-    """`devices: -1` is the default: with three GPUs an update accumulates 11 times, on a CPU 32 times."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    config = load("pretrain", "mshubert_base")
-    plan_updates(config)
-    assert config.trainer.accumulate_grad_batches == (32 if gpus == 0 else 11)
-    assert config.trainer.devices == (1 if gpus == 0 else -1)  # Lightning refuses -1 on a CPU
-
-
-# --- The command line ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "group, name", [("pretrain", "mshubert_base"), ("finetune", "10h"), ("finetune", "search_1h")]
-)
-def test_options_that_are_left_out_are_named_together(group, name):
-    """OmegaConf names the first of them, under the name it has deep in the config."""
-    with initialize_config_dir(str(CONF / group), version_base=None):
-        config = compose(name)
-    with pytest.raises(ValueError, match="The command line lacks " + "= ".join(ASKED_FOR[group]) + "=. conf/"):
-        plan_updates(config)
-
-
-def test_an_option_may_be_given_as_nothing():
-    """A pre-training without validation."""
-    plan_updates(load("pretrain", "mshubert_base", "validation_manifest=null"))
-
-
 @pytest.mark.parametrize("group, name", EXPERIMENTS)
 def test_the_first_update_of_a_resumed_run_may_be_validated(group, name):
     """NeMo's loop leaves out a validation there: of a run with one update to go, the last weights."""
-    assert load(group, name).exp_manager.disable_validation_on_resume is False
-
-
-@pytest.mark.parametrize("group, name", [("pretrain", "mshubert_base"), ("finetune", "10h")])
-def test_epochs_are_refused(group, name):
-    """Lightning compares them with the interval of validation, which is None, and ends in a TypeError."""
-    with pytest.raises(ValueError, match="trainer.max_epochs=1: training is counted in updates. Set max_updates"):
-        plan_updates(load(group, name, "trainer.max_epochs=1"))
-
-
-@pytest.mark.parametrize(
-    "option, message",
-    [
-        (
-            "+trainer.accumulate_grad_batches=4",
-            "trainer.accumulate_grad_batches=4: it follows from seconds_per_update",
-        ),
-        ("+trainer.val_check_interval=100", "trainer.val_check_interval=100: it follows from validate_every_updates"),
-        ("model.train_ds.batch_duration=null", "model.train_ds.batch_duration: give seconds of audio"),
-        ("trainer.precision=bf16-true", "trainer.precision=bf16-true: weights are kept in fp32"),
-        ("+trainer.max_time=00:01:00:00", "Set exp_manager.max_time_per_run instead"),
-        ("+exp_manager.ema.enable=true", "exp_manager.ema.enable=true: NeMo cannot load the checkpoints"),
-        ("trainer.strategy=megatron_tp3", "2, 4, 8 as the number of ranks that share a model"),
-    ],
-)
-def test_what_follows_from_other_options_is_refused(option, message):
-    """It was overwritten without a word, or ended in an error of Lightning or NeMo, some at the end of training."""
-    with pytest.raises(ValueError, match=re.escape(message)):
-        plan_updates(load("pretrain", "mshubert_base", option))
-
-
-@pytest.mark.parametrize("option", ["validation_manifest=null", "+trainer.limit_val_batches=0"])
-def test_without_validation_checkpoints_are_written_all_the_same(option):
-    """Else a run that is killed would start anew."""
-    config = load("pretrain", "mshubert_base", option)
-    plan_updates(config)
-    assert config.exp_manager.checkpoint_callback_params.every_n_train_steps == config.validate_every_updates
-
-
-@pytest.mark.parametrize("updates, expected", [(10000, 1), (10001, 0)])
-def test_an_encoder_frozen_to_the_end_is_a_warning(monkeypatch, updates, expected):
-    warnings = []
-    monkeypatch.setattr(training_setup.logging, "warning", warnings.append)
-    plan_updates(load("finetune", "10h", f"max_updates={updates}"))
-    assert sum("The encoder is never trained" in warning for warning in warnings) == expected
-
-
-def test_the_processor_is_one_device(monkeypatch):
-    """trainer.accelerator=cpu on a machine with GPUs, where devices=-1 means all of them; and Apple's GPUs, which have
-    no float64."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    config = load("pretrain", "mshubert_base", "trainer.accelerator=cpu")
-    plan_updates(config)
-    assert config.trainer.devices == 1 and config.trainer.accumulate_grad_batches == 32
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    config = load("pretrain", "mshubert_base")
-    plan_updates(config)
-    assert (config.trainer.accelerator, config.trainer.devices) == ("cpu", 1)
-
-
-@pytest.mark.parametrize("updates, expected", [(32000, 1), (32001, 0)])
-def test_a_run_within_its_warm_up_is_a_warning(monkeypatch, updates, expected):
-    """A short trial of a long recipe trains with a fraction of the rate that it seems to try."""
-    warnings = []
-    monkeypatch.setattr(training_setup.logging, "warning", warnings.append)
-    plan_updates(load("pretrain", "mshubert_base", f"max_updates={updates}", "trainer.devices=32"))
-    assert len(warnings) == expected
-    assert not warnings or "rises for 32000 updates, and the run has 32000" in warnings[0]
-
-
-@pytest.mark.parametrize("warmup_steps, expected", [(4, 1), (3, 0)])
-def test_the_warm_up_of_fine_tuning_is_looked_at_too(monkeypatch, warmup_steps, expected):
-    """Where a number takes the place of the share of the updates."""
-    warnings = []
-    monkeypatch.setattr(training_setup.logging, "warning", warnings.append)
-    schedule = ["~model.optim.sched.warmup_ratio", f"+model.optim.sched.warmup_steps={warmup_steps}"]
-    plan_updates(load("finetune", "10h", "max_updates=4", "freeze_encoder_updates=0", "trainer.devices=8", *schedule))
-    assert len(warnings) == expected
+    assert load_config(group, name).exp_manager.disable_validation_on_resume is False

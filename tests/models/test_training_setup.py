@@ -14,12 +14,102 @@
 
 """Options that a training takes and refuses; the trainer is in tests/callbacks/test_updates_bar.py."""
 
+import re
+
 import pytest
+import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from nemo_mshubert.models import training_setup
 from nemo_mshubert.models.training_setup import num_ranks, plan_updates
+from tests.conftest import ASKED_FOR, CONF, load_config
 
 pytestmark = pytest.mark.unit
+
+
+# --- Updates from seconds --------------------------------------------------------------------------------------------
+
+
+def test_a_strategy_by_its_class_shares_out_data_as_by_its_name():
+    """The way to 16 GPUs to a model. Counted as data parallelism, an update would be of a sixteenth of the audio."""
+    config = load_config("pretrain", "mshubert_large", "parallel=megatron_tp2")
+    config.trainer.devices, config.trainer.num_nodes = 16, 4
+    config.trainer.strategy = {
+        "_target_": "nemo_mshubert.parallel.tensor_parallel.TensorParallelStrategy",
+        "tensor_parallel_size": 16,
+    }
+    plan_updates(config)
+    assert config.trainer.accumulate_grad_batches * 4 * config.model.train_ds.batch_duration == 7200
+
+
+@pytest.mark.parametrize(
+    "devices, num_nodes, accumulate", [(1, 1, 32), (8, 1, 4), (8, 4, 1), ([0, 1], 1, 16), (64, 1, 1), ("5", 1, 6)]
+)
+def test_an_update_sees_the_same_seconds_on_any_number_of_gpus(devices, num_nodes, accumulate):
+    """One GPU accumulates what 32 do at once, or the learning rate would fit only one cluster."""
+    config = load_config("pretrain", "mshubert_base")
+    config.trainer.devices, config.trainer.num_nodes = devices, num_nodes
+    plan_updates(config)
+    assert config.trainer.accumulate_grad_batches == accumulate
+    assert config.trainer.val_check_interval == 5000 * accumulate  # Lightning counts micro-batches
+    if num_ranks(config.trainer) in (1, 8, 32):
+        seconds = accumulate * num_ranks(config.trainer) * config.model.train_ds.batch_duration
+        assert seconds == config.seconds_per_update
+
+
+def test_finetuning_on_one_gpu_accumulates_eight():
+    config = load_config("finetune", "10h", "trainer.devices=1")
+    plan_updates(config)
+    assert (config.trainer.accumulate_grad_batches, config.trainer.val_check_interval) == (8, 4000)
+
+
+def test_a_run_shorter_than_the_interval_validates_at_its_end():
+    """Otherwise it ends without a checkpoint: exp_manager writes them when validating."""
+    config = load_config("pretrain", "mshubert_base", "max_updates=10", "trainer.devices=8")
+    plan_updates(config)
+    assert config.trainer.val_check_interval == 10 * 4
+
+
+def test_seconds_that_cannot_be_met_are_a_warning(monkeypatch):
+    """More GPUs than the recipe has: the batch is larger than the paper's, and the user is told."""
+    warnings = []
+    monkeypatch.setattr(training_setup.logging, "warning", warnings.append)
+    for devices, expected in ((32, 0), (64, 1)):
+        config = load_config("pretrain", "mshubert_base", f"trainer.devices={devices}")
+        plan_updates(config)
+        assert len(warnings) == expected
+    assert "5600 s of audio instead of 2800 s" in warnings[0]
+
+
+@pytest.mark.parametrize("gpus", [0, 3])
+def test_all_devices_are_counted(monkeypatch, gpus):
+    """`devices: -1` is the default: with three GPUs an update accumulates 11 times, on a CPU 32 times."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    config = load_config("pretrain", "mshubert_base")
+    plan_updates(config)
+    assert config.trainer.accumulate_grad_batches == (32 if gpus == 0 else 11)
+    assert config.trainer.devices == (1 if gpus == 0 else -1)  # Lightning refuses -1 on a CPU
+
+
+def test_the_processor_is_one_device(monkeypatch):
+    """trainer.accelerator=cpu on a machine with GPUs, where devices=-1 means all of them; and Apple's GPUs, which have
+    no float64."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    config = load_config("pretrain", "mshubert_base", "trainer.accelerator=cpu")
+    plan_updates(config)
+    assert config.trainer.devices == 1 and config.trainer.accumulate_grad_batches == 32
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    config = load_config("pretrain", "mshubert_base")
+    plan_updates(config)
+    assert (config.trainer.accelerator, config.trainer.devices) == ("cpu", 1)
+
+
+# --- The command line ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -104,3 +194,85 @@ def test_a_slurm_job_with_another_number_of_tasks_is_refused(monkeypatch, tiny_c
     plan_updates(tiny_config("trainer.devices=1"))
     monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # interactive: Lightning starts the ranks
     plan_updates(tiny_config("trainer.devices=2"))
+
+
+@pytest.mark.parametrize(
+    "group, name", [("pretrain", "mshubert_base"), ("finetune", "10h"), ("finetune", "search_1h")]
+)
+def test_options_that_are_left_out_are_named_together(group, name):
+    """OmegaConf names the first of them, under the name it has deep in the config."""
+    with initialize_config_dir(str(CONF / group), version_base=None):
+        config = compose(name)
+    with pytest.raises(ValueError, match="The command line lacks " + "= ".join(ASKED_FOR[group]) + "=. conf/"):
+        plan_updates(config)
+
+
+def test_an_option_may_be_given_as_nothing():
+    """A pre-training without validation."""
+    plan_updates(load_config("pretrain", "mshubert_base", "validation_manifest=null"))
+
+
+@pytest.mark.parametrize("group, name", [("pretrain", "mshubert_base"), ("finetune", "10h")])
+def test_epochs_are_refused(group, name):
+    """Lightning compares them with the interval of validation, which is None, and ends in a TypeError."""
+    with pytest.raises(ValueError, match="trainer.max_epochs=1: training is counted in updates. Set max_updates"):
+        plan_updates(load_config(group, name, "trainer.max_epochs=1"))
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        (
+            "+trainer.accumulate_grad_batches=4",
+            "trainer.accumulate_grad_batches=4: it follows from seconds_per_update",
+        ),
+        ("+trainer.val_check_interval=100", "trainer.val_check_interval=100: it follows from validate_every_updates"),
+        ("model.train_ds.batch_duration=null", "model.train_ds.batch_duration: give seconds of audio"),
+        ("trainer.precision=bf16-true", "trainer.precision=bf16-true: weights are kept in fp32"),
+        ("+trainer.max_time=00:01:00:00", "Set exp_manager.max_time_per_run instead"),
+        ("+exp_manager.ema.enable=true", "exp_manager.ema.enable=true: NeMo cannot load the checkpoints"),
+        ("trainer.strategy=megatron_tp3", "2, 4, 8 as the number of ranks that share a model"),
+    ],
+)
+def test_what_follows_from_other_options_is_refused(option, message):
+    """It was overwritten without a word, or ended in an error of Lightning or NeMo, some at the end of training."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        plan_updates(load_config("pretrain", "mshubert_base", option))
+
+
+@pytest.mark.parametrize("option", ["validation_manifest=null", "+trainer.limit_val_batches=0"])
+def test_without_validation_checkpoints_are_written_all_the_same(option):
+    """Else a run that is killed would start anew."""
+    config = load_config("pretrain", "mshubert_base", option)
+    plan_updates(config)
+    assert config.exp_manager.checkpoint_callback_params.every_n_train_steps == config.validate_every_updates
+
+
+@pytest.mark.parametrize("updates, expected", [(10000, 1), (10001, 0)])
+def test_an_encoder_frozen_to_the_end_is_a_warning(monkeypatch, updates, expected):
+    warnings = []
+    monkeypatch.setattr(training_setup.logging, "warning", warnings.append)
+    plan_updates(load_config("finetune", "10h", f"max_updates={updates}"))
+    assert sum("The encoder is never trained" in warning for warning in warnings) == expected
+
+
+@pytest.mark.parametrize("updates, expected", [(32000, 1), (32001, 0)])
+def test_a_run_within_its_warm_up_is_a_warning(monkeypatch, updates, expected):
+    """A short trial of a long recipe trains with a fraction of the rate that it seems to try."""
+    warnings = []
+    monkeypatch.setattr(training_setup.logging, "warning", warnings.append)
+    plan_updates(load_config("pretrain", "mshubert_base", f"max_updates={updates}", "trainer.devices=32"))
+    assert len(warnings) == expected
+    assert not warnings or "rises for 32000 updates, and the run has 32000" in warnings[0]
+
+
+@pytest.mark.parametrize("warmup_steps, expected", [(4, 1), (3, 0)])
+def test_the_warm_up_of_fine_tuning_is_looked_at_too(monkeypatch, warmup_steps, expected):
+    """Where a number takes the place of the share of the updates."""
+    warnings = []
+    monkeypatch.setattr(training_setup.logging, "warning", warnings.append)
+    schedule = ["~model.optim.sched.warmup_ratio", f"+model.optim.sched.warmup_steps={warmup_steps}"]
+    plan_updates(
+        load_config("finetune", "10h", "max_updates=4", "freeze_encoder_updates=0", "trainer.devices=8", *schedule)
+    )
+    assert len(warnings) == expected
