@@ -39,7 +39,7 @@ from nemo_mshubert.analysis.word_segments import SILENCES
 from nemo_mshubert.clustering.features import encoder_fingerprint
 from nemo_mshubert.clustering.metrics import Alignments
 from nemo_mshubert.data.digest import file_digest
-from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
+from nemo_mshubert.data.manifest import PathLike, distinct_utterances, iter_manifest, utterance_id
 from nemo_mshubert.data.maybe_gzip import open_maybe_gzip, write_maybe_gzip
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.lexicon import fold_case
@@ -225,16 +225,14 @@ def _check_output(output: Path) -> None:
 
 
 def _checked(manifest: PathLike) -> List[Dict[str, Any]]:
-    entries: Dict[str, Dict[str, Any]] = {}
-    for where, entry in iter_manifest(manifest):
+    entries = []
+    for where, entry in distinct_utterances(iter_manifest(manifest)):
         if not isinstance(entry.get("text"), str) or entry.get("duration") is None:
             raise ValueError(
                 f'{where}: {utterance_id(entry)} lacks "text" or "duration". Add them or remove the line.'
             )
-        if utterance_id(entry) in entries:
-            raise ValueError(f'{where}: utterance {utterance_id(entry)} occurs twice. Give the lines "utt_id".')
-        entries[utterance_id(entry)] = entry
-    return list(entries.values())
+        entries.append(entry)
+    return entries
 
 
 def _aligned(model: EncDecCTCModel, entry: Dict[str, Any], log_probs_TV: np.ndarray) -> Dict[str, Any]:

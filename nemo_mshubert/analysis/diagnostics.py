@@ -235,8 +235,7 @@ def layer_pnmi(
     Raises:
         ValueError: fewer than four aligned frames per cluster, or an aligned utterance that occurs twice.
     """
-    aligned = [line for line in lines if utterance_id(line[1]) in alignments.intervals]
-    aligned_lines(aligned, alignments)
+    aligned = list(aligned_lines(lines, alignments))
     frames = sample_frames(_frames_with_units(states, aligned, alignments), max_frames, seed) if aligned else []
     if len(frames) < 4 * clusters:
         raise ValueError(

@@ -38,7 +38,7 @@ from nemo_mshubert.analysis.hidden_states import AllHiddenStates, utterance_grou
 from nemo_mshubert.analysis.textgrid import read_textgrid
 from nemo_mshubert.clustering.audio_windows import Utterance, window_features
 from nemo_mshubert.clustering.metrics import Alignments, Intervals, load_alignments
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, iter_manifest, utterance_id
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, distinct_utterances, iter_manifest, utterance_id
 from nemo_mshubert.modules.frames import FRAME_RATE, frame_count
 
 logger = logging.getLogger(__name__)
@@ -181,7 +181,8 @@ def sample_instances(
         ValueError: an utterance id occurs twice, no utterance is aligned, none of the units occurs, or an instance
             lies beyond its audio.
     """
-    lines = _lines_by_id(manifests)
+    every_line = (line for manifest in manifests for line in iter_manifest(manifest))
+    lines = {utterance_id(line[1]): line for line in distinct_utterances(every_line)}
     aligned = [utt_id for utt_id in lines if utt_id in alignments.intervals]
     _check_aligned(manifests, lines, aligned, alignments)
     found = _find_instances(alignments, units, aligned)
@@ -208,20 +209,6 @@ def sample_instances(
     )
     _check_durations(sample)
     return sample
-
-
-def _lines_by_id(manifests: Sequence[PathLike]) -> Dict[str, Tuple[str, Dict[str, Any]]]:
-    lines: Dict[str, Tuple[str, Dict[str, Any]]] = {}
-    for manifest in manifests:
-        for where, entry in iter_manifest(manifest):
-            utt_id = utterance_id(entry)
-            if utt_id in lines:
-                raise ValueError(
-                    f"{where}: utterance {utt_id} is at {lines[utt_id][0]} already. Remove a line, or give them "
-                    '"utt_id".'
-                )
-            lines[utt_id] = where, entry
-    return lines
 
 
 def _check_aligned(manifests, lines, aligned, alignments: Alignments) -> None:

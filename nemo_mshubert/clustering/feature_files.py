@@ -16,15 +16,15 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path, PurePosixPath
-from typing import Any, Dict, Iterator, Set, Tuple
+from pathlib import Path
+from typing import Any, Dict, Iterator, Tuple
 
 import numpy as np
 from tqdm import tqdm
 
 from nemo_mshubert.clustering.audio_windows import audio_windows, window_features
 from nemo_mshubert.clustering.features import FeatureMaker
-from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
+from nemo_mshubert.data.manifest import PathLike, distinct_utterances, iter_manifest, utterance_id
 from nemo_mshubert.whole_files import atomic_write
 
 DESCRIPTION = "features.json"
@@ -56,20 +56,14 @@ def write_features(manifest: PathLike, folder: PathLike, features: FeatureMaker)
 
 
 def _lines_with_paths(manifest: PathLike, folder: Path) -> Iterator[Tuple[str, Dict[str, Any], Path]]:
-    seen: Set[Path] = set()
-    for where, entry in iter_manifest(manifest):
-        path = _path(entry, folder, where)
-        if path in seen:
-            raise ValueError(f'{where}: utterance {utterance_id(entry)} occurs twice. Give the lines "utt_id".')
-        seen.add(path)
-        yield where, entry, path
+    for where, entry in distinct_utterances(iter_manifest(manifest)):
+        yield where, entry, _path(entry, folder, where)
 
 
 def _path(entry: Dict[str, Any], folder: Path, where: str) -> Path:
-    """Below the folder; an id may have parts, as ``speaker/session``."""
+    """Below the folder, another one for each id; an id may have parts, as ``speaker/session``."""
     utt_id = utterance_id(entry)
-    parts = PurePosixPath(utt_id).parts
-    if not parts or parts[0] == "/" or ".." in parts:
+    if set(utt_id.split("/")) & {"", ".", ".."}:  # "/a", "a//b" and the like
         raise ValueError(f'{where}: the id {utt_id!r} is no name of a file below {folder}. Change its "utt_id".')
     return folder / f"{utt_id}.npy"
 

@@ -39,9 +39,12 @@ from nemo_mshubert.clustering.metrics import Alignments, LabelMetrics
 from nemo_mshubert.data.labels import FrameLabels, check_maker
 from nemo_mshubert.data.manifest import (
     SAMPLE_RATE,
+    Line,
     PathLike,
+    distinct_utterances,
     iter_manifest,
     manifest_lines,
+    not_empty,
     utterance_id,
     write_manifest,
 )
@@ -242,36 +245,25 @@ def measure_manifest(manifest: PathLike, maker: LabelMaker, alignments: Optional
 
 def check_aligned(manifest: PathLike, alignments: Alignments) -> None:
     """Raise ``ValueError`` if the alignments are of none of the utterances, or one is of two of them."""
-    if not aligned_lines(iter_manifest(manifest), alignments):
+    if not sum(1 for _ in aligned_lines(iter_manifest(manifest), alignments)):
         raise ValueError(
             f"{manifest}: none of {count_lines(manifest)} utterances is aligned. Ids of the alignments look like "
             f'{next(iter(alignments.intervals), None)!r}; give the manifest such ids as "utt_id".'
         )
 
 
-def aligned_lines(lines: Iterable[Tuple[str, Dict[str, Any]]], alignments: Alignments) -> Dict[str, str]:
-    """``{utterance id: "<file>:<line>"}`` of the manifest lines that are aligned.
+def aligned_lines(lines: Iterable[Line], alignments: Alignments) -> Iterator[Line]:
+    """Those of the lines whose utterances are aligned.
 
     Raises:
         ValueError: two of them have one id, and would both be measured against the alignment of one.
     """
-    places: Dict[str, str] = {}
-    for where, entry in lines:
-        utt_id = utterance_id(entry)
-        if utt_id in alignments.intervals and places.setdefault(utt_id, where) != where:
-            raise ValueError(
-                f"{where}: {utt_id} is the utterance of {places[utt_id]} already, and there is one alignment of it. "
-                'Give the lines "utt_id" that differ, such as the speaker before the name, and the alignments too.'
-            )
-    return places
+    return distinct_utterances(line for line in lines if utterance_id(line[1]) in alignments.intervals)
 
 
 def count_lines(manifest: PathLike) -> int:
     """Lines of a manifest; raises for a broken line now rather than hours into the labelling."""
-    total = sum(1 for _ in iter_manifest(manifest))
-    if not total:
-        raise ValueError(f"{manifest}: the manifest is empty.")
-    return total
+    return sum(1 for _ in not_empty(iter_manifest(manifest), manifest))
 
 
 def window_labels(features: List[Tensor], maker: LabelMaker) -> List[Dict[int, np.ndarray]]:

@@ -35,7 +35,15 @@ import numpy as np
 from scipy.special import entr
 from tqdm import tqdm
 
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, cut_of_line, iter_manifest, no_audio_file, read_header
+from nemo_mshubert.data.manifest import (
+    SAMPLE_RATE,
+    PathLike,
+    cut_of_line,
+    iter_manifest,
+    no_audio_file,
+    not_empty,
+    read_header,
+)
 from nemo_mshubert.modules.frames import FRAME_RATE, frame_count
 
 MAX_CLUSTERS = 65535  # labels are uint16
@@ -203,7 +211,8 @@ def check_labelled_manifest(path: PathLike, maker: Optional[str] = None) -> Dict
     problems: List[str] = []
     num_problems = utterances = samples = frames = 0
     counts: Dict[int, np.ndarray] = {}
-    for where, entry in tqdm(_lines_or_problem(path), desc="checking labels", unit=" utterances", disable=None):
+    lines = not_empty(_lines_or_problem(path), path)
+    for where, entry in tqdm(lines, desc="checking labels", unit=" utterances", disable=None):
         try:
             labels = _check_line(where, entry, maker, sorted(counts))
         except ValueError as error:
@@ -218,8 +227,6 @@ def check_labelled_manifest(path: PathLike, maker: Optional[str] = None) -> Dict
         hidden = num_problems - len(problems)
         more = f"\n... and {hidden} more" if hidden else ""
         raise ValueError(f"{path}: {num_problems} lines with a problem:\n" + "\n".join(problems) + more)
-    if not utterances:
-        raise ValueError(f"{path}: the manifest is empty.")
     return {
         "maker": maker,
         "utterances": utterances,

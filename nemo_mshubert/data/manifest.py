@@ -34,9 +34,10 @@ SAMPLE_RATE = 16000  # Hz
 NEMO_LOOKS_UP = 255  # characters: NeMo looks for shorter names alone beside the manifest
 GZIP = b"\x1f\x8b"  # first bytes of a file of gzip
 MAX_DURATION_ERROR = 0.3  # seconds between file and manifest: rounding, and what MP3 adds, but not another file
+Line = Tuple[str, Dict[str, Any]]  # "<file>:<line>" and what it holds
 
 
-def iter_manifest(path: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:
+def iter_manifest(path: PathLike) -> Iterator[Line]:
     """Yield what `iter_lines` yields, with ``audio_filepath`` resolved as NeMo does: see `_audio_path`."""
     for where, entry in iter_lines(path):
         entry["audio_filepath"] = _audio_path(path, entry)
@@ -54,7 +55,7 @@ def _audio_path(manifest: PathLike, entry: Dict[str, Any]) -> str:
     return as_written if os.path.isfile(as_written) else below
 
 
-def iter_lines(path: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:
+def iter_lines(path: PathLike) -> Iterator[Line]:
     """Yield ``("<file>:<line>", entry)`` for every line of a manifest, as it is written.
 
     Raises:
@@ -80,7 +81,7 @@ def _open_manifest(path: PathLike) -> BinaryIO:
     return open(path, "rb")
 
 
-def parse_lines(stream: BinaryIO, name: str) -> Iterator[Tuple[str, Dict[str, Any]]]:
+def parse_lines(stream: BinaryIO, name: str) -> Iterator[Line]:
     """`iter_lines` of a manifest that is open: of bytes, since a text stream decodes blocks of lines, and cannot say
     which is broken."""
     for number, line in enumerate(stream, start=1):
@@ -160,10 +161,31 @@ def _no_time(field: str, value: Any, least: str, where: str) -> str:
 
 def read_manifest(path: PathLike) -> List[Dict[str, Any]]:
     """All entries of a manifest; raises ``ValueError`` where it has none. See `iter_manifest`."""
-    entries = [entry for _, entry in iter_manifest(path)]
-    if not entries:
-        raise ValueError(f"{path}: the manifest is empty.")
-    return entries
+    return [entry for _, entry in not_empty(iter_manifest(path), path)]
+
+
+def not_empty(lines: Iterable[Line], manifest: PathLike) -> Iterator[Line]:
+    """Pass the lines of a manifest on; raise ``ValueError`` where there are none."""
+    empty = True
+    for line in lines:
+        empty = False
+        yield line
+    if empty:
+        raise ValueError(f"{manifest}: the manifest is empty.")
+
+
+def distinct_utterances(lines: Iterable[Line]) -> Iterator[Line]:
+    """Pass lines of manifests on; raise ``ValueError`` where two have one `utterance_id`."""
+    places: Dict[str, str] = {}
+    for where, entry in lines:
+        utt_id = utterance_id(entry)
+        if utt_id in places:
+            raise ValueError(
+                f"{where}: utterance {utt_id} is at {places[utt_id]} already. Remove one of the lines, or give them "
+                '"utt_id" that differ, such as the speaker before the name; and the same to alignments of them.'
+            )
+        places[utt_id] = where
+        yield where, entry
 
 
 def iter_with_audio(manifest: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:

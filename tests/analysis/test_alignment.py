@@ -262,7 +262,7 @@ def test_utterances_without_alignment_are_left_out_and_counted(model, synthetic_
     with pytest.raises(ValueError, match='bad.json:1: .* lacks "text" or "duration"'):
         align_manifest(model, tmp_path / "bad.json", tmp_path / "b.jsonl")
     write_manifest(tmp_path / "twice.json", [entries[0], entries[0]])
-    with pytest.raises(ValueError, match="twice.json:2: utterance .* occurs twice"):
+    with pytest.raises(ValueError, match="twice.json:2: utterance .* is at .*twice.json:1 already"):
         align_manifest(model, tmp_path / "twice.json", tmp_path / "t.jsonl")
 
 

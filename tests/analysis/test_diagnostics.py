@@ -150,7 +150,7 @@ def test_pnmi_of_known_states(tiny_encoder, synthetic_corpus, alignments):
     with pytest.raises(ValueError, match=r"are too few for 500 clusters. Give more aligned speech"):
         layer_pnmi(states, lines, alignments, clusters=500, max_frames=1200)
     twice = [*lines, ("other.json:1", lines[0][1])]
-    with pytest.raises(ValueError, match='other.json:1: .* is the utterance of .*:1 already.*Give the lines "utt_id"'):
+    with pytest.raises(ValueError, match='other.json:1: utterance .* is at .*:1 already.*give them "utt_id"'):
         layer_pnmi(states, twice, alignments, clusters=60, max_frames=1200)
 
 
@@ -273,7 +273,7 @@ def test_utterances_are_checked_before_any_model_is_read(labelled, tmp_path, ali
     """Two of one id would end the call after the measuring of the first model."""
     entries = read_manifest(labelled.dev)
     write_manifest(tmp_path / "twice.json", [*entries, entries[0]])
-    with pytest.raises(ValueError, match="is the utterance of .*twice.json:1 already"):
+    with pytest.raises(ValueError, match="utterance .* is at .*twice.json:1 already"):
         diagnose_models([("tiny", "gone.nemo")], tmp_path / "twice.json", tmp_path, alignments)
 
 

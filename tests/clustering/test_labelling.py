@@ -567,11 +567,11 @@ def test_an_aligned_utterance_that_occurs_twice_is_named(corpus, maker, tmp_path
     again.write_bytes(Path(entries[5]["audio_filepath"]).read_bytes())
     write_manifest(corpus, [*entries, {**entries[5], "audio_filepath": str(again)}])
     times = np.array([0.0]), np.array([1.0]), np.array([0])
-    with pytest.raises(ValueError, match=f'{corpus}:13: u5 is the utterance of {corpus}:6 .*Give the lines "utt_id"'):
+    with pytest.raises(ValueError, match=f'{corpus}:13: utterance u5 is at {corpus}:6 .* give them "utt_id"'):
         check_aligned(corpus, Alignments("phone", ["a"], {"u5": times}))
     check_aligned(corpus, Alignments("phone", ["a"], {"u4": times}))  # what is not aligned is not measured
     label_manifest(corpus, tmp_path / "labelled.json", maker, WindowFeatures())
-    with pytest.raises(ValueError, match="labelled.json:13: u5 is the utterance of .*labelled.json:6 already"):
+    with pytest.raises(ValueError, match="labelled.json:13: utterance u5 is at .*labelled.json:6 already"):
         measure_manifest(tmp_path / "labelled.json", maker, Alignments("phone", ["a"], {"u5": times}))
 
 
