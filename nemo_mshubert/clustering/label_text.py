@@ -18,7 +18,7 @@ from itertools import groupby
 from typing import Iterator, Optional
 
 from nemo_mshubert.clustering.label_maker import LabelMaker
-from nemo_mshubert.data.labels import FrameLabels, check_maker
+from nemo_mshubert.data.labels import FrameLabels
 from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
 
 
@@ -36,10 +36,8 @@ def label_lines(
         FileNotFoundError, ValueError: a line without labels, with those of another maker, or without such a set.
     """
     for where, entry in iter_manifest(manifest):
-        labels = FrameLabels.from_manifest(entry.get("labels"), where)
-        sets = labels.sets
+        sets = FrameLabels.from_manifest(entry.get("labels"), where, maker and maker.id).sets
         if maker is not None:
-            check_maker(labels, maker.id, where)
             sets = {**maker.expand(sets[max(sets)]), **sets}
         wanted = clusters or max(sets)
         if wanted not in sets:

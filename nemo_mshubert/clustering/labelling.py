@@ -36,7 +36,7 @@ from nemo_mshubert.clustering.kmeans import sample_frames
 from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.clustering.left_out import RATE_FIELDS, LeftOut, unlabelled
 from nemo_mshubert.clustering.metrics import Alignments, LabelMetrics
-from nemo_mshubert.data.labels import FrameLabels, check_maker
+from nemo_mshubert.data.labels import FrameLabels
 from nemo_mshubert.data.manifest import (
     SAMPLE_RATE,
     Line,
@@ -231,8 +231,7 @@ def measure_manifest(manifest: PathLike, maker: LabelMaker, alignments: Optional
     metrics = LabelMetrics(maker.sets, len(alignments.names) if alignments else 0)
     utterances = aligned = 0
     for where, entry in iter_manifest(manifest):
-        labels = FrameLabels.from_manifest(entry.get("labels"), where)
-        check_maker(labels, maker.id, where)
+        labels = FrameLabels.from_manifest(entry.get("labels"), where, maker.id)
         units = alignments.frame_units(utterance_id(entry), labels.num_frames) if alignments else None
         sets = maker.expand(labels.sets[maker.sets[0]]) if maker.assignment == "nested" else labels.sets
         metrics.add(sets, units)

@@ -64,14 +64,12 @@ class FrameLabels:
         num_samples: 16 kHz samples of the labelled audio.
         sets: ``{clusters: uint16 [num_frames]}``.
         offset: seconds into the file, where the manifest line has an offset.
-        frame_rate: labels per second.
     """
 
     maker: str
     num_samples: int
     sets: Dict[int, np.ndarray]
     offset: Optional[float] = None
-    frame_rate: int = FRAME_RATE
 
     @property
     def num_frames(self) -> int:
@@ -81,7 +79,7 @@ class FrameLabels:
         """The ``labels`` field of a manifest line."""
         field = {
             "maker": self.maker,
-            "frame_rate": self.frame_rate,
+            "frame_rate": FRAME_RATE,
             "num_frames": self.num_frames,
             "num_samples": self.num_samples,
             "sets": {
@@ -92,34 +90,37 @@ class FrameLabels:
         return field if self.offset is None else {**field, "offset": self.offset}
 
     @classmethod
-    def from_manifest(cls, field: Any, where: str) -> "FrameLabels":
+    def from_manifest(
+        cls, field: Any, where: str, maker: Optional[str] = None, sets: Sequence[int] = ()
+    ) -> "FrameLabels":
         """Read and check the ``labels`` field of a manifest line.
 
         Args:
             field: value of ``labels``; ``None`` where the line has none.
             where: ``file:line`` or an utterance, for the error.
+            maker: id of the label maker that the labels must be of; None for any.
+            sets: clusters of the label sets that must be there.
 
         Raises:
-            ValueError: anything is missing, malformed or inconsistent; names ``where`` and the remedy.
+            ValueError: anything is missing, malformed, inconsistent or not what it must be; names ``where`` and the
+                remedy.
         """
-        _check_types(field, where)
-        sets = {_clusters(key, where): _decode(text, f"{where}: set {key}") for key, text in field["sets"].items()}
-        labels = cls(field["maker"], field["num_samples"], sets, field.get("offset"), field["frame_rate"])
+        _check_field(field, where)
+        found = {_clusters(key, where): _decode(text, f"{where}: set {key}") for key, text in field["sets"].items()}
+        labels = cls(field["maker"], field["num_samples"], found, field.get("offset"))
         if field["num_frames"] != labels.num_frames:
             raise ValueError(
                 f'{where}: "num_frames" is {field["num_frames"]}, but {labels.num_samples} samples have '
                 f"{labels.num_frames} frames. {REMEDY}"
             )
         labels.check(where)
+        if maker is not None:
+            labels._check_maker(maker, where)
+        labels._check_sets(sets, where)
         return labels
 
     def check(self, where: str) -> None:
-        """Raise ``ValueError`` unless the rate is 50 Hz and every set is of full length, in range and not constant."""
-        if self.frame_rate != FRAME_RATE:
-            raise ValueError(
-                f"{where}: labels at {self.frame_rate} Hz, expected {FRAME_RATE} Hz. "
-                "Make them with scripts/label.py make, which takes every second MFCC frame."
-            )
+        """Raise ``ValueError`` unless every set is of full length, in range and not constant."""
         for clusters, labels in self.sets.items():
             if len(labels) != self.num_frames:
                 raise ValueError(
@@ -152,24 +153,20 @@ class FrameLabels:
             raise ValueError(f"frames {start_frame} to {end_frame} of an utterance of {self.num_frames} frames.")
         return {clusters: labels[start_frame:end_frame].astype(np.int64) for clusters, labels in self.sets.items()}
 
+    def _check_maker(self, expected: str, where: str) -> None:
+        if self.maker != expected:
+            raise ValueError(
+                f"{where}: labels of label maker {self.maker}, expected {expected}. Labels of two k-means have "
+                "nothing in common: use the k-means file these labels were made with, or make them again."
+            )
 
-def check_maker(labels: FrameLabels, expected_maker: str, where: str) -> None:
-    """Raise ``ValueError`` unless ``labels`` are of the label maker ``expected_maker``."""
-    if labels.maker != expected_maker:
-        raise ValueError(
-            f"{where}: labels of label maker {labels.maker}, expected {expected_maker}. Labels of two k-means have "
-            "nothing in common: use the k-means file these labels were made with, or make them again."
-        )
-
-
-def check_sets(labels: FrameLabels, expected_sets: Sequence[int], where: str) -> None:
-    """Raise ``ValueError`` unless ``labels`` have all ``expected_sets``."""
-    missing = [clusters for clusters in expected_sets if clusters not in labels.sets]
-    if missing:
-        raise ValueError(
-            f"{where}: the label sets {missing} are missing, found {sorted(labels.sets)}. Label the manifest again "
-            "with scripts/label.py and the label maker of this model."
-        )
+    def _check_sets(self, expected: Sequence[int], where: str) -> None:
+        missing = [clusters for clusters in expected if clusters not in self.sets]
+        if missing:
+            raise ValueError(
+                f"{where}: the label sets {missing} are missing, found {sorted(self.sets)}. Label the manifest again "
+                "with scripts/label.py and the label maker of this model."
+            )
 
 
 def check_labels_of(manifest: PathLike, maker: str, sets: Sequence[int], lines: Optional[int] = None) -> None:
@@ -179,9 +176,7 @@ def check_labels_of(manifest: PathLike, maker: str, sets: Sequence[int], lines: 
         ValueError: the first line whose labels are missing, malformed, of another label maker or lack one of ``sets``.
     """
     for where, entry in itertools.islice(iter_manifest(manifest), lines):
-        labels = FrameLabels.from_manifest(entry.get("labels"), where)
-        check_maker(labels, maker, where)
-        check_sets(labels, sets, where)
+        FrameLabels.from_manifest(entry.get("labels"), where, maker, sets)
 
 
 def cluster_usage(counts: np.ndarray) -> Dict[str, Any]:
@@ -236,7 +231,7 @@ def check_labelled_manifest(path: PathLike, maker: Optional[str] = None) -> Dict
     }
 
 
-def _check_types(field: Any, where: str) -> None:
+def _check_field(field: Any, where: str) -> None:
     if not isinstance(field, dict):
         raise ValueError(f'{where}: no "labels" object. {REMEDY}')
     for name, kind in _FIELD_TYPES.items():
@@ -250,6 +245,11 @@ def _check_types(field: Any, where: str) -> None:
         raise ValueError(f'{where}: "offset" of "labels" is {field["offset"]!r}, expected seconds. {REMEDY}')
     if not field["sets"]:
         raise ValueError(f'{where}: "sets" of "labels" is empty. {REMEDY}')
+    if field["frame_rate"] != FRAME_RATE:
+        raise ValueError(
+            f"{where}: labels at {field['frame_rate']} Hz, expected {FRAME_RATE} Hz. "
+            "Make them with scripts/label.py make, which takes every second MFCC frame."
+        )
 
 
 def _clusters(key: str, where: str) -> int:
@@ -278,9 +278,7 @@ def _check_line(where: str, entry: Any, maker: Optional[str], sets: List[int]) -
     """The labels of a line, checked on their own, against ``maker`` and ``sets`` of the lines before and the audio."""
     if isinstance(entry, ValueError):
         raise entry
-    labels = FrameLabels.from_manifest(entry.get("labels"), where)
-    if maker is not None:
-        check_maker(labels, maker, where)
+    labels = FrameLabels.from_manifest(entry.get("labels"), where, maker)
     if sets and sorted(labels.sets) != sets:
         raise ValueError(f"{where}: label sets {sorted(labels.sets)}, the lines before have {sets}. {REMEDY}")
     labels.check_audio(_header_samples(entry, where), entry.get("offset"), where)

@@ -33,7 +33,7 @@ import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from nemo_mshubert.data.labels import FrameLabels, check_maker, check_sets
+from nemo_mshubert.data.labels import FrameLabels
 from nemo_mshubert.data.unreadable import MAX_UNREADABLE, UnreadableCount, reason
 from nemo_mshubert.modules.frames import HOP_SAMPLES, IGNORED_LABEL, RECEPTIVE_FIELD_SAMPLES, frame_count
 
@@ -91,9 +91,7 @@ class PretrainingDataset(torch.utils.data.Dataset):
 
     def _labels_of(self, cut: Cut) -> FrameLabels:
         where = f"utterance {cut.recording.id}"
-        labels = FrameLabels.from_manifest((cut.custom or {}).get("labels"), where)
-        check_maker(labels, self.maker_id, where)
-        check_sets(labels, self.label_sets, where)
+        labels = FrameLabels.from_manifest((cut.custom or {}).get("labels"), where, self.maker_id, self.label_sets)
         surplus = cut.recording.num_samples - labels.num_samples
         if surplus < -HOP_SAMPLES or (labels.offset is None and surplus > HOP_SAMPLES):
             raise ValueError(

@@ -27,7 +27,6 @@ from nemo_mshubert.data.labels import (
     _header_samples,
     check_labelled_manifest,
     check_labels_of,
-    check_maker,
     cluster_usage,
 )
 from nemo_mshubert.data.manifest import iter_manifest, load_audio, write_manifest
@@ -125,9 +124,9 @@ def test_a_short_constant_utterance_is_speech():
 
 
 def test_another_maker_is_refused():
-    check_maker(make_labels(), MAKER, "train.json:1")
+    FrameLabels.from_manifest(field(), "train.json:1", MAKER)
     with pytest.raises(ValueError, match="train.json:1: labels of label maker 0123.* expected feed"):
-        check_maker(make_labels(), "feed" * 4, "train.json:1")
+        FrameLabels.from_manifest(field(), "train.json:1", "feed" * 4)
 
 
 def test_cluster_usage_in_closed_form():
