@@ -44,16 +44,10 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     # after the options, so that --help need not wait for these imports
     from nemo_mshubert.clustering.feature_files import write_features
-    from nemo_mshubert.clustering.features import HiddenFeatures, MfccFeatures
-    from nemo_mshubert.device import choose_device
+    from nemo_mshubert.clustering.features import MfccFeatures, load_hidden_features
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if args.mfcc:
-        features = MfccFeatures()
-    else:
-        from nemo_mshubert.models.loading import load_encoder  # imports NeMo, which MFCCs do without
-
-        features = HiddenFeatures(load_encoder(args.encoder), args.layer, choose_device(args.device))
+    features = MfccFeatures() if args.mfcc else load_hidden_features(args.encoder, args.layer, args.device)
     written = write_features(args.manifest, args.output, features)
     print(f"wrote {written} files to {args.output}")
 

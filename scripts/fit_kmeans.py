@@ -32,7 +32,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from nemo_mshubert.clustering.features import FeatureMaker, HiddenFeatures, MfccFeatures
+from nemo_mshubert.clustering.features import FeatureMaker, MfccFeatures, load_hidden_features
 from nemo_mshubert.clustering.hierarchy import check_cluster_counts
 from nemo_mshubert.clustering.kmeans import BACKENDS, choose_backend
 from nemo_mshubert.clustering.label_maker import (
@@ -44,7 +44,6 @@ from nemo_mshubert.clustering.label_maker import (
     is_pickle,
 )
 from nemo_mshubert.clustering.labelling import sample_corpus_frames
-from nemo_mshubert.device import choose_device
 
 PAPERS_LAYER = 6
 
@@ -106,11 +105,7 @@ def check_features(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
 def make_features(args: argparse.Namespace) -> FeatureMaker:
     if args.features == "mfcc":
         return MfccFeatures()
-    from nemo_mshubert.models.loading import load_encoder  # imports NeMo, which MFCCs do without
-
-    return HiddenFeatures(
-        load_encoder(args.encoder), PAPERS_LAYER if args.layer is None else args.layer, choose_device(args.device)
-    )
+    return load_hidden_features(args.encoder, PAPERS_LAYER if args.layer is None else args.layer, args.device)
 
 
 def read_centres(args: argparse.Namespace) -> LabelMaker:

@@ -44,13 +44,12 @@ import logging
 from pathlib import Path
 from typing import Tuple
 
-from nemo_mshubert.clustering.features import FeatureMaker, HiddenFeatures, MfccFeatures
+from nemo_mshubert.clustering.features import FeatureMaker, MfccFeatures, load_hidden_features
 from nemo_mshubert.clustering.label_maker import LabelMaker, is_own, is_pickle
 from nemo_mshubert.clustering.label_text import label_lines
 from nemo_mshubert.clustering.labelling import Shard, check_aligned, label_manifest, measure_manifest, merge_shards
 from nemo_mshubert.clustering.metrics import load_alignments
 from nemo_mshubert.data.labels import check_labelled_manifest
-from nemo_mshubert.device import choose_device
 from nemo_mshubert.parallel.launched import launched_ranks
 from nemo_mshubert.whole_files import atomic_write
 
@@ -116,6 +115,17 @@ def check_features(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
         parser.error("--layer: of which --encoder?")
 
 
+def read_kmeans(args: argparse.Namespace) -> Tuple[LabelMaker, FeatureMaker]:
+    """The label maker of ``--kmeans``, and what makes its features."""
+    if args.layer is None:
+        maker = LabelMaker.load(args.kmeans)
+        return maker, make_features(maker, args)
+    from nemo_mshubert.convert.joblib_kmeans import label_maker_of_joblib
+
+    features = load_hidden_features(args.encoder, args.layer, args.device)
+    return label_maker_of_joblib(args.kmeans, features.description), features
+
+
 def make_features(maker: LabelMaker, args: argparse.Namespace) -> FeatureMaker:
     if maker.features.kind == "mfcc":
         if args.encoder:
@@ -123,21 +133,7 @@ def make_features(maker: LabelMaker, args: argparse.Namespace) -> FeatureMaker:
         return MfccFeatures()
     if not args.encoder:
         raise ValueError(f"{args.kmeans} is of {maker.features.name}: name its .nemo with --encoder.")
-    return hidden_features(maker.features.layer, args)
-
-
-def hidden_features(layer: int, args: argparse.Namespace) -> HiddenFeatures:
-    from nemo_mshubert.models.loading import load_encoder  # imports NeMo, which MFCCs do without
-
-    return HiddenFeatures(load_encoder(args.encoder), layer, choose_device(args.device))
-
-
-def read_published(args: argparse.Namespace) -> Tuple[LabelMaker, FeatureMaker]:
-    """Label maker and features of a k-means of joblib."""
-    from nemo_mshubert.convert.joblib_kmeans import label_maker_of_joblib
-
-    features = hidden_features(args.layer, args)
-    return label_maker_of_joblib(args.kmeans, features.description), features
+    return load_hidden_features(args.encoder, maker.features.layer, args.device)
 
 
 def make_labels(args: argparse.Namespace) -> None:
@@ -146,15 +142,10 @@ def make_labels(args: argparse.Namespace) -> None:
     with launched_ranks() as ranks:
         if args.shard and ranks.count > 1:
             raise ValueError("--shard under torchrun: its ranks are the shards. Leave out one of the two.")
-        published = args.layer is not None
-        if published:
-            maker, features = read_published(args)
-        else:
-            maker = LabelMaker.load(args.kmeans)
-            features = make_features(maker, args)
+        maker, features = read_kmeans(args)
         shard = args.shard or Shard(ranks.rank, ranks.count)
         label_manifest(args.manifest, args.output, maker, features, shard, args.skip_unusable)
-        if published:
+        if args.layer is not None:  # of joblib
             path = Path(args.output).with_suffix(".kmeans.npz")
             maker.save(path)
             logging.info("%s: label maker %s", path, maker.id)

@@ -31,7 +31,8 @@ from scipy.signal import savgol_filter
 from torch import Tensor, nn
 
 from nemo_mshubert.data.batching import batches_by_length
-from nemo_mshubert.data.manifest import SAMPLE_RATE
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike
+from nemo_mshubert.device import choose_device
 from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
 from nemo_mshubert.modules.unit_variance import to_unit_variance
 
@@ -190,6 +191,13 @@ class HiddenFeatures(FeatureMaker):
                 f"{expected}: its labels would not fit the frames of training. Take one with HuBERT's convolutions."
             )
         return [row[:count] for row, count in zip(features.float(), frame_count(length).tolist())]
+
+
+def load_hidden_features(encoder: PathLike, layer: int, device: str = "auto") -> HiddenFeatures:
+    """Those of an encoder by name, as `load_encoder` takes it; ``device`` as in `choose_device`."""
+    from nemo_mshubert.models.loading import load_encoder  # imports NeMo, which MFCCs do without
+
+    return HiddenFeatures(load_encoder(encoder), layer, choose_device(device))
 
 
 def encoder_fingerprint(module: nn.Module, dtype: torch.dtype = torch.float32) -> str:

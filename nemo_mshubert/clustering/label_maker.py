@@ -159,7 +159,7 @@ def is_own(path: PathLike) -> bool:
 
 
 def is_pickle(path: PathLike) -> bool:
-    """Whether it is a file of joblib, as published k-means are; ours are zip archives."""
+    """Whether it is an uncompressed file of joblib, as published k-means are; ours are zip archives."""
     if not Path(path).is_file():
         return False  # what is missing is said when it is loaded
     with open(path, "rb") as stream:

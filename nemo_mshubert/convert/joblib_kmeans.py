@@ -27,13 +27,12 @@ from joblib.numpy_pickle import NumpyArrayWrapper, NumpyUnpickler
 
 from nemo_mshubert.clustering.features import FeatureDescription
 from nemo_mshubert.clustering.hierarchy import check_cluster_counts, compose_tables
-from nemo_mshubert.clustering.label_maker import LabelMaker
+from nemo_mshubert.clustering.label_maker import LabelMaker, is_pickle
 from nemo_mshubert.convert.pickles import Refused, Stub, named_errors, stub_class
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike
 
 STUBBED_PACKAGES = ("_codecs", "numpy", "scipy", "sklearn")
-PICKLE = b"\x80"  # first byte of a pickle of protocol 2 or later; a compressed file begins with another
 
 
 def label_maker_of_joblib(path: PathLike, features: FeatureDescription) -> LabelMaker:
@@ -79,14 +78,13 @@ def read_joblib_kmeans(path: PathLike) -> np.ndarray:
 
 
 def _load(path: Path) -> Any:
-    with open(path, "rb") as stream:
-        if stream.peek(1)[:1] != PICKLE:
-            raise ValueError(
-                f"{path}: neither a k-means file of scripts/fit_kmeans.py nor an uncompressed one of joblib. If "
-                "joblib compressed it, load and dump it with compress=0 where you trust it."
-            )
-        with named_errors(path, "joblib"):
-            return _RestrictedUnpickler(str(path), stream, ensure_native_byte_order=True).load()
+    if not is_pickle(path):
+        raise ValueError(
+            f"{path}: neither a k-means file of scripts/fit_kmeans.py nor an uncompressed one of joblib. If joblib "
+            "compressed it, load and dump it with compress=0 where you trust it."
+        )
+    with open(path, "rb") as stream, named_errors(path, "joblib"):
+        return _RestrictedUnpickler(str(path), stream, ensure_native_byte_order=True).load()
 
 
 def _is_kmeans(content: Any) -> bool:
