@@ -95,9 +95,7 @@ def score_model(
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
     try:
-        check_counts(
-            len(sample.unit), features.dimension // features.num_states, len(np.unique(sample.unit)), settings
-        )
+        check_counts(len(sample.unit), features.width, len(np.unique(sample.unit)), settings)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     pooled = PooledFeatures(output / "features" / f"{key}.npz")

@@ -20,28 +20,15 @@ import torch
 from torch import nn
 
 from nemo_mshubert.clustering.audio_windows import Utterance, audio_windows
-from nemo_mshubert.clustering.features import HiddenFeatures, encoder_fingerprint
+from nemo_mshubert.clustering.features import HiddenFeatures
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike
 from nemo_mshubert.modules.frames import FRAME_RATE, HOP_SAMPLES
 
 UTTERANCES_AT_ONCE = 4  # all layers of 4 x 35 s in fp32 are 280 MB for a base model
 
 
-class StackedLayers(nn.Module):
-    """Input of the transformer and outputs of all its blocks side by side, as one layer of `HiddenFeatures`."""
-
-    def __init__(self, encoder: nn.Module, normalized_input: bool):
-        super().__init__()
-        self.encoder, self.normalized_input = encoder, normalized_input
-
-    def extract_features(self, audio: torch.Tensor, length: torch.Tensor, layer: int):
-        """Samples ``[B, S]`` and counts -> ``[B, T, (L + 1) D]`` and frame counts; ``layer`` has no meaning."""
-        states, frames = self.encoder.hidden_states(audio[:, None, :], length)
-        return torch.cat(states, dim=-1), frames
-
-
 class AllHiddenStates(HiddenFeatures):
-    """Hidden states 0 (input of the transformer) to L of an encoder, ``[T, (L + 1) D]``, unmasked, fp32.
+    """Hidden states 0 (input of the transformer) to L of an encoder side by side, ``[T, (L + 1) D]``, unmasked, fp32.
 
     Args:
         encoder: an MSHuBERTEncoder.
@@ -55,14 +42,26 @@ class AllHiddenStates(HiddenFeatures):
                 f"({SAMPLE_RATE / encoder.subsampling_factor:g} Hz), expected {HOP_SAMPLES} ({FRAME_RATE} Hz). Word "
                 "and phone spans are those of 50 Hz encoders; scores are not comparable at other rates."
             )
-        normalized = bool(getattr(preprocessor, "normalized", False))
-        super().__init__(StackedLayers(encoder, normalized), layer=0, device=device)
-        self.fingerprint = encoder_fingerprint(encoder)
+        self._normalized = bool(getattr(preprocessor, "normalized", False))
         self.num_states = len(encoder.layers) + 1
+        super().__init__(encoder, layer=0, device=device)
 
     @property
     def name(self) -> str:
         return f"hidden states of encoder {self.fingerprint}"
+
+    @property
+    def normalized(self) -> bool:
+        return self._normalized
+
+    @property
+    def width(self) -> int:
+        """Of one state."""
+        return self.dimension // self.num_states
+
+    def _extract(self, audio: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        states, _ = self.encoder.hidden_states(audio[:, None, :], length)
+        return torch.cat(states, dim=-1)
 
 
 def groups_of(utterances: Sequence[Any]) -> Iterator[Sequence[Any]]:

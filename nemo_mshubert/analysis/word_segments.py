@@ -299,7 +299,7 @@ def pool_instances(sample: Sample, features: AllHiddenStates) -> np.ndarray:
     rows = defaultdict(list)
     for index, utt_id in enumerate(sample.utterance):
         rows[utt_id].append(index)
-    pooled = np.empty((features.num_states, len(sample.unit), features.dimension // features.num_states), np.float32)
+    pooled = np.empty((features.num_states, len(sample.unit), features.width), np.float32)
     with tqdm(total=len(sample.lines), desc="hidden states", unit=" utterances", disable=None) as progress:
         for group in utterance_groups(sample.lines):
             for utterance, states in zip(group, window_features(group, features)):

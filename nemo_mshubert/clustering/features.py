@@ -146,10 +146,9 @@ class HiddenFeatures(FeatureMaker):
         self.encoder = encoder.to(self.device).eval()
         self.layer = layer
         self.max_chunk_samples = int(max_chunk_seconds * SAMPLE_RATE)
+        self.fingerprint = encoder_fingerprint(encoder)
         (one_frame,) = self._run([np.zeros(RECEPTIVE_FIELD_SAMPLES, np.float32)])
-        self.description = FeatureDescription(
-            "hidden", one_frame.shape[1], layer, encoder_fingerprint(encoder) + self.scaling
-        )
+        self.description = FeatureDescription("hidden", one_frame.shape[1], layer, self.fingerprint + self.scaling)
 
     @property
     def normalized(self) -> bool:
@@ -183,7 +182,7 @@ class HiddenFeatures(FeatureMaker):
     def _run(self, pieces: List[np.ndarray]) -> List[Tensor]:
         audio = nn.utils.rnn.pad_sequence([torch.from_numpy(piece) for piece in pieces], batch_first=True)
         length = torch.tensor([len(piece) for piece in pieces])
-        features, _ = self.encoder.extract_features(audio.to(self.device), length, self.layer)  # [B, T, D]
+        features = self._extract(audio.to(self.device), length)
         expected = frame_count(audio.shape[1])
         if features.shape[1] != expected:  # of the shape, not of the counts, for which the host would wait for a GPU
             raise ValueError(
@@ -191,6 +190,11 @@ class HiddenFeatures(FeatureMaker):
                 f"{expected}: its labels would not fit the frames of training. Take one with HuBERT's convolutions."
             )
         return [row[:count] for row, count in zip(features.float(), frame_count(length).tolist())]
+
+    def _extract(self, audio: Tensor, length: Tensor) -> Tensor:
+        """Samples ``[B, S]`` on the device and their counts ``[B]`` -> features ``[B, T, D]``."""
+        features, _ = self.encoder.extract_features(audio, length, self.layer)
+        return features
 
 
 def load_hidden_features(encoder: PathLike, layer: int, device: str = "auto") -> HiddenFeatures:

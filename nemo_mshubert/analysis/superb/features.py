@@ -72,7 +72,7 @@ class FrozenFeatures:
 
     @property
     def width(self) -> int:
-        return self.hidden_states.dimension // self.num_states
+        return self.hidden_states.width
 
     def fill(self, lines: Sequence[Line]) -> CacheUse:
         """Put utterances into the cache, window by window, until the budget is spent; those that are there cost nothing.

@@ -272,13 +272,13 @@ def test_damaged_cache_and_states_beyond_float16(hidden_states, lines, tmp_path)
     with pytest.raises(ValueError, match=f"{path.name}: damaged .*Delete it"):
         features.load(lines[0])
     with torch.no_grad():
-        hidden_states.encoder.encoder.layers[-1].get_parameter(_last_norm(hidden_states)).mul_(1e6)
+        hidden_states.encoder.layers[-1].get_parameter(_last_norm(hidden_states)).mul_(1e6)
     with pytest.raises(ValueError, match="beyond float16"):
         FrozenFeatures(hidden_states).finish(lines[:1], [load_audio(lines[0][1])])
 
 
 def _last_norm(hidden_states):
-    names = dict(hidden_states.encoder.encoder.layers[-1].named_parameters())
+    names = dict(hidden_states.encoder.layers[-1].named_parameters())
     return [name for name in names if "norm" in name and name.endswith("weight")][-1]
 
 
