@@ -36,7 +36,6 @@ from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
 from nemo.collections.asr.parts.utils.aligner_utils import viterbi_decoding
 
 from nemo_mshubert.analysis.word_segments import SILENCES
-from nemo_mshubert.clustering.features import encoder_fingerprint
 from nemo_mshubert.clustering.metrics import Alignments
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike, distinct_utterances, iter_manifest, utterance_id
@@ -45,6 +44,7 @@ from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.lexicon import fold_case
 from nemo_mshubert.decoding.log_probs import checked_log_probs
 from nemo_mshubert.file_lock import try_to_lock
+from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.partial_file import locked_partial
 
 logger = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ def align_manifest(
     output = Path(output)
     _check_output(output)
     lines = _checked(manifest)
-    identity = hashlib.sha256((encoder_fingerprint(model) + file_digest(manifest)).encode()).hexdigest()[:8]
+    identity = hashlib.sha256((weights_fingerprint(model) + file_digest(manifest)).encode()).hexdigest()[:8]
     with locked_partial(output, identity, "is aligning these utterances. Wait for it.") as (partial, stream):
         done = _whole_lines(partial)
         todo = [entry for entry in lines if utterance_id(entry) not in done]

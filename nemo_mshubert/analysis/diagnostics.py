@@ -39,7 +39,6 @@ from torch import Tensor, nn
 
 from nemo_mshubert.analysis.hidden_states import AllHiddenStates, groups_of
 from nemo_mshubert.clustering.audio_windows import audio_windows, window_features
-from nemo_mshubert.clustering.features import encoder_fingerprint
 from nemo_mshubert.clustering.kmeans import assign, fit_kmeans, sample_frames
 from nemo_mshubert.clustering.labelling import aligned_lines, check_aligned
 from nemo_mshubert.clustering.metrics import Alignments, unit_agreement
@@ -47,6 +46,7 @@ from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
 from nemo_mshubert.device import one_device
 from nemo_mshubert.markdown import markdown_table
+from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.modules.frames import frame_count, valid_positions
 from nemo_mshubert.modules.masking import span_mask
 from nemo_mshubert.whole_files import atomic_write
@@ -88,7 +88,7 @@ def diagnose_models(
         logger.info("%s: %s", name, path)
         model = load_pretrained(path).to(device)
         settings = (METHOD_VERSION, manifest_hash, clusters, max_frames, alignments and alignments.digest())
-        key = f"{encoder_fingerprint(model)}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
+        key = f"{weights_fingerprint(model)}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
         stored = output / "models" / f"{key}.json"
         if not stored.is_file():
             measured = diagnose(model, manifest, alignments, clusters, max_frames)

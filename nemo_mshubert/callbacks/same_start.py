@@ -18,7 +18,7 @@ from typing import Any, Dict
 
 import lightning.pytorch as pl
 
-from nemo_mshubert.clustering.features import encoder_fingerprint
+from nemo_mshubert.modules.fingerprint import weights_fingerprint
 
 KEY = "fingerprint_of_init_model"
 
@@ -31,7 +31,7 @@ class SameStart(pl.Callback):
     """
 
     def __init__(self, model: pl.LightningModule):
-        self.fingerprint = encoder_fingerprint(model)
+        self.fingerprint = weights_fingerprint(model)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Dict[str, Any]

@@ -19,7 +19,6 @@ A feature maker has a ``description``, a ``name``, a ``dimension``, a ``device``
     waveforms: list of float32 [S], 16 kHz    ->    list of float32 [T, D], T = frame_count(S), 0 below 400 samples
 """
 
-import hashlib
 import warnings
 from dataclasses import dataclass, replace
 from typing import List, Optional
@@ -33,6 +32,7 @@ from torch import Tensor, nn
 from nemo_mshubert.data.batching import batches_by_length
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike
 from nemo_mshubert.device import choose_device
+from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
 from nemo_mshubert.modules.unit_variance import to_unit_variance
 
@@ -48,7 +48,7 @@ class FeatureDescription:
     kind: str  # "mfcc" or "hidden"
     dimension: int
     layer: Optional[int] = None  # of "hidden": counted from 1
-    encoder: Optional[str] = None  # of "hidden": encoder_fingerprint, and NORMALIZED where its audio is scaled
+    encoder: Optional[str] = None  # of "hidden": weights_fingerprint, and NORMALIZED where its audio is scaled
 
     @property
     def name(self) -> str:
@@ -146,7 +146,7 @@ class HiddenFeatures(FeatureMaker):
         self.encoder = encoder.to(self.device).eval()
         self.layer = layer
         self.max_chunk_samples = int(max_chunk_seconds * SAMPLE_RATE)
-        self.fingerprint = encoder_fingerprint(encoder)
+        self.fingerprint = weights_fingerprint(encoder)
         (one_frame,) = self._run([np.zeros(RECEPTIVE_FIELD_SAMPLES, np.float32)])
         self.description = FeatureDescription("hidden", one_frame.shape[1], layer, self.fingerprint + self.scaling)
 
@@ -202,19 +202,6 @@ def load_hidden_features(encoder: PathLike, layer: int, device: str = "auto") ->
     from nemo_mshubert.models.loading import load_encoder  # imports NeMo, which MFCCs do without
 
     return HiddenFeatures(load_encoder(encoder), layer, choose_device(device))
-
-
-def encoder_fingerprint(module: nn.Module, dtype: torch.dtype = torch.float32) -> str:
-    """16 hex digits of the SHA-256 of all weights: names, shapes and fp32 bytes, in the order of names.
-
-    With ``dtype``, that of ``module.to(dtype)``, while the module stays as it is.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        tensor = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
-        digest.update(tensor.to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def cut_at_frames(num_samples: int, max_samples: int, hop_samples: int) -> List[slice]:

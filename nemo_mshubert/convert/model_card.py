@@ -25,9 +25,9 @@ from nemo.collections.asr.models import EncDecCTCModel
 from nemo.core.classes import ModelPT
 from omegaconf import OmegaConf
 
-from nemo_mshubert.clustering.features import encoder_fingerprint
 from nemo_mshubert.decoding.results import Results, results_table
 from nemo_mshubert.models.ctc import pretraining_labels
+from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.package_info import __version__
 
 PAPER = """@inproceedings{yadav2024mshubert,
@@ -49,7 +49,7 @@ class Facts:
         data: one sentence per corpus: of pre-training, of fine-tuning.
         language: code, e.g. ``en``.
         results: of scripts/evaluate.py.
-        evaluated: `encoder_fingerprint` of the model that they are of; None where it is not known.
+        evaluated: `weights_fingerprint` of the model that they are of; None where it is not known.
     """
 
     licence: str
@@ -79,7 +79,7 @@ def read_results(path: Union[str, Path]) -> Tuple[Results, Optional[str]]:
 def require_results_of(model: ModelPT, facts: Facts, where: Union[str, Path]) -> None:
     """Raise ``ValueError`` where ``facts.results`` are of another model than this one, which is named ``where``."""
     precisions = (torch.float32, torch.bfloat16)  # those of scripts/evaluate.py
-    if facts.evaluated and all(facts.evaluated != encoder_fingerprint(model, each) for each in precisions):
+    if facts.evaluated and all(facts.evaluated != weights_fingerprint(model, each) for each in precisions):
         raise ValueError(
             f"{where}: the results are of a model with other weights. Evaluate this one with scripts/evaluate.py into "
             "a folder of its own, and give the results.json in it, or leave --results out."

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
 
-from nemo_mshubert.clustering.features import encoder_fingerprint
 from nemo_mshubert.data.manifest import PathLike, read_manifest, utterance_id, write_manifest
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.config import LexiconBeamConfig
@@ -40,6 +39,7 @@ from nemo_mshubert.decoding.results import (
 )
 from nemo_mshubert.device import available_cores, choose_device
 from nemo_mshubert.models.loading import restore_model
+from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.parallel.launched import LaunchedRanks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of weights and activations
@@ -130,7 +130,7 @@ def evaluate_manifests(
     """
     for manifest in manifests:
         _check(model, manifest)
-    path, weights = Path(output) / "results.json", encoder_fingerprint(model)
+    path, weights = Path(output) / "results.json", weights_fingerprint(model)
     stored, new = earlier_results(path, weights), {}
     sources = {Path(manifest).stem: source_of(manifest) for manifest in manifests}
     for manifest_name, source in sources.items():

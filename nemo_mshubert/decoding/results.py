@@ -51,7 +51,7 @@ def source_of(manifest: PathLike) -> Source:
 
 
 def earlier_results(path: PathLike, weights: str) -> Stored:
-    """What ``path`` holds of the model with these weights (`encoder_fingerprint`); nothing where there is no such file.
+    """What ``path`` holds of the model with these weights (`weights_fingerprint`); nothing where there is no such file.
 
     Raises:
         ValueError: it holds results of another model, or something else.

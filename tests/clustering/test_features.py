@@ -24,7 +24,8 @@ from scipy.fft import dct
 from torch import nn
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-from nemo_mshubert.clustering.features import HiddenFeatures, MfccFeatures, cut_at_frames, encoder_fingerprint
+from nemo_mshubert.clustering.features import HiddenFeatures, MfccFeatures, cut_at_frames
+from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.modules.frames import frame_count
 
 LENGTHS = [399, 400, 401, 559, 560, 719, 720, 721, 1039, 1040, 16000, 31999, 32000, 32001]
@@ -167,7 +168,7 @@ def windows_of(waveform):
 def test_hidden_features_say_what_they_are(encoder):
     features = HiddenFeatures(encoder, layer=6)
     assert (features.description.kind, features.dimension, features.description.layer) == ("hidden", 6, 6)
-    assert features.description.encoder == encoder_fingerprint(encoder)
+    assert features.description.encoder == weights_fingerprint(encoder)
     assert "layer 6" in features.name and features.description.encoder in features.name
 
 
@@ -177,54 +178,11 @@ def test_features_say_whether_audio_is_scaled(encoder):
     plain = HiddenFeatures(encoder, layer=6).description
     encoder.normalized_input = True
     scaled = HiddenFeatures(encoder, layer=6).description
-    assert plain.encoder == encoder_fingerprint(encoder)  # label makers of such encoders keep their ids
+    assert plain.encoder == weights_fingerprint(encoder)  # label makers of such encoders keep their ids
     assert scaled.encoder == f"{plain.encoder}-normalized" and scaled != plain
     assert scaled.differs_in_scaling(plain) and plain.differs_in_scaling(scaled)
     assert not plain.differs_in_scaling(plain) and not plain.differs_in_scaling(replace(scaled, layer=5))
     assert not plain.differs_in_scaling(MfccFeatures.description)
-
-
-def test_fingerprint_sees_every_weight_and_nothing_else():
-    """Labels of one encoder must not pass for another's, and the same encoder must be recognised after saving."""
-    torch.manual_seed(0)
-    module = nn.Linear(3, 2)
-    original = encoder_fingerprint(module)
-    assert len(original) == 16 and int(original, 16) >= 0
-    copy = nn.Linear(3, 2)
-    copy.load_state_dict(module.state_dict())
-    assert encoder_fingerprint(copy.eval()) == original
-    with torch.no_grad():
-        copy.bias[1] = torch.nextafter(copy.bias[1], torch.tensor(9.0))
-    assert encoder_fingerprint(copy) != original
-    renamed = nn.Module()
-    renamed.other = module
-    assert encoder_fingerprint(renamed) != original
-    reshaped = nn.ParameterDict({"weight": module.weight.detach().view(3, 2), "bias": module.bias.detach()})
-    assert encoder_fingerprint(reshaped) != original
-
-
-@pytest.mark.unit
-def test_fingerprint_does_not_depend_on_the_order_of_definition():
-    """A version that defines the parts of its encoder in another order would refuse all labels and k-means of before."""
-    torch.manual_seed(0)
-    first, second = nn.Linear(3, 2), nn.Linear(2, 2)
-    module, reordered = nn.Module(), nn.Module()
-    module.first, module.second = first, second
-    reordered.second, reordered.first = second, first
-    assert list(module.state_dict()) != list(reordered.state_dict())
-    assert encoder_fingerprint(module) == encoder_fingerprint(reordered)
-
-
-@pytest.mark.unit
-def test_fingerprint_in_bf16_is_that_of_the_module_in_bf16():
-    """Whether an evaluation with --precision bf16 is of these weights; the module must stay in fp32 meanwhile."""
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))  # which counts in int64
-    module[1].num_batches_tracked += 257  # not a number in bf16
-    original = encoder_fingerprint(module)
-    in_bf16 = encoder_fingerprint(module, torch.bfloat16)
-    assert encoder_fingerprint(module) == original and module[0].weight.dtype == torch.float32
-    assert in_bf16 != original and in_bf16 == encoder_fingerprint(module.to(torch.bfloat16))
 
 
 @pytest.mark.unit

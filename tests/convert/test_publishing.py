@@ -24,12 +24,12 @@ import transformers
 from huggingface_hub import ModelCard
 from nemo.collections.asr.models import ASRModel
 
-from nemo_mshubert.clustering.features import encoder_fingerprint
 from nemo_mshubert.convert.model_card import Facts, model_card, read_results
 from nemo_mshubert.convert.publishing import publish
 from nemo_mshubert.decoding.evaluation import load_ctc_model
 from nemo_mshubert.decoding.results import Stored, write_results
 from nemo_mshubert.models.loading import restore_model, save_model
+from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.package_info import __version__
 from tests.conftest import REPOSITORY, TINY_CLUSTERS
 from tests.convert.conftest import ENGLISH, assert_same_weights
@@ -146,7 +146,7 @@ def test_command_line(letters_path, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_results_are_those_of_the_model(letters_path, bpe_path, tmp_path, monkeypatch, precision):
     """The card of one model with the WER of another, which whoever downloads it would not reach."""
-    evaluated = encoder_fingerprint(load_ctc_model(letters_path, "cpu", precision))
+    evaluated = weights_fingerprint(load_ctc_model(letters_path, "cpu", precision))
     write_results(tmp_path / "results.json", "x.nemo", evaluated, Stored(RESULTS, {}))
 
     def publish_it(path):

@@ -25,7 +25,6 @@ import soundfile
 import torch
 from nemo.collections.asr.models import ASRModel, EncDecCTCModelBPE
 
-from nemo_mshubert.clustering.features import encoder_fingerprint
 from nemo_mshubert.data.manifest import write_manifest
 from nemo_mshubert.decoding.acoustic import model_log_probs
 from nemo_mshubert.decoding.evaluation import (
@@ -39,6 +38,7 @@ from nemo_mshubert.decoding.evaluation import (
 )
 from nemo_mshubert.decoding.log_probs import LogProbs
 from nemo_mshubert.decoding.results import results_table
+from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.parallel.launched import launched_ranks
 from tests.conftest import load_script
 from tests.parallel.ranks_of_a_test import run_on_ranks
@@ -321,7 +321,7 @@ def test_results_of_another_model_are_not_replaced(letters_path, manifest, tmp_p
     evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
     before = (output / "results.json").read_text()
     again = load_ctc_model(letters_path, "cpu")
-    assert encoder_fingerprint(again) == encoder_fingerprint(model)
+    assert weights_fingerprint(again) == weights_fingerprint(model)
     with torch.no_grad():
         again.encoder.layers[0].attention.q_proj.weight[0, 0] += 1e-3
     monkeypatch.setattr(again, "forward", None)
