@@ -40,7 +40,7 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     # after the options, so that --help need not wait for these imports
     from nemo_mshubert.analysis.alignment import align_manifest, compare_times
-    from nemo_mshubert.analysis.word_segments import read_alignments
+    from nemo_mshubert.data.alignments import read_alignments
     from nemo_mshubert.decoding.evaluation import load_ctc_model
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -63,7 +63,8 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     # after the options, so that --help need not wait for these imports
     from nemo_mshubert.analysis.cca_report import analyze_models, load_hidden_states, results_table, summary_table
-    from nemo_mshubert.analysis.word_segments import commonest_units, read_alignments, sample_instances
+    from nemo_mshubert.analysis.word_segments import commonest_units, sample_instances
+    from nemo_mshubert.data.alignments import read_alignments
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     kind = args.units[:-1]

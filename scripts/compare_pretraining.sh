@@ -21,8 +21,8 @@
 #         --test test_clean.json --test test_other.json --phones phones.jsonl.gz --words words.jsonl.gz
 #
 # --kmeans FILE: six label sets of scripts/fit_kmeans.py, of the layer of --encoder FILE (left out for MFCCs). --test: speech
-# that the CCA takes its instances from, may be repeated. --phones and --words: files of its alignments (JSONL, .gz), at
-# least one of them; --phones also of --train and --dev, for the quality of labels and layers.
+# that the CCA takes its instances from, may be repeated. --phones and --words: its alignments, JSONL (.gz) or a
+# folder of TextGrids, at least one of them; --phones also of --train and --dev, for the quality of labels and layers.
 # --top and --instances: words (100) and instances of a word (15), see analyze_cca.py. --updates N (800) of 8 s,
 # --seeds "1 2 3", --exp DIR (exp/compare). Every stage is one of the public scripts, printed as it is run. Run it again:
 # finished stages are skipped, an interrupted pre-training goes on from its last validation, and of more seeds or other

@@ -49,7 +49,7 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     # after the options, so that --help need not wait for these imports
     from nemo_mshubert.analysis.diagnostics import diagnose_models, diagnosis_table
-    from nemo_mshubert.analysis.word_segments import read_alignments
+    from nemo_mshubert.data.alignments import read_alignments
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     alignments = read_alignments(args.alignments, "phone") if args.alignments else None

@@ -47,8 +47,8 @@ from typing import Tuple
 from nemo_mshubert.clustering.features import FeatureMaker, MfccFeatures, load_hidden_features
 from nemo_mshubert.clustering.label_maker import LabelMaker, is_own, is_pickle
 from nemo_mshubert.clustering.label_text import label_lines
-from nemo_mshubert.clustering.labelling import Shard, check_aligned, label_manifest, measure_manifest, merge_shards
-from nemo_mshubert.clustering.metrics import load_alignments
+from nemo_mshubert.clustering.labelling import Shard, label_manifest, measure_manifest, merge_shards
+from nemo_mshubert.data.alignments import check_aligned, read_alignments
 from nemo_mshubert.data.labels import check_labelled_manifest
 from nemo_mshubert.parallel.launched import launched_ranks
 from nemo_mshubert.whole_files import atomic_write
@@ -70,7 +70,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         command.add_argument("--manifest", required=True)
         command.add_argument("--output", required=True, help="labelled manifest")
         command.add_argument(
-            "--alignments", help="JSONL[.gz] with phones or words: adds purity and PNMI to the metrics"
+            "--alignments",
+            help="JSONL (.gz) of phones or words, or TextGrids (their folder): adds purity and PNMI to the metrics",
         )
         command.add_argument("--metrics_output", help="JSON file for the metrics")
     make.add_argument("--shard", type=Shard.parse, help="0/8 to 7/8: a part of the lines; under torchrun by rank")
@@ -96,7 +97,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     text.add_argument("--kmeans", help=f"for a set that is not in the manifest: {OWN_KMEANS}")
     text.add_argument("--collapse", action="store_true", help="repeats are one number")
     args = parser.parse_args(argv)
-    if args.command in ("make", "merge") and args.alignments and not Path(args.alignments).is_file():
+    if args.command in ("make", "merge") and args.alignments and not Path(args.alignments).exists():
         parser.error(f"{args.alignments}: no such alignments")
     if args.command == "make" and args.shard and (args.alignments or args.metrics_output):
         parser.error("--alignments and --metrics_output of shards are for merge, which has all of the labels")
@@ -138,7 +139,7 @@ def make_features(maker: LabelMaker, args: argparse.Namespace) -> FeatureMaker:
 
 def make_labels(args: argparse.Namespace) -> None:
     if args.alignments:
-        check_aligned(args.manifest, load_alignments(args.alignments))  # now, not when all is labelled
+        check_aligned([args.manifest], read_alignments([args.alignments]))  # now, not when all is labelled
     with launched_ranks() as ranks:
         if args.shard and ranks.count > 1:
             raise ValueError("--shard under torchrun: its ranks are the shards. Leave out one of the two.")
@@ -162,7 +163,7 @@ def merge_labels(args: argparse.Namespace) -> None:
 
 
 def print_metrics(maker: LabelMaker, args: argparse.Namespace) -> None:
-    alignments = load_alignments(args.alignments) if args.alignments else None
+    alignments = read_alignments([args.alignments]) if args.alignments else None
     metrics = json.dumps(measure_manifest(args.output, maker, alignments), indent=2)
     print(metrics)
     if args.metrics_output:

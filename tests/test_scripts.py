@@ -201,7 +201,7 @@ def test_options_of_prepare_librispeech_arrive(handed_to, monkeypatch):
 
 def test_options_of_diagnose_arrive(handed_to, monkeypatch):
     """The PNMI is of phones, and depends on the clusters and frames that it is measured with."""
-    monkeypatch.setattr("nemo_mshubert.analysis.word_segments.read_alignments", lambda *arguments: arguments)
+    monkeypatch.setattr("nemo_mshubert.data.alignments.read_alignments", lambda *arguments: arguments)
     function = "nemo_mshubert.analysis.diagnostics.diagnose_models"
     required = "diagnose.py --model A=a.nemo --manifest m --output o"
     options = "--alignments x y --clusters 7 --max_frames 99 --device cuda:3"

@@ -36,7 +36,7 @@ from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
 from nemo.collections.asr.parts.utils.aligner_utils import viterbi_decoding
 
 from nemo_mshubert.analysis.word_segments import SILENCES
-from nemo_mshubert.clustering.metrics import Alignments
+from nemo_mshubert.data.alignments import Alignments
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike, distinct_utterances, iter_manifest, utterance_id
 from nemo_mshubert.data.maybe_gzip import open_maybe_gzip, write_maybe_gzip
@@ -171,7 +171,7 @@ def share_gaps(spans: Sequence[Tuple[int, int]], num_frames: int) -> List[Tuple[
 def align_manifest(
     model: EncDecCTCModel, manifest: PathLike, output: PathLike, batch_seconds: float = 120
 ) -> Dict[str, int]:
-    """Write ``{"utt_id", "score", "words": [{"word", "start", "end"}]}`` per line, as `load_alignments` reads it.
+    """Write ``{"utt_id", "score", "words": [{"word", "start", "end"}]}`` per line, as `read_alignments` reads it.
 
     Utterances that cannot be aligned are left out, logged and counted. Lines go to ``.<output>.<id>.partial`` first,
     and an interrupted call with the same model and manifest goes on from there. An earlier alignment is replaced.

@@ -40,8 +40,8 @@ from torch import Tensor, nn
 from nemo_mshubert.analysis.hidden_states import AllHiddenStates, groups_of
 from nemo_mshubert.clustering.audio_windows import audio_windows, window_features
 from nemo_mshubert.clustering.kmeans import assign, fit_kmeans, sample_frames
-from nemo_mshubert.clustering.labelling import aligned_lines, check_aligned
-from nemo_mshubert.clustering.metrics import Alignments, unit_agreement
+from nemo_mshubert.clustering.metrics import unit_agreement
+from nemo_mshubert.data.alignments import Alignments, aligned_lines, check_aligned
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
 from nemo_mshubert.device import one_device
@@ -82,7 +82,7 @@ def diagnose_models(
     output, diagnoses = Path(output), []
     manifest_hash = _file_hash(manifest)
     if alignments is not None:
-        check_aligned(manifest, alignments)
+        check_aligned([manifest], alignments)
     check_depths(models)
     for name, path in models:
         logger.info("%s: %s", name, path)

@@ -24,10 +24,8 @@ training set, 15 random instances of each from the development set, the mean ove
 import hashlib
 import logging
 import math
-import re
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -35,78 +33,19 @@ from tqdm import tqdm
 
 from nemo_mshubert.analysis.audio_source import audio_source
 from nemo_mshubert.analysis.hidden_states import AllHiddenStates, utterance_groups
-from nemo_mshubert.analysis.textgrid import read_textgrid
 from nemo_mshubert.clustering.audio_windows import Utterance, window_features
-from nemo_mshubert.clustering.metrics import Alignments, Intervals, load_alignments
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, distinct_utterances, iter_manifest, utterance_id
+from nemo_mshubert.data.alignments import Alignments, aligned_lines, check_aligned
+from nemo_mshubert.data.manifest import SAMPLE_RATE, Line, PathLike, iter_manifest, utterance_id
 from nemo_mshubert.modules.frames import FRAME_RATE, frame_count
 
 logger = logging.getLogger(__name__)
 
 SILENCES = {"", "sp", "sil", "<eps>", "<sil>"}
 NOT_A_UNIT = SILENCES | {"spn", "<unk>", "[unk]"}  # noise, unknown
-ARPABET_STRESS = re.compile(r"(?<=^[A-Z]{2})[012]$")  # of "AH0"
 SLACK_SECONDS = 1 / FRAME_RATE  # by which an alignment, on a grid of its own, may end behind the audio
 
 
-# --- Alignments ------------------------------------------------------------------------------------------------------
-
-
-def read_alignments(paths: Sequence[PathLike], kind: str) -> Alignments:
-    """Alignments of all ``paths``: JSONL (.gz), TextGrids, or folders that hold TextGrids at any depth.
-
-    The utterance of a TextGrid is its file name without suffix; its tier is "words" or "phones", or ends in
-    " - words", as MFA names it for a speaker. Of ARPAbet phones the stress is dropped.
-
-    Raises:
-        FileNotFoundError: no such file, or a folder without TextGrids.
-        ValueError: malformed, of the other kind, or an utterance that two files align.
-    """
-    index: Dict[str, int] = {}
-    merged: Dict[str, Intervals] = {}
-    for path in map(Path, paths):
-        for source, alignments in _alignment_sources(path, kind):
-            numbers = np.array([index.setdefault(_unit_name(name, kind), len(index)) for name in alignments.names])
-            for utt_id, (start, end, unit) in alignments.intervals.items():
-                if utt_id in merged:
-                    raise ValueError(f"{source}: {utt_id} is aligned twice. Name each file of alignments once.")
-                merged[utt_id] = start, end, numbers[unit]
-    return Alignments(kind, list(index), merged)
-
-
-def _alignment_sources(path: Path, kind: str):
-    """Yield ``(file, Alignments)``: one for JSONL, one per TextGrid."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such alignments. Expected JSONL (.gz), a TextGrid or a folder of them.")
-    if path.is_dir() or path.suffix.lower() == ".textgrid":
-        grids = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() == ".textgrid")
-        if not grids:
-            raise FileNotFoundError(f"{path}: the folder holds no TextGrid.")
-        yield from ((grid, _textgrid_alignments(grid, kind)) for grid in grids)
-        return
-    alignments = load_alignments(path)
-    if alignments.kind != kind:
-        raise ValueError(f"{path}: aligns {alignments.kind}s, expected {kind}s. Give another file or --units.")
-    yield path, alignments
-
-
-def _textgrid_alignments(path: Path, kind: str) -> Alignments:
-    tiers = read_textgrid(path)
-    wanted = [name for name in tiers if name.lower() == f"{kind}s" or name.lower().endswith(f" - {kind}s")]
-    if not wanted:
-        raise ValueError(f"{path}: no tier {kind + 's'!r} among {sorted(tiers)}. Align with MFA, or rename the tier.")
-    intervals = sorted(interval for name in wanted for interval in tiers[name])
-    names = {text: number for number, text in enumerate(dict.fromkeys(text for _, _, text in intervals))}
-    columns = (
-        np.array([start for start, _, _ in intervals], np.float64),
-        np.array([end for _, end, _ in intervals], np.float64),
-        np.array([names[text] for _, _, text in intervals], np.int64),
-    )
-    return Alignments(kind, list(names), {path.stem: columns} if intervals else {})
-
-
-def _unit_name(name: str, kind: str) -> str:
-    return ARPABET_STRESS.sub("", name) if kind == "phone" else name
+# --- Units -----------------------------------------------------------------------------------------------------------
 
 
 def commonest_units(alignments: Alignments, top: Optional[int]) -> List[str]:
@@ -144,7 +83,7 @@ class Sample:
     utterance: List[str]  # [N], ids
     start: np.ndarray  # [N], seconds
     end: np.ndarray  # [N]
-    lines: List[Tuple[str, Dict[str, Any]]]  # ("<file>:<line>", entry) of the utterances that are needed
+    lines: List[Line]  # of the utterances that are needed
     missing_units: List[str]  # wanted, but without an instance
     unaligned: int  # utterances of the manifest without alignment, which are left out
 
@@ -178,14 +117,16 @@ def sample_instances(
     """Up to ``instances`` random instances of each of ``units`` from the aligned utterances of ``manifests``.
 
     Raises:
-        ValueError: an utterance id occurs twice, no utterance is aligned, none of the units occurs, or an instance
+        ValueError: an aligned utterance occurs twice, none is aligned, none of the units occurs, or an instance
             lies beyond its audio.
     """
-    every_line = (line for manifest in manifests for line in iter_manifest(manifest))
-    lines = {utterance_id(line[1]): line for line in distinct_utterances(every_line)}
-    aligned = [utt_id for utt_id in lines if utt_id in alignments.intervals]
-    _check_aligned(manifests, lines, aligned, alignments)
-    found = _find_instances(alignments, units, aligned)
+    check_aligned(manifests, alignments)
+    lines = [line for manifest in manifests for line in iter_manifest(manifest)]
+    aligned = list(aligned_lines(lines, alignments))
+    if len(aligned) < len(lines):
+        _warn_of_unaligned(manifests, lines, alignments)
+    ids = [utterance_id(entry) for _, entry in aligned]
+    found = _find_instances(alignments, units, ids)
     if not found:
         raise ValueError(f"{_names(manifests)}: none of the {len(units)} {alignments.kind}s wanted is spoken there.")
     rng = np.random.default_rng(seed)
@@ -200,10 +141,10 @@ def sample_instances(
         kind=alignments.kind,
         names=names,
         unit=unit.astype(np.int64),
-        utterance=[aligned[index] for index in place],
+        utterance=[ids[index] for index in place],
         start=start,
         end=end,
-        lines=[lines[aligned[index]] for index in np.unique(place)],
+        lines=[aligned[index] for index in np.unique(place)],
         missing_units=[name for name in units if name not in found],
         unaligned=len(lines) - len(aligned),
     )
@@ -211,22 +152,16 @@ def sample_instances(
     return sample
 
 
-def _check_aligned(manifests, lines, aligned, alignments: Alignments) -> None:
-    if not aligned:
-        raise ValueError(
-            f"{_names(manifests)}: none of {len(lines)} utterances is in the alignments. Ids of the manifest look "
-            f"like {next(iter(lines), None)!r}, of the alignments like {next(iter(alignments.intervals), None)!r}; "
-            'give the manifest such ids as "utt_id".'
-        )
-    unaligned = [utt_id for utt_id in lines if utt_id not in alignments.intervals]
-    if unaligned:
-        logger.warning(
-            "%s: %d of %d utterances have no alignment and are left out, such as %s.",
-            _names(manifests),
-            len(unaligned),
-            len(lines),
-            unaligned[0],
-        )
+def _warn_of_unaligned(manifests: Sequence[PathLike], lines: Sequence[Line], alignments: Alignments) -> None:
+    ids = (utterance_id(entry) for _, entry in lines)
+    unaligned = [utt_id for utt_id in ids if utt_id not in alignments.intervals]
+    logger.warning(
+        "%s: %d of %d utterances have no alignment and are left out, such as %s.",
+        _names(manifests),
+        len(unaligned),
+        len(lines),
+        unaligned[0],
+    )
 
 
 def _find_instances(alignments: Alignments, units: Sequence[str], aligned: Sequence[str]):

@@ -23,7 +23,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -35,13 +35,12 @@ from nemo_mshubert.clustering.features import FeatureMaker
 from nemo_mshubert.clustering.kmeans import sample_frames
 from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.clustering.left_out import RATE_FIELDS, LeftOut, unlabelled
-from nemo_mshubert.clustering.metrics import Alignments, LabelMetrics
+from nemo_mshubert.clustering.metrics import LabelMetrics
+from nemo_mshubert.data.alignments import Alignments, check_aligned
 from nemo_mshubert.data.labels import FrameLabels
 from nemo_mshubert.data.manifest import (
     SAMPLE_RATE,
-    Line,
     PathLike,
-    distinct_utterances,
     iter_manifest,
     manifest_lines,
     not_empty,
@@ -227,7 +226,7 @@ def measure_manifest(manifest: PathLike, maker: LabelMaker, alignments: Optional
         ValueError: labels are malformed or of another maker, or no utterance is aligned.
     """
     if alignments:
-        check_aligned(manifest, alignments)
+        check_aligned([manifest], alignments)
     metrics = LabelMetrics(maker.sets, len(alignments.names) if alignments else 0)
     utterances = aligned = 0
     for where, entry in iter_manifest(manifest):
@@ -240,24 +239,6 @@ def measure_manifest(manifest: PathLike, maker: LabelMaker, alignments: Optional
     if alignments:
         report.update(unit=alignments.kind, aligned_utterances=aligned)
     return {**report, "sets": metrics.result()}
-
-
-def check_aligned(manifest: PathLike, alignments: Alignments) -> None:
-    """Raise ``ValueError`` if the alignments are of none of the utterances, or one is of two of them."""
-    if not sum(1 for _ in aligned_lines(iter_manifest(manifest), alignments)):
-        raise ValueError(
-            f"{manifest}: none of {count_lines(manifest)} utterances is aligned. Ids of the alignments look like "
-            f'{next(iter(alignments.intervals), None)!r}; give the manifest such ids as "utt_id".'
-        )
-
-
-def aligned_lines(lines: Iterable[Line], alignments: Alignments) -> Iterator[Line]:
-    """Those of the lines whose utterances are aligned.
-
-    Raises:
-        ValueError: two of them have one id, and would both be measured against the alignment of one.
-    """
-    return distinct_utterances(line for line in lines if utterance_id(line[1]) in alignments.intervals)
 
 
 def count_lines(manifest: PathLike) -> int:

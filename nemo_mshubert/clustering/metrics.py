@@ -25,15 +25,11 @@ On few frames even meaningless labels seem to tell units, the more the more clus
 information of labels as frequent as these, dealt to the frames at random (labels that last for several frames reach
 somewhat more). A PNMI says something where it is far above.
 
-Frame ``t`` has the unit at its centre, ``(320 t + 200) / 16000`` seconds. Frames outside any unit are skipped, since
-an alignment may be incomplete there: give silence a unit of its own to have it counted, as fairseq's numbers do.
+Frames outside any unit are skipped, since an alignment may be incomplete there: give silence a unit of its own to have
+it counted, as fairseq's numbers do.
 """
 
-import hashlib
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence
 
 import numpy as np
 from scipy.special import gammaln
@@ -41,77 +37,6 @@ from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 
 from nemo_mshubert.data.labels import cluster_usage
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike
-from nemo_mshubert.data.maybe_gzip import open_maybe_gzip
-from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES
-
-Intervals = Tuple[np.ndarray, np.ndarray, np.ndarray]  # start [N] and end [N] in seconds, unit index [N]
-
-
-@dataclass(frozen=True)
-class Alignments:
-    """Units in time. ``kind`` is "phone" or "word"; ``names`` of the units; ``intervals`` by utterance id."""
-
-    kind: str
-    names: List[str]
-    intervals: Dict[str, Intervals]
-
-    def frame_units(self, utt_id: str, num_frames: int) -> Optional[np.ndarray]:
-        """Unit index ``[num_frames]``, -1 outside any unit; ``None`` where the utterance is not aligned."""
-        if utt_id not in self.intervals:
-            return None
-        start, end, unit = self.intervals[utt_id]
-        centre = (HOP_SAMPLES * np.arange(num_frames) + RECEPTIVE_FIELD_SAMPLES // 2) / SAMPLE_RATE
-        index = np.searchsorted(start, centre, side="right") - 1
-        return np.where((index >= 0) & (centre < end[index]), unit[index], -1)
-
-    def digest(self) -> str:
-        """Hexadecimal digits that tell apart alignments of other units, utterances or times."""
-        digest = hashlib.sha256(repr((self.kind, self.names)).encode())
-        for utt_id, columns in sorted(self.intervals.items()):
-            digest.update(utt_id.encode())
-            for column in columns:
-                digest.update(np.ascontiguousarray(column).tobytes())
-        return digest.hexdigest()
-
-
-def load_alignments(path: PathLike) -> Alignments:
-    """Read ``{"utt_id": ..., "phones": [{"phone", "start", "end"}]}`` per line, or "words"; JSONL or gzipped JSONL.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: names the line that is not such an object, of another kind than the first, or of an utterance
-            that an earlier line aligns.
-    """
-    path = Path(path)
-    names: Dict[str, int] = {}
-    intervals: Dict[str, Intervals] = {}
-    line_of: Dict[str, int] = {}
-    kind = None
-    with open_maybe_gzip(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                entry = json.loads(line)
-                kind = kind or ("phone" if "phones" in entry else "word")
-                units = sorted(entry[f"{kind}s"], key=lambda unit: unit["start"])
-                start, end = (np.array([unit[key] for unit in units], np.float64) for key in ("start", "end"))
-                index = np.array([names.setdefault(unit[kind], len(names)) for unit in units], np.int64)
-                utt_id, first = entry["utt_id"], line_of.setdefault(entry["utt_id"], number)
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f'{path}:{number}: not an alignment like the first line\'s ({error!r}). Expected {{"utt_id": ..., '
-                    f'"{kind or "phone"}s": [{{"{kind or "phone"}": ..., "start": seconds, "end": seconds}}]}}.'
-                ) from error
-            if first != number:
-                raise ValueError(
-                    f"{path}:{number}: {utt_id} is aligned in line {first} already. Remove one of the lines, or give "
-                    'different utterances different "utt_id", here and in the manifest.'
-                )
-            if len(units):
-                intervals[utt_id] = start, end, index
-    if not intervals:
-        raise ValueError(f"{path}: no aligned utterance.")
-    return Alignments(kind, list(names), intervals)
 
 
 class LabelMetrics:

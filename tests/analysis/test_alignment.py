@@ -33,8 +33,7 @@ from nemo_mshubert.analysis.alignment import (
     compare_times,
     share_gaps,
 )
-from nemo_mshubert.analysis.word_segments import read_alignments
-from nemo_mshubert.clustering.metrics import Alignments
+from nemo_mshubert.data.alignments import Alignments, read_alignments
 from nemo_mshubert.data.manifest import read_manifest, utterance_id, write_manifest
 from nemo_mshubert.decoding.evaluation import load_ctc_model
 from nemo_mshubert.models.ctc import LETTERS

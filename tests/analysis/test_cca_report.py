@@ -37,7 +37,8 @@ from nemo_mshubert.analysis.cca_report import (
     results_table,
     summary_table,
 )
-from nemo_mshubert.analysis.word_segments import AllHiddenStates, pool_instances, read_alignments, sample_instances
+from nemo_mshubert.analysis.word_segments import AllHiddenStates, pool_instances, sample_instances
+from nemo_mshubert.data.alignments import read_alignments
 from tests.conftest import load_script
 
 NUM_WORDS, INSTANCES, WORD_SECONDS = 30, 16, 0.2

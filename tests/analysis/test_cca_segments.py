@@ -24,87 +24,16 @@ import pytest
 import soundfile
 import torch
 
-from nemo_mshubert.analysis.textgrid import read_textgrid
 from nemo_mshubert.analysis.word_segments import (
     AllHiddenStates,
     commonest_units,
     frame_span,
     pool_instances,
-    read_alignments,
     sample_instances,
 )
+from nemo_mshubert.data.alignments import read_alignments
 from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.waveform_preprocessor import WaveformPreprocessor
-
-LONG_TEXTGRID = """File type = "ooTextFile"
-Object class = "TextGrid"
-
-xmin = 0.0
-xmax = 1.5
-tiers? <exists>
-size = 3
-item []:
-    item [1]:
-        class = "IntervalTier"
-        name = "words"
-        xmin = 0.0
-        xmax = 1.5
-        intervals: size = 3
-        intervals [1]:
-            xmin = 0.0
-            xmax = 0.25
-            text = ""
-        intervals [2]:
-            xmin = 0.25
-            xmax = 0.75
-            text = "say"
-        intervals [3]:
-            xmin = 0.75
-            xmax = 1.5
-            text = "<unk>"
-    item [2]:
-        class = "TextTier"
-        name = "clicks"
-        xmin = 0.0
-        xmax = 1.5
-        points: size = 1
-        points [1]:
-            number = 0.5
-            mark = "a ""click"" at 3 s"
-    item [3]:
-        class = "IntervalTier"
-        name = "phones"
-        xmin = 0.0
-        xmax = 1.5
-        intervals: size = 2
-        intervals [1]:
-            xmin = 0.25
-            xmax = 0.5
-            text = "S"
-        intervals [2]:
-            xmin = 0.5
-            xmax = 0.75
-            text = "EY1"
-"""
-SHORT_TEXTGRID = """File type = "ooTextFile short"
-"TextGrid"
-
-0
-1.5
-<exists>
-1
-"IntervalTier"
-"Ann - words"
-0
-1.5
-2
-0
-0.75
-"3"
-0.75
-1.5
-"he said ""no"" "
-"""
 
 
 def write_alignments(path, utterances, kind="word"):
@@ -151,66 +80,7 @@ def test_spans_are_never_empty_and_never_outside():
         assert 0 <= first < last <= 49
 
 
-# --- Alignments ------------------------------------------------------------------------------------------------------
-
-
-def test_textgrids_long_and_short(tmp_path):
-    (tmp_path / "long.TextGrid").write_text(LONG_TEXTGRID, encoding="utf-8")
-    (tmp_path / "short.TextGrid").write_text(SHORT_TEXTGRID, encoding="utf-16")
-    assert read_textgrid(tmp_path / "long.TextGrid") == {
-        "words": [(0.0, 0.25, ""), (0.25, 0.75, "say"), (0.75, 1.5, "<unk>")],
-        "clicks": [],
-        "phones": [(0.25, 0.5, "S"), (0.5, 0.75, "EY1")],
-    }
-    assert read_textgrid(tmp_path / "short.TextGrid") == {
-        "Ann - words": [(0.0, 0.75, "3"), (0.75, 1.5, 'he said "no"')]
-    }
-
-
-@pytest.mark.parametrize(
-    "text, cause",
-    [
-        ("hello", "too early"),
-        (LONG_TEXTGRID[:900], "too early"),
-        (LONG_TEXTGRID.replace("xmax = 0.25", "xmax = ?", 1), "where a number should be"),
-        (LONG_TEXTGRID.replace('"ooTextFile"', '"ooBinaryFile"'), "header"),
-    ],
-)
-def test_broken_textgrids_are_named(tmp_path, text, cause):
-    (tmp_path / "84-1-0000.TextGrid").write_text(text)
-    with pytest.raises(ValueError, match=f"84-1-0000.TextGrid: not a TextGrid.*{cause}"):
-        read_textgrid(tmp_path / "84-1-0000.TextGrid")
-
-
-def test_alignments_of_folders_and_files_together(tmp_path):
-    (tmp_path / "grids" / "84").mkdir(parents=True)
-    (tmp_path / "grids" / "84" / "84-1-0000.TextGrid").write_text(LONG_TEXTGRID)
-    more = write_alignments(tmp_path / "more.jsonl.gz", {"u1": spoken("so say i")})
-    words = read_alignments([tmp_path / "grids", more], "word")
-    assert {utt: [words.names[i] for i in unit] for utt, (_, _, unit) in words.intervals.items()} == {
-        "84-1-0000": ["", "say", "<unk>"],
-        "u1": ["so", "say", "i"],
-    }
-    assert words.intervals["84-1-0000"][0].tolist() == [0, 0.25, 0.75]
-    phones = read_alignments([tmp_path / "grids"], "phone")
-    assert phones.names == ["S", "EY"]  # without stress
-    assert commonest_units(phones, None) == ["EY", "S"]
-
-
-def test_alignments_that_cannot_be_used(tmp_path):
-    words = write_alignments(tmp_path / "words.jsonl", {"u1": spoken("so say i")})
-    with pytest.raises(FileNotFoundError, match="gone.jsonl: no such alignments"):
-        read_alignments([tmp_path / "gone.jsonl"], "word")
-    with pytest.raises(ValueError, match="words.jsonl: aligns words, expected phones.*--units"):
-        read_alignments([words], "phone")
-    with pytest.raises(ValueError, match="words.jsonl: u1 is aligned twice"):
-        read_alignments([words, words], "word")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="holds no TextGrid"):
-        read_alignments([tmp_path / "empty"], "word")
-    (tmp_path / "u.TextGrid").write_text(SHORT_TEXTGRID)
-    with pytest.raises(ValueError, match="u.TextGrid: no tier 'phones' among"):
-        read_alignments([tmp_path / "u.TextGrid"], "phone")
+# --- Units -----------------------------------------------------------------------------------------------------------
 
 
 def test_commonest_units_leave_out_silence_and_the_unknown(tmp_path):
@@ -218,6 +88,8 @@ def test_commonest_units_leave_out_silence_and_the_unknown(tmp_path):
     alignments = read_alignments([write_alignments(tmp_path / "a.jsonl", {"u": spoken(text)})], "word")
     assert commonest_units(alignments, 3) == ["a", "b", "c"]  # alphabetical where counts are equal
     assert commonest_units(alignments, None) == ["a", "b", "c", "d"]
+    phones = write_alignments(tmp_path / "phones.jsonl", {"u": spoken("S EY1 EY0 sil")}, "phone")
+    assert commonest_units(read_alignments([phones], "phone"), None) == ["EY", "S"]
     with pytest.raises(ValueError, match="4 different words in the alignments of 1 utterances, fewer than the 500"):
         commonest_units(alignments, 500)
 
@@ -280,7 +152,7 @@ def test_unusable_manifests(manifest, alignments, tmp_path):
         sample_instances([manifest, manifest], alignments, ["the"], 15)
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"audio_filepath": "x-1.wav"}) + "\n")
-    with pytest.raises(ValueError, match="none of 1 utterances is in the alignments.*'x-1', of the alignments.*'u0'"):
+    with pytest.raises(ValueError, match="none of 1 utterances is aligned.*'x-1', of the alignments.*'u0'"):
         sample_instances([other], alignments, ["the"], 15)
 
 

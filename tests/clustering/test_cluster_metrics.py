@@ -14,15 +14,12 @@
 
 """If these fail, the figures by which layers and numbers of clusters are chosen are wrong."""
 
-import gzip
-import json
-
 import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score
 from sklearn.metrics.cluster import expected_mutual_information
 
-from nemo_mshubert.clustering.metrics import LabelMetrics, chance_information, load_alignments, unit_agreement
+from nemo_mshubert.clustering.metrics import LabelMetrics, chance_information, unit_agreement
 
 
 def test_agreement_in_closed_form():
@@ -89,82 +86,3 @@ def test_without_alignments_there_is_usage_only():
     metrics = LabelMetrics([4])
     metrics.add({4: np.array([0, 0, 2, 2])})
     assert metrics.result() == {4: {"frames": 4, "entropy_bits": 1.0, "used_clusters": 2, "dead_clusters": 2}}
-
-
-def write_alignments(path, lines):
-    with gzip.open(path, "wt") as stream:
-        stream.writelines(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
-    return path
-
-
-def phone(name, start, end):
-    return {"phone": name, "start": start, "end": end}
-
-
-def test_a_frame_has_the_unit_at_its_centre(tmp_path):
-    """Centres at 12.5, 32.5, 52.5, 72.5 ms: half a frame of shift would smear every phone border."""
-    lines = [
-        {"utt_id": "a", "phones": [phone("T", 0.0526, 0.07), phone("AH", 0.0125, 0.0325)]}
-    ]  # order is not required
-    alignments = load_alignments(write_alignments(tmp_path / "align.jsonl.gz", lines))
-    names = [None if unit < 0 else alignments.names[unit] for unit in alignments.frame_units("a", 5)]
-    assert names == ["AH", None, None, None, None]
-    lines = [{"utt_id": "a", "phones": [phone("AH", 0.0, 0.0326), phone("T", 0.0326, 0.06)]}]
-    alignments = load_alignments(write_alignments(tmp_path / "align.jsonl.gz", lines))
-    names = [None if unit < 0 else alignments.names[unit] for unit in alignments.frame_units("a", 5)]
-    assert names == ["AH", "AH", "T", None, None]
-    assert alignments.frame_units("b", 5) is None
-
-
-@pytest.mark.unit
-def test_phones_in_any_order_are_the_same_alignment(tmp_path):
-    """Purities and PNMI of a file that lists phones by name would be those of other frames, without a word."""
-    phones = [phone(name, 0.02 * t, 0.02 * (t + 1)) for t, name in enumerate(["T", "AH", "S", "IY"])]
-    for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 0, 1]):
-        line = {"utt_id": "a", "phones": [phones[place] for place in order]}
-        alignments = load_alignments(write_alignments(tmp_path / "align.jsonl.gz", [line]))
-        assert [alignments.names[unit] for unit in alignments.frame_units("a", 4)] == ["T", "AH", "S", "IY"]
-
-
-def test_words_are_units_too(tmp_path):
-    path = tmp_path / "align.jsonl"
-    path.write_text(json.dumps({"utt_id": "a", "words": [{"word": "so", "start": 0, "end": 1}]}) + "\n")
-    alignments = load_alignments(path)
-    assert (alignments.kind, alignments.names) == ("word", ["so"])
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["{broken\n", {"utt_id": "b", "words": []}, {"phones": [phone("T", 0, 1)]}, {"utt_id": "b", "phones": [{}]}],
-)
-def test_a_bad_alignment_is_named(tmp_path, line):
-    path = write_alignments(tmp_path / "align.jsonl.gz", [{"utt_id": "a", "phones": [phone("T", 0, 1)]}, line])
-    with pytest.raises(ValueError, match="align.jsonl.gz:2: not an alignment"):
-        load_alignments(path)
-
-
-def test_an_alignment_in_another_encoding_is_named(tmp_path):
-    """Without its line, nobody finds the one word with an accent."""
-    path = tmp_path / "align.jsonl"
-    words = (
-        {"utt_id": "ab"[n], "words": [{"word": word, "start": 0, "end": 1}]}
-        for n, word in enumerate(("so", "caf\u00e9"))
-    )
-    path.write_bytes("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in words).encode("latin-1"))
-    with pytest.raises(ValueError, match="align.jsonl:2: not an alignment"):
-        load_alignments(path)
-
-
-@pytest.mark.parametrize("first", [[phone("T", 0, 1)], []])
-def test_an_utterance_that_is_aligned_twice_is_named(tmp_path, first):
-    """The last line silently won: of TIMIT's SA1, which every speaker reads, all but one speaker were measured
-    against the times of another."""
-    lines = [{"utt_id": "SA1", "phones": first}, {"utt_id": "SA2", "phones": [phone("T", 0, 1)]}]
-    lines.append({"utt_id": "SA1", "phones": [phone("AH", 0, 1)]})
-    with pytest.raises(ValueError, match='align.jsonl.gz:3: SA1 is aligned in line 1 already.*different "utt_id"'):
-        load_alignments(write_alignments(tmp_path / "align.jsonl.gz", lines))
-
-
-def test_no_alignment_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no aligned utterance"):
-        load_alignments(write_alignments(tmp_path / "align.jsonl.gz", []))

@@ -35,13 +35,12 @@ from nemo_mshubert.clustering.features import FeatureDescription, FeatureMaker, 
 from nemo_mshubert.clustering.label_maker import LabelMaker, fit_label_maker
 from nemo_mshubert.clustering.labelling import (
     Shard,
-    check_aligned,
     label_manifest,
     measure_manifest,
     merge_shards,
     sample_corpus_frames,
 )
-from nemo_mshubert.clustering.metrics import Alignments
+from nemo_mshubert.data.alignments import Alignments, check_aligned
 from nemo_mshubert.data.labels import FrameLabels, check_labelled_manifest
 from nemo_mshubert.data.manifest import absolute_path, iter_manifest, load_audio, read_manifest, write_manifest
 from nemo_mshubert.modules.frames import frame_count
@@ -568,8 +567,8 @@ def test_an_aligned_utterance_that_occurs_twice_is_named(corpus, maker, tmp_path
     write_manifest(corpus, [*entries, {**entries[5], "audio_filepath": str(again)}])
     times = np.array([0.0]), np.array([1.0]), np.array([0])
     with pytest.raises(ValueError, match=f'{corpus}:13: utterance u5 is at {corpus}:6 .* give them "utt_id"'):
-        check_aligned(corpus, Alignments("phone", ["a"], {"u5": times}))
-    check_aligned(corpus, Alignments("phone", ["a"], {"u4": times}))  # what is not aligned is not measured
+        check_aligned([corpus], Alignments("phone", ["a"], {"u5": times}))
+    check_aligned([corpus], Alignments("phone", ["a"], {"u4": times}))  # what is not aligned is not measured
     label_manifest(corpus, tmp_path / "labelled.json", maker, WindowFeatures())
     with pytest.raises(ValueError, match="labelled.json:13: utterance u5 is at .*labelled.json:6 already"):
         measure_manifest(tmp_path / "labelled.json", maker, Alignments("phone", ["a"], {"u5": times}))
@@ -655,6 +654,21 @@ def test_script_makes_and_joins_shards(corpus, tmp_path):
     assert jobs.read_bytes() == ranks.read_bytes() == whole.read_bytes()
 
 
+def test_script_measures_labels_by_textgrids(corpus, tmp_path):
+    """As aligners write them; of words and phones in one, by the phones."""
+    km, metrics = tmp_path / "km.npz", tmp_path / "metrics.json"
+    (tmp_path / "grids" / "speaker").mkdir(parents=True)
+    tiers = [f'"IntervalTier" "{name}" 0 0.5 1 0 0.5 "a"' for name in ("words", "phones")]
+    grid = f'"ooTextFile short" "TextGrid" 0 0.5 <exists> 2 {" ".join(tiers)}'
+    (tmp_path / "grids" / "speaker" / "u5.TextGrid").write_text(grid)
+    script("fit_kmeans")(f"--manifest {corpus} --features mfcc --clusters 9 --backend sklearn --output {km}".split())
+    make = f"make --kmeans {km} --manifest {corpus} --output {tmp_path}/labelled.json --alignments {tmp_path}/grids"
+    script("label")([*make.split(), "--metrics_output", str(metrics)])
+    report = json.loads(metrics.read_text())
+    assert (report["unit"], report["aligned_utterances"], report["utterances"]) == ("phone", 1, 12)
+    assert report["sets"]["9"]["aligned_frames"] == 25 and report["sets"]["9"]["unit_purity"] == 1
+
+
 def test_scripts_use_the_layer_of_the_kmeans(corpus, tmp_path, monkeypatch):
     """`label.py` takes no layer: a layer other than that of the k-means could only give wrong labels."""
     encoders = {"a.nemo": TinyEncoder(), "b.nemo": TinyEncoder()}
@@ -702,7 +716,7 @@ def test_scripts_name_what_is_missing(corpus, tmp_path, capsys):
         assert "gone.jsonl: no such alignments" in capsys.readouterr().err
     (tmp_path / "other.jsonl").write_text('{"utt_id": "x", "phones": [{"phone": "a", "start": 0, "end": 1}]}\n')
     options = f"make --kmeans gone.npz --manifest {corpus} --output out.json --alignments {tmp_path}/other.jsonl"
-    with pytest.raises(ValueError, match="none of 12 utterances is aligned. Ids of the alignments look like 'x'"):
+    with pytest.raises(ValueError, match="none of 12 utterances is aligned. .* of the alignments like 'x'"):
         script("label")(options.split())
     with pytest.raises(FileExistsError, match="train.json"):  # nor a folder that cannot be, when all is fitted
         script("fit_kmeans")(f"--manifest gone.json --features mfcc --output {corpus}/km.npz".split())

@@ -18,7 +18,7 @@ import gzip
 
 import pytest
 
-from nemo_mshubert.clustering.metrics import load_alignments
+from nemo_mshubert.data.alignments import read_alignments
 from nemo_mshubert.data.maybe_gzip import open_maybe_gzip, write_maybe_gzip
 from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
 from nemo_mshubert.decoding.ngram import listed_words, normalized_sentences
@@ -53,7 +53,7 @@ def test_the_same_text_is_the_same_bytes(tmp_path, monkeypatch):
     [
         (lambda path: list(normalized_sentences([path], ENGLISH_LABELS)), "the sea {}\n"),
         (listed_words, "word{}\n"),
-        (load_alignments, '{{"utt_id": "{}", "words": []}}\n'),
+        (lambda path: read_alignments([path]), '{{"utt_id": "{}", "words": []}}\n'),
     ],
     ids=["texts", "words", "alignments"],
 )
