@@ -33,6 +33,7 @@ import logging
 from pathlib import Path
 
 from nemo_mshubert.clustering.features import FeatureMaker, MfccFeatures, load_hidden_features
+from nemo_mshubert.clustering.frame_sample import sample_corpus_frames
 from nemo_mshubert.clustering.hierarchy import check_cluster_counts
 from nemo_mshubert.clustering.kmeans import BACKENDS, choose_backend
 from nemo_mshubert.clustering.label_maker import (
@@ -43,7 +44,6 @@ from nemo_mshubert.clustering.label_maker import (
     is_own,
     is_pickle,
 )
-from nemo_mshubert.clustering.labelling import sample_corpus_frames
 
 PAPERS_LAYER = 6
 

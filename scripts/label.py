@@ -47,7 +47,8 @@ from typing import Tuple
 from nemo_mshubert.clustering.features import FeatureMaker, MfccFeatures, load_hidden_features
 from nemo_mshubert.clustering.label_maker import LabelMaker, is_own, is_pickle
 from nemo_mshubert.clustering.label_text import label_lines
-from nemo_mshubert.clustering.labelling import Shard, label_manifest, measure_manifest, merge_shards
+from nemo_mshubert.clustering.labelling import Shard, label_manifest, merge_shards
+from nemo_mshubert.clustering.metrics import measure_manifest
 from nemo_mshubert.data.alignments import check_aligned, read_alignments
 from nemo_mshubert.data.labels import check_labelled_manifest
 from nemo_mshubert.parallel.launched import launched_ranks
@@ -74,7 +75,7 @@ def parse_args(argv=None) -> argparse.Namespace:
             help="JSONL (.gz) of phones or words, or TextGrids (their folder): adds purity and PNMI to the metrics",
         )
         command.add_argument("--metrics_output", help="JSON file for the metrics")
-    make.add_argument("--shard", type=Shard.parse, help="0/8 to 7/8: a part of the lines; under torchrun by rank")
+    make.add_argument("--shard", type=parse_shard, help="0/8 to 7/8: a part of the lines; under torchrun by rank")
     make.add_argument(
         "--encoder", help="where the k-means is of hidden features: .nemo, Hugging Face folder, .pt, hub id"
     )
@@ -104,6 +105,16 @@ def parse_args(argv=None) -> argparse.Namespace:
     if args.command == "make":
         check_features(parser, args)
     return args
+
+
+def parse_shard(text: str) -> Shard:
+    """``"2/8"`` -> part 2 of 0 to 7."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected part/number of parts, the parts counted from 0: of 8 they are 0/8 to 7/8."
+        )
+    return Shard(int(index), int(count))
 
 
 def check_features(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -132,8 +132,9 @@ def synthetic_corpus(tmp_path_factory):
 def labelled(synthetic_corpus):
     """``maker``, its file ``maker_path``, and labelled manifests ``train``, ``dev``, ``test``."""
     from nemo_mshubert.clustering.features import MfccFeatures
+    from nemo_mshubert.clustering.frame_sample import sample_corpus_frames
     from nemo_mshubert.clustering.label_maker import fit_label_maker
-    from nemo_mshubert.clustering.labelling import label_manifest, sample_corpus_frames
+    from nemo_mshubert.clustering.labelling import label_manifest
 
     folder = synthetic_corpus.root / "labelled"
     features = MfccFeatures()

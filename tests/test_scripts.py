@@ -127,10 +127,10 @@ def test_options_of_fit_kmeans_arrive(handed_to, monkeypatch, tmp_path):
         f"fit_kmeans.py --manifest a.json b.json --features mfcc --output {tmp_path}/km.npz --seed 5 --max_frames 77"
     )
     manifests, features, frames, seed, skips = handed_to(
-        "nemo_mshubert.clustering.labelling.sample_corpus_frames", f"{common} --skip_unusable"
+        "nemo_mshubert.clustering.frame_sample.sample_corpus_frames", f"{common} --skip_unusable"
     )
     assert (manifests, features.description.kind, frames, seed, skips) == (["a.json", "b.json"], "mfcc", 77, 5, True)
-    monkeypatch.setattr("nemo_mshubert.clustering.labelling.sample_corpus_frames", lambda *_: [[0.0]])
+    monkeypatch.setattr("nemo_mshubert.clustering.frame_sample.sample_corpus_frames", lambda *_: [[0.0]])
     options = f"{common} --clusters 8 4 --assignment nearest --backend sklearn"
     _, clusters, description, *rest = handed_to("nemo_mshubert.clustering.label_maker.fit_label_maker", options)
     assert (clusters, description, rest) == ([8, 4], features.description, ["nearest", "sklearn", 5])

@@ -12,18 +12,17 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Manifests through feature makers: a sample of frames to fit k-means on, labels for every line, their metrics.
+"""Labels for every line of a manifest, by one process or in shards.
 
-Audio streams in windows of ten minutes, read ahead by threads; nothing is kept of a window but its sample or labels.
+Audio streams in windows of ten minutes, read ahead by threads; nothing is kept of a window but its labels.
 """
 
-import argparse
 import itertools
 import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -32,18 +31,15 @@ from tqdm import tqdm
 
 from nemo_mshubert.clustering.audio_windows import LeaveOut, Utterance, audio_windows, window_features
 from nemo_mshubert.clustering.features import FeatureMaker
-from nemo_mshubert.clustering.kmeans import sample_frames
 from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.clustering.left_out import RATE_FIELDS, LeftOut, unlabelled
-from nemo_mshubert.clustering.metrics import LabelMetrics
-from nemo_mshubert.data.alignments import Alignments, check_aligned
 from nemo_mshubert.data.labels import FrameLabels
 from nemo_mshubert.data.manifest import (
     SAMPLE_RATE,
     PathLike,
+    count_lines,
     iter_manifest,
     manifest_lines,
-    not_empty,
     utterance_id,
     write_manifest,
 )
@@ -54,42 +50,11 @@ logger = logging.getLogger(__name__)
 MAX_ROUNDING = 0.01  # seconds between a file and the "duration" of its line: two decimals, and less than a frame
 
 
-def sample_corpus_frames(
-    manifests: Sequence[PathLike], features: FeatureMaker, max_frames: int, seed: int, skip_unusable: bool = False
-) -> np.ndarray:
-    """Uniform sample of the frames of all manifests, float32 ``[N <= max_frames, D]``; fit on training data only.
-
-    Raises:
-        FileNotFoundError, ValueError: the first line whose audio is missing or unusable, unless ``skip_unusable``, which
-            logs them.
-    """
-    total = sum(count_lines(manifest) for manifest in manifests)
-    lines = (line for manifest in manifests for line in iter_manifest(manifest))
-    with tqdm(total=total, desc="sampling frames", unit=" utterances", disable=None) as progress:
-
-        def stream() -> Iterator[np.ndarray]:
-            for window in audio_windows(lines, _log_unusable if skip_unusable else None):
-                yield from window_features(window, features)
-                progress.update(len(window))
-
-        return sample_frames(stream(), max_frames, seed)
-
-
 class Shard(NamedTuple):
     """Part ``index`` (from 0) of ``count`` of a manifest: neighbouring lines, so that parts in order are the whole."""
 
     index: int = 0
     count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> "Shard":
-        """``"2/8"`` -> part 2 of 0 to 7; for ``argparse``, which reports the error."""
-        index, slash, count = text.partition("/")
-        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-            raise argparse.ArgumentTypeError(
-                f"{text!r}: expected part/number of parts, the parts counted from 0: of 8 they are 0/8 to 7/8."
-            )
-        return cls(int(index), int(count))
 
     def lines(self, total: int) -> range:
         return range(total * self.index // self.count, total * (self.index + 1) // self.count)
@@ -219,33 +184,6 @@ def _maker_of_first_line(manifest: Path) -> Optional[str]:
         return None  # whatever it is, it has no labels
 
 
-def measure_manifest(manifest: PathLike, maker: LabelMaker, alignments: Optional[Alignments] = None) -> Dict[str, Any]:
-    """`LabelMetrics` of all sets of a labelled manifest; times of alignments count from the start of the utterance.
-
-    Raises:
-        ValueError: labels are malformed or of another maker, or no utterance is aligned.
-    """
-    if alignments:
-        check_aligned([manifest], alignments)
-    metrics = LabelMetrics(maker.sets, len(alignments.names) if alignments else 0)
-    utterances = aligned = 0
-    for where, entry in iter_manifest(manifest):
-        labels = FrameLabels.from_manifest(entry.get("labels"), where, maker.id)
-        units = alignments.frame_units(utterance_id(entry), labels.num_frames) if alignments else None
-        sets = maker.expand(labels.sets[maker.sets[0]]) if maker.assignment == "nested" else labels.sets
-        metrics.add(sets, units)
-        utterances, aligned = utterances + 1, aligned + (units is not None)
-    report = {"manifest": str(manifest), "maker": maker.id, "features": maker.features.name, "utterances": utterances}
-    if alignments:
-        report.update(unit=alignments.kind, aligned_utterances=aligned)
-    return {**report, "sets": metrics.result()}
-
-
-def count_lines(manifest: PathLike) -> int:
-    """Lines of a manifest; raises for a broken line now rather than hours into the labelling."""
-    return sum(1 for _ in not_empty(iter_manifest(manifest), manifest))
-
-
 def window_labels(features: List[Tensor], maker: LabelMaker) -> List[Dict[int, np.ndarray]]:
     """Labels ``{clusters: uint16 [T]}`` of the stored sets of each utterance, found on the device of the features."""
     ends = np.cumsum([len(rows) for rows in features])
@@ -292,10 +230,6 @@ def _rate_field(utterance: Utterance) -> Dict[str, int]:
     if abs(duration - found) > MAX_ROUNDING:
         return {}
     return {"sampling_rate": utterance.file_rate}
-
-
-def _log_unusable(entry: Dict[str, Any], reason: str) -> None:
-    logger.warning("left out: %s", reason)
 
 
 def _lines_of(manifest: PathLike, lines: range) -> Iterator[Tuple[str, Dict[str, Any]]]:

@@ -36,7 +36,32 @@ from scipy.special import gammaln
 from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 
-from nemo_mshubert.data.labels import cluster_usage
+from nemo_mshubert.clustering.label_maker import LabelMaker
+from nemo_mshubert.data.alignments import Alignments, check_aligned
+from nemo_mshubert.data.labels import FrameLabels, cluster_usage
+from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
+
+
+def measure_manifest(manifest: PathLike, maker: LabelMaker, alignments: Optional[Alignments] = None) -> Dict[str, Any]:
+    """`LabelMetrics` of all sets of a labelled manifest; times of alignments count from the start of the utterance.
+
+    Raises:
+        ValueError: labels are malformed or of another maker, or no utterance is aligned.
+    """
+    if alignments:
+        check_aligned([manifest], alignments)
+    metrics = LabelMetrics(maker.sets, len(alignments.names) if alignments else 0)
+    utterances = aligned = 0
+    for where, entry in iter_manifest(manifest):
+        labels = FrameLabels.from_manifest(entry.get("labels"), where, maker.id)
+        units = alignments.frame_units(utterance_id(entry), labels.num_frames) if alignments else None
+        sets = maker.expand(labels.sets[maker.sets[0]]) if maker.assignment == "nested" else labels.sets
+        metrics.add(sets, units)
+        utterances, aligned = utterances + 1, aligned + (units is not None)
+    report = {"manifest": str(manifest), "maker": maker.id, "features": maker.features.name, "utterances": utterances}
+    if alignments:
+        report.update(unit=alignments.kind, aligned_utterances=aligned)
+    return {**report, "sets": metrics.result()}
 
 
 class LabelMetrics:

@@ -174,6 +174,11 @@ def not_empty(lines: Iterable[Line], manifest: PathLike) -> Iterator[Line]:
         raise ValueError(f"{manifest}: the manifest is empty.")
 
 
+def count_lines(manifest: PathLike) -> int:
+    """Lines of a manifest; raises where one is broken or there are none, now rather than hours into the work."""
+    return sum(1 for _ in not_empty(iter_manifest(manifest), manifest))
+
+
 def distinct_utterances(lines: Iterable[Line]) -> Iterator[Line]:
     """Pass lines of manifests on; raise ``ValueError`` where two have one `utterance_id`."""
     places: Dict[str, str] = {}

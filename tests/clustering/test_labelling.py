@@ -32,14 +32,10 @@ from torch import nn
 
 from nemo_mshubert.clustering import audio_windows
 from nemo_mshubert.clustering.features import FeatureDescription, FeatureMaker, HiddenFeatures
+from nemo_mshubert.clustering.frame_sample import sample_corpus_frames
 from nemo_mshubert.clustering.label_maker import LabelMaker, fit_label_maker
-from nemo_mshubert.clustering.labelling import (
-    Shard,
-    label_manifest,
-    measure_manifest,
-    merge_shards,
-    sample_corpus_frames,
-)
+from nemo_mshubert.clustering.labelling import Shard, label_manifest, merge_shards
+from nemo_mshubert.clustering.metrics import measure_manifest
 from nemo_mshubert.data.alignments import Alignments, check_aligned
 from nemo_mshubert.data.labels import FrameLabels, check_labelled_manifest
 from nemo_mshubert.data.manifest import absolute_path, iter_manifest, load_audio, read_manifest, write_manifest
@@ -308,7 +304,7 @@ def test_shards_of_another_maker_are_not_joined(corpus, maker, tmp_path):
 @pytest.mark.parametrize("text", ["8/8", "1", "a/2", "-1/2", "1/0"])
 def test_shard_on_the_command_line(capsys, text):
     """Who counts parts from 1 must be told, not that it is an "invalid parse value"."""
-    assert Shard.parse("7/8") == Shard(7, 8)
+    assert load_script("label").parse_shard("7/8") == Shard(7, 8)
     with pytest.raises(SystemExit):
         script("label")([*"make --kmeans km.npz --manifest a.json --output b.json".split(), f"--shard={text}"])
     assert f"argument --shard: {text!r}: expected part/number of parts, the parts counted from 0" in (

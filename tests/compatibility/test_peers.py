@@ -23,8 +23,9 @@ from nemo.collections.asr.models import EncDecCTCModel
 from omegaconf import OmegaConf
 
 from nemo_mshubert.clustering.features import HiddenFeatures
+from nemo_mshubert.clustering.frame_sample import sample_corpus_frames
 from nemo_mshubert.clustering.label_maker import fit_label_maker
-from nemo_mshubert.clustering.labelling import label_manifest, sample_corpus_frames
+from nemo_mshubert.clustering.labelling import label_manifest
 from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
 from nemo_mshubert.data.labels import check_labelled_manifest
 from nemo_mshubert.decoding.evaluation import evaluate_manifest, greedy_decoder, load_ctc_model

@@ -26,8 +26,9 @@ import soundfile
 from omegaconf import OmegaConf
 
 from nemo_mshubert.clustering.features import MfccFeatures
+from nemo_mshubert.clustering.frame_sample import sample_corpus_frames
 from nemo_mshubert.clustering.label_maker import fit_label_maker
-from nemo_mshubert.clustering.labelling import label_manifest, sample_corpus_frames
+from nemo_mshubert.clustering.labelling import label_manifest
 from nemo_mshubert.data import audio_folder, mono_mix
 from nemo_mshubert.data.audio_files import audio_suffixes
 from nemo_mshubert.data.audio_folder import prepare_folder, summary_table, utterance_ids

@@ -25,9 +25,10 @@ import torch
 from omegaconf import OmegaConf
 
 from nemo_mshubert.clustering.features import HiddenFeatures
+from nemo_mshubert.clustering.frame_sample import sample_corpus_frames
 from nemo_mshubert.clustering.kmeans import fit_kmeans
 from nemo_mshubert.clustering.label_maker import fit_label_maker
-from nemo_mshubert.clustering.labelling import label_manifest, sample_corpus_frames
+from nemo_mshubert.clustering.labelling import label_manifest
 from nemo_mshubert.data.labels import FrameLabels
 from nemo_mshubert.data.manifest import read_manifest
 from nemo_mshubert.models import MSHuBERTModel

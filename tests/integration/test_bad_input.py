@@ -30,7 +30,8 @@ from omegaconf import OmegaConf
 
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
 from nemo_mshubert.clustering.features import MfccFeatures
-from nemo_mshubert.clustering.labelling import label_manifest, sample_corpus_frames
+from nemo_mshubert.clustering.frame_sample import sample_corpus_frames
+from nemo_mshubert.clustering.labelling import label_manifest
 from nemo_mshubert.data.labels import check_labelled_manifest
 from nemo_mshubert.data.manifest import read_manifest, write_manifest
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
