@@ -38,8 +38,9 @@ from nemo_mshubert.clustering.features import HiddenFeatures
 from nemo_mshubert.clustering.kmeans import FULL_BATCH, fit_kmeans
 from nemo_mshubert.clustering.label_maker import fit_label_maker
 from nemo_mshubert.clustering.labelling import label_manifest
+from nemo_mshubert.data.audio import load_audio
 from nemo_mshubert.data.batching import batches_by_length
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, load_audio, read_manifest, write_manifest
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, read_manifest, write_manifest
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 
 COLUMNS = [

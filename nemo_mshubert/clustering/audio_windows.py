@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from nemo_mshubert.clustering.features import FeatureMaker
-from nemo_mshubert.data.manifest import SAMPLE_RATE, load_audio_and_rate, utterance_id
+from nemo_mshubert.data.audio import load_audio_and_rate
+from nemo_mshubert.data.manifest import SAMPLE_RATE, utterance_id
 from nemo_mshubert.data.read_ahead import read_ahead
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
 

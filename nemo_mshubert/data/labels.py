@@ -35,15 +35,8 @@ import numpy as np
 from scipy.special import entr
 from tqdm import tqdm
 
-from nemo_mshubert.data.manifest import (
-    SAMPLE_RATE,
-    PathLike,
-    cut_of_line,
-    iter_manifest,
-    no_audio_file,
-    not_empty,
-    read_header,
-)
+from nemo_mshubert.data.audio import cut_of_line, no_audio_file, read_header
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, iter_manifest, not_empty
 from nemo_mshubert.modules.frames import FRAME_RATE, frame_count
 
 MAX_CLUSTERS = 65535  # labels are uint16

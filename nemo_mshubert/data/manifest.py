@@ -12,39 +12,31 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""NeMo manifests (JSON lines) and the audio they name, read with errors that say where."""
+"""NeMo manifests (JSON lines), read with errors that say where."""
 
 import codecs
 import json
 import math
 import os
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Tuple
-
-import numpy as np
+from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, Tuple
 
 from nemo_mshubert.whole_files import PathLike, atomic_write
-
-if TYPE_CHECKING:
-    from lhotse import Recording
-    from lhotse.cut import Cut
 
 SAMPLE_RATE = 16000  # Hz
 NEMO_LOOKS_UP = 255  # characters: NeMo looks for shorter names alone beside the manifest
 GZIP = b"\x1f\x8b"  # first bytes of a file of gzip
-MAX_DURATION_ERROR = 0.3  # seconds between file and manifest: rounding, and what MP3 adds, but not another file
 Line = Tuple[str, Dict[str, Any]]  # "<file>:<line>" and what it holds
 
 
 def iter_manifest(path: PathLike) -> Iterator[Line]:
-    """Yield what `iter_lines` yields, with ``audio_filepath`` resolved as NeMo does: see `_audio_path`."""
+    """Yield what `iter_lines` yields, with ``audio_filepath`` resolved as NeMo does: see `audio_path`."""
     for where, entry in iter_lines(path):
-        entry["audio_filepath"] = _audio_path(path, entry)
+        entry["audio_filepath"] = audio_path(path, entry)
         yield where, entry
 
 
-def _audio_path(manifest: PathLike, entry: Dict[str, Any]) -> str:
+def audio_path(manifest: PathLike, entry: Dict[str, Any]) -> str:
     """The path of a line below the manifest's folder; where no file is there, but one at the path as it is written,
     from the working directory or with ~, that one."""
     path = entry["audio_filepath"]
@@ -193,38 +185,6 @@ def distinct_utterances(lines: Iterable[Line]) -> Iterator[Line]:
         yield where, entry
 
 
-def iter_with_audio(manifest: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:
-    """Yield what `iter_manifest` yields, and look for the audio file of every line, where it is local.
-
-    Stock loaders pass over what is missing, and end in an error of their own where that is all of a batch.
-
-    Raises:
-        FileNotFoundError: one is missing; names file and line.
-        ValueError: one is over before the ``offset`` of its line, or before its end.
-    """
-    header_of = lru_cache(maxsize=100)(read_header)  # segments of one file lie near each other
-    for where, entry in iter_lines(manifest):
-        path = entry["audio_filepath"]
-        entry["audio_filepath"] = _audio_path(manifest, entry)
-        if "://" not in path:
-            _look_for_audio(entry, f"{where}: {path}", header_of)
-        yield where, entry
-
-
-def _look_for_audio(entry: Dict[str, Any], where: str, header_of: Callable[[str], "Recording"]) -> None:
-    if not os.path.isfile(entry["audio_filepath"]):
-        raise FileNotFoundError(
-            f"{where}: {no_audio_file(entry)} Where the audio is in tars, give them too (train_tars)."
-        )
-    if entry.get("offset") is None:
-        return
-    try:
-        recording = header_of(entry["audio_filepath"])
-    except ValueError:  # loaders say so when its turn comes
-        return
-    cut_of_line(recording, entry, where)
-
-
 def write_manifest(path: PathLike, entries: Iterable[Dict[str, Any]]) -> None:
     """Write one JSON object per line; audio below the manifest's folder is named relative to it."""
     with atomic_write(path) as stream:
@@ -265,90 +225,3 @@ def utterance_id(entry: Dict[str, Any]) -> str:
         return str(entry["utt_id"])
     stem = Path(entry["audio_filepath"]).stem
     return f"{stem}-{round(entry['offset'] * 1000)}ms" if entry.get("offset") else stem
-
-
-def no_audio_file(entry: Dict[str, Any]) -> str:
-    """What to say of a line whose audio file is not there."""
-    if entry.get("shard_id") is None:
-        return "no such audio file. Correct the manifest or remove the line."
-    return (
-        "no such audio file: the line is of a tarred dataset (it has a shard_id), whose audio is in its tars. Give "
-        "the manifest that scripts/make_tarred.py was given."
-    )
-
-
-def load_audio(entry: Dict[str, Any], where: str = "") -> np.ndarray:
-    """Mono 16 kHz float32 samples ``[S]`` of a manifest entry, read as NeMo's Lhotse loader reads it.
-
-    Other sample rates are resampled by Lhotse.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: unreadable, empty, with more than one channel, not finite, over before the ``offset``, or of another
-            length than the line's ``duration``; names the file, and says what to do.
-    """
-    return load_audio_and_rate(entry, where)[0]
-
-
-def load_audio_and_rate(entry: Dict[str, Any], where: str = "") -> Tuple[np.ndarray, int]:
-    """What `load_audio` returns, and the sample rate that the file itself has."""
-    path = entry["audio_filepath"]
-    where = f"{where}: {path}" if where else path
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{where}: {no_audio_file(entry)}")
-    recording = read_header(path, where)
-    if recording.num_channels != 1:
-        raise ValueError(
-            f"{where}: {recording.num_channels} channels, expected 1. Mix down or select one channel first."
-        )
-    if recording.num_samples == 0:
-        raise ValueError(f"{where}: the file holds no samples. Remove the line.")
-    cut = cut_of_line(recording, entry, where)
-    try:
-        samples = cut.load_audio()[0]
-    except Exception as error:
-        raise ValueError(f"{where}: decoding failed ({error}). Replace the file or remove the line.") from error
-    if not np.isfinite(samples).all():
-        raise ValueError(f"{where}: holds NaN or infinite samples. Replace the file or remove the line.")
-    return samples.astype(np.float32, copy=False), recording.sampling_rate
-
-
-def read_header(path: PathLike, where: str = "") -> "Recording":
-    """What the header of an audio file says of it.
-
-    Raises:
-        ValueError: it cannot be read; begins with ``where``, or else the path.
-    """
-    from lhotse import Recording  # lhotse takes seconds to import; manifest tools without audio stay quick
-
-    try:
-        return Recording.from_file(path)
-    except Exception as error:
-        raise ValueError(
-            f"{where or path}: cannot be read as audio ({error}). Replace the file or remove the line."
-        ) from error
-
-
-def cut_of_line(recording: "Recording", entry: Dict[str, Any], where: str) -> "Cut":
-    """The part of the audio file that a manifest line is about, as a lhotse cut at 16 kHz.
-
-    Raises:
-        ValueError: the file is over before the ``offset``, or holds more or less than the ``duration``, as a truncated
-            WAV does, of which libsndfile says nothing.
-    """
-    offset, duration = entry.get("offset"), entry.get("duration")
-    if offset is not None and offset >= recording.duration:
-        raise ValueError(
-            f"{where}: the offset of {offset} s is not within the {recording.duration} s of the file. Correct the "
-            "line or remove it."
-        )
-    found = recording.duration - (offset or 0)
-    error = 0 if duration is None else found - duration
-    if error < -MAX_DURATION_ERROR or (offset is None and error > MAX_DURATION_ERROR):
-        behind = "" if offset is None else f" behind the offset of {offset} s"
-        raise ValueError(
-            f"{where}: {found:g} s of audio{behind}, the manifest says {duration:g}. Replace the file, or correct the "
-            "line or remove it."
-        )
-    cut = recording.resample(SAMPLE_RATE).to_cut()
-    return cut if offset is None else cut.truncate(offset=offset, duration=duration)

@@ -29,20 +29,14 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Tuple, Union
 
 import soundfile
 from tqdm import tqdm
 
+from nemo_mshubert.data.audio import check_length, load_audio, no_audio_file
 from nemo_mshubert.data.digest import file_digest
-from nemo_mshubert.data.manifest import (
-    MAX_DURATION_ERROR,
-    SAMPLE_RATE,
-    PathLike,
-    load_audio,
-    no_audio_file,
-    read_manifest,
-)
+from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, read_manifest
 from nemo_mshubert.whole_files import atomic_write
 
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)  # two zero blocks close an archive
@@ -157,23 +151,22 @@ def _audio_bytes(entry: Entry) -> bytes:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: {no_audio_file(entry)}")
         data = path.read_bytes()
-        _check_header(data, path, entry.get("duration"))
+        _check_header(data, path, entry)
         return data
     buffer = io.BytesIO()
     soundfile.write(buffer, load_audio(entry), SAMPLE_RATE, format="FLAC")
     return buffer.getvalue()
 
 
-def _check_header(data: bytes, path: Path, duration: Optional[float]) -> None:
+def _check_header(data: bytes, path: Path, entry: Entry) -> None:
     """Stock readers pass over a member whose header they cannot read, or that is shorter than ``min_duration``."""
     from lhotse import Recording  # as in read_header: readers of manifests stay quick
 
     try:
-        found = Recording.from_bytes(data, path.stem).duration
+        recording = Recording.from_bytes(data, path.stem)
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as audio ({error}). Replace the file or remove the line.") from error
-    if found == 0 or (duration is not None and abs(found - duration) > MAX_DURATION_ERROR):
-        raise ValueError(f"{path}: {found} s of audio, the manifest says {duration}. Correct the line or remove it.")
+    check_length(recording, entry, str(path))
 
 
 def _without_offset(entry: Entry) -> Entry:

@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from nemo_mshubert.data.audio import load_audio
 from nemo_mshubert.data.batching import batches_by_length
-from nemo_mshubert.data.manifest import load_audio, utterance_id
+from nemo_mshubert.data.manifest import utterance_id
 from nemo_mshubert.data.read_ahead import read_ahead
 from nemo_mshubert.modules.frames import FRAME_RATE, HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
 from nemo_mshubert.modules.unit_variance import to_unit_variance

@@ -17,7 +17,8 @@
 from pathlib import Path
 from typing import Optional, Sequence
 
-from nemo_mshubert.data.manifest import PathLike, iter_manifest, no_audio_file
+from nemo_mshubert.data.audio import no_audio_file
+from nemo_mshubert.data.manifest import PathLike, iter_manifest
 from nemo_mshubert.data.transcripts import check_transcripts
 from nemo_mshubert.decoding.log_probs import require_case
 

@@ -25,7 +25,8 @@ from nemo.collections.asr.models import ASRModel, EncDecCTCModel
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
-from nemo_mshubert.data.manifest import check_for_nemo, iter_manifest, iter_with_audio
+from nemo_mshubert.data.audio import iter_with_audio
+from nemo_mshubert.data.manifest import check_for_nemo, iter_manifest
 from nemo_mshubert.data.resumed_sampler import resumable
 from nemo_mshubert.data.tarred import check_shards, has_remote_paths, local_paths
 from nemo_mshubert.data.transcripts import check_transcript

@@ -35,7 +35,8 @@ from nemo_mshubert.analysis.diagnostics import (
 )
 from nemo_mshubert.analysis.hidden_states import AllHiddenStates
 from nemo_mshubert.data.alignments import read_alignments
-from nemo_mshubert.data.manifest import iter_manifest, load_audio, read_manifest, write_manifest
+from nemo_mshubert.data.audio import load_audio
+from nemo_mshubert.data.manifest import iter_manifest, read_manifest, write_manifest
 from nemo_mshubert.modules.swap import swap, swap_source
 from tests.conftest import load_script
 

@@ -37,8 +37,9 @@ from nemo_mshubert.clustering.label_maker import LabelMaker, fit_label_maker
 from nemo_mshubert.clustering.labelling import Shard, label_manifest, merge_shards
 from nemo_mshubert.clustering.metrics import measure_manifest
 from nemo_mshubert.data.alignments import Alignments, check_aligned
+from nemo_mshubert.data.audio import load_audio
 from nemo_mshubert.data.labels import FrameLabels, check_labelled_manifest
-from nemo_mshubert.data.manifest import absolute_path, iter_manifest, load_audio, read_manifest, write_manifest
+from nemo_mshubert.data.manifest import absolute_path, iter_manifest, read_manifest, write_manifest
 from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.whole_files import atomic_write
 from tests.conftest import load_script

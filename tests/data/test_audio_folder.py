@@ -30,10 +30,11 @@ from nemo_mshubert.clustering.frame_sample import sample_corpus_frames
 from nemo_mshubert.clustering.label_maker import fit_label_maker
 from nemo_mshubert.clustering.labelling import label_manifest
 from nemo_mshubert.data import audio_folder, mono_mix
+from nemo_mshubert.data.audio import load_audio
 from nemo_mshubert.data.audio_files import audio_suffixes
 from nemo_mshubert.data.audio_folder import prepare_folder, summary_table, utterance_ids
 from nemo_mshubert.data.labels import check_labelled_manifest
-from nemo_mshubert.data.manifest import load_audio, read_manifest
+from nemo_mshubert.data.manifest import read_manifest
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.resumable_loader import training_loader, validation_loader
 from nemo_mshubert.data.tarred import make_tarred

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from nemo_mshubert.data.audio import load_audio
 from nemo_mshubert.data.labels import (
     MAX_PROBLEMS_SHOWN,
     FrameLabels,
@@ -29,7 +30,7 @@ from nemo_mshubert.data.labels import (
     check_labels_of,
     cluster_usage,
 )
-from nemo_mshubert.data.manifest import iter_manifest, load_audio, write_manifest
+from nemo_mshubert.data.manifest import iter_manifest, write_manifest
 from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.modules.frames import frame_count
 

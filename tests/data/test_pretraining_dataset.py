@@ -178,8 +178,8 @@ def test_a_recording_may_hold_the_labelled_segment_alone(counting_corpus):
 @pytest.mark.parametrize("rate", [8000, 44100])
 def test_other_sample_rates_are_resampled_to_the_frames_of_their_labels(tmp_path, rate):
     """8 kHz and 44.1 kHz corpora: the crop is of the resampled audio, at the place its labels are of."""
+    from nemo_mshubert.data.audio import load_audio
     from nemo_mshubert.data.labels import FrameLabels
-    from nemo_mshubert.data.manifest import load_audio
 
     seconds, path = 2.0, tmp_path / "u0.wav"
     tone = np.sin(

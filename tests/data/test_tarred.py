@@ -32,8 +32,9 @@ from nemo.utils import logging
 from omegaconf import OmegaConf
 
 from nemo_mshubert.data import tarred
+from nemo_mshubert.data.audio import load_audio
 from nemo_mshubert.data.labels import FrameLabels
-from nemo_mshubert.data.manifest import load_audio, read_manifest, write_manifest
+from nemo_mshubert.data.manifest import read_manifest, write_manifest
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.tarred import all_paths, check_shards, make_tarred
 from nemo_mshubert.modules.frames import frame_count

@@ -162,8 +162,8 @@ def test_other_sample_rates_pass_the_whole_chain(labelled, tmp_path, rate, tarre
 @pytest.mark.parametrize(
     "kind, message",
     [
-        ("0", "0.0 s of audio, the manifest says 1.0|cannot be read as audio"),
-        ("399", "0.0249375 s of audio, the manifest says 1.0. Correct the line"),
+        ("0", "the file holds no samples. Remove the line|cannot be read as audio"),
+        ("399", "0.0249375 s of audio, the manifest says 1. Replace the file, or correct the line or remove it"),
         ("garbage", "cannot be read as audio"),
         ("missing", "no such audio file"),
         ("not json", r"train.json:3: not JSON"),

@@ -34,7 +34,8 @@ from tqdm import tqdm
 from nemo_mshubert.analysis.audio_source import audio_place, file_state
 from nemo_mshubert.analysis.hidden_states import AllHiddenStates, groups_of, utterance_groups
 from nemo_mshubert.clustering.audio_windows import Utterance, window_features
-from nemo_mshubert.data.manifest import PathLike, load_audio, utterance_id
+from nemo_mshubert.data.audio import load_audio
+from nemo_mshubert.data.manifest import PathLike, utterance_id
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
 from nemo_mshubert.whole_files import atomic_write
 

@@ -28,7 +28,8 @@ from nemo_mshubert.analysis.hidden_states import AllHiddenStates
 from nemo_mshubert.analysis.superb.batches import endless, length_batches
 from nemo_mshubert.analysis.superb.features import FrozenFeatures
 from nemo_mshubert.analysis.superb.probe import FeatureAugmentation, RecurrentLayers, WeightedSum, new_probe, warp_time
-from nemo_mshubert.data.manifest import iter_manifest, load_audio
+from nemo_mshubert.data.audio import load_audio
+from nemo_mshubert.data.manifest import iter_manifest
 
 VOCABULARY = list("abc ")
 PROBE = {"projection": 8, "recurrent": {"hidden": 6, "layers": 2, "dropout": 0.5}, "spec_augment": None}

@@ -31,7 +31,8 @@ from nemo_mshubert.analysis.superb import sweep
 from nemo_mshubert.analysis.superb.features import FrozenFeatures
 from nemo_mshubert.analysis.superb.pronunciations import ARPABET
 from nemo_mshubert.analysis.superb.sweep import results_table, run_superb
-from nemo_mshubert.data.manifest import load_audio, read_manifest, write_manifest
+from nemo_mshubert.data.audio import load_audio
+from nemo_mshubert.data.manifest import read_manifest, write_manifest
 from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
 
 CONFIGS = Path(__file__).parents[3] / "conf" / "superb"
