@@ -25,7 +25,8 @@ import argparse
 import logging
 import sys
 
-from nemo_mshubert.data.audio_folder import DEV_SHARE, SEGMENT_SECONDS, prepare_folder, summary_table
+from nemo_mshubert.data.audio_folder import DEV_SHARE, SEGMENT_SECONDS, prepare_folder
+from nemo_mshubert.data.hours_table import hours_table
 
 
 def main() -> None:
@@ -50,7 +51,7 @@ def main() -> None:
         manifests = prepare_folder(**vars(args))
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(summary_table(manifests))
+    print(hours_table(manifests, "files", "audio_filepath", "lines"))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ import argparse
 import logging
 import sys
 
-from nemo_mshubert.data.librispeech import prepare_librispeech, summary_table
+from nemo_mshubert.data.hours_table import hours_table
+from nemo_mshubert.data.librispeech import prepare_librispeech
 from nemo_mshubert.data.librispeech_download import download_corpora
 
 
@@ -44,7 +45,7 @@ def main() -> None:
         manifests = prepare_librispeech(args.data, args.output, args.subsets, args.workers, args.skip_broken)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(summary_table(manifests))
+    print(hours_table(manifests, "speakers", "speaker", "utterances"))
 
 
 if __name__ == "__main__":

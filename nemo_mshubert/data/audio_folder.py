@@ -36,7 +36,6 @@ from tqdm import tqdm
 
 from nemo_mshubert.data.audio_files import find_audio
 from nemo_mshubert.data.audio_header import AudioHeader, read_audio_header
-from nemo_mshubert.data.hours_table import hours_table
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, manifest_lines
 from nemo_mshubert.data.mono_mix import mix_to_mono
 from nemo_mshubert.data.problems import report_problems
@@ -260,8 +259,3 @@ def write_manifests(manifests: Dict[str, List[Entry]]) -> None:
             stream = stack.enter_context(atomic_write(path))
             stream.writelines(manifest_lines(path, entries))
             stream.flush()  # a full disk is noticed now, before the first of them has its name
-
-
-def summary_table(manifests: Dict[str, List[Entry]]) -> str:
-    """Hours, files and lines of each manifest, as text."""
-    return hours_table(manifests, "files", "audio_filepath", "lines")

@@ -18,11 +18,8 @@ from typing import Any, Dict, List
 
 
 def hours_table(manifests: Dict[str, List[Dict[str, Any]]], groups: str, key: str, lines: str) -> str:
-    """Hours of each manifest, how many different ``key`` its lines have, and how many these are, as text.
-
-    Args:
-        groups, lines: titles of the last two columns.
-    """
+    """Hours of each manifest, how many different ``key`` its lines have, and how many these are, as text; ``groups``
+    and ``lines`` are the titles of the latter two."""
     width = max(18, *(len(name) + 2 for name in manifests))
     rows = [f"{'manifest':<{width}}{'hours':>9}{groups:>10}{lines:>12}"]
     for name, entries in manifests.items():

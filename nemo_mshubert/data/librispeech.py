@@ -30,7 +30,6 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 from tqdm import tqdm
 
 from nemo_mshubert.data.audio_header import read_audio_header
-from nemo_mshubert.data.hours_table import hours_table
 from nemo_mshubert.data.manifest import PathLike, write_manifest
 from nemo_mshubert.data.problems import report_problems
 
@@ -264,8 +263,3 @@ def prepare_librispeech(
     for name, lines in manifests.items():
         write_manifest(Path(output) / f"{name}.json", lines)
     return manifests
-
-
-def summary_table(manifests: Dict[str, List[Dict[str, Any]]]) -> str:
-    """Hours, speakers and utterances of each manifest, as text."""
-    return hours_table(manifests, "speakers", "speaker", "utterances")

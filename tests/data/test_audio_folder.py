@@ -32,7 +32,8 @@ from nemo_mshubert.clustering.labelling import label_manifest
 from nemo_mshubert.data import audio_folder, mono_mix
 from nemo_mshubert.data.audio import load_audio
 from nemo_mshubert.data.audio_files import audio_suffixes
-from nemo_mshubert.data.audio_folder import prepare_folder, summary_table, utterance_ids
+from nemo_mshubert.data.audio_folder import prepare_folder, utterance_ids
+from nemo_mshubert.data.hours_table import hours_table
 from nemo_mshubert.data.labels import check_labelled_manifest
 from nemo_mshubert.data.manifest import read_manifest
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
@@ -523,7 +524,8 @@ def test_table_adds_up(add, data, tmp_path):
     """People judge by this table whether all is there."""
     add("a.wav", 18 * 16000)
     add("b.wav", 18 * 16000)
-    table = summary_table(prepare_folder(data, tmp_path / "train.json", segment_seconds=10)).splitlines()
+    manifests = prepare_folder(data, tmp_path / "train.json", segment_seconds=10)
+    table = hours_table(manifests, "files", "audio_filepath", "lines").splitlines()
     assert table[0].split() == ["manifest", "hours", "files", "lines"]
     assert table[1].split() == [str(tmp_path / "train.json"), "0.01", "2", "4"]
 
@@ -537,6 +539,7 @@ def test_script_fails_on_a_broken_file(add, data, tmp_path):
     command = [sys.executable, str(SCRIPT), "--data", str(data), *outputs, "--dev_share", "0.5"]
     good = subprocess.run([*command, "--segment_seconds", "1"], capture_output=True, text=True)
     assert good.returncode == 0, good.stderr
+    assert good.stdout.split()[:4] == ["manifest", "hours", "files", "lines"]
     lines = sum(len(read_manifest(tmp_path / name)) for name in ("train.json", "dev.json"))
     assert lines == 16 == sum(int(row.split()[-1]) for row in good.stdout.splitlines()[1:])
     (data / "0.wav").write_bytes(b"")

@@ -24,13 +24,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from nemo_mshubert.data.librispeech import (
-    FOLDS,
-    LIBRILIGHT_FOLDER,
-    normalize_text,
-    prepare_librispeech,
-    summary_table,
-)
+from nemo_mshubert.data.hours_table import hours_table
+from nemo_mshubert.data.librispeech import FOLDS, LIBRILIGHT_FOLDER, normalize_text, prepare_librispeech
 from nemo_mshubert.data.manifest import read_manifest
 from tests.data.librispeech_folder import add_chapter
 
@@ -221,7 +216,9 @@ def test_text_is_letters_or_refused(text, expected):
 @pytest.mark.unit
 def test_table_adds_up(corpus, tmp_path):
     """People judge by this table whether the corpus is complete."""
-    table = summary_table(prepare_librispeech(corpus, tmp_path / "out")).splitlines()
+    table = hours_table(
+        prepare_librispeech(corpus, tmp_path / "out"), "speakers", "speaker", "utterances"
+    ).splitlines()
     assert table[1].split() == ["dev-clean", "0.00", "2", "3"]
 
 
@@ -229,7 +226,8 @@ def test_table_adds_up(corpus, tmp_path):
 def test_table_is_in_hours():
     """960 of them are what a LibriSpeech that is complete shows."""
     entries = [{"duration": seconds, "speaker": speaker} for seconds, speaker in ((5400, "84"), (3000, "174"))]
-    table = summary_table({"x": [*entries, {"duration": 600, "speaker": "84"}], "y": entries[:1]}).splitlines()
+    manifests = {"x": [*entries, {"duration": 600, "speaker": "84"}], "y": entries[:1]}
+    table = hours_table(manifests, "speakers", "speaker", "utterances").splitlines()
     assert table[0].split() == ["manifest", "hours", "speakers", "utterances"]
     assert [line.split() for line in table[1:]] == [["x", "2.50", "2", "3"], ["y", "1.50", "1", "1"]]
 
@@ -240,6 +238,7 @@ def test_script_fails_on_a_broken_corpus(corpus, tmp_path):
     command = [sys.executable, str(SCRIPT), "--data", str(corpus), "--output", str(tmp_path / "out")]
     good = subprocess.run(command, capture_output=True, text=True)
     assert good.returncode == 0 and "dev-clean" in good.stdout, good.stderr
+    assert good.stdout.split()[:4] == ["manifest", "hours", "speakers", "utterances"]
     cut_off(corpus / "LibriSpeech/dev-clean/84/121123/84-121123-0001.flac")
     bad = subprocess.run(command, capture_output=True, text=True)
     assert bad.returncode != 0 and "84-121123-0001.flac" in bad.stderr and "Traceback" not in bad.stderr
