@@ -28,7 +28,7 @@ import argparse
 from pathlib import Path
 
 from nemo_mshubert.decoding.config import read_config
-from nemo_mshubert.decoding.references import check_manifest
+from nemo_mshubert.decoding.references import read_references
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,7 +61,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     for manifest in args.manifest:  # first: a mistake in the last should not cost the passes over the others
-        check_manifest(manifest)
+        read_references(manifest)
     beam_config = None
     if args.decode:
         beam_config = read_config(args.decode, lm=args.lm, lexicon=args.lexicon, beam_size=args.beam_size)

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
 
-from nemo_mshubert.data.manifest import PathLike, read_manifest, utterance_id, write_manifest
+from nemo_mshubert.data.manifest import PathLike, utterance_id, write_manifest
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.config import LexiconBeamConfig
 from nemo_mshubert.decoding.error_rates import ErrorCounts, character_errors, word_errors
 from nemo_mshubert.decoding.greedy import greedy_ids, greedy_text
 from nemo_mshubert.decoding.log_probs import checked_log_probs, write_log_probs
-from nemo_mshubert.decoding.references import check_case, check_manifest
+from nemo_mshubert.decoding.references import read_references, require_case
 from nemo_mshubert.decoding.results import (
     Results,
     earlier_results,
@@ -40,7 +40,7 @@ from nemo_mshubert.decoding.results import (
 from nemo_mshubert.device import available_cores, choose_device
 from nemo_mshubert.models.loading import restore_model
 from nemo_mshubert.modules.fingerprint import weights_fingerprint
-from nemo_mshubert.parallel.launched import LaunchedRanks
+from nemo_mshubert.parallel.launched import ALONE, LaunchedRanks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of weights and activations
 Decode = Callable[[List[str], List[np.ndarray]], List[str]]  # utterance ids, log-probabilities [T, V + 1] -> texts
@@ -116,85 +116,71 @@ def evaluate_manifests(
     output: PathLike,
     decoders: Dict[str, Decode],
     batch_seconds: float = 120,
-    ranks: Optional[LaunchedRanks] = None,
+    ranks: LaunchedRanks = ALONE,
 ) -> Optional[Results]:
-    """`evaluate_manifest` of each, and ``results.json`` after each, beside what it holds of this model already: other
-    manifests, and other decodings of these.
+    """Run the model once over each manifest, decode with each of ``decoders``, and write what was found to ``output``.
+
+    Writes ``<manifest>.log_probs.safetensors`` (letter models; for scripts/tune_decoding.py), and per decoder
+    ``<manifest>.<decoder>.json``, the manifest with ``pred_text`` and the word errors of each line; after each
+    manifest ``results.json``, beside what it holds of this model already: other manifests, and other decodings of
+    these. Several ``ranks`` share the utterances, model and decoding alike, and rank 0 writes.
 
     Args:
         name: of the model, for ``results.json``.
 
+    Returns:
+        per manifest and decoder: utterances, WER, CER (shares) and their counts of errors; None on other ranks than 0.
+
     Raises:
-        FileNotFoundError, ValueError: what `evaluate_manifest` finds before the model runs, of all manifests first; or
-            ``output`` holds results of another model, or of another manifest of the same file name.
+        FileNotFoundError, ValueError: before the model runs, what `read_references` finds in any manifest, texts in
+            another case than the model's letters, or ``output`` holds results of another model, or of another
+            manifest of the same file name; then unreadable audio, or NaN.
     """
-    for manifest in manifests:
-        _check(model, manifest)
+    sets = {manifest: _read(manifest, letters_of(model)) for manifest in manifests}
     path, weights = Path(output) / "results.json", weights_fingerprint(model)
     stored, new = earlier_results(path, weights), {}
-    sources = {Path(manifest).stem: source_of(manifest) for manifest in manifests}
-    for manifest_name, source in sources.items():
-        require_same_set(path, stored, manifest_name, source)
-    for manifest in manifests:
-        found = _evaluate(model, manifest, Path(output), decoders, batch_seconds, ranks)
+    sources = {manifest: source_of(manifest) for manifest in manifests}
+    for manifest, source in sources.items():
+        require_same_set(path, stored, Path(manifest).stem, source)
+    for manifest, entries in sets.items():
+        manifest_name = Path(manifest).stem
+        found = _evaluate(model, manifest_name, entries, Path(output), decoders, batch_seconds, ranks)
         if found is not None:
-            manifest_name = Path(manifest).stem
             new[manifest_name] = found
-            stored = with_new(stored, manifest_name, sources[manifest_name], found)
+            stored = with_new(stored, manifest_name, sources[manifest], found)
             write_results(path, name, weights, stored)
     return new or None
 
 
-def _check(model: EncDecCTCModel, manifest: PathLike) -> None:
-    check_manifest(manifest)
-    letters = letters_of(model)
+def _read(manifest: PathLike, letters: Optional[Sequence[str]]) -> List[Dict[str, Any]]:
+    lines = read_references(manifest)
     if letters:
-        check_case(manifest, letters)
-
-
-def evaluate_manifest(
-    model: EncDecCTCModel,
-    manifest: PathLike,
-    output: PathLike,
-    decoders: Dict[str, Decode],
-    batch_seconds: float = 120,
-    ranks: Optional[LaunchedRanks] = None,
-) -> Optional[Dict[str, Dict[str, Any]]]:
-    """Run the model once over a manifest, decode with each of ``decoders``, and write what was found to ``output``.
-
-    Writes ``<name>.log_probs.safetensors`` (letter models; for scripts/tune_decoding.py), and per decoder
-    ``<name>.<decoder>.json``, the manifest with ``pred_text`` and the word errors of each line. Several ``ranks``
-    share the utterances, model and decoding alike, and rank 0 writes.
-
-    Returns:
-        per decoder: utterances, WER, CER (shares) and their counts of errors; None on other ranks than 0.
-
-    Raises:
-        FileNotFoundError, ValueError: before the model runs what `check_manifest` finds, and texts in another case
-            than the model's letters; then unreadable audio, or NaN.
-    """
-    _check(model, manifest)
-    return _evaluate(model, manifest, Path(output), decoders, batch_seconds, ranks)
+        for where, entry in lines:
+            require_case(entry["text"], letters, where)
+    return [entry for _, entry in lines]
 
 
 def _evaluate(
     model: EncDecCTCModel,
-    manifest: PathLike,
+    name: str,
+    entries: Sequence[Dict[str, Any]],
     output: Path,
     decoders: Dict[str, Decode],
     batch_seconds: float,
-    ranks: Optional[LaunchedRanks],
+    ranks: LaunchedRanks,
 ) -> Optional[Dict[str, Dict[str, Any]]]:
-    name = Path(manifest).stem
-    entries, letters = read_manifest(manifest), letters_of(model)
+    """Run the model once over the manifest of this name, and write what each of ``decoders`` makes of it.
+
+    Returns:
+        per decoder: utterances, WER, CER (shares) and their counts of errors; None on other ranks than 0.
+    """
+    letters, labels = letters_of(model), len(model.decoder.vocabulary)
     ids = [utterance_id(entry) for entry in entries]
-    rank, count = (ranks.rank, ranks.count) if ranks else (0, 1)
-    own_ids = ids[rank::count]
-    by_index = manifest_log_probs(model, entries[rank::count], batch_seconds, progress=name)
-    labels = len(model.decoder.vocabulary)
+    own_ids = ids[ranks.rank :: ranks.count]
+    by_index = manifest_log_probs(model, entries[ranks.rank :: ranks.count], batch_seconds, progress=name)
     own = [checked_log_probs(by_index[index], labels, utterance) for index, utterance in enumerate(own_ids)]
     own_texts = {decoder_name: decode(own_ids, own) for decoder_name, decode in decoders.items()}
-    parts = ranks.gather((own, own_texts)) if ranks else [(own, own_texts)]
+    parts = ranks.gather((own, own_texts))
     if parts is None:
         return None
     log_probs = _interleave([part for part, _ in parts])

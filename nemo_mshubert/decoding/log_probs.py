@@ -27,7 +27,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from nemo_mshubert.data.manifest import PathLike
-from nemo_mshubert.decoding.lexicon import fold_case
 from nemo_mshubert.whole_files import atomic_write
 
 DTYPES = {"F16": np.float16, "F32": np.float32}  # those of `write_log_probs`, as safetensors names them
@@ -56,16 +55,6 @@ def checked_log_probs(log_probs_TV: Any, num_labels: int, utterance: str) -> np.
     return array
 
 
-def require_case(reference: str, labels: Sequence[str], where: str) -> None:
-    """Raise ``ValueError`` where ``reference`` is in another case than the model's letters: each word would be an
-    error."""
-    if reference != fold_case(reference, labels):
-        raise ValueError(
-            f"{where}: the reference {reference[:40]!r} is not in the case of the model's letters. Write the "
-            "manifest's texts as the model does."
-        )
-
-
 def write_log_probs(
     path: PathLike,
     labels: Sequence[str],
@@ -75,12 +64,10 @@ def write_log_probs(
     """Write ``(utterance id, reference, log_probs_TV)`` triples; ``dtype`` float16 halves the file.
 
     Raises:
-        ValueError: no utterances, a shape or value that `checked_log_probs` refuses, or a reference in another case
-            than the model's letters (every word would count as an error).
+        ValueError: no utterances, or a shape or value that `checked_log_probs` refuses.
     """
     ids, references, arrays = [], [], []
     for utterance, reference, log_probs_TV in utterances:
-        require_case(reference, labels, utterance)
         arrays.append(checked_log_probs(log_probs_TV, len(labels), utterance).astype(dtype))
         ids.append(utterance)
         references.append(reference)

@@ -15,37 +15,44 @@
 """Manifests that errors can be counted on; what is wrong with one is found before any is decoded."""
 
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from nemo_mshubert.data.audio import no_audio_file
 from nemo_mshubert.data.manifest import PathLike, iter_manifest
-from nemo_mshubert.data.transcripts import check_transcripts
-from nemo_mshubert.decoding.log_probs import require_case
+from nemo_mshubert.data.transcripts import check_transcript
+from nemo_mshubert.decoding.lexicon import fold_case
 
 
-def check_manifest(manifest: PathLike, letters: Optional[Sequence[str]] = None) -> None:
-    """Read all of a manifest; the audio is looked for, not read. ``letters`` as in `check_transcripts`.
+def read_references(manifest: PathLike, letters: Optional[Sequence[str]] = None) -> List[Tuple[str, Dict[str, Any]]]:
+    """The lines of `iter_manifest`; the audio is looked for, not read. ``letters`` as in `check_transcripts`.
 
     Raises:
         FileNotFoundError: no such manifest or audio file.
         ValueError: no lines, a line without ``text`` or ``duration``, or no words in any; names file, line and remedy.
     """
-    check_transcripts(manifest, letters)
-    has_words = False
+    lines = []
     for where, entry in iter_manifest(manifest):
+        check_transcript(entry, where, letters)
         if entry.get("duration") is None:
             raise ValueError(f'{where}: no "duration", by which batches are made. Add it or remove the line.')
         if not Path(entry["audio_filepath"]).is_file():
             raise FileNotFoundError(f"{where}: {entry['audio_filepath']}: {no_audio_file(entry)}")
-        has_words = has_words or bool(entry["text"].split())
-    if not has_words:
+        lines.append((where, entry))
+    if not lines:
+        raise ValueError(f"{manifest}: the manifest is empty.")
+    if not any(entry["text"].split() for _, entry in lines):
         raise ValueError(
             f'{manifest}: the "text" of all lines is empty, so there is no WER. Add the transcripts, or leave out '
             "this manifest."
         )
+    return lines
 
 
-def check_case(manifest: PathLike, letters: Sequence[str]) -> None:
-    """Raise ``ValueError`` with file and line where a text is in another case than the model's ``letters``."""
-    for where, entry in iter_manifest(manifest):
-        require_case(entry["text"], letters, where)
+def require_case(reference: str, letters: Sequence[str], where: str) -> None:
+    """Raise ``ValueError`` where ``reference`` is in another case than the model's letters: each word would be an
+    error."""
+    if reference != fold_case(reference, letters):
+        raise ValueError(
+            f"{where}: the reference {reference[:40]!r} is not in the case of the model's letters. Write the "
+            "manifest's texts as the model does."
+        )

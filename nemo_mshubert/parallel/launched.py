@@ -39,13 +39,16 @@ class LaunchedRanks(NamedTuple):
     gather: Callable[[Any], Optional[List[Any]]]  # what each rank gives, on rank 0; None elsewhere
 
 
+ALONE = LaunchedRanks(0, 1, lambda: None, lambda value: [value])
+
+
 @contextmanager
 def launched_ranks(hung_seconds: float = HUNG_SECONDS) -> Iterator[LaunchedRanks]:
     """By torchrun's ``RANK`` and ``WORLD_SIZE``. A rank that fails ends them all, with torchrun, and so does one that
     hangs."""
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
-        yield LaunchedRanks(0, 1, lambda: None, lambda value: [value])
+        yield ALONE
         return
     torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
     work = _Work()

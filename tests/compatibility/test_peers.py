@@ -28,7 +28,7 @@ from nemo_mshubert.clustering.label_maker import fit_label_maker
 from nemo_mshubert.clustering.labelling import label_manifest
 from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
 from nemo_mshubert.data.labels import check_labelled_manifest
-from nemo_mshubert.decoding.evaluation import evaluate_manifest, greedy_decoder, load_ctc_model
+from nemo_mshubert.decoding.evaluation import evaluate_manifests, greedy_decoder, load_ctc_model
 from nemo_mshubert.models.ctc import ssl_to_ctc
 from nemo_mshubert.models.finetuning import restore_for_finetuning
 from nemo_mshubert.models.loading import load_encoder, save_model
@@ -72,8 +72,10 @@ def test_from_a_checkpoint_to_labels_and_a_wer(checkpoint_path, synthetic_corpus
 
     finetuned = load_ctc_model(str(tmp_path / "finetuned.nemo"), "cpu")
     decoders = {"greedy": greedy_decoder(finetuned)}
-    results = evaluate_manifest(finetuned, synthetic_corpus.test, tmp_path / "results", decoders)
-    assert results["greedy"]["utterances"] == len(synthetic_corpus.test.read_text().splitlines())
+    results = evaluate_manifests(finetuned, "finetuned.nemo", [synthetic_corpus.test], tmp_path / "results", decoders)
+    assert results[synthetic_corpus.test.stem]["greedy"]["utterances"] == len(
+        synthetic_corpus.test.read_text().splitlines()
+    )
 
     features = HiddenFeatures(load_encoder(checkpoint_path), layer=2)
     frames = sample_corpus_frames([synthetic_corpus.dev], features, max_frames=2000, seed=0)
@@ -92,6 +94,6 @@ def test_a_published_ctc_model_is_evaluated_as_it_is(save_peer, synthetic_corpus
         torch.nn.init.normal_(theirs.lm_head.weight)
     model = load_ctc_model(str(save_peer(theirs, "hubert-base", ENGLISH)), "cpu")
     assert type(model) is EncDecCTCModel
-    evaluate_manifest(model, synthetic_corpus.dev, tmp_path, {"greedy": greedy_decoder(model)})
+    evaluate_manifests(model, "theirs", [synthetic_corpus.dev], tmp_path, {"greedy": greedy_decoder(model)})
     lines = (tmp_path / f"{synthetic_corpus.dev.stem}.greedy.json").read_text().splitlines()
     assert any(json.loads(line)["pred_text"] for line in lines)

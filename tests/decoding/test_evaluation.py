@@ -30,7 +30,6 @@ from nemo_mshubert.decoding.acoustic import model_log_probs
 from nemo_mshubert.decoding.evaluation import (
     cores_per_rank,
     error_summary,
-    evaluate_manifest,
     evaluate_manifests,
     greedy_decoder,
     lexicon_decoder,
@@ -88,9 +87,10 @@ def read_whole(manifest):
 def test_numbers_and_files_of_a_letter_model(letters_path, manifest, waves, tmp_path):
     """WER and CER are those of NeMo's own transcripts, file by file; the files hold what they were computed from."""
     model = load_ctc_model(str(letters_path), device="cpu")
-    results = evaluate_manifest(model, manifest, tmp_path / "out", {"greedy": greedy_decoder(model)})
+    results = evaluate_manifests(model, "a.nemo", [manifest], tmp_path / "out", {"greedy": greedy_decoder(model)})
     output = tmp_path / "out"
-    assert sorted(path.name for path in output.iterdir()) == ["test.greedy.json", "test.log_probs.safetensors"]
+    names = ["results.json", "test.greedy.json", "test.log_probs.safetensors"]
+    assert sorted(path.name for path in output.iterdir()) == names
 
     stock = ASRModel.restore_from(str(letters_path), map_location="cpu")
     files = [entry["audio_filepath"] for entry in read(manifest)]
@@ -110,7 +110,7 @@ def test_numbers_and_files_of_a_letter_model(letters_path, manifest, waves, tmp_
     words = [edit_distance(reference.split(), text.split()) for reference, text in zip(TEXTS, texts)]
     characters = [edit_distance(reference, " ".join(text.split())) for reference, text in zip(TEXTS, texts)]
     assert [sum(line["word_errors"].values()) for line in predictions] == words
-    summary = results["greedy"]
+    summary = results["test"]["greedy"]
     assert summary["utterances"] == 4 and summary["words"]["reference_length"] == 9
     assert summary["wer"] == pytest.approx(sum(words) / 9)
     assert summary["cer"] == pytest.approx(sum(characters) / sum(map(len, TEXTS)))
@@ -155,13 +155,15 @@ def test_a_bpe_model_is_evaluated_without_a_cache(bpe_path, manifest, tmp_path):
     """Its tokens are no letters, so tuning could not spell words with them."""
     model = load_ctc_model(str(bpe_path), device="cpu")
     assert type(model) is EncDecCTCModelBPE
-    results = evaluate_manifest(model, manifest, tmp_path / "out", {"greedy": greedy_decoder(model)}, batch_seconds=2)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["test.greedy.json"]
+    results = evaluate_manifests(
+        model, "a.nemo", [manifest], tmp_path / "out", {"greedy": greedy_decoder(model)}, batch_seconds=2
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["results.json", "test.greedy.json"]
     files = [str(manifest.parent / f"u{number}.wav") for number in range(4)]
     texts = [hypothesis.text for hypothesis in model.transcribe(files, batch_size=1, verbose=False)]
     assert [line["pred_text"] for line in read(tmp_path / "out" / "test.greedy.json")] == texts
     words = sum(edit_distance(reference.split(), text.split()) for reference, text in zip(TEXTS, texts))
-    assert results["greedy"]["wer"] == pytest.approx(words / 9)
+    assert results["test"]["greedy"]["wer"] == pytest.approx(words / 9)
     with pytest.raises(ValueError, match="this model has BPE tokens. Evaluate it greedily: leave out --decode"):
         lexicon_decoder(model, None, 1)
 
@@ -178,8 +180,8 @@ def test_several_decoders_share_one_pass_of_the_model(
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda **inputs: passes.append(1) or forward(**inputs))
     decoders = {"greedy": greedy_decoder(model), "lexicon_beam": lexicon_decoder(model, config, 1)}
-    results = evaluate_manifest(model, manifest, tmp_path / "out", decoders)
-    assert len(passes) == 1 and sorted(results) == ["greedy", "lexicon_beam"]
+    results = evaluate_manifests(model, "a.nemo", [manifest], tmp_path / "out", decoders)
+    assert len(passes) == 1 and sorted(results["test"]) == ["greedy", "lexicon_beam"]
     found = [line["pred_text"] for line in read(tmp_path / "out" / "test.lexicon_beam.json")]
     assert found[2] == "" and set(" ".join(found).split()) <= set(vocabulary) and any(found)
 
@@ -191,7 +193,7 @@ def test_ranks_share_an_evaluation(letters_path, manifest, tmp_path, num_ranks):
 
     def evaluate(folder):
         with launched_ranks() as ranks:
-            return evaluate_manifest(model, manifest, folder, {"greedy": greedy_decoder(model)}, 2, ranks)
+            return evaluate_manifests(model, "a.nemo", [manifest], folder, {"greedy": greedy_decoder(model)}, 2, ranks)
 
     alone = evaluate(tmp_path / "alone")
     together = run_on_ranks(num_ranks, evaluate, tmp_path / "together")
@@ -367,7 +369,7 @@ def test_a_line_without_text_is_named(letters_path, manifest, tmp_path, field):
     manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     model = load_ctc_model(str(letters_path), device="cpu")
     with pytest.raises(ValueError, match=f'test.json:2: no "{field}".* Add .* or remove the line'):
-        evaluate_manifest(model, manifest, tmp_path / "out", {"greedy": greedy_decoder(model)})
+        evaluate_manifests(model, "a.nemo", [manifest], tmp_path / "out", {"greedy": greedy_decoder(model)})
     assert not (tmp_path / "out").exists()
 
 
@@ -378,7 +380,7 @@ def test_a_set_without_words_is_refused_before_the_model_runs(letters_path, mani
     model = load_ctc_model(str(letters_path), device="cpu")
     monkeypatch.setattr(model, "forward", None)
     with pytest.raises(ValueError, match='test.json: the "text" of all lines is empty, so there is no WER. Add'):
-        evaluate_manifest(model, manifest, tmp_path / "out", {"greedy": greedy_decoder(model)})
+        evaluate_manifests(model, "a.nemo", [manifest], tmp_path / "out", {"greedy": greedy_decoder(model)})
 
 
 def test_missing_files_are_named(letters_path, ssl_path, manifest, tmp_path):
@@ -387,12 +389,12 @@ def test_missing_files_are_named(letters_path, ssl_path, manifest, tmp_path):
     decoders = {"greedy": greedy_decoder(model)}
     (manifest.parent / "u3.wav").unlink()
     with pytest.raises(FileNotFoundError, match="test.json:4: .*u3.wav: no such audio file"):
-        evaluate_manifest(model, manifest, tmp_path / "out", decoders)
+        evaluate_manifests(model, "a.nemo", [manifest], tmp_path / "out", decoders)
     with pytest.raises(FileNotFoundError, match="gone.json: no such manifest"):
-        evaluate_manifest(model, tmp_path / "gone.json", tmp_path / "out", decoders)
+        evaluate_manifests(model, "a.nemo", [tmp_path / "gone.json"], tmp_path / "out", decoders)
     (tmp_path / "empty.json").write_text("\n")
     with pytest.raises(ValueError, match="empty.json: the manifest is empty"):
-        evaluate_manifest(model, tmp_path / "empty.json", tmp_path / "out", decoders)
+        evaluate_manifests(model, "a.nemo", [tmp_path / "empty.json"], tmp_path / "out", decoders)
     assert not (tmp_path / "out").exists()
     with pytest.raises(FileNotFoundError, match="gone.nemo: no such file"):
         load_ctc_model(str(tmp_path / "gone.nemo"))
@@ -409,7 +411,7 @@ def test_texts_in_another_case_are_refused_for_letters(letters_path, manifest, t
     with pytest.raises(
         ValueError, match="test.json:1: the reference 'THE SEA IS FAR' is not in the case of the model's letters"
     ):
-        evaluate_manifest(model, manifest, tmp_path / "out", {"greedy": greedy_decoder(model)})
+        evaluate_manifests(model, "a.nemo", [manifest], tmp_path / "out", {"greedy": greedy_decoder(model)})
 
 
 @pytest.mark.parametrize(
@@ -443,7 +445,7 @@ def test_a_model_that_diverged_has_no_error_rate(name, request, manifest, tmp_pa
     with torch.no_grad():
         model.decoder.decoder_layers[0].bias[0] = float("nan")
     with pytest.raises(ValueError, match="u0: log-probabilities are NaN or infinite at frame 0"):
-        evaluate_manifest(model, manifest, tmp_path / "out", {"greedy": greedy_decoder(model)})
+        evaluate_manifests(model, "a.nemo", [manifest], tmp_path / "out", {"greedy": greedy_decoder(model)})
     assert not (tmp_path / "out").exists()
 
 
@@ -487,12 +489,14 @@ KINDS = ["the see is far", "a cat sat down here", "", "dogs"]  # of TEXTS: a sub
 def test_kinds_of_errors_are_told_apart_in_predictions_and_table(letters_path, manifest, tmp_path):
     """One in the other's place: a model that drops words would look like one that makes them up."""
     model = load_ctc_model(letters_path, "cpu")
-    results = evaluate_manifest(model, manifest, tmp_path / "out", {"beam": lambda utterances, log_probs: KINDS})
+    results = evaluate_manifests(
+        model, "a.nemo", [manifest], tmp_path / "out", {"beam": lambda utterances, log_probs: KINDS}
+    )
     found = [line["word_errors"] for line in read(tmp_path / "out" / "test.beam.json")]
     kinds = ("substitutions", "insertions", "deletions")
     assert [tuple(counts[kind] for kind in kinds) for counts in found] == [(1, 0, 0), (0, 2, 0), (0, 0, 1), (0, 0, 0)]
     summary = error_summary([{"text": "a"}, {"text": "b"}, {"text": "c d e"}], ["x", "b y z", ""])
-    assert "| test | beam | 4 | 9 | 44.44 | 1 | 2 | 1 |" in results_table({"test": results})
+    assert "| test | beam | 4 | 9 | 44.44 | 1 | 2 | 1 |" in results_table(results)
     assert "| dev | beam | 3 | 5 | 120.00 | 1 | 2 | 3 |" in results_table({"dev": {"beam": summary}})
 
 
@@ -503,7 +507,7 @@ def test_ranks_know_the_utterances_of_their_share(letters_path, manifest, tmp_pa
     def evaluate():
         with launched_ranks() as ranks:
             decoders = {"names": lambda utterances, log_probs: list(utterances)}
-            return evaluate_manifest(model, manifest, tmp_path / "out", decoders, 2, ranks)
+            return evaluate_manifests(model, "a.nemo", [manifest], tmp_path / "out", decoders, 2, ranks)
 
     run_on_ranks(2, evaluate)
     lines = read(tmp_path / "out" / "test.names.json")

@@ -202,12 +202,12 @@ def test_labels_of_hidden_features(labelled, ssl_path, tmp_path):
 
 def test_texts_of_greedy_decoding(letters_path, labelled, tmp_path):
     """`evaluate.py --device cuda` writes what it writes on a CPU."""
-    from nemo_mshubert.decoding.evaluation import evaluate_manifest, greedy_decoder, load_ctc_model
+    from nemo_mshubert.decoding.evaluation import evaluate_manifests, greedy_decoder, load_ctc_model
 
     texts = {}
     for device in ("cpu", GPU):
         model = load_ctc_model(str(letters_path), device)
-        evaluate_manifest(model, labelled.dev, tmp_path / device, {"greedy": greedy_decoder(model)})
+        evaluate_manifests(model, "letters.nemo", [labelled.dev], tmp_path / device, {"greedy": greedy_decoder(model)})
         lines = (tmp_path / device / "dev.greedy.json").read_text(encoding="utf-8").splitlines()
         texts[device] = [json.loads(line)["pred_text"] for line in lines]
     letters = [(a, b) for one, other in zip(texts["cpu"], texts[GPU]) for a, b in zip(one, other)]

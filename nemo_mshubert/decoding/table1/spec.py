@@ -24,7 +24,7 @@ from omegaconf import MISSING
 from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.data.transcripts import check_transcripts
 from nemo_mshubert.decoding.config import read_config, read_structured
-from nemo_mshubert.decoding.references import check_manifest
+from nemo_mshubert.decoding.references import read_references
 from nemo_mshubert.decoding.search import require_ax
 from nemo_mshubert.models.ctc import LETTERS
 
@@ -150,5 +150,5 @@ def check_inputs(spec: Table1Spec, models: List[ModelSpec], splits: List[str], c
         if spec.splits[name].train_tars is None:
             check_transcripts(spec.splits[name].train_manifest, LETTERS)
     for manifest in spec.sets.values():
-        check_manifest(manifest, LETTERS)
+        read_references(manifest, LETTERS)
     LexiconBeamSearchDecoder(LETTERS, read_config(conf / "decode/lexicon_beam.yaml", lm=spec.lm, lexicon=spec.lexicon))
