@@ -21,7 +21,7 @@
 
 Models are pre-trained or CTC .nemo files; one NAME with several files is drawn as their mean within their range.
 Alignments are JSONL (.gz), or TextGrids of the Montreal Forced Aligner and folders of these. Writes cca.png, cca.csv,
-results.json and summary.md (of several files of one name, their mean and spread). The same call goes on after an
+cca.json and summary.md (of several files of one name, their mean and spread). The same call goes on after an
 interruption, and repeats nothing for models that are done.
 """
 

@@ -37,11 +37,14 @@ def main() -> None:
     parser.add_argument("--language", default="en")
     arguments = parser.parse_args()
     # after the options, so that --help need not wait for these imports
-    from nemo_mshubert.convert.model_card import Facts, read_results
+    from nemo_mshubert.convert.model_card import Facts
     from nemo_mshubert.convert.publishing import publish
+    from nemo_mshubert.decoding.results import read_results
 
-    results, evaluated = read_results(arguments.results) if arguments.results else ({}, None)
-    facts = Facts(arguments.licence, arguments.data, arguments.language, results, evaluated)
+    facts = Facts(arguments.licence, arguments.data, arguments.language)
+    if arguments.results:
+        stored = read_results(arguments.results)
+        facts.results, facts.evaluated = stored.results, stored.weights
     print(f"wrote {arguments.output}: {', '.join(publish(arguments.model, arguments.output, facts))}")
 
 

@@ -19,7 +19,7 @@
         cache.folder=/ssd/cache
     python scripts/superb.py --config-name pr pronunciations=[librispeech-lexicon.txt] g2p=espeak ...
 
-Writes results.json and layer_weights.png to ``output``. Tasks: conf/superb/*.yaml.
+Writes superb.json and layer_weights.png to ``output``. Tasks: conf/superb/*.yaml.
 """
 
 from nemo.core.config import hydra_runner

@@ -16,7 +16,7 @@
 
     <output>/features/<encoder>-<sample>.npz             pooled hidden states, one array per layer
     <output>/scores/<encoder>-<sample>-<settings>.json   scores of a model
-    <output>/results.json, cca.csv, cca.png              all models of the call, written anew after each
+    <output>/cca.json, cca.csv, cca.png                  all models of the call, written anew after each
     <output>/summary.md                                  mean and spread of the runs of each name, when all are done
 
 Files of ``features`` and ``scores`` that are there are not made again, so an interrupted call goes on with the model
@@ -44,7 +44,7 @@ from nemo_mshubert.whole_files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-Run = Dict[str, Any]  # a model's part of results.json
+Run = Dict[str, Any]  # a model's part of cca.json
 METHOD_VERSION = 1  # raise it when the same settings no longer give the same scores
 AUC_MEANING = {
     "auc": "area under the scores of layers 0 (input of the transformer) to L, trapezoid rule, one unit per layer",
@@ -160,7 +160,7 @@ def areas(scores: Sequence[float]) -> Dict[str, float]:
 
 
 def write_results(runs: Sequence[Run], sample: Sample, settings: CcaSettings, output: Path) -> None:
-    """``results.json``, ``cca.csv`` and ``cca.png``."""
+    """``cca.json``, ``cca.csv`` and ``cca.png``."""
     report = {
         "sample": sample.summary(),
         "settings": asdict(settings),
@@ -168,7 +168,7 @@ def write_results(runs: Sequence[Run], sample: Sample, settings: CcaSettings, ou
         "areas": AUC_MEANING,
         "models": list(runs),
     }
-    with atomic_write(output / "results.json") as stream:
+    with atomic_write(output / "cca.json") as stream:
         json.dump(report, stream, indent=1, ensure_ascii=False)
     with atomic_write(output / "cca.csv") as stream:
         write_csv(runs, stream)

@@ -96,7 +96,7 @@ def diagnose_models(
                 json.dump(measured, stream, indent=1)
         diagnoses.append({"name": name, "file": str(path), **json.loads(stored.read_text(encoding="utf-8"))})
         with atomic_write(output / "diagnostics.json") as stream:
-            json.dump({"kind": "diagnostics", "manifest": str(manifest), "models": diagnoses}, stream, indent=1)
+            json.dump({"manifest": str(manifest), "models": diagnoses}, stream, indent=1)
     with atomic_write(output / "diagnostics.png", "wb") as stream:
         plot_diagnoses(diagnoses).savefig(stream, format="png", dpi=150)
     return diagnoses

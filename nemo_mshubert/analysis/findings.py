@@ -17,7 +17,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 from nemo_mshubert.analysis.cca_report import plot_curves, summary_rows
 from nemo_mshubert.analysis.curves import Plot, png_of
@@ -62,6 +62,14 @@ class Findings:
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
 
+FILES = {  # of each kind: their names, and a field that all have
+    "cca": ("cca.json", "areas"),
+    "superb": ("superb.json", "sweep"),
+    "diagnostics": ("diagnostics.json", "models"),
+    "benchmarks": ("benchmark*.json", "benchmark"),
+}
+
+
 def read_findings(folder: Path) -> Findings:
     """Results of analyze_cca.py, superb.py, diagnose.py, and of benchmark.py where its file is named benchmark*.json.
 
@@ -69,35 +77,18 @@ def read_findings(folder: Path) -> Findings:
         ValueError: a file of such a name is damaged; names it.
     """
     findings = Findings()
-    for pattern in ("results.json", "diagnostics.json", "benchmark*.json"):
+    for kind, (pattern, its_field) in FILES.items():
         for path in sorted(folder.rglob(pattern)):
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-                kept = _list_of(findings, content)
+                is_ours = content.get(its_field) is not None
             except (ValueError, AttributeError) as error:
                 raise ValueError(
                     f"{path}: not the expected JSON ({error}). Repeat the command that made it."
                 ) from error
-            if kept is not None:
-                kept.append((path.parent.relative_to(folder).as_posix(), content))
+            if is_ours:
+                getattr(findings, kind).append((path.parent.relative_to(folder).as_posix(), content))
     return findings
-
-
-def is_finding(path: Path) -> bool:
-    """Whether a results.json is of an analysis, and not of error rates; False for a damaged one."""
-    try:
-        return _list_of(Findings(), json.loads(path.read_text(encoding="utf-8"))) is not None
-    except (ValueError, AttributeError):
-        return False
-
-
-def _list_of(findings: Findings, content: Dict[str, Any]) -> Optional[list]:
-    """Where a file belongs; None for results of other kinds, such as error rates."""
-    if content.get("kind") in ("superb", "diagnostics"):
-        return getattr(findings, content["kind"])
-    if "areas" in content and "models" in content:
-        return findings.cca
-    return findings.benchmarks if "benchmark" in content else None
 
 
 # --- Sections --------------------------------------------------------------------------------------------------------

@@ -16,14 +16,14 @@
 
 import json
 import re
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 from nemo_mshubert.analysis.curves import Experiment, read_experiments
-from nemo_mshubert.analysis.findings import ABSENT, Findings, is_finding, read_findings
+from nemo_mshubert.analysis.findings import ABSENT, Findings, read_findings
 from nemo_mshubert.data.manifest import PathLike
+from nemo_mshubert.decoding.results import read_results
 
 MODELS = {"pretrained": "pre-trained", "scratch": "from scratch"}  # folders of results/, in the order of the columns
 
@@ -159,44 +159,31 @@ def read_label_metrics(folder: Path) -> List[LabelMetrics]:
     """Metrics of all iterations, manifests and sets below ``labels/``, in this order."""
     rows = []
     for path in sorted(folder.glob("*/*.metrics.json"), key=_natural_order):
-        with _read_json(path, "Repeat scripts/label.py make --metrics_output.") as report:
-            name = path.name.removesuffix(".metrics.json")
+        name, remedy = path.name.removesuffix(".metrics.json"), "Repeat scripts/label.py make --metrics_output."
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
             for clusters, values in report["sets"].items():
                 values["entropy_bits"], values["dead_clusters"]  # all files have these; alignments add the others
                 unit = report.get("unit", ABSENT)
                 rows.append(LabelMetrics(path.parent.name, name, report["features"], unit, clusters, values))
+        except KeyError as error:
+            raise ValueError(f"{path}: lacks {error}. {remedy}") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: not the expected JSON ({error}). {remedy}") from error
     return rows
 
 
 def read_scores(folder: Path) -> Dict[str, Scores]:
-    """Scores of each model below ``results/``: those of `MODELS` first, others by name.
-
-    What analyses have written there is left to `findings.read_findings`.
-    """
-    paths = {
-        path.parent.name: path
-        for path in sorted(folder.glob("*/results.json"), key=_natural_order)
-        if not is_finding(path)
-    }
+    """Scores of each model below ``results/``: those of `MODELS` first, others by name."""
+    paths = {path.parent.name: path for path in sorted(folder.glob("*/results.json"), key=_natural_order)}
     scores = {}
     for model in sorted(paths, key=lambda model: list(MODELS).index(model) if model in MODELS else len(MODELS)):
-        with _read_json(paths[model], "Repeat scripts/evaluate.py.") as report:
-            scores[model] = {
-                (manifest, decoder): Score(summary["wer"], summary["cer"], summary["words"]["reference_length"])
-                for manifest, by_decoder in report["results"].items()
-                for decoder, summary in by_decoder.items()
-            }
+        scores[model] = {
+            (manifest, decoder): Score(summary["wer"], summary["cer"], summary["words"]["reference_length"])
+            for manifest, by_decoder in read_results(paths[model]).results.items()
+            for decoder, summary in by_decoder.items()
+        }
     return scores
-
-
-@contextmanager
-def _read_json(path: Path, remedy: str):
-    try:
-        yield json.loads(path.read_text(encoding="utf-8"))
-    except KeyError as error:
-        raise ValueError(f"{path}: lacks {error}. {remedy}") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not the expected JSON ({error}). {remedy}") from error
 
 
 def _natural_order(path: Path):

@@ -14,10 +14,9 @@
 
 """The model card: what a model is, what it was trained on, how well it does; readable by people and by the hub."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 import torch
 from huggingface_hub import EvalResult, ModelCardData
@@ -49,7 +48,7 @@ class Facts:
         data: one sentence per corpus: of pre-training, of fine-tuning.
         language: code, e.g. ``en``.
         results: of scripts/evaluate.py.
-        evaluated: `weights_fingerprint` of the model that they are of; None where it is not known.
+        evaluated: `weights_fingerprint` of the model that they are of; None where there are none.
     """
 
     licence: str
@@ -57,23 +56,6 @@ class Facts:
     language: str = "en"
     results: Results = field(default_factory=dict)
     evaluated: Optional[str] = None
-
-
-def read_results(path: Union[str, Path]) -> Tuple[Results, Optional[str]]:
-    """``results`` and ``evaluated`` of `Facts` in a results.json of scripts/evaluate.py.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, or another one.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file. Write it with scripts/evaluate.py, or leave --results out.")
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        results, evaluated = content["results"], content.get("weights")
-        results_table(results)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a results.json of scripts/evaluate.py ({error!r}).") from error
-    return results, evaluated
 
 
 def require_results_of(model: ModelPT, facts: Facts, where: Union[str, Path]) -> None:

@@ -137,8 +137,8 @@ def evaluate_manifests(
             manifest of the same file name; then unreadable audio, or NaN.
     """
     sets = {manifest: _read(manifest, letters_of(model)) for manifest in manifests}
-    path, weights = Path(output) / "results.json", weights_fingerprint(model)
-    stored, new = earlier_results(path, weights), {}
+    path, new = Path(output) / "results.json", {}
+    stored = earlier_results(path, name, weights_fingerprint(model))
     sources = {manifest: source_of(manifest) for manifest in manifests}
     for manifest, source in sources.items():
         require_same_set(path, stored, Path(manifest).stem, source)
@@ -148,7 +148,7 @@ def evaluate_manifests(
         if found is not None:
             new[manifest_name] = found
             stored = with_new(stored, manifest_name, sources[manifest], found)
-            write_results(path, name, weights, stored)
+            write_results(path, stored)
     return new or None
 
 

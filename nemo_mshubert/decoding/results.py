@@ -34,15 +34,19 @@ class Source(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What a results.json holds of its model.
+    """What a results.json holds.
 
     Attributes:
-        results: by the file names of manifests, without suffix.
-        manifests: of the same names; files of before this was kept have none.
+        model: its name.
+        weights: its `weights_fingerprint`.
+        manifests: by their file names without suffix.
+        results: of the same names.
     """
 
-    results: Results
+    model: str
+    weights: str
     manifests: Dict[str, Source]
+    results: Results
 
 
 def source_of(manifest: PathLike) -> Source:
@@ -50,28 +54,38 @@ def source_of(manifest: PathLike) -> Source:
     return Source(str(Path(manifest).resolve()), file_digest(manifest))
 
 
-def earlier_results(path: PathLike, weights: str) -> Stored:
-    """What ``path`` holds of the model with these weights (`weights_fingerprint`); nothing where there is no such file.
+def read_results(path: PathLike) -> Stored:
+    """Raises ``FileNotFoundError`` or, where it is another file, ``ValueError``."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file. Write it with scripts/evaluate.py.")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        manifests = {name: Source(**source) for name, source in content["manifests"].items()}
+        stored = Stored(content["model"], content["weights"], manifests, content["results"])
+        results_table(stored.results)  # reads every number of them
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: not a results.json of scripts/evaluate.py ({error!r}). Remove it or choose another --output, "
+            "and evaluate anew."
+        ) from error
+    return stored
+
+
+def earlier_results(path: PathLike, model: str, weights: str) -> Stored:
+    """What ``path`` holds of the model with these weights, by whatever name; nothing where there is no such file.
 
     Raises:
         ValueError: it holds results of another model, or something else.
     """
     if not Path(path).is_file():
-        return Stored({}, {})
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        model, theirs, results = content["model"], content.get("weights"), dict(content["results"])
-        manifests = {name: Source(**source) for name, source in content.get("manifests", {}).items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return Stored(model, weights, {}, {})
+    stored = read_results(path)
+    if stored.weights != weights:
         raise ValueError(
-            f"{path}: not a results.json of scripts/evaluate.py ({error!r}). Remove it or choose another --output."
-        ) from error
-    if theirs != weights:
-        raise ValueError(
-            f"{path}: holds results of {model}, whose weights (or their --precision) are not those of this model. "
-            "Choose another --output, or remove that folder."
+            f"{path}: holds results of {stored.model}, whose weights (or their --precision) are not those of this "
+            "model. Choose another --output, or remove that folder."
         )
-    return Stored(results, manifests)
+    return stored._replace(model=model)
 
 
 def require_same_set(path: PathLike, stored: Stored, name: str, source: Source) -> None:
@@ -90,16 +104,16 @@ def require_same_set(path: PathLike, stored: Stored, name: str, source: Source) 
 def with_new(stored: Stored, name: str, source: Source, found: Dict[str, Dict[str, Any]]) -> Stored:
     """``stored`` with what was ``found`` by each decoder; those of other decoders stay if the manifest is the same."""
     known = stored.manifests.get(name)
-    others = stored.results.get(name, {}) if known and known.sha256 == source.sha256 else {}
-    return Stored({**stored.results, name: {**others, **found}}, {**stored.manifests, name: source})
+    others = stored.results[name] if known and known.sha256 == source.sha256 else {}
+    results = {**stored.results, name: {**others, **found}}
+    return stored._replace(manifests={**stored.manifests, name: source}, results=results)
 
 
-def write_results(path: PathLike, model: str, weights: str, stored: Stored) -> None:
-    """Write what is ``stored`` of the model of this name with these weights."""
+def write_results(path: PathLike, stored: Stored) -> None:
+    """Write what `read_results` reads."""
     manifests = {name: source._asdict() for name, source in stored.manifests.items()}
-    content = {"model": model, "weights": weights, "manifests": manifests, "results": stored.results}
     with atomic_write(path) as stream:
-        json.dump(content, stream, indent=2)
+        json.dump({**stored._asdict(), "manifests": manifests}, stream, indent=2)
 
 
 def results_table(results: Results) -> str:

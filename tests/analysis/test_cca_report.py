@@ -93,7 +93,7 @@ def load(tiny_encoder):
 
 def test_results_of_two_models(sample, load, tmp_path):
     runs = analyze_models([("A", "1.nemo"), ("B", "2.nemo")], sample, tmp_path, load=load)
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((tmp_path / "cca.json").read_text())
     assert results["models"] == runs and results["settings"]["num_trials"] == 3
     assert results["sample"]["instances"] == NUM_WORDS * INSTANCES and "layers 0" in results["areas"]["auc"]
     for run in runs:
@@ -123,7 +123,7 @@ def test_files_of_one_name_have_one_depth(sample, tiny_encoder, tmp_path):
         ValueError, match="2.nemo: 2 layers, where another file of A has 3. Give models of other depths"
     ):
         analyze_models([("A", "3.nemo"), ("A", "2.nemo")], sample, tmp_path, load=load)
-    assert [run["file"] for run in json.loads((tmp_path / "results.json").read_text())["models"]] == ["3.nemo"]
+    assert [run["file"] for run in json.loads((tmp_path / "cca.json").read_text())["models"]] == ["3.nemo"]
 
 
 def test_words_that_are_not_in_the_audio_are_at_chance(sample, load, tmp_path):
@@ -189,7 +189,7 @@ def test_an_interrupted_call_goes_on(sample, load, tmp_path, monkeypatch):
     monkeypatch.setattr(cca_report, "score_views", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         analyze_models(models, sample, tmp_path / "parts", load=load)
-    assert [run["name"] for run in json.loads((tmp_path / "parts" / "results.json").read_text())["models"]] == ["A"]
+    assert [run["name"] for run in json.loads((tmp_path / "parts" / "cca.json").read_text())["models"]] == ["A"]
     monkeypatch.setattr(cca_report, "score_views", score)
     calls = load.calls
     assert analyze_models(models, sample, tmp_path / "parts", load=load) == whole
@@ -279,7 +279,7 @@ def test_script(script, chords, ssl_path, tmp_path, capsys):
         f"--output {tmp_path}".split()
     )
     assert capsys.readouterr().out.startswith("MS-HuBERT (")
-    first, second = json.loads((tmp_path / "results.json").read_text())["models"]
+    first, second = json.loads((tmp_path / "cca.json").read_text())["models"]
     assert first["layers"] == second["layers"] and (first["name"], second["name"]) == ("MS-HuBERT", "same")
 
 

@@ -28,6 +28,7 @@ from nemo_mshubert.analysis.curves import join_sessions, read_experiments
 from nemo_mshubert.analysis.report import html_report, markdown_report
 from nemo_mshubert.analysis.report_tables import missing_parts, tables
 from nemo_mshubert.analysis.run_folder import read_run, read_runs
+from nemo_mshubert.decoding import results
 from tests.conftest import load_script
 
 COMMAND = "python scripts/pretrain.py name=\"<b>a & b</b>\" 2>&1 | tee </log> # 'https'"
@@ -42,10 +43,11 @@ def write_events(folder, scalars):
 
 
 def write_results(run, model, wer, cer, words=220, manifest="test_clean"):
-    summary = {"utterances": 16, "wer": wer, "cer": cer, "words": {"reference_length": words}, "characters": {}}
-    path = run / "results" / model / "results.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"model": f"{model}.nemo", "results": {manifest: {"greedy": summary}}}))
+    errors = {"reference_length": words, "substitutions": 1, "insertions": 2, "deletions": 3}
+    summary = {"utterances": 16, "wer": wer, "cer": cer, "words": errors, "characters": {}}
+    manifests = {manifest: results.Source("m.json", "1")}
+    stored = results.Stored(f"{model}.nemo", "0", manifests, {manifest: {"greedy": summary}})
+    results.write_results(run / "results" / model / "results.json", stored)
 
 
 def write_label_metrics(run, iteration, sets, **fields):
@@ -247,16 +249,16 @@ def analysed(run):
     layers = lambda *scores: [{"layer": n, "score": score} for n, score in enumerate(scores)]  # noqa: E731
     models = [{"name": "ours", "auc": 0.5 + seed, "layers": layers(0.1 + seed, 0.3)} for seed in (0.0, 0.2)]
     sample = {"units": "words", "instances": 300, "instances_per_unit": {"a": 150, "b": 150}}
-    write_json(run / "cca" / "results.json", {"sample": sample, "areas": {"auc": "area"}, "models": models})
+    write_json(run / "cca" / "cca.json", {"sample": sample, "areas": {"auc": "area"}, "models": models})
     best = {"learning_rate": 1e-3, "dev_error": 0.25, "update": 5}
-    superb = {"kind": "superb", "task": "pr", "name": "ours", "best": best, "layer_weights": [0.25, 0.75]}
+    superb = {"task": "pr", "name": "ours", "best": best, "layer_weights": [0.25, 0.75]}
     sweep = [best, {"learning_rate": 1.0, "dev_error": None, "diverged": "..."}]
-    write_json(run / "superb" / "results.json", {**superb, "sweep": sweep, "tests": {"test-clean": {"rate": 0.1234}}})
+    write_json(run / "superb" / "superb.json", {**superb, "sweep": sweep, "tests": {"test-clean": {"rate": 0.1234}}})
     values = dict(masked_accuracy=0.5, unmasked_accuracy=0.25, loss=2.0, predicted_codes=9)
     values.update(label_entropy_bits=3.0, predicted_entropy_bits=2.0)
     views = {"apart": {"masked": [0.1, 0.2], "unmasked": [0.3, 0.4]}}
     model = {"name": "ours", "sets": {"10": values}, "views": views, "pnmi": [0.2, 0.3]}
-    write_json(run / "diagnostics" / "diagnostics.json", {"kind": "diagnostics", "models": [model]})
+    write_json(run / "diagnostics" / "diagnostics.json", {"models": [model]})
     rows = [{"row": "step", "seconds": 0.123456}, {"row": "other"}]
     write_json(run / "benchmark_tiny.json", {"benchmark": "pretrain", "machine": {"cores": 2}, "rows": rows})
     return run
@@ -298,8 +300,8 @@ def test_analyses_may_lie_among_the_results(analysed):
 
 def test_a_folder_of_analyses_alone_is_a_run(analysed):
     assert len(markdown_report(read_run(analysed / "superb")).splitlines()) > 3
-    (analysed / "superb" / "results.json").write_text('{"kind": ')
-    with pytest.raises(ValueError, match="superb/results.json: not the expected JSON .*Repeat the command"):
+    (analysed / "superb" / "superb.json").write_text('{"sweep": ')
+    with pytest.raises(ValueError, match="superb/superb.json: not the expected JSON .*Repeat the command"):
         read_run(analysed)
 
 
@@ -468,9 +470,14 @@ def test_no_run_is_an_error(tmp_path):
             "stages.tsv:2: expected name, start, seconds and command",
         ),
         ("stages.tsv", "labels\tsoon\t1\tcommand\n", "stages.tsv:1: expected"),
-        ("results/scratch/results.json", '{"results": {"dev', "scratch/results.json: not the expected JSON"),
-        ("results/scratch/results.json", '{"results": [1]}', "scratch/results.json: not the expected JSON"),
-        ("results/scratch/results.json", "{}", "scratch/results.json: lacks 'results'. Repeat scripts/evaluate.py"),
+        ("results/scratch/results.json", '{"results": {"dev', "scratch/results.json: not a results.json"),
+        ("results/scratch/results.json", "{}", "scratch/results.json: not a results.json of scripts/evaluate.py"),
+        (
+            "results/scratch/results.json",
+            '{"model": "m", "weights": "w", "manifests": {}, "results": [1]}',
+            "scratch/results.json: not a results.json",
+        ),
+        ("results/scratch/results.json", '{"manifests": {}}', "('model')). Remove it or choose another --output, and"),
         ("labels/iter9/train.metrics.json", '{"sets": {"5": {}}}', "train.metrics.json: lacks 'entropy_bits'. Repeat"),
     ],
 )

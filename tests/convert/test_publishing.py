@@ -14,7 +14,6 @@
 
 """A published folder: loads in NeMo and in transformers, and its card says what the hub and a reader want to know."""
 
-import json
 import runpy
 import tarfile
 
@@ -24,10 +23,10 @@ import transformers
 from huggingface_hub import ModelCard
 from nemo.collections.asr.models import ASRModel
 
-from nemo_mshubert.convert.model_card import Facts, model_card, read_results
+from nemo_mshubert.convert.model_card import Facts, model_card
 from nemo_mshubert.convert.publishing import publish
 from nemo_mshubert.decoding.evaluation import load_ctc_model
-from nemo_mshubert.decoding.results import Stored, write_results
+from nemo_mshubert.decoding.results import Source, Stored, read_results, write_results
 from nemo_mshubert.models.loading import restore_model, save_model
 from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.package_info import __version__
@@ -42,6 +41,7 @@ SUMMARY = {
     "words": {"reference_length": 81, "substitutions": 4, "insertions": 3, "deletions": 3},
 }
 RESULTS = {"dev-other": {"greedy": SUMMARY, "lexicon_beam": {**SUMMARY, "wer": 0.1}}}
+SUMMARY_LACKING = '{"model": "x", "weights": "0", "manifests": {}, "results": {"dev": {"greedy": {}}}}'
 FACTS = Facts("cc-by-4.0", ["Pre-training: synthetic speech", "Fine-tuning: half a minute"], "en", RESULTS)
 
 
@@ -132,8 +132,13 @@ def test_whole_or_not_at_all(letters_path, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
 
 
+def stored_of(model):
+    """`RESULTS` as those of ``model``."""
+    return Stored("x.nemo", weights_fingerprint(model), {"dev-other": Source("dev.json", "0")}, RESULTS)
+
+
 def test_command_line(letters_path, tmp_path, monkeypatch, capsys):
-    (tmp_path / "results.json").write_text(json.dumps({"model": "x", "results": RESULTS}))
+    write_results(tmp_path / "results.json", stored_of(load_ctc_model(letters_path, "cpu")))
     arguments = ["--model", letters_path, "--output", tmp_path / "mini", "--licence", "cc0-1.0", "--data", "Nothing"]
     arguments += ["--results", tmp_path / "results.json", "--language", "de"]
     monkeypatch.setattr("sys.argv", ["publish.py", *map(str, arguments)])
@@ -146,8 +151,7 @@ def test_command_line(letters_path, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_results_are_those_of_the_model(letters_path, bpe_path, tmp_path, monkeypatch, precision):
     """The card of one model with the WER of another, which whoever downloads it would not reach."""
-    evaluated = weights_fingerprint(load_ctc_model(letters_path, "cpu", precision))
-    write_results(tmp_path / "results.json", "x.nemo", evaluated, Stored(RESULTS, {}))
+    write_results(tmp_path / "results.json", stored_of(load_ctc_model(letters_path, "cpu", precision)))
 
     def publish_it(path):
         arguments = ["--model", path, "--output", tmp_path / path.stem, "--licence", "cc0-1.0", "--data", "Nothing"]
@@ -163,7 +167,7 @@ def test_results_are_those_of_the_model(letters_path, bpe_path, tmp_path, monkey
     assert not (tmp_path / "bpe").exists()
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"results": {"dev": {"greedy": {}}}}', "{}"])
+@pytest.mark.parametrize("content", ["[]", "{", "{}", SUMMARY_LACKING])
 def test_results_of_something_else(tmp_path, content):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(ValueError, match="results.json: not a results.json of scripts/evaluate.py"):

@@ -17,7 +17,7 @@
     <output>/lr_<rate>/last.ckpt, best-*.ckpt      an interrupted probe goes on from the last evaluation
     <output>/lr_<rate>/version_*/metrics.csv       loss and dev error, of each session
     <output>/lr_<rate>/result.json                 a probe that is done is not trained again
-    <output>/results.json, layer_weights.png       the sweep, and what the chosen probe gives on the test sets
+    <output>/superb.json, layer_weights.png        the sweep, and what the chosen probe gives on the test sets
 
 A probe's folder is of one encoder, data (transcripts and audio files) and configuration; another call with the same
 ``output`` is refused.
@@ -210,7 +210,7 @@ def run_superb(config: DictConfig, features: Optional[FrozenFeatures] = None) ->
     """Probe the encoder of ``config.model`` with every learning rate, and test the best on dev; see ``conf/superb``.
 
     Returns:
-        the content of ``results.json``.
+        the content of ``superb.json``.
 
     Raises:
         FileNotFoundError, ValueError: no such model or manifest, two of one name, unusable lines, words without
@@ -259,7 +259,7 @@ def run_superb(config: DictConfig, features: Optional[FrozenFeatures] = None) ->
     tests = {name: score_probe(probe, data, name) for name in splits if name not in ("train", "dev")}
     results = {**identity, "metric": TASKS[config.task], "sweep": sweep, "best": best, "tests": tests}
     results["layer_weights"] = probe.layer_weights()
-    with atomic_write(output / "results.json") as stream:
+    with atomic_write(output / "superb.json") as stream:
         json.dump(results, stream, indent=1)
     with atomic_write(output / "layer_weights.png", "wb") as stream:
         plot_layer_weights([results]).savefig(stream, format="png", dpi=150)
@@ -291,7 +291,6 @@ def _claim(output: Path, config: DictConfig, features: FrozenFeatures, splits: D
         "max_nonfinite_steps",
     )
     identity = {
-        "kind": "superb",
         "name": config.name,
         "version": METHOD_VERSION,
         "model": str(config.model),

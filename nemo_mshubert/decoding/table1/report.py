@@ -16,10 +16,10 @@
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
+from nemo_mshubert.decoding.results import read_results
 from nemo_mshubert.decoding.table1.cells import Cells
 from nemo_mshubert.decoding.table1.reported import REPORTED, SETS
 from nemo_mshubert.decoding.table1.spec import Table1Spec
@@ -71,7 +71,7 @@ def _with_results(cell: Cell, spec: Table1Spec, steps: List[Step]) -> Cell:
         return cell
     if not all(map(is_current, steps)):
         return cell._replace(outdated=True)
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"]
+    results = read_results(folder / "results.json").results
     return cell._replace(ours=results[Path(spec.sets[cell.evaluation_set]).stem])
 
 

@@ -154,7 +154,7 @@ def test_an_interrupted_probe_ends_like_an_uninterrupted_one(config, features, m
     monkeypatch.setattr(sweep.ProbeData, "train_dataloader", stop_at_the_second)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         run_superb(parts, features)
-    assert not (Path(parts.output) / "results.json").is_file()
+    assert not (Path(parts.output) / "superb.json").is_file()
     parts.output = str(Path(parts.output).rename(f"{parts.output}_moved"))
     monkeypatch.setattr(sweep.ProbeData, "train_dataloader", batches)
     resumed = run_superb(parts, features)
@@ -186,7 +186,7 @@ def test_the_sweep_chooses_on_dev_and_survives_divergence(config, features, monk
     assert [line["learning_rate"] for line in results["sweep"]] == [1e-5, 0.02]
     assert results["best"] == min(results["sweep"], key=lambda line: line["dev_error"])
     assert {"learning_rate", "dev_error", "update", "checkpoint"} <= set(results["best"])
-    stored = json.loads((Path(cfg.output) / "results.json").read_text())
+    stored = json.loads((Path(cfg.output) / "superb.json").read_text())
     assert stored == results and (Path(cfg.output) / "layer_weights.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(sweep.pl.Trainer, "fit", None)  # may not be called: all probes are done
     assert run_superb(cfg, features) == results

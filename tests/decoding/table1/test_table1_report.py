@@ -16,13 +16,13 @@
 
 import csv
 import io
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nemo_mshubert.decoding.evaluation import error_summary
+from nemo_mshubert.decoding.results import Source, Stored, write_results
 from nemo_mshubert.decoding.table1.cells import Cells
 from nemo_mshubert.decoding.table1.report import (
     Cell,
@@ -93,7 +93,8 @@ def spec(write_spec, tmp_path):
         "lexicon_beam": error_summary(lines, ["the bat sat", "a big dog"]),
         "greedy": error_summary(lines, ["the bat", "a big dog"]),
     }
-    (folder / "results.json").write_text(json.dumps({"model": "m.nemo", "results": {"test": results}}))
+    stored = Stored("m.nemo", "0", {"test": Source("test.json", "1")}, {"test": results})
+    write_results(folder / "results.json", stored)
     finish(spec)
     return spec
 
