@@ -48,7 +48,7 @@ from nemo_mshubert.decoding.config import LexiconBeamConfig, read_config
 from nemo_mshubert.decoding.error_rates import word_errors
 from nemo_mshubert.decoding.lexicon import WORD_DELIMITER, fold_case, read_lexicon
 from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
-from nemo_mshubert.decoding.log_probs import LogProbs
+from nemo_mshubert.decoding.log_probs import read_log_probs
 from nemo_mshubert.decoding.parallel import ParallelDecoder
 
 COLUMNS = (
@@ -83,11 +83,11 @@ def benchmark(
         device: not used: all of these search on the CPU.
 
     Raises:
-        FileNotFoundError, ValueError: as `LogProbs`, `read_config` and `LexiconBeamSearchDecoder`.
+        FileNotFoundError, ValueError: as `read_log_probs`, `read_config` and `LexiconBeamSearchDecoder`.
     """
-    cache = LogProbs(log_probs)
+    cache = read_log_probs(log_probs)
     config = read_config(decode, lm=lm, lexicon=lexicon)
-    some = [(name, np.asarray(array, np.float32)) for _, (name, array) in zip(range(utterances), cache)]
+    some = list(zip(cache.utterances, cache.log_probs))[:utterances]
     rows = []
     for beam, number in product(beams, cores):
         for name, decoder in _decoders(cache.labels, dataclasses.replace(config, beam_size=beam), number):

@@ -15,12 +15,12 @@
 """Cache of CTC log-probabilities: the acoustic model runs once, decoding many times.
 
 A safetensors file: ``log_probs [F, V]`` with the frames of all utterances one after another, ``ends [U]`` (int64, the
-frame after each utterance), and in its header the labels, utterance ids and references as JSON. It is memory-mapped.
+frame after each utterance), and in its header the labels, utterance ids and references as JSON.
 """
 
 import json
 from pathlib import Path
-from typing import Any, Iterable, Iterator, List, Sequence, Tuple
+from typing import Any, Iterable, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -28,8 +28,6 @@ from safetensors.numpy import save
 
 from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.whole_files import atomic_write
-
-DTYPES = {"F16": np.float16, "F32": np.float32}  # those of `write_log_probs`, as safetensors names them
 
 
 def checked_log_probs(log_probs_TV: Any, num_labels: int, utterance: str) -> np.ndarray:
@@ -55,20 +53,15 @@ def checked_log_probs(log_probs_TV: Any, num_labels: int, utterance: str) -> np.
     return array
 
 
-def write_log_probs(
-    path: PathLike,
-    labels: Sequence[str],
-    utterances: Iterable[Tuple[str, str, Any]],
-    dtype: type = np.float32,
-) -> None:
-    """Write ``(utterance id, reference, log_probs_TV)`` triples; ``dtype`` float16 halves the file.
+def write_log_probs(path: PathLike, labels: Sequence[str], utterances: Iterable[Tuple[str, str, Any]]) -> None:
+    """Write ``(utterance id, reference, log_probs_TV)`` triples.
 
     Raises:
         ValueError: no utterances, or a shape or value that `checked_log_probs` refuses.
     """
     ids, references, arrays = [], [], []
     for utterance, reference, log_probs_TV in utterances:
-        arrays.append(checked_log_probs(log_probs_TV, len(labels), utterance).astype(dtype))
+        arrays.append(checked_log_probs(log_probs_TV, len(labels), utterance))
         ids.append(utterance)
         references.append(reference)
     if not ids:
@@ -79,47 +72,33 @@ def write_log_probs(
         stream.write(save(tensors, {key: json.dumps(value) for key, value in header.items()}))
 
 
-class LogProbs:
-    """A file of `write_log_probs`, read utterance by utterance.
+class LogProbs(NamedTuple):
+    """What `write_log_probs` has written.
 
     Attributes:
         labels: the model's labels, without the blank.
         utterances: ids, in order.
         references: transcripts, in the same order.
+        log_probs: of each, float32 ``[T, V]``.
     """
 
     labels: List[str]
     utterances: List[str]
     references: List[str]
+    log_probs: List[np.ndarray]
 
-    def __init__(self, path: PathLike):
-        """Open ``path``; raises ``FileNotFoundError`` or, where it is no such file, ``ValueError``."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such file. Write it with scripts/evaluate.py, from a dev manifest.")
-        try:
-            self._file = safe_open(str(path), framework="numpy")
-            header = self._file.metadata()
-            self.labels, self.utterances, self.references = (
-                json.loads(header[key]) for key in ("labels", "utterances", "references")
-            )
-            self._ends = self._file.get_tensor("ends").tolist()
-        except (SafetensorError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}: not a file of log-probabilities ({error}). Write it anew with scripts/evaluate.py."
-            ) from error
-        self._frames = self._file.get_slice("log_probs")
 
-    def __len__(self) -> int:
-        return len(self.utterances)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Log-probabilities ``[T, V]`` of one utterance, in the file's float type; of the last one for -1."""
-        index = range(len(self))[index]
-        start, end = self._ends[index - 1] if index > 0 else 0, self._ends[index]
-        if start == end:  # safetensors refuses an empty slice behind the last frame
-            return np.empty((0, self._frames.get_shape()[1]), DTYPES[self._frames.get_dtype()])
-        return self._frames[start:end]
-
-    def __iter__(self) -> Iterator[Tuple[str, np.ndarray]]:
-        """``(utterance id, log_probs_TV)`` in order."""
-        return ((utterance, self[index]) for index, utterance in enumerate(self.utterances))
+def read_log_probs(path: PathLike) -> LogProbs:
+    """Raises ``FileNotFoundError`` or, where it is no file of `write_log_probs`, ``ValueError``."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file. Write it with scripts/evaluate.py, from a dev manifest.")
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            header = file.metadata()
+            texts = [json.loads(header[key]) for key in ("labels", "utterances", "references")]
+            frames, ends = file.get_tensor("log_probs"), file.get_tensor("ends")
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not a file of log-probabilities ({error}). Write it anew with scripts/evaluate.py."
+        ) from error
+    return LogProbs(*texts, np.split(frames, ends[:-1]))

@@ -120,7 +120,6 @@ class ParallelDecoder:
         """Decode ``(utterance id, log_probs_TV)`` pairs; results in the same order, as of the decoder's ``decode``.
 
         Args:
-            utterances: anything with those pairs, such as an opened `LogProbs`.
             n_best: transcriptions per utterance.
             config: other weights and beams for this call.
             progress: text before a progress bar; without it there is no bar.

@@ -25,7 +25,7 @@ from nemo_mshubert.decoding.config import LexiconBeamConfig, write_config
 from nemo_mshubert.decoding.error_rates import ErrorCounts, word_errors
 from nemo_mshubert.decoding.greedy import greedy_text
 from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
-from nemo_mshubert.decoding.log_probs import LogProbs
+from nemo_mshubert.decoding.log_probs import read_log_probs
 from nemo_mshubert.decoding.parallel import ParallelDecoder
 from nemo_mshubert.decoding.search import RANGES, Trial, plot_trials, require_ax, search
 
@@ -64,11 +64,11 @@ def tune(
         ValueError: dev sets of different labels, without any word, or as `LexiconBeamSearchDecoder` and `search`.
     """
     require_ax()
-    sets = [LogProbs(path) for path in log_probs]
+    sets = [read_log_probs(path) for path in log_probs]
     for path, dev in zip(log_probs, sets):
         if dev.labels != sets[0].labels:
             raise ValueError(f"{path}: labels differ from those of {log_probs[0]}. Tune on sets of one model.")
-    utterances = [pair for dev in sets for pair in dev]
+    utterances = [pair for dev in sets for pair in zip(dev.utterances, dev.log_probs)]
     references = [reference for dev in sets for reference in dev.references]
     greedy_texts = [greedy_text(log_probs_TV, sets[0].labels) for _, log_probs_TV in utterances]
     greedy = word_errors(zip(references, greedy_texts))

@@ -35,7 +35,7 @@ from nemo_mshubert.decoding.evaluation import (
     lexicon_decoder,
     load_ctc_model,
 )
-from nemo_mshubert.decoding.log_probs import LogProbs
+from nemo_mshubert.decoding.log_probs import read_log_probs
 from nemo_mshubert.decoding.results import results_table
 from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.parallel.launched import launched_ranks
@@ -116,12 +116,12 @@ def test_numbers_and_files_of_a_letter_model(letters_path, manifest, waves, tmp_
     assert summary["cer"] == pytest.approx(sum(characters) / sum(map(len, TEXTS)))
     assert sum(summary["words"][kind] for kind in ("substitutions", "insertions", "deletions")) == sum(words)
 
-    cache = LogProbs(output / "test.log_probs.safetensors")
+    cache = read_log_probs(output / "test.log_probs.safetensors")
     assert cache.utterances == ["u0", "u1", "u2", "u3"] and cache.references == TEXTS
     assert cache.labels == list(stock.decoder.vocabulary)
     alone = model_log_probs(model, [waves[1]])[0]
-    np.testing.assert_allclose(cache[1], alone, rtol=1e-4, atol=1e-4)  # sums in another order
-    assert len(cache[2]) == 0
+    np.testing.assert_allclose(cache.log_probs[1], alone, rtol=1e-4, atol=1e-4)  # sums in another order
+    assert len(cache.log_probs[2]) == 0
 
 
 def log_probs_of(tokens, num_labels):
@@ -198,9 +198,9 @@ def test_ranks_share_an_evaluation(letters_path, manifest, tmp_path, num_ranks):
     alone = evaluate(tmp_path / "alone")
     together = run_on_ranks(num_ranks, evaluate, tmp_path / "together")
     assert together == [alone, *[None] * (num_ranks - 1)]
-    one, many = (LogProbs(next((tmp_path / name).glob("*.safetensors"))) for name in ("alone", "together"))
+    one, many = (read_log_probs(next((tmp_path / name).glob("*.safetensors"))) for name in ("alone", "together"))
     assert one.utterances == many.utterances
-    for (_, expected), (_, found) in zip(one, many):
+    for expected, found in zip(one.log_probs, many.log_probs):
         np.testing.assert_allclose(found, expected, atol=1e-4)
     (expected,), (found,) = ((tmp_path / name).glob("*.greedy.json") for name in ("alone", "together"))
     assert found.read_text() == expected.read_text()

@@ -31,7 +31,7 @@ from nemo_mshubert.data.manifest import read_manifest
 from nemo_mshubert.decoding.config import read_config
 from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS, write_lexicon
 from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
-from nemo_mshubert.decoding.log_probs import LogProbs
+from nemo_mshubert.decoding.log_probs import read_log_probs
 from nemo_mshubert.decoding.table1 import step as step_module
 from nemo_mshubert.decoding.table1.cells import Cells
 from nemo_mshubert.decoding.table1.report import write_tables
@@ -149,9 +149,12 @@ def test_table_of_two_models(spec_path, scripts_in_this_process, monkeypatch, ca
     for model, folder in (("MS-HuBERT", "MS_HuBERT"), ("from scratch", "from_scratch")):
         tuned = read_config(output / folder / "1h" / "decoding" / "tuned.yaml", beam_size=7)
         name = synthetic_corpus.test.stem
-        cache = LogProbs(output / folder / "1h" / "sets" / "test_clean" / f"{name}.log_probs.safetensors")
+        cache = read_log_probs(output / folder / "1h" / "sets" / "test_clean" / f"{name}.log_probs.safetensors")
         decoder = LexiconBeamSearchDecoder(ENGLISH_LABELS, tuned)
-        texts = [decoder.decode(log_probs, utterance)[0].text for utterance, log_probs in cache]
+        texts = [
+            decoder.decode(log_probs, utterance)[0].text
+            for utterance, log_probs in zip(cache.utterances, cache.log_probs)
+        ]
         lines = (output / folder / "1h" / "sets" / "test_clean" / f"{name}.lexicon_beam.json").read_text()
         assert [json.loads(line)["pred_text"] for line in lines.splitlines()] == texts
         cell = cells["1h", model, "test-clean"]
