@@ -102,7 +102,7 @@ def benchmark(
 def _decoders(labels: List[str], config: LexiconBeamConfig, cores: int) -> Iterator[Tuple[str, Optional[Decode]]]:
     """``(row, function that decodes)``, one at a time; None for what is not here."""
     with ParallelDecoder(LexiconBeamSearchDecoder(labels, config), cores) as pool:
-        yield "ours", lambda utterances: [best.text for (best, *_) in pool.decode(utterances)]
+        yield "ours", lambda utterances: [best.text for best in pool.decode_all(utterances)]
     if cores == 1:  # it has no way to use more
         yield "plain flashlight", partial(_decode_plainly, labels, *plain_flashlight(labels, config))
     theirs = pyctcdecode_decoder(labels, config)

@@ -54,9 +54,14 @@ class LexiconCTCDecoding(CTCDecoding):
         the hypotheses always hold text, score, ids of its letters and timings of words and segments
         (``timestamp["word"]`` and ``["segment"]``, as NeMo's).
         """
-        lengths = [decoder_outputs.shape[1]] * len(decoder_outputs) if decoder_lengths is None else decoder_lengths
-        results = self._lexicon_decoder.decode_batch(decoder_outputs, lengths)
-        return [self._as_nemo(best, int(length)) for (best, *_), length in zip(results, lengths)]
+        rows, frames = decoder_outputs.shape[:2]
+        lengths = [frames] * rows if decoder_lengths is None else decoder_lengths.tolist()
+        if len(lengths) != rows or not all(0 <= length <= frames for length in lengths):
+            raise ValueError(f"lengths of {lengths} frames, but the batch has {rows} utterances of {frames}.")
+        names = (f"utterance {row} of the batch" for row in range(rows))
+        trimmed = (log_probs_TV[:length] for log_probs_TV, length in zip(decoder_outputs, lengths))
+        found = self._lexicon_decoder.decode_all(zip(names, trimmed))
+        return [self._as_nemo(best, length) for best, length in zip(found, lengths)]
 
     def _as_nemo(self, best: LexiconHypothesis, length: int) -> Hypothesis:
         frame_seconds = self._lexicon_decoder.frame_seconds

@@ -98,8 +98,8 @@ def lexicon_decoder(model: EncDecCTCModel, config: LexiconBeamConfig, workers: O
 
     def decode(utterances: List[str], log_probs: List[np.ndarray]) -> List[str]:
         with ParallelDecoder(decoder, workers or cores_per_rank()) as pool:
-            results = pool.decode(zip(utterances, log_probs), progress=f"beam {config.beam_size}")
-        return [hypotheses[0].text for hypotheses in results]
+            hypotheses = pool.decode_all(zip(utterances, log_probs), progress=f"beam {config.beam_size}")
+        return [hypothesis.text for hypothesis in hypotheses]
 
     return decode
 

@@ -14,8 +14,8 @@
 
 """Lexicon beam search with a word n-gram LM for letter CTC models: the wav2vec 2.0 recipe on flashlight-text.
 
-NeMo's own flashlight wrapper decodes the padding of a batch, and cannot spell the word delimiter; this one trims by
-length, ends every spelling with the delimiter, and reads words instead of letters from the result.
+NeMo's own flashlight wrapper cannot spell the word delimiter; this one ends every spelling with it, and reads words
+instead of letters from the result.
 
 A transcription scores its best alignment's log-probability (natural log) + ``lm_weight`` x KenLM's log10 probability
 + ``word_score`` per word + ``sil_score`` per frame of word delimiter. Weights tuned for pyctcdecode or NeMo's
@@ -23,7 +23,7 @@ NGPU-LM, which use natural logs for the LM, do not carry over.
 """
 
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from flashlight.lib.text.decoder import CriterionType, LexiconDecoder, LexiconDecoderOptions, SmearingMode, Trie
@@ -139,8 +139,8 @@ class LexiconBeamSearchDecoder:
         other._configure(config)
         return other
 
-    def decode(self, log_probs_TV: Any, utterance: str, n_best: int = 1) -> List[LexiconHypothesis]:
-        """Up to ``n_best`` transcriptions with different words, best first.
+    def decode(self, log_probs_TV: Any, utterance: str) -> LexiconHypothesis:
+        """The best transcription.
 
         Args:
             log_probs_TV: ``[T, V]``, numpy or torch, of any float type; V = labels + blank; T may be 0.
@@ -151,20 +151,12 @@ class LexiconBeamSearchDecoder:
         """
         checked = checked_log_probs(log_probs_TV, len(self.labels), utterance)
         emissions = np.concatenate([checked, self._closing_frame])  # contiguous, and kept alive during the call
-        results = self._decoder.decode(emissions.ctypes.data, *emissions.shape)
-        best: Dict[Tuple[str, ...], LexiconHypothesis] = {}
-        for result in results:
-            words = self._timed_words(result)
-            best.setdefault(tuple(timed.word for timed in words), LexiconHypothesis(words, result.score))
-            if len(best) == n_best:
-                break
-        return list(best.values())
+        best = self._decoder.decode(emissions.ctypes.data, *emissions.shape)[0]
+        return LexiconHypothesis(self._timed_words(best), best.score)
 
-    def decode_batch(
-        self, log_probs_BTV: Any, lengths_B: Any, utterances: Optional[Sequence[str]] = None, n_best: int = 1
-    ) -> List[List[LexiconHypothesis]]:
-        """`decode` for a padded batch ``[B, T, V]`` with ``lengths_B`` in frames; the padding plays no part."""
-        return [self.decode(*item, n_best) for item in trim_batch(log_probs_BTV, lengths_B, utterances)]
+    def decode_all(self, utterances: Iterable[Tuple[str, Any]]) -> List[LexiconHypothesis]:
+        """`decode` of ``(utterance, log_probs_TV)`` pairs."""
+        return [self.decode(log_probs_TV, utterance) for utterance, log_probs_TV in utterances]
 
     def _timed_words(self, result) -> Tuple[TimedWord, ...]:
         """Words of a flashlight result: a token and a word (-1: none) per frame, plus a first and a last state."""
@@ -191,19 +183,3 @@ def _load_lm(path: str, words: Dictionary) -> KenLM:
         raise ValueError(
             f"{path}: KenLM cannot load it ({error}). Make it anew with scripts/train_ngram.py."
         ) from error
-
-
-def trim_batch(
-    log_probs_BTV: Any, lengths_B: Any, utterances: Optional[Sequence[str]] = None
-) -> List[Tuple[Any, str]]:
-    """The batch as ``(log_probs_TV, utterance)`` pairs without padding; unnamed utterances are numbered from 0."""
-    lengths = [int(length) for length in lengths_B]
-    names = utterances or [f"utterance {index} of the batch" for index in range(len(lengths))]
-    if not len(log_probs_BTV) == len(lengths) == len(names):
-        raise ValueError(
-            f"{len(log_probs_BTV)} utterances, {len(lengths)} lengths, {len(names)} names: must be equal."
-        )
-    for name, length in zip(names, lengths):
-        if not 0 <= length <= log_probs_BTV.shape[1]:
-            raise ValueError(f"{name}: length of {length} frames, but the batch has {log_probs_BTV.shape[1]}.")
-    return [(log_probs_BTV[row, :length], name) for row, (length, name) in enumerate(zip(lengths, names))]

@@ -31,12 +31,12 @@ import numpy as np
 from tqdm import tqdm
 
 from nemo_mshubert.decoding.config import LexiconBeamConfig
-from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder, LexiconHypothesis, trim_batch
+from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder, LexiconHypothesis
 from nemo_mshubert.decoding.log_probs import checked_log_probs
 
 _worker_decoder: Optional[LexiconBeamSearchDecoder] = None  # one in each worker process
 
-Task = Tuple[np.ndarray, str, int, LexiconBeamConfig]
+Task = Tuple[np.ndarray, str, LexiconBeamConfig]
 LOOK_SECONDS = 0.2  # between two looks whether a result has come
 
 
@@ -71,16 +71,16 @@ def _on_ctrl_c(handler):
         signal.signal(signal.SIGINT, previous)
 
 
-def _decode_in_worker(task: Task) -> List[LexiconHypothesis]:
+def _decode_in_worker(task: Task) -> LexiconHypothesis:
     return _decode_task(_worker_decoder, task)
 
 
-def _decode_task(decoder: LexiconBeamSearchDecoder, task: Task) -> List[LexiconHypothesis]:
-    log_probs_TV, utterance, n_best, config = task
-    return decoder.with_config(config).decode(log_probs_TV, utterance, n_best)
+def _decode_task(decoder: LexiconBeamSearchDecoder, task: Task) -> LexiconHypothesis:
+    log_probs_TV, utterance, config = task
+    return decoder.with_config(config).decode(log_probs_TV, utterance)
 
 
-def results_of(futures: Sequence[Future]) -> Iterator[List[LexiconHypothesis]]:
+def results_of(futures: Sequence[Future]) -> Iterator[LexiconHypothesis]:
     """Results in order. Waiting is many short waits: a rank whose main thread takes no processor time at all counts as
     one that hangs (`parallel.launched`)."""
     try:
@@ -110,17 +110,15 @@ class ParallelDecoder:
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(decoder,))
 
-    def decode(
+    def decode_all(
         self,
         utterances: Iterable[Tuple[str, Any]],
-        n_best: int = 1,
         config: Optional[LexiconBeamConfig] = None,
         progress: Optional[str] = None,
-    ) -> List[List[LexiconHypothesis]]:
+    ) -> List[LexiconHypothesis]:
         """Decode ``(utterance id, log_probs_TV)`` pairs; results in the same order, as of the decoder's ``decode``.
 
         Args:
-            n_best: transcriptions per utterance.
             config: other weights and beams for this call.
             progress: text before a progress bar; without it there is no bar.
 
@@ -129,7 +127,7 @@ class ParallelDecoder:
         """
         config = config or self.decoder.config
         tasks = [
-            (checked_log_probs(log_probs_TV, len(self.labels), utterance), utterance, n_best, config)
+            (checked_log_probs(log_probs_TV, len(self.labels), utterance), utterance, config)
             for utterance, log_probs_TV in utterances
         ]
         if self._pool is None:
@@ -138,13 +136,6 @@ class ParallelDecoder:
             with _on_ctrl_c(signal.SIG_IGN):  # workers start here, and inherit it until `_start_worker`
                 results = results_of([self._pool.submit(_decode_in_worker, task) for task in tasks])
         return list(tqdm(results, total=len(tasks), desc=progress, unit="utt", disable=progress is None))
-
-    def decode_batch(
-        self, log_probs_BTV: Any, lengths_B: Any, utterances: Optional[Sequence[str]] = None, n_best: int = 1
-    ) -> List[List[LexiconHypothesis]]:
-        """`decode` for a padded batch ``[B, T, V]`` with ``lengths_B`` in frames."""
-        pairs = [(name, log_probs) for log_probs, name in trim_batch(log_probs_BTV, lengths_B, utterances)]
-        return self.decode(pairs, n_best)
 
     def __enter__(self) -> "ParallelDecoder":
         self._ctrl_c = _on_ctrl_c(_interrupt_once)

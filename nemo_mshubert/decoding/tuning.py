@@ -78,8 +78,8 @@ def tune(
 
         def wer(weights: Dict[str, float]) -> float:
             described = ", ".join(f"{name} {value:.2f}" for name, value in weights.items())
-            results = decoder.decode(utterances, config=dataclasses.replace(config, **weights), progress=described)
-            rate = word_errors((ref, best.text) for ref, (best, *_) in zip(references, results)).rate
+            found = decoder.decode_all(utterances, dataclasses.replace(config, **weights), progress=described)
+            rate = word_errors((reference, best.text) for reference, best in zip(references, found)).rate
             print(f"WER {100 * rate:.2f} %: {described}")
             return rate
 

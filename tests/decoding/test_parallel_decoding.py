@@ -45,14 +45,12 @@ def test_workers_give_the_results_of_one_process_in_order(decoder, emit, capfd):
     utterances = [(f"u{index}", emit(tokens, AB, 0.6)) for index, tokens in enumerate(["ab|a", "b", "", "ba|ab"] * 5)]
     weighted = dataclasses.replace(decoder.config, lm_weight=2.0, word_score=1.0)
     with ParallelDecoder(decoder, workers=1) as single, ParallelDecoder(decoder, workers=2) as several:
-        assert several.decode(utterances, n_best=3) == [decoder.decode(array, name, 3) for name, array in utterances]
-        plain, with_lm = (several.decode(utterances, config=config) for config in (None, weighted))
-        assert plain != with_lm == single.decode(utterances, config=weighted, progress="tuned")
-        batch, lengths = np.stack([emit("ab__", AB), emit("ba|b", AB)]), [2, 4]
-        assert several.decode_batch(batch, lengths) == decoder.decode_batch(batch, lengths)
+        plain, with_lm = (several.decode_all(utterances, config=config) for config in (None, weighted))
+        assert plain == decoder.decode_all(utterances)
+        assert plain != with_lm == single.decode_all(utterances, config=weighted, progress="tuned")
         utterances[7][1][0, 0] = np.nan
         with pytest.raises(ValueError, match="u7: .*NaN"):
-            several.decode(utterances)
+            several.decode_all(utterances)
     assert "tuned: 100%" in capfd.readouterr().err
 
 
@@ -65,7 +63,7 @@ if __name__ == "__main__":
     decoder = pickle.load(open(sys.argv[1], "rb"))
     noise = np.log(np.random.default_rng(0).dirichlet(np.ones(4), size=6000))  # more than a pipe holds
     with ParallelDecoder(decoder, workers=2) as several:
-        several.decode([(f"u{n}", noise) for n in range(5000)], progress="decoding")
+        several.decode_all([(f"u{n}", noise) for n in range(5000)], progress="decoding")
 """
 
 

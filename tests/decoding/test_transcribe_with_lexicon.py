@@ -25,6 +25,7 @@ from nemo_mshubert.decoding import acoustic  # noqa: E402
 from nemo_mshubert.decoding.ctc_decoding import LexiconCTCDecoding, use_lexicon_decoder  # noqa: E402
 from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS  # noqa: E402
 from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder  # noqa: E402
+from nemo_mshubert.decoding.parallel import ParallelDecoder  # noqa: E402
 
 pytestmark = pytest.mark.integration
 FRAME_SECONDS = 0.01  # of this mel front end without subsampling
@@ -86,8 +87,30 @@ def expected_of(model, decoder, audio):
         with torch.no_grad():
             wave = torch.from_numpy(samples)[None]
             log_probs, lengths, _ = model(input_signal=wave, input_signal_length=torch.tensor([wave.shape[1]]))
-        best.append(decoder.decode_batch(log_probs, lengths)[0][0])
+        best.append(decoder.decode(log_probs[0, : lengths[0]], "utt"))
     return best
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_padded_batch_decodes_as_each_utterance_alone(decoder, emit, workers):
+    """NeMo's own flashlight wrapper decodes the padding: "cat" becomes "catsatcat"."""
+    utterances = [emit("the|sea", ENGLISH_LABELS), emit("a_", ENGLISH_LABELS), emit("", ENGLISH_LABELS)]
+    padding = emit("a|" * 8, ENGLISH_LABELS)
+    batch = torch.from_numpy(np.stack([np.concatenate([alone, padding])[:8] for alone in utterances]))
+    lengths = torch.tensor([len(alone) for alone in utterances])
+    with ParallelDecoder(decoder, workers) as pool:
+        decoding = LexiconCTCDecoding(pool)
+        together = decoding.ctc_decoder_predictions_tensor(batch, lengths)
+        assert [best.text for best in together] == ["the sea", "a", ""]
+        expected = decoder.decode_all(enumerate(utterances))
+        assert [(best.text, best.score) for best in together] == [(best.text, best.score) for best in expected]
+        for wrong in ([7, 2, 9], [7, 2], [-1, 2, 0]):
+            with pytest.raises(ValueError, match="frames, but the batch has 3 utterances of 8"):
+                decoding.ctc_decoder_predictions_tensor(batch, torch.tensor(wrong))
+        batch[1, 1, 2] = np.nan
+        with pytest.raises(ValueError, match="utterance 1 of the batch: .*frame 1"):
+            decoding.ctc_decoder_predictions_tensor(batch, lengths)
 
 
 def test_words_that_are_not_their_own_spelling(write_arpa, make_config, tmp_path):
@@ -188,7 +211,7 @@ def test_our_models_and_long_files(tiny_ctc, write_arpa, write_lexicon_of, make_
     config = make_config(write_arpa({word: -1.0 for word in WORDS}), write_lexicon_of(WORDS), beam_size=50)
     decoder = LexiconBeamSearchDecoder(ENGLISH_LABELS, config)
     long = np.random.default_rng(1).normal(0, 0.1, 16000 * 9).astype(np.float32)
-    expected = [decoder.decode(acoustic.long_log_probs(model, wave), "utt")[0] for wave in (long, audio[0])]
+    expected = [decoder.decode(acoustic.long_log_probs(model, wave), "utt") for wave in (long, audio[0])]
     use_lexicon_decoder(model, decoder)
     acoustic.use_chunks(model)
     found = model.transcribe([long, audio[0]], batch_size=2, timestamps=True, verbose=False)

@@ -151,10 +151,7 @@ def test_table_of_two_models(spec_path, scripts_in_this_process, monkeypatch, ca
         name = synthetic_corpus.test.stem
         cache = read_log_probs(output / folder / "1h" / "sets" / "test_clean" / f"{name}.log_probs.safetensors")
         decoder = LexiconBeamSearchDecoder(ENGLISH_LABELS, tuned)
-        texts = [
-            decoder.decode(log_probs, utterance)[0].text
-            for utterance, log_probs in zip(cache.utterances, cache.log_probs)
-        ]
+        texts = [best.text for best in decoder.decode_all(zip(cache.utterances, cache.log_probs))]
         lines = (output / folder / "1h" / "sets" / "test_clean" / f"{name}.lexicon_beam.json").read_text()
         assert [json.loads(line)["pred_text"] for line in lines.splitlines()] == texts
         cell = cells["1h", model, "test-clean"]
