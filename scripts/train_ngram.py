@@ -28,7 +28,8 @@ Writes OUTPUT.bin and OUTPUT.lexicon (and OUTPUT.arpa from text), the `lm` and `
 import argparse
 from pathlib import Path
 
-from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS, WORD_DELIMITER, require_same_alphabet, write_lexicon
+from nemo_mshubert.alphabet import ENGLISH_LABELS, SPACE
+from nemo_mshubert.decoding.lexicon import require_same_alphabet, write_lexicon
 from nemo_mshubert.decoding.ngram import (
     arpa_words,
     binarize,
@@ -54,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--words", help="word list for the lexicon; without it, all words of the LM")
     parser.add_argument(
         "--letters",
-        default="".join(ENGLISH_LABELS).replace(WORD_DELIMITER, ""),
+        default="".join(ENGLISH_LABELS).replace(SPACE, ""),
         help="the model's letters, in one string, without the word delimiter",
     )
     parser.add_argument("--kenlm", help="folder of lmplz and build_binary, where they are not on the PATH")
@@ -68,7 +69,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    labels = [WORD_DELIMITER, *args.letters]
+    labels = [SPACE, *args.letters]
     arpa = args.arpa or f"{args.output}.arpa"
     if args.words:
         listed = listed_words(args.words)  # what is wrong with it is found before the LM has been trained

@@ -260,14 +260,15 @@ def tiny_ctc():
     """``tiny_ctc(dropout=0.1, ...)``: a stock letter CTC model, seeded, in eval mode; `TINY_ENCODER` with changes."""
     from nemo.collections.asr.models import EncDecCTCModel
 
-    from nemo_mshubert.models.ctc import LETTERS, ctc_config
+    from nemo_mshubert.alphabet import ENGLISH_LABELS
+    from nemo_mshubert.models.ctc import ctc_config
 
     preprocessor = {"_target_": "nemo_mshubert.modules.waveform_preprocessor.WaveformPreprocessor"}
     preprocessor.update(sample_rate=16000, window_stride=6.25e-05, features=1, normalize=None)
 
     def make(config_changes=None, seed=0, **changes):
         encoder = {"_target_": "nemo_mshubert.modules.mshubert_encoder.MSHuBERTEncoder", **TINY_ENCODER, **changes}
-        config = ctc_config(preprocessor, encoder, LETTERS, None)
+        config = ctc_config(preprocessor, encoder, ENGLISH_LABELS, None)
         config.update(config_changes or {})
         torch.manual_seed(seed)
         model = EncDecCTCModel(config).eval()

@@ -35,6 +35,7 @@ import torch
 from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
 from nemo.collections.asr.parts.utils.aligner_utils import viterbi_decoding
 
+from nemo_mshubert.alphabet import SPACE
 from nemo_mshubert.analysis.word_segments import SILENCES
 from nemo_mshubert.data.alignments import Alignments
 from nemo_mshubert.data.digest import file_digest
@@ -116,8 +117,8 @@ def _tokens(model: EncDecCTCModel, words: Sequence[str]) -> Tuple[List[int], Lis
             of_word = _piece_tokens(model, word, labels)
         else:
             of_word = _letter_tokens(word, labels)
-            if number and " " in labels:
-                tokens.append(labels.index(" "))
+            if number and SPACE in labels:
+                tokens.append(labels.index(SPACE))
                 owners.append(None)
         tokens += of_word
         owners += [number] * len(of_word)

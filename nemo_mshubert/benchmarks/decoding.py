@@ -42,11 +42,12 @@ from flashlight.lib.text.decoder import CriterionType, LexiconDecoder, LexiconDe
 from flashlight.lib.text.decoder.kenlm import KenLM
 from flashlight.lib.text.dictionary import Dictionary
 
+from nemo_mshubert.alphabet import SPACE
 from nemo_mshubert.benchmarks.measurement import Column, Row
 from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.decoding.config import LexiconBeamConfig, read_config
 from nemo_mshubert.decoding.error_rates import word_errors
-from nemo_mshubert.decoding.lexicon import WORD_DELIMITER, fold_case, read_lexicon
+from nemo_mshubert.decoding.lexicon import fold_case, read_lexicon
 from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
 from nemo_mshubert.decoding.log_probs import read_log_probs
 from nemo_mshubert.decoding.parallel import ParallelDecoder
@@ -136,7 +137,7 @@ def plain_flashlight(labels: List[str], config: LexiconBeamConfig) -> Tuple[Lexi
     for word in (*spellings, "<unk>"):
         words.add_entry(word)
     lm = KenLM(str(config.lm), words)
-    silence, blank = labels.index(WORD_DELIMITER), len(labels)
+    silence, blank = labels.index(SPACE), len(labels)
     trie, start = Trie(len(labels) + 1, silence), lm.start(False)
     for index, variants in enumerate(spellings.values()):
         for letters in variants:

@@ -32,6 +32,7 @@ from nemo.collections.asr.models import EncDecCTCModel
 from omegaconf import OmegaConf
 from transformers import HubertForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
 
+from nemo_mshubert.alphabet import ENGLISH_LABELS
 from nemo_mshubert.benchmarks.labelling import first_seconds
 from nemo_mshubert.benchmarks.measurement import Column, Row, median_seconds
 from nemo_mshubert.benchmarks.pretraining_step import encoder_options, load_config
@@ -40,7 +41,7 @@ from nemo_mshubert.convert.nemo import read_nemo
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, read_manifest
 from nemo_mshubert.decoding.acoustic import audio_batches, manifest_log_probs
 from nemo_mshubert.decoding.evaluation import PRECISIONS, greedy_decoder
-from nemo_mshubert.models.ctc import LETTERS, ctc_config
+from nemo_mshubert.models.ctc import ctc_config
 from nemo_mshubert.models.loading import restore_model, save_model
 
 COLUMNS = [
@@ -112,7 +113,7 @@ def save_random_model(configs: Path, size: str, path: Path) -> Path:
     encoder = {"_target_": "nemo_mshubert.modules.mshubert_encoder.MSHuBERTEncoder", **encoder_options(config)}
     preprocessor = OmegaConf.to_container(config.model.preprocessor, resolve=True)
     torch.manual_seed(0)
-    model = EncDecCTCModel(ctc_config(preprocessor, encoder, LETTERS, None))
+    model = EncDecCTCModel(ctc_config(preprocessor, encoder, ENGLISH_LABELS, None))
     torch.nn.init.normal_(model.decoder.decoder_layers[0].weight)
     save_model(model, path)
     return path

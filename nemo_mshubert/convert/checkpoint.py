@@ -20,6 +20,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 import torch
 from torch import Tensor
 
+from nemo_mshubert.alphabet import SPACE, WRITTEN_SPACE, label_of
 from nemo_mshubert.convert.architecture import blank_weights, check_finite, check_weights, infer_architecture
 from nemo_mshubert.convert.tables import NOT_ENCODER, KeyTable
 from nemo_mshubert.decoding.lexicon import fold_case
@@ -28,7 +29,6 @@ from nemo_mshubert.modules.state_dicts import listed
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # the first rows of every fairseq dictionary, in this order
 # fairseq: examples/wav2vec/dict.ltr.txt of LibriSpeech, behind the specials
 ENGLISH_LETTERS = tuple("|ETAONIHSRDLUMWCFGYPBVK'XJQZ")
-WORD_DELIMITER = "|"
 
 
 @dataclass
@@ -63,7 +63,7 @@ class CtcHead:
         if self.tokens is None:
             return None
         rows = [row for row, token in enumerate(self.tokens) if row != self.blank and token not in self.specials]
-        labels = [" " if self.tokens[row] == WORD_DELIMITER else self.tokens[row] for row in rows]
+        labels = [label_of(self.tokens[row]) for row in rows]
         if not rows or any(len(label) != 1 for label in labels):
             return None
         for index, label in enumerate(labels):
@@ -71,7 +71,7 @@ class CtcHead:
                 first, second = rows[labels.index(label)], rows[index]
                 raise ValueError(
                     f"rows {first} and {second} of the output layer, {self.tokens[first]!r} and "
-                    f"{self.tokens[second]!r}, are one letter, and one of them would be lost ({WORD_DELIMITER!r} is "
+                    f"{self.tokens[second]!r}, are one letter, and one of them would be lost ({WRITTEN_SPACE!r} is "
                     "the space). Give each row a token of its own in the model's vocabulary."
                 )
         row_of = dict(zip(labels if self.keeps_case else _small(labels), rows))
@@ -175,5 +175,5 @@ def _small(labels: Sequence[str]) -> Sequence[str]:
 
 
 def _nemo_order(label: str) -> tuple:
-    """Space, letters, the rest: the order of models.ctc.LETTERS."""
-    return (label != " ", not label.isalpha(), label)
+    """Space, letters, the rest: the order of alphabet.ENGLISH_LABELS."""
+    return (label != SPACE, not label.isalpha(), label)

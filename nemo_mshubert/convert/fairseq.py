@@ -27,10 +27,10 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
+from nemo_mshubert.alphabet import written
 from nemo_mshubert.convert.checkpoint import (
     ENGLISH_LETTERS,
     SPECIALS,
-    WORD_DELIMITER,
     Checkpoint,
     CtcHead,
     PredictionHead,
@@ -234,7 +234,7 @@ def to_fairseq(checkpoint: Checkpoint) -> Dict[str, Any]:
     if letters:
         tensors = {f"w2v_encoder.w2v_model.{name}": tensor for name, tensor in tensors.items()}
         tensors["w2v_encoder.proj.weight"], tensors["w2v_encoder.proj.bias"] = _with_special_rows(letters)
-        symbols = [[*SPECIALS, *(WORD_DELIMITER if label == " " else label for label in letters.labels)]]
+        symbols = [[*SPECIALS, *map(written, letters.labels)]]
         options = {
             "_name": "hubert_ctc",
             "normalize": checkpoint.normalize,

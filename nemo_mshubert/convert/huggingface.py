@@ -29,7 +29,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nemo_mshubert.convert.checkpoint import WORD_DELIMITER, Checkpoint, CtcHead, LetterHead, Source, assemble
+from nemo_mshubert.alphabet import WRITTEN_SPACE, written
+from nemo_mshubert.convert.checkpoint import Checkpoint, CtcHead, LetterHead, Source, assemble
 from nemo_mshubert.convert.pickles import load_torch_file
 from nemo_mshubert.convert.tables import hugging_face_table
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike
@@ -194,12 +195,12 @@ def _read_ctc_head(heads: Mapping[str, Tensor], config: Mapping[str, Any], folde
     tokenizer = read_json(folder / "tokenizer_config.json") or {}
     names = {key: _token(tokenizer.get(key, default)) for key, default in _SPECIAL_TOKENS.items()}
     head.tokens = [tokens.get(row, "<unk>") for row in range(len(head.weight))]
-    head.tokens = [WORD_DELIMITER if token == names["word_delimiter_token"] else token for token in head.tokens]
+    head.tokens = [WRITTEN_SPACE if token == names["word_delimiter_token"] else token for token in head.tokens]
     if names["pad_token"] in head.tokens:  # else the config's, which may be older than the tokenizer
         head.blank = head.tokens.index(names["pad_token"])
     head.specials = [*_SPECIAL_TOKENS.values(), *names.values()]
     head.specials += filter(_MARKER.fullmatch, head.tokens)  # <mask>, [MASK]
-    head.specials = [token for token in head.specials if token not in (None, WORD_DELIMITER)]
+    head.specials = [token for token in head.specials if token not in (None, WRITTEN_SPACE)]
     return head
 
 
@@ -209,7 +210,7 @@ _SPECIAL_TOKENS = {
     "pad_token": BLANK,
     "eos_token": "</s>",
     "unk_token": "<unk>",
-    "word_delimiter_token": WORD_DELIMITER,
+    "word_delimiter_token": WRITTEN_SPACE,
 }
 
 
@@ -275,7 +276,7 @@ TOKENIZER_CONFIG = {
     "tokenizer_class": "Wav2Vec2CTCTokenizer",
     "processor_class": "Wav2Vec2Processor",
     "pad_token": BLANK,
-    "word_delimiter_token": WORD_DELIMITER,
+    "word_delimiter_token": WRITTEN_SPACE,
     "bos_token": None,
     "eos_token": None,
     "unk_token": None,
@@ -285,7 +286,7 @@ TOKENIZER_CONFIG = {
 
 def _vocabulary(letters: LetterHead) -> list:
     """The blank first, as their configs have it, then our order."""
-    return [BLANK] + [WORD_DELIMITER if label == " " else label for label in letters.labels]
+    return [BLANK] + [written(label) for label in letters.labels]
 
 
 def _their_tensors(checkpoint: Checkpoint, letters: Optional[LetterHead], family: str) -> Dict[str, Tensor]:

@@ -26,11 +26,12 @@ from nemo.collections.asr.models import EncDecCTCModel
 from nemo.core.classes import ModelPT
 from omegaconf import OmegaConf
 
+from nemo_mshubert.alphabet import ENGLISH_LABELS, written
 from nemo_mshubert.convert.architecture import blank_weights, check_weights
-from nemo_mshubert.convert.checkpoint import WORD_DELIMITER, Checkpoint, CtcHead, PredictionHead
+from nemo_mshubert.convert.checkpoint import Checkpoint, CtcHead, PredictionHead
 from nemo_mshubert.convert.conversion import log_notes, read_checkpoint
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike
-from nemo_mshubert.models.ctc import LETTERS, ctc_config
+from nemo_mshubert.models.ctc import ctc_config
 from nemo_mshubert.models.loading import restore_mshubert, save_model
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.modules.waveform_preprocessor import WaveformPreprocessor
@@ -105,7 +106,7 @@ def read_as_model(path: PathLike) -> EncDecCTCModel:
 def to_model(checkpoint: Checkpoint) -> Tuple[EncDecCTCModel, str]:
     """A stock CTC model around the encoder, and what its output layer is."""
     letters = checkpoint.ctc.letters() if checkpoint.ctc else None
-    labels = letters.labels if letters else LETTERS
+    labels = letters.labels if letters else ENGLISH_LABELS
     target = f"{MSHuBERTEncoder.__module__}.{MSHuBERTEncoder.__name__}"
     config = ctc_config(_preprocessor(checkpoint.normalize), {"_target_": target, **checkpoint.encoder}, labels, None)
     with torch.random.fork_rng(devices=[]):
@@ -148,6 +149,6 @@ def _prediction_head(head) -> PredictionHead:
 
 def _ctc_head(model: EncDecCTCModel) -> CtcHead:
     layer = model.decoder.decoder_layers[0]
-    tokens = [WORD_DELIMITER if label == " " else label for label in model.decoder.vocabulary]
+    tokens = [written(label) for label in model.decoder.vocabulary]
     weight, bias = layer.weight.detach().float()[..., 0], layer.bias.detach().float()
     return CtcHead(weight, bias, [*tokens, "<blank>"], blank=len(tokens), specials=(), keeps_case=True)

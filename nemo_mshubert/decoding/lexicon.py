@@ -22,17 +22,13 @@ The word is written as the language model writes it, the spelling as the acousti
 model is decoded with the upper-case LibriSpeech 4-gram.
 """
 
-import string
 from collections import Counter
 from pathlib import Path
 from typing import Dict, Iterable, List, Sequence, Tuple
 
+from nemo_mshubert.alphabet import SPACE, WRITTEN_SPACE
 from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.whole_files import atomic_write
-
-WORD_DELIMITER = " "  # label of NeMo's letter models
-WRITTEN_DELIMITER = "|"  # its name in a lexicon file, where white space separates the letters
-ENGLISH_LABELS = [WORD_DELIMITER, *string.ascii_lowercase, "'"]  # LibriSpeech; CTC blank follows as the last index
 
 
 def fold_case(text: str, labels: Sequence[str]) -> str:
@@ -74,7 +70,7 @@ def write_lexicon(path: PathLike, words: Iterable[str], labels: Sequence[str]) -
         require_same_alphabet(words, labels, where=str(path))
     with atomic_write(path) as stream:
         for word in spelled:
-            stream.write(f"{word}\t{' '.join(fold_case(word, labels))} {WRITTEN_DELIMITER}\n")
+            stream.write(f"{word}\t{' '.join(fold_case(word, labels))} {WRITTEN_SPACE}\n")
     return len(spelled), len(words) - len(spelled)
 
 
@@ -102,13 +98,13 @@ def read_lexicon(path: PathLike, labels: Sequence[str]) -> Dict[str, List[List[i
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such lexicon. Write one with scripts/train_ngram.py.")
-    if WORD_DELIMITER not in labels:
+    if SPACE not in labels:
         raise ValueError(
-            f"the model's labels {list(labels)[:8]}... lack the word delimiter {WORD_DELIMITER!r}. A lexicon decodes "
+            f"the model's labels {list(labels)[:8]}... lack the word delimiter {SPACE!r}. A lexicon decodes "
             "letter models; for BPE models use NeMo's strategy beam_batch."
         )
     index = {label: number for number, label in enumerate(labels)}
-    index[WRITTEN_DELIMITER] = index[WORD_DELIMITER]
+    index[WRITTEN_SPACE] = index[SPACE]
     lexicon: Dict[str, List[List[int]]] = {}
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # Windows writes a byte order mark
@@ -140,8 +136,8 @@ def _check_spelling(where: str, word: str, spelling: List[str], index: Dict[str,
             f"{where}: {word!r} is spelled with {missing[0]!r}, which is not among the model's letters. Remove the "
             "line, or write the lexicon anew with scripts/train_ngram.py --letters of this model."
         )
-    if len(spelling) < 2 or spelling[-1] != WRITTEN_DELIMITER or set(spelling[:-1]) == {WRITTEN_DELIMITER}:
+    if len(spelling) < 2 or spelling[-1] != WRITTEN_SPACE or set(spelling[:-1]) == {WRITTEN_SPACE}:
         raise ValueError(
             f"{where}: {word!r} has the spelling {' '.join(spelling)!r}; expected its letters and a final "
-            f"{WRITTEN_DELIMITER!r}. Turn a plain word list into a lexicon with scripts/train_ngram.py --words."
+            f"{WRITTEN_SPACE!r}. Turn a plain word list into a lexicon with scripts/train_ngram.py --words."
         )

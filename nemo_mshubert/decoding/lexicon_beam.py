@@ -30,8 +30,9 @@ from flashlight.lib.text.decoder import CriterionType, LexiconDecoder, LexiconDe
 from flashlight.lib.text.decoder.kenlm import KenLM
 from flashlight.lib.text.dictionary import Dictionary
 
+from nemo_mshubert.alphabet import SPACE
 from nemo_mshubert.decoding.config import LexiconBeamConfig
-from nemo_mshubert.decoding.lexicon import WORD_DELIMITER, fold_case, read_lexicon
+from nemo_mshubert.decoding.lexicon import fold_case, read_lexicon
 from nemo_mshubert.decoding.log_probs import checked_log_probs
 
 FRAME_SECONDS = 0.02  # HuBERT's 320 samples at 16 kHz
@@ -82,12 +83,12 @@ class LexiconBeamSearchDecoder:
         self._lm = _load_lm(config.lm, words)
         self._trie = self._build_trie(spellings, config)
         self._blank = len(self.labels)
-        self._delimiter = self.labels.index(WORD_DELIMITER)
+        self._delimiter = self.labels.index(SPACE)
         self._configure(config)
 
     def _build_trie(self, spellings: Dict[str, List[List[int]]], config: LexiconBeamConfig) -> Trie:
         """Letters as a tree, each node bounded by the best unigram below it ("smearing")."""
-        trie = Trie(len(self.labels) + 1, self.labels.index(WORD_DELIMITER))
+        trie = Trie(len(self.labels) + 1, self.labels.index(SPACE))
         start = self._lm.start(False)
         unknown_score = self._lm.score(start, self._unknown)[1]
         known = 0

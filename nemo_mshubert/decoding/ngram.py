@@ -29,9 +29,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Iterable, Iterator, List, Optional, Sequence, Union
 
+from nemo_mshubert.alphabet import SPACE
 from nemo_mshubert.data.manifest import PathLike, parse_lines
 from nemo_mshubert.data.maybe_gzip import open_maybe_gzip
-from nemo_mshubert.decoding.lexicon import WORD_DELIMITER, fold_case, require_same_alphabet
+from nemo_mshubert.decoding.lexicon import fold_case, require_same_alphabet
 from nemo_mshubert.whole_files import atomic_write
 
 ORDERS = range(2, 7)  # KenLM is compiled for at most 6
@@ -80,7 +81,7 @@ def normalize_text(text: str, labels: Sequence[str]) -> str:
     words = _spaced_words(fold_case(text, labels), labels)
     # Not where all letters are the model's: NFKC takes a vowel of Thai apart, and joins the letters of Korean.
     words = [word if set(word) <= set(labels) else _compatible(word, labels) for word in words]
-    return WORD_DELIMITER.join(word for word in " ".join(words).split() if word.strip("'"))
+    return SPACE.join(word for word in " ".join(words).split() if word.strip("'"))
 
 
 def _compatible(word: str, labels: Sequence[str]) -> str:

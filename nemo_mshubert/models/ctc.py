@@ -14,7 +14,6 @@
 
 """CTC models around our encoder. They are NeMo's own classes, so that every stock script takes the ``.nemo``."""
 
-import string
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -22,10 +21,8 @@ from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
 from nemo.core.classes import ModelPT
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_mshubert.decoding.lexicon import WRITTEN_DELIMITER
+from nemo_mshubert.alphabet import ENGLISH_LABELS, SPACE, WRITTEN_SPACE
 from nemo_mshubert.models.loading import restore_mshubert
-
-LETTERS = [" ", *string.ascii_lowercase, "'"]  # the space is the word delimiter (fairseq's "|"); NeMo adds the blank
 
 
 def ctc_config(
@@ -70,18 +67,18 @@ def ssl_to_ctc(
         ssl_path: ``.nemo`` with an `MSHuBERTEncoder`.
         tokenizer_dir: folder with NeMo's ``tokenizer.model`` and ``vocab.txt`` for a BPE model; letters by default.
         from_scratch: random weights in the encoder too: the baseline without pre-training.
-        letters: of another language, in one string, without the word delimiter; `LETTERS` by default.
+        letters: of another language, in one string, without the word delimiter; `ENGLISH_LABELS` by default.
 
     Raises:
         FileNotFoundError, ValueError: no such file, another architecture, or letters that are there twice, that are
             white space or ``|``, or together with a tokenizer.
     """
-    unfit = [letter for letter in letters or "" if letter.isspace() or letter == WRITTEN_DELIMITER]
+    unfit = [letter for letter in letters or "" if letter.isspace() or letter == WRITTEN_SPACE]
     if letters is not None and (tokenizer_dir or not letters or len(set(letters)) < len(letters) or unfit):
         found = f"; {unfit} cannot be among them" if unfit else ""
         raise ValueError(
             f"letters {letters!r}{found}: give each letter once, and no tokenizer with them. The space is added; no "
-            f"other white space can be written in a lexicon, where {WRITTEN_DELIMITER!r}, as in other ecosystems, "
+            f"other white space can be written in a lexicon, where {WRITTEN_SPACE!r}, as in other ecosystems, "
             "stands for the space."
         )
     ssl_model = restore_mshubert(ssl_path)
@@ -98,7 +95,7 @@ def ssl_to_ctc(
     preprocessor, encoder = (
         OmegaConf.to_container(ssl_model.cfg[name], resolve=True) for name in ("preprocessor", "encoder")
     )
-    labels = LETTERS if letters is None else [" ", *letters]
+    labels = ENGLISH_LABELS if letters is None else [SPACE, *letters]
     config = ctc_config(preprocessor, encoder, None if tokenizer_dir else labels, tokenizer_dir)
     if not from_scratch:
         config.pretraining_labels = pretraining_labels(ssl_model)

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 
+from nemo_mshubert.alphabet import ENGLISH_LABELS
 from nemo_mshubert.analysis import alignment
 from nemo_mshubert.analysis.alignment import (
     MAX_GAP_FRAMES,
@@ -36,10 +37,9 @@ from nemo_mshubert.analysis.alignment import (
 from nemo_mshubert.data.alignments import Alignments, read_alignments
 from nemo_mshubert.data.manifest import read_manifest, utterance_id, write_manifest
 from nemo_mshubert.decoding.evaluation import load_ctc_model
-from nemo_mshubert.models.ctc import LETTERS
 from tests.conftest import TINY_ENCODER, load_script
 
-BLANK = len(LETTERS)
+BLANK = len(ENGLISH_LABELS)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def log_probs_of(path, rng, confidence=8.0):
 def test_the_path_is_the_best_of_all_that_spell_the_text(model):
     """ "aa b" needs a blank between the letters; all label sequences of seven frames are tried."""
     rng = np.random.default_rng(0)
-    labels = [LETTERS.index("a"), LETTERS.index("b"), LETTERS.index(" "), BLANK]
-    wanted = [LETTERS.index(letter) for letter in "aa b"]
+    labels = [ENGLISH_LABELS.index("a"), ENGLISH_LABELS.index("b"), ENGLISH_LABELS.index(" "), BLANK]
+    wanted = [ENGLISH_LABELS.index(letter) for letter in "aa b"]
     for _ in range(5):
         log_probs = log_probs_of(rng.choice(labels, 7), rng, confidence=1.0)
         paths = (path for path in itertools.product(labels, repeat=7) if collapse(path) == wanted)
@@ -74,7 +74,7 @@ def test_the_path_is_the_best_of_all_that_spell_the_text(model):
 def test_known_times_come_back(model):
     """Words whose letters fill known frames, silence of a second between two of them."""
     rng = np.random.default_rng(0)
-    index = LETTERS.index
+    index = ENGLISH_LABELS.index
     spell = lambda word: [frame for letter in word for frame in (index(letter), index(letter), BLANK)]  # noqa: E731
     path = [BLANK] * 40 + spell("sea") + [index(" ")] + [BLANK] * 3 + spell("ship") + [BLANK] * 50
     path += [index(" ")] + spell("too") + [BLANK] * 30
@@ -89,7 +89,7 @@ def test_known_times_come_back(model):
 def test_times_are_those_of_the_frames_of_the_model(tiny_ctc, added, frame_seconds):
     """Of a model of 25 Hz all times were half of the true ones."""
     model = tiny_ctc(conv_layers=[*TINY_ENCODER["conv_layers"], *added])
-    path = [BLANK] * 20 + [LETTERS.index("a")] * 20
+    path = [BLANK] * 20 + [ENGLISH_LABELS.index("a")] * 20
     (word,), _ = align_words(model, log_probs_of(path, np.random.default_rng(0)), "a")
     assert word.end == pytest.approx(40 * frame_seconds)
 
@@ -111,7 +111,7 @@ def test_what_cannot_be_aligned(model):
     with pytest.raises(CannotAlign, match="the model has no letter '9', as in 'b9'"):
         align_words(model, log_probs, "a b9")
     with pytest.raises(CannotAlign, match="300000 frames with 5000 tokens need too much memory: cut the recording"):
-        align_words(model, np.broadcast_to(np.float32(0), (300_000, len(LETTERS) + 1)), "a" * 5000)
+        align_words(model, np.broadcast_to(np.float32(0), (300_000, len(ENGLISH_LABELS) + 1)), "a" * 5000)
     with pytest.raises(CannotAlign, match="no words"):
         align_words(model, log_probs, " ")
 

@@ -24,10 +24,11 @@ import torch
 
 pytest.importorskip("flashlight.lib.text", reason="the beam search needs flashlight-text")
 
+from nemo_mshubert.alphabet import ENGLISH_LABELS  # noqa: E402
 from nemo_mshubert.benchmarks import decoding  # noqa: E402
 from nemo_mshubert.benchmarks.measurement import table_of  # noqa: E402
 from nemo_mshubert.decoding.config import read_config  # noqa: E402
-from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS, write_lexicon  # noqa: E402
+from nemo_mshubert.decoding.lexicon import write_lexicon  # noqa: E402
 from nemo_mshubert.decoding.log_probs import write_log_probs  # noqa: E402
 
 pytestmark = pytest.mark.unit

@@ -22,13 +22,14 @@ import torch
 from nemo.collections.common.parts.adapter_modules import LinearAdapterConfig
 from omegaconf import OmegaConf
 
+from nemo_mshubert.alphabet import ENGLISH_LABELS
 from nemo_mshubert.convert.checkpoint import PredictionHead
 from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
 from nemo_mshubert.convert.huggingface import read_huggingface
 from nemo_mshubert.convert.model_card import Facts
 from nemo_mshubert.convert.publishing import publish
 from nemo_mshubert.decoding.evaluation import load_ctc_model
-from nemo_mshubert.models.ctc import LETTERS, ssl_to_ctc
+from nemo_mshubert.models.ctc import ssl_to_ctc
 from nemo_mshubert.models.loading import load_encoder, restore_model, save_model
 from tests.conftest import REPOSITORY
 from tests.convert.conftest import ENGLISH, FAMILIES, assert_same_weights
@@ -43,7 +44,7 @@ def test_round_trip_is_bit_equal(peer, save_peer, tmp_path, family):
     assert "output layer random" in said
     assert_same_weights(load_encoder(tmp_path / "model.nemo").state_dict(), checkpoint.weights)
     model = restore_model(tmp_path / "model.nemo")
-    assert list(model.decoder.vocabulary) == LETTERS
+    assert list(model.decoder.vocabulary) == ENGLISH_LABELS
     assert model.preprocessor.normalized is FAMILIES[family][2]
     again = read_checkpoint(tmp_path / "model.nemo")
     assert_same_weights(again.weights, checkpoint.weights)
@@ -67,7 +68,7 @@ def test_letters_of_a_ctc_model_in_nemos_order(peer, save_peer, tmp_path, audio)
     rows = [ENGLISH.index(label.upper().replace(" ", "|")) for label in model.decoder.vocabulary] + [0]
     torch.testing.assert_close(ours, expected[..., rows], rtol=1e-4, atol=1e-4)
     again = read_checkpoint(tmp_path / "ctc.nemo").ctc.letters()
-    assert again.labels == LETTERS and torch.equal(again.weight, checkpoint.ctc.letters().weight)
+    assert again.labels == ENGLISH_LABELS and torch.equal(again.weight, checkpoint.ctc.letters().weight)
 
 
 @pytest.mark.unit

@@ -18,9 +18,9 @@ import gzip
 
 import pytest
 
+from nemo_mshubert.alphabet import ENGLISH_LABELS
 from nemo_mshubert.data.alignments import read_alignments
 from nemo_mshubert.data.maybe_gzip import open_maybe_gzip, write_maybe_gzip
-from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
 from nemo_mshubert.decoding.ngram import listed_words, normalized_sentences
 
 pytestmark = pytest.mark.unit

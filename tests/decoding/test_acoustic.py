@@ -20,6 +20,7 @@ import soundfile
 import torch
 from kaldialign import edit_distance
 
+from nemo_mshubert.alphabet import ENGLISH_LABELS
 from nemo_mshubert.decoding import acoustic
 from nemo_mshubert.decoding.acoustic import (
     chunk_frames,
@@ -29,7 +30,6 @@ from nemo_mshubert.decoding.acoustic import (
     use_chunks,
 )
 from nemo_mshubert.decoding.greedy import greedy_text
-from nemo_mshubert.models.ctc import LETTERS
 from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor
 from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.waveform_preprocessor import WaveformPreprocessor
@@ -147,7 +147,7 @@ def test_transcribe_runs_long_files_by_chunks(small_chunks, tiny_ctc, longest_in
     model = tiny_ctc(conv_norm="layer_norm")
     lengths = [16000 * 20, 8000, 16000 * 6]
     files = [entry["audio_filepath"] for entry in entries_of(tmp_path, lengths)]
-    expected = [greedy_text(long_log_probs(model, noise(n, seed)), LETTERS) for seed, n in enumerate(lengths)]
+    expected = [greedy_text(long_log_probs(model, noise(n, seed)), ENGLISH_LABELS) for seed, n in enumerate(lengths)]
     in_one_piece = model.transcribe(files, batch_size=3, verbose=False)
     use_chunks(model)
     passes = longest_input(model)

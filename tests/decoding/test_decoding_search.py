@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nemo_mshubert.alphabet import ENGLISH_LABELS
 from nemo_mshubert.decoding import search as search_module
 from nemo_mshubert.decoding import tuning
 from nemo_mshubert.decoding.config import read_config
-from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
 from nemo_mshubert.decoding.log_probs import write_log_probs
 from nemo_mshubert.decoding.search import RANGES, Trial, plot_trials, read_trials, require_ax, search
 from nemo_mshubert.decoding.tuning import tune

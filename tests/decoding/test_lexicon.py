@@ -16,7 +16,8 @@
 
 import pytest
 
-from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS, can_spell, fold_case, read_lexicon, write_lexicon
+from nemo_mshubert.alphabet import ENGLISH_LABELS
+from nemo_mshubert.decoding.lexicon import can_spell, fold_case, read_lexicon, write_lexicon
 
 pytestmark = pytest.mark.unit
 

@@ -25,8 +25,8 @@ import numpy as np
 import pytest
 import torch
 
+from nemo_mshubert.alphabet import ENGLISH_LABELS
 from nemo_mshubert.data.manifest import SAMPLE_RATE
-from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
 from nemo_mshubert.decoding.lexicon_beam import FRAME_SECONDS, LexiconBeamSearchDecoder
 from nemo_mshubert.modules.frames import HOP_SAMPLES
 

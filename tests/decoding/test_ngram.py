@@ -24,8 +24,9 @@ from pathlib import Path
 import kenlm
 import pytest
 
+from nemo_mshubert.alphabet import ENGLISH_LABELS
 from nemo_mshubert.decoding import ngram
-from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS, can_spell
+from nemo_mshubert.decoding.lexicon import can_spell
 from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
 from nemo_mshubert.decoding.ngram import (
     arpa_words,

@@ -22,7 +22,7 @@ import torch
 from nemo.collections.asr.models import ASRModel
 from omegaconf import OmegaConf
 
-from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
+from nemo_mshubert.alphabet import ENGLISH_LABELS
 
 pytestmark = pytest.mark.integration
 TOKEN_OFFSET = 100  # NeMo's n-gram LMs of tokens write token i as the character 100 + i

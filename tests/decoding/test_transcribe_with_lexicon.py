@@ -21,9 +21,9 @@ from omegaconf import OmegaConf, open_dict
 
 nemo_models = pytest.importorskip("nemo.collections.asr.models")
 
+from nemo_mshubert.alphabet import ENGLISH_LABELS  # noqa: E402
 from nemo_mshubert.decoding import acoustic  # noqa: E402
 from nemo_mshubert.decoding.ctc_decoding import LexiconCTCDecoding, use_lexicon_decoder  # noqa: E402
-from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS  # noqa: E402
 from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder  # noqa: E402
 from nemo_mshubert.decoding.parallel import ParallelDecoder  # noqa: E402
 

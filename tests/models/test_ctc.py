@@ -22,9 +22,10 @@ import torch
 from nemo.collections.asr.models import ASRModel, EncDecCTCModel, EncDecCTCModelBPE
 from omegaconf import OmegaConf
 
+from nemo_mshubert.alphabet import ENGLISH_LABELS
 from nemo_mshubert.convert.nemo import read_nemo
 from nemo_mshubert.decoding.error_rates import error_counts
-from nemo_mshubert.models.ctc import LETTERS, ssl_to_ctc
+from nemo_mshubert.models.ctc import ssl_to_ctc
 from nemo_mshubert.models.finetuning import restore_for_finetuning
 from nemo_mshubert.models.loading import load_encoder, restore_model, save_model
 from nemo_mshubert.modules.frames import frame_count
@@ -78,7 +79,11 @@ def collapse(log_probs_TV):
 
 
 def text_of(model, tokens):
-    return model.tokenizer.ids_to_text(tokens) if hasattr(model, "tokenizer") else "".join(LETTERS[t] for t in tokens)
+    return (
+        model.tokenizer.ids_to_text(tokens)
+        if hasattr(model, "tokenizer")
+        else "".join(ENGLISH_LABELS[t] for t in tokens)
+    )
 
 
 def texts(hypotheses):
@@ -181,7 +186,7 @@ def stock_path(tmp_path_factory):
     modules = "nemo.collections.asr.modules."
     config = {
         "sample_rate": 16000,
-        "labels": LETTERS,
+        "labels": ENGLISH_LABELS,
         "preprocessor": {"_target_": f"{modules}AudioToMelSpectrogramPreprocessor", "features": 8},
         "encoder": {
             "_target_": f"{modules}ConvASREncoder",
@@ -192,8 +197,8 @@ def stock_path(tmp_path_factory):
         "decoder": {
             "_target_": f"{modules}ConvASRDecoder",
             "feat_in": 8,
-            "num_classes": len(LETTERS),
-            "vocabulary": LETTERS,
+            "num_classes": len(ENGLISH_LABELS),
+            "vocabulary": ENGLISH_LABELS,
         },
     }
     path = tmp_path_factory.mktemp("stock") / "stock.nemo"

@@ -24,13 +24,14 @@ from nemo.collections.asr.models import ASRModel, EncDecCTCModelBPE
 from nemo.core.classes import ModelPT
 from omegaconf import OmegaConf
 
+from nemo_mshubert.alphabet import ENGLISH_LABELS
 from nemo_mshubert.callbacks.other_ranks import OtherRanks
 from nemo_mshubert.callbacks.saved_update import SavedUpdate
 from nemo_mshubert.data.manifest import read_manifest, write_manifest
 from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.data.transcripts import check_transcript
 from nemo_mshubert.models import finetuning
-from nemo_mshubert.models.ctc import LETTERS, ssl_to_ctc
+from nemo_mshubert.models.ctc import ssl_to_ctc
 from nemo_mshubert.models.finetuning import restore_for_finetuning
 from nemo_mshubert.models.loading import save_model
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
@@ -87,7 +88,7 @@ def test_options_of_finetuning_replace_those_of_the_file(path, overrides):
         if isinstance(model, EncDecCTCModelBPE):
             assert model.tokenizer.ids_to_text(row[:count])  # 40 pieces lack some letters
         else:
-            assert "".join(LETTERS[token] for token in row[:count]) in references
+            assert "".join(ENGLISH_LABELS[token] for token in row[:count]) in references
     restored_again = ModelPT.restore_from(str(path), map_location="cpu")  # the file itself is as it was
     assert restored_again.cfg.encoder.layerdrop == 0.0 and isinstance(restored_again.encoder, MSHuBERTEncoder)
 

@@ -35,6 +35,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_mshubert.alphabet import ENGLISH_LABELS
 from nemo_mshubert.analysis.audio_source import audio_source
 from nemo_mshubert.analysis.hidden_states import load_hidden_states
 from nemo_mshubert.analysis.superb.batches import Targets, UtteranceBatches, endless, length_batches, loader
@@ -46,7 +47,6 @@ from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
 from nemo_mshubert.callbacks.step_guard import NonFiniteTrainingError
 from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
 from nemo_mshubert.decoding.error_rates import ErrorCounts
-from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
 from nemo_mshubert.device import one_device
 from nemo_mshubert.markdown import markdown_table
 from nemo_mshubert.whole_files import atomic_write

@@ -21,12 +21,12 @@ from typing import Dict, List, Optional
 
 from omegaconf import MISSING
 
+from nemo_mshubert.alphabet import ENGLISH_LABELS
 from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.data.transcripts import check_transcripts
 from nemo_mshubert.decoding.config import read_config, read_structured
 from nemo_mshubert.decoding.references import read_references
 from nemo_mshubert.decoding.search import require_ax
-from nemo_mshubert.models.ctc import LETTERS
 
 
 def folder_name(name: str) -> str:
@@ -148,7 +148,9 @@ def check_inputs(spec: Table1Spec, models: List[ModelSpec], splits: List[str], c
             raise FileNotFoundError(f"{recipe}: no such recipe for the split {name!r}. Correct its config.")
     for name in splits:
         if spec.splits[name].train_tars is None:
-            check_transcripts(spec.splits[name].train_manifest, LETTERS)
+            check_transcripts(spec.splits[name].train_manifest, ENGLISH_LABELS)
     for manifest in spec.sets.values():
-        read_references(manifest, LETTERS)
-    LexiconBeamSearchDecoder(LETTERS, read_config(conf / "decode/lexicon_beam.yaml", lm=spec.lm, lexicon=spec.lexicon))
+        read_references(manifest, ENGLISH_LABELS)
+    LexiconBeamSearchDecoder(
+        ENGLISH_LABELS, read_config(conf / "decode/lexicon_beam.yaml", lm=spec.lm, lexicon=spec.lexicon)
+    )

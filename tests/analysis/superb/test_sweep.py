@@ -26,6 +26,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from nemo_mshubert.alphabet import ENGLISH_LABELS
 from nemo_mshubert.analysis.hidden_states import AllHiddenStates
 from nemo_mshubert.analysis.superb import sweep
 from nemo_mshubert.analysis.superb.features import FrozenFeatures
@@ -33,7 +34,6 @@ from nemo_mshubert.analysis.superb.pronunciations import ARPABET
 from nemo_mshubert.analysis.superb.sweep import results_table, run_superb
 from nemo_mshubert.data.audio import load_audio
 from nemo_mshubert.data.manifest import read_manifest, write_manifest
-from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS
 
 CONFIGS = Path(__file__).parents[3] / "conf" / "superb"
 SMALL = [

@@ -26,10 +26,11 @@ import pytest
 import torch
 from nemo.collections.asr.models import ASRModel
 
+from nemo_mshubert.alphabet import ENGLISH_LABELS
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
 from nemo_mshubert.data.manifest import read_manifest
 from nemo_mshubert.decoding.config import read_config
-from nemo_mshubert.decoding.lexicon import ENGLISH_LABELS, write_lexicon
+from nemo_mshubert.decoding.lexicon import write_lexicon
 from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
 from nemo_mshubert.decoding.log_probs import read_log_probs
 from nemo_mshubert.decoding.table1 import step as step_module

@@ -1,0 +1,33 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The letters of CTC models: NeMo's labels, of which the space ends a word, and what others write in its place."""
+
+import string
+
+SPACE = " "  # the label
+WRITTEN_SPACE = (
+    "|"  # in lexicon files, where white space separates the letters, and in vocabularies of other ecosystems
+)
+ENGLISH_LABELS = [SPACE, *string.ascii_lowercase, "'"]  # LibriSpeech; the CTC blank follows as the last index
+
+
+def written(label: str) -> str:
+    """A label as others write it."""
+    return WRITTEN_SPACE if label == SPACE else label
+
+
+def label_of(token: str) -> str:
+    """The label of what others have written."""
+    return SPACE if token == WRITTEN_SPACE else token
