@@ -54,7 +54,7 @@ from nemo_mshubert.whole_files import atomic_write
 logger = logging.getLogger(__name__)
 
 Diagnosis = Dict[str, Any]
-METHOD_VERSION = 3  # raise it when the same call no longer gives the same numbers
+METHOD_VERSION = 1  # raise it when the same call no longer gives the same numbers
 KINDS = ("masked", "unmasked")
 MASK_SEED = 0
 
@@ -289,9 +289,8 @@ def plot_diagnoses(diagnoses: Sequence[Diagnosis]):
         for mode, line in (("apart", ":"), ("exchanged", "-")):
             cosines = [run["views"][mode]["masked"] for run in runs if mode in run["views"]]
             _draw_runs(axes[0], cosines, label=f"{name}, {mode}", linestyle=line, **style)
-        _draw_runs(axes[-1], [run["pnmi"] for run in runs if "pnmi" in run], label=name, **style)
-        by_chance = [run["pnmi_chance"] for run in runs if "pnmi_chance" in run]  # files of earlier versions lack it
-        _draw_runs(axes[-1], by_chance, label=f"{name}, by chance", linestyle=":", **style)
+        for key, label, line in (("pnmi", name, "-"), ("pnmi_chance", f"{name}, by chance", ":")):
+            _draw_runs(axes[-1], [run[key] for run in runs if key in run], label=label, linestyle=line, **style)
     axes[0].set_ylabel("cosine of the views, masked frames")
     if with_pnmi:
         axes[1].set_ylabel("PNMI of clusters with phones")
@@ -335,7 +334,6 @@ def diagnosis_table(diagnoses: Sequence[Diagnosis]) -> str:
         }
         if "pnmi" in diagnosis:
             curves[f"PNMI of {diagnosis['clusters']} clusters"] = diagnosis["pnmi"]
-        if "pnmi_chance" in diagnosis:
             curves[f"PNMI by chance, on {diagnosis['aligned_frames']} frames"] = diagnosis["pnmi_chance"]
         lines += ["", f"{diagnosis['name']}, layers 0 to {len(diagnosis['views']['apart']['masked']) - 1}:"]
         lines += [f"  {title}: {' '.join(f'{value:.3f}' for value in values)}" for title, values in curves.items()]

@@ -168,7 +168,6 @@ def _diagnostics_section(found) -> Finding:
         caption = "Above: cosine of the masked and the clean view of a frame; exchanged: with Swap, as trained."
         if any("pnmi" in model for model in results["models"]):
             caption += " Below: agreement of k-means clusters of each layer with phones, on held-out frames."
-        if any("pnmi_chance" in model for model in results["models"]):
             caption += " Dotted there: what clusters that know nothing of phones reach on as many frames."
         plots.append(Plot(f"{folder}. {caption}", png_of(plot_diagnoses(results["models"]))))
     return Finding("Diagnostics", tables, plots)
