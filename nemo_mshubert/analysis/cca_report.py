@@ -211,16 +211,10 @@ def plot_curves(runs: Sequence[Run], ylabel: str):
 
 
 def group_runs(runs: Sequence[Run]) -> Dict[str, List[Run]]:
-    """Runs by name, in order of appearance; raises where runs of one name differ in depth."""
+    """Runs by name, in order of appearance."""
     groups: Dict[str, List[Run]] = {}
     for run in runs:
         groups.setdefault(run["name"], []).append(run)
-    for name, group in groups.items():
-        depths = {len(run["layers"]) - 1 for run in group}
-        if len(depths) > 1:
-            raise ValueError(
-                f"{name}: its files have {sorted(depths)} layers. Give models of other depths other names."
-            )
     return groups
 
 

@@ -30,7 +30,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import lightning.pytorch as pl
 import numpy as np
@@ -83,10 +83,16 @@ def diagnose_models(
     manifest_hash = _file_hash(manifest)
     if alignments is not None:
         check_aligned([manifest], alignments)
-    check_depths(models)
+    depths: Dict[str, int] = {}
     for name, path in models:
         logger.info("%s: %s", name, path)
         model = load_pretrained(path).to(device)
+        depth = len(model.encoder.layers)
+        if depths.setdefault(name, depth) != depth:  # no mean of their curves; what was measured is kept
+            raise ValueError(
+                f"{path}: {depth} layers, where another file of {name} has {depths[name]}. Give models of other "
+                "depths other names."
+            )
         settings = (METHOD_VERSION, manifest_hash, clusters, max_frames, alignments and alignments.digest())
         key = f"{weights_fingerprint(model)}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
         stored = output / "models" / f"{key}.json"
@@ -100,23 +106,6 @@ def diagnose_models(
     with atomic_write(output / "diagnostics.png", "wb") as stream:
         plot_diagnoses(diagnoses).savefig(stream, format="png", dpi=150)
     return diagnoses
-
-
-def check_depths(models: Sequence[Tuple[str, PathLike]]) -> None:
-    """Raise ``ValueError`` where ``(name, .nemo)`` of one name have encoders of different depth: they have no mean.
-
-    Only models that share their name are read.
-    """
-    names = [name for name, _ in models]
-    depths: Dict[str, Set[int]] = {}
-    for name, path in models:
-        if names.count(name) > 1:
-            depths.setdefault(name, set()).add(len(load_pretrained(path).encoder.layers))
-    for name, found in depths.items():
-        if len(found) > 1:
-            raise ValueError(
-                f"{name}: its files have {sorted(found)} layers. Give models of other depths other names."
-            )
 
 
 def load_pretrained(path: PathLike) -> pl.LightningModule:

@@ -31,7 +31,6 @@ from nemo_mshubert.analysis.cca_report import (
     PooledFeatures,
     analyze_models,
     areas,
-    group_runs,
     load_hidden_states,
     plot_curves,
     results_table,
@@ -152,8 +151,6 @@ def test_plot_has_a_curve_per_name_and_a_band_per_group():
     assert hubert.get_ydata().tolist() == pytest.approx([0.1, 0.2, 0.1])
     assert len(axes.collections) == 1
     assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["ours (AUC 0.90)", "HuBERT (AUC 0.30)"]
-    with pytest.raises(ValueError, match=r"ours: its files have \[2, 3\] layers"):
-        group_runs([fake_run("ours", 0.1, 0.2, 0.3), fake_run("ours", 0.1, 0.2, 0.3, 0.4)])
 
 
 def test_summary_has_mean_and_spread_of_the_seeds():

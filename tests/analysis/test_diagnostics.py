@@ -17,7 +17,6 @@
 import gzip
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +24,6 @@ import torch
 
 from nemo_mshubert.analysis import diagnostics
 from nemo_mshubert.analysis.diagnostics import (
-    check_depths,
     diagnose_models,
     diagnosis_table,
     layer_pnmi,
@@ -37,6 +35,7 @@ from nemo_mshubert.analysis.hidden_states import AllHiddenStates
 from nemo_mshubert.data.alignments import read_alignments
 from nemo_mshubert.data.audio import load_audio
 from nemo_mshubert.data.manifest import iter_manifest, read_manifest, write_manifest
+from nemo_mshubert.models.loading import restore_model
 from nemo_mshubert.modules.swap import swap, swap_source
 from tests.conftest import load_script
 
@@ -259,16 +258,18 @@ def test_refusals(letters_path, ssl_path, labelled, tmp_path):
         diagnose_models([("tiny", ssl_path)], tmp_path / "gone.json", tmp_path)
 
 
-def test_models_of_one_name_and_other_depth_are_refused_before_any_is_measured(labelled, tmp_path, monkeypatch):
-    """There is no mean of their curves: the plot failed after hours of measuring."""
-    depths = {"a.nemo": 4, "b.nemo": 2, "c.nemo": 3}
-    encoders = {path: SimpleNamespace(layers=[0] * depth) for path, depth in depths.items()}
-    monkeypatch.setattr(diagnostics, "load_pretrained", lambda path: SimpleNamespace(encoder=encoders[path]))
-    monkeypatch.setattr(diagnostics, "diagnose", None)  # may not be called
-    models = [("ours", "a.nemo"), ("- Swap", "c.nemo"), ("ours", "b.nemo")]
-    with pytest.raises(ValueError, match=r"ours: its files have \[2, 4\] layers. Give models of other depths other"):
+def test_models_of_one_name_and_other_depth_are_refused(ssl_path, labelled, tmp_path, monkeypatch):
+    """There is no mean of their curves: the plot failed after hours of measuring. What was measured stays."""
+    shallow = restore_model(ssl_path)
+    del shallow.encoder.layers[-1]
+    monkeypatch.setattr(diagnostics, "load_pretrained", {"a": restore_model(ssl_path), "b": shallow}.get)
+    measured = {"views": {"apart": {"masked": [0.0], "unmasked": [0.0]}}}
+    monkeypatch.setattr(diagnostics, "diagnose", lambda *_: measured)
+    models = [("ours", "a"), ("- Swap", "b"), ("ours", "b")]
+    with pytest.raises(ValueError, match="b: 3 layers, where another file of ours has 4. Give models of other depths"):
         diagnose_models(models, labelled.dev, tmp_path)
-    check_depths(models[:2])
+    assert len(list((tmp_path / "models").iterdir())) == 2
+    assert len(diagnose_models(models[:2], labelled.dev, tmp_path)) == 2
 
 
 def test_utterances_are_checked_before_any_model_is_read(labelled, tmp_path, alignments):
