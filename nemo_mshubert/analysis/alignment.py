@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 MAX_GAP_FRAMES = 10  # 0.2 s
 MAX_LATTICE = 2 * 10**9  # bytes, of which NeMo's search needs twice: about 20 minutes of speech
 UTTERANCES_PER_WINDOW = 200  # whose log-probabilities are in memory
+BATCH_SECONDS = 120  # of padded audio
 TOLERANCES_MS = (20, 50, 100)
 SPECIAL_PIECE = re.compile(r"<.*>|\[.*\]")  # <unk>, [CLS]
 
@@ -169,9 +170,7 @@ def share_gaps(spans: Sequence[Tuple[int, int]], num_frames: int) -> List[Tuple[
 # --- A manifest ------------------------------------------------------------------------------------------------------
 
 
-def align_manifest(
-    model: EncDecCTCModel, manifest: PathLike, output: PathLike, batch_seconds: float = 120
-) -> Dict[str, int]:
+def align_manifest(model: EncDecCTCModel, manifest: PathLike, output: PathLike) -> Dict[str, int]:
     """Write ``{"utt_id", "score", "words": [{"word", "start", "end"}]}`` per line, as `read_alignments` reads it.
 
     Utterances that cannot be aligned are left out, logged and counted. Lines go to ``.<output>.<id>.partial`` first,
@@ -195,7 +194,7 @@ def align_manifest(
         todo = [entry for entry in lines if utterance_id(entry) not in done]
         for first in range(0, len(todo), UTTERANCES_PER_WINDOW):
             window = todo[first : first + UTTERANCES_PER_WINDOW]
-            log_probs = manifest_log_probs(model, window, batch_seconds, progress="aligning")
+            log_probs = manifest_log_probs(model, window, BATCH_SECONDS, progress="aligning")
             for index, entry in enumerate(window):
                 stream.write(json.dumps(_aligned(model, entry, log_probs[index]), ensure_ascii=False) + "\n")
             stream.flush()

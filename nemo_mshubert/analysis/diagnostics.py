@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 Diagnosis = Dict[str, Any]
 METHOD_VERSION = 1  # raise it when the same call no longer gives the same numbers
 KINDS = ("masked", "unmasked")
-MASK_SEED = 0
+SEED = 0  # of masks and of k-means
 
 
 def diagnose_models(
@@ -200,7 +200,7 @@ def view_cosines(
 
 def _masked_batches(model, lines, mask_prob: float, mask_length: int) -> Iterator[Tuple[Tensor, Tensor, Tensor]]:
     """Signals ``[B, 1, S]``, counts of samples ``[B]`` and masks ``[B, T]``, the same at every call."""
-    generator = torch.Generator().manual_seed(MASK_SEED)
+    generator = torch.Generator().manual_seed(SEED)
     for window in audio_windows(lines):
         for group in groups_of(window):
             waves = [torch.from_numpy(utterance.samples) for utterance in group]
@@ -216,7 +216,7 @@ def _masked_batches(model, lines, mask_prob: float, mask_length: int) -> Iterato
 
 
 def layer_pnmi(
-    states: AllHiddenStates, lines, alignments: Alignments, clusters: int, max_frames: int, seed: int = 0
+    states: AllHiddenStates, lines, alignments: Alignments, clusters: int, max_frames: int
 ) -> List[Dict[str, Any]]:
     """`unit_agreement` of k-means clusters of layers 0 to L: fitted on half of a sample of frames, measured on the
     other.
@@ -225,18 +225,18 @@ def layer_pnmi(
         ValueError: fewer than four aligned frames per cluster, or an aligned utterance that occurs twice.
     """
     aligned = list(aligned_lines(lines, alignments))
-    frames = sample_frames(_frames_with_units(states, aligned, alignments), max_frames, seed) if aligned else []
+    frames = sample_frames(_frames_with_units(states, aligned, alignments), max_frames, SEED) if aligned else []
     if len(frames) < 4 * clusters:
         raise ValueError(
             f"{len(frames)} aligned frames in {len(aligned)} of {len(lines)} utterances are too few for {clusters} "
             "clusters. Give more aligned speech, or lower --clusters."
         )
-    frames = frames[np.random.default_rng(seed).permutation(len(frames))]
+    frames = frames[np.random.default_rng(SEED).permutation(len(frames))]
     half = len(frames) // 2
     units = frames[half:, -1].astype(np.int64)
     agreements = []
     for features in np.split(frames[:, :-1], states.num_states, axis=1):
-        centres = fit_kmeans(np.ascontiguousarray(features[:half]), clusters, seed=seed)
+        centres = fit_kmeans(np.ascontiguousarray(features[:half]), clusters, seed=SEED)
         joint = np.zeros((len(alignments.names), clusters), np.int64)
         np.add.at(joint, (units, assign(features[half:], centres)), 1)
         agreements.append(unit_agreement(joint))

@@ -20,7 +20,7 @@ from typing import List, Optional
 
 from nemo_mshubert.analysis.curves import Plot, comparison_plots, learning_rate_plot, pretraining_plots, wer_plot
 from nemo_mshubert.analysis.findings import Table, sections
-from nemo_mshubert.analysis.report_tables import clock, missing_parts, score_tables, setup_tables, tables
+from nemo_mshubert.analysis.report_tables import clock, missing_parts, score_tables, setup_tables
 from nemo_mshubert.analysis.run_folder import Run
 from nemo_mshubert.markdown import markdown_table
 
@@ -32,7 +32,7 @@ SHOWN_ALONE = 2  # pre-trainings with plots of their own; more share plots
 def markdown_report(run: Run) -> str:
     """The tables for a terminal, and what is missing."""
     found = [table for section in sections(run.findings) for table in section.tables]
-    parts = [_titled(table) for table in [*tables(run), *found]]
+    parts = [_titled(table) for table in [*score_tables(run), *setup_tables(run), *found]]
     return "\n\n".join([*parts, *(f"*{sentence}*" for sentence in missing_parts(run))])
 
 

@@ -22,14 +22,23 @@ from nemo_mshubert.analysis.findings import ABSENT, Table
 from nemo_mshubert.analysis.run_folder import MODELS, Run
 
 
-def tables(run: Run) -> List[Table]:
-    """Those that the run has: error rates, then what led to them."""
-    return [*score_tables(run), *setup_tables(run)]
-
-
 def score_tables(run: Run) -> List[Table]:
-    """Error rates."""
-    return [_score_table(run)] if run.scores else []
+    """Error rates, where there are any."""
+    if not run.scores:
+        return []
+    rows = []
+    for key in dict.fromkeys(key for scores in run.scores.values() for key in scores):
+        of_models = [scores.get(key) for scores in run.scores.values()]
+        words = " / ".join(dict.fromkeys(str(score.words) for score in of_models if score))
+        rates = [_percent(score and score.wer) for score in of_models]
+        rows.append([*key, words, *rates, *(_percent(score and score.cer) for score in of_models)])
+    names = [MODELS.get(model, model) for model in run.scores]
+    header = ["test set", "decoding", "words", *(f"WER %, {name}" for name in names)]
+    note = (
+        "Words of the references. Where two numbers stand, the models were tested on different sets: do not compare."
+    )
+    header += [f"CER %, {name}" for name in names]
+    return [Table("Error rates", header, rows, (0, 1), note if any("/" in row[2] for row in rows) else "")]
 
 
 def setup_tables(run: Run) -> List[Table]:
@@ -84,22 +93,6 @@ def _speed_table(run: Run) -> Optional[Table]:
         rows.append([experiment.name, str(last + 1), f"{experiment.step_seconds:.3f}"])
     note = "A step is a micro-batch; medians, on the machine and beside whatever else it did then."
     return Table("Training speed", ["experiment", "updates", "seconds per step"], rows, (0,), note) if rows else None
-
-
-def _score_table(run: Run) -> Table:
-    rows = []
-    for key in dict.fromkeys(key for scores in run.scores.values() for key in scores):
-        of_models = [scores.get(key) for scores in run.scores.values()]
-        words = " / ".join(dict.fromkeys(str(score.words) for score in of_models if score))
-        rates = [_percent(score and score.wer) for score in of_models]
-        rows.append([*key, words, *rates, *(_percent(score and score.cer) for score in of_models)])
-    names = [MODELS.get(model, model) for model in run.scores]
-    header = ["test set", "decoding", "words", *(f"WER %, {name}" for name in names)]
-    note = (
-        "Words of the references. Where two numbers stand, the models were tested on different sets: do not compare."
-    )
-    header += [f"CER %, {name}" for name in names]
-    return Table("Error rates", header, rows, (0, 1), note if any("/" in row[2] for row in rows) else "")
 
 
 def _label_table(run: Run) -> Table:

@@ -26,7 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from nemo_mshubert.analysis.curves import join_sessions, read_experiments
 from nemo_mshubert.analysis.report import html_report, markdown_report
-from nemo_mshubert.analysis.report_tables import missing_parts, tables
+from nemo_mshubert.analysis.report_tables import missing_parts, setup_tables
 from nemo_mshubert.analysis.run_folder import read_run, read_runs
 from nemo_mshubert.decoding import results
 from tests.conftest import load_script
@@ -161,7 +161,7 @@ def test_tables_show_what_was_written(run):
     for row in EXPECTED_ROWS:
         assert row in cells
         assert f"| {' | '.join(row)} |" in markdown
-    assert [row[0] for row in tables(found)[1].rows] == ["iter9", "iter10", "iter11"]
+    assert [row[0] for row in setup_tables(found)[0].rows] == ["iter9", "iter10", "iter11"]
     assert missing_parts(found) == []
 
 

@@ -20,7 +20,7 @@ blank.
 """
 
 from itertools import groupby
-from typing import Any, List, Sequence, Tuple
+from typing import List, Sequence, Tuple
 
 import lightning.pytorch as pl
 import numpy as np
@@ -120,7 +120,8 @@ class CtcProbe(pl.LightningModule):
         vocabulary: tokens, by number; the CTC blank follows.
         config: ``projection`` (P), ``recurrent`` (hidden, layers, dropout, or null), ``spec_augment`` (or null).
         learning_rate: of Adam.
-        seed: of dropout and SpecAugment; a function of it and of the step, so that a resumed run repeats them.
+        seed: of the initial weights, and of dropout and SpecAugment; these are a function of it and of the step, so
+            that a resumed run repeats them.
         words: whether tokens are letters, and errors are counted in words; else in tokens.
     """
 
@@ -134,6 +135,7 @@ class CtcProbe(pl.LightningModule):
         words: bool,
     ):
         super().__init__()
+        torch.manual_seed(seed)
         self.features, self.vocabulary, self.words = features, list(vocabulary), words
         self.learning_rate, self.seed = learning_rate, seed
         self.weighted_sum = WeightedSum(features.num_states)
@@ -204,9 +206,3 @@ class CtcProbe(pl.LightningModule):
     def layer_weights(self) -> List[float]:
         """Of the input of the transformer and of each block; they sum to 1."""
         return self.weighted_sum.weights.detach().cpu().tolist()
-
-
-def new_probe(*args: Any, seed: int, **kwargs: Any) -> CtcProbe:
-    """A probe whose initial weights depend on the seed only."""
-    torch.manual_seed(seed)
-    return CtcProbe(*args, seed=seed, **kwargs)

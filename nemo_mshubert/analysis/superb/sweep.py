@@ -41,7 +41,7 @@ from nemo_mshubert.analysis.hidden_states import load_hidden_states
 from nemo_mshubert.analysis.superb.batches import Targets, UtteranceBatches, endless, length_batches, loader
 from nemo_mshubert.analysis.superb.features import FrozenFeatures, Line
 from nemo_mshubert.analysis.superb.plots import plot_layer_weights
-from nemo_mshubert.analysis.superb.probe import DEV_ERROR, CtcProbe, new_probe
+from nemo_mshubert.analysis.superb.probe import DEV_ERROR, CtcProbe
 from nemo_mshubert.analysis.superb.pronunciations import EspeakPronunciations, Pronunciations
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
 from nemo_mshubert.callbacks.step_guard import NonFiniteTrainingError
@@ -272,7 +272,7 @@ def _folder(output: Path, rate: float) -> Path:
 
 def _probe(config: DictConfig, rate: float, features: FrozenFeatures, units) -> CtcProbe:
     words = config.task == "asr"
-    return new_probe(features, units.vocabulary, config.probe, learning_rate=rate, seed=config.seed, words=words)
+    return CtcProbe(features, units.vocabulary, config.probe, learning_rate=rate, seed=config.seed, words=words)
 
 
 def _claim(output: Path, config: DictConfig, features: FrozenFeatures, splits: Dict[str, Targets]) -> Dict[str, Any]:

@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from nemo_mshubert.analysis.hidden_states import AllHiddenStates
 from nemo_mshubert.analysis.superb.batches import endless, length_batches
 from nemo_mshubert.analysis.superb.features import FrozenFeatures
-from nemo_mshubert.analysis.superb.probe import FeatureAugmentation, RecurrentLayers, WeightedSum, new_probe, warp_time
+from nemo_mshubert.analysis.superb.probe import CtcProbe, FeatureAugmentation, RecurrentLayers, WeightedSum, warp_time
 from nemo_mshubert.data.audio import load_audio
 from nemo_mshubert.data.manifest import iter_manifest
 
@@ -59,7 +59,7 @@ def states(*lengths, num_states=5, width=24):
 
 @pytest.fixture
 def probe(hidden_states):
-    return new_probe(
+    return CtcProbe(
         FrozenFeatures(hidden_states), VOCABULARY, OmegaConf.create(PROBE), 1e-3, seed=0, words=True
     ).eval()
 
@@ -153,7 +153,7 @@ def test_masked_features_have_gradients_where_they_are_not_masked():
 def test_the_weights_of_the_layers_learn_behind_masks(hidden_states):
     masks = dict(time_warp=5, time_masks=2, time_width=4, freq_masks=4, freq_width=2)
     config = OmegaConf.create({**PROBE, "spec_augment": masks})
-    probe = new_probe(FrozenFeatures(hidden_states), VOCABULARY, config, 1e-3, seed=0, words=True).train()
+    probe = CtcProbe(FrozenFeatures(hidden_states), VOCABULARY, config, 1e-3, seed=0, words=True).train()
     log_probs_BTV, _ = probe(states(30, 25))
     log_probs_BTV[..., 0].sum().backward()
     assert (probe.weighted_sum.logits.grad != 0).all()
@@ -161,7 +161,7 @@ def test_the_weights_of_the_layers_learn_behind_masks(hidden_states):
 
 def test_the_seed_draws_the_initial_weights(hidden_states):
     features, config = FrozenFeatures(hidden_states), OmegaConf.create(PROBE)
-    probes = [new_probe(features, VOCABULARY, config, 1e-3, seed=seed, words=True) for seed in (0, 0, 1)]
+    probes = [CtcProbe(features, VOCABULARY, config, 1e-3, seed=seed, words=True) for seed in (0, 0, 1)]
     first, again, other = (probe.state_dict() for probe in probes)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["projection.weight"], other["projection.weight"])
