@@ -12,9 +12,21 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Tables in Markdown."""
+"""Tables, and how they look in Markdown."""
 
-from typing import Any, Collection, Iterable, Optional, Sequence
+from dataclasses import dataclass
+from typing import Any, Collection, Iterable, List, Optional, Sequence, Tuple
+
+
+@dataclass
+class Table:
+    """Cells as text; the columns ``text_columns`` (from 0) are set left, the others, of numbers, right."""
+
+    title: str
+    header: List[str]
+    rows: List[List[str]]
+    text_columns: Tuple[int, ...]
+    note: str = ""
 
 
 def markdown_table(

@@ -45,7 +45,7 @@ from nemo_mshubert.data.alignments import Alignments, aligned_lines, check_align
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
 from nemo_mshubert.device import one_device
-from nemo_mshubert.markdown import markdown_table
+from nemo_mshubert.markdown import Table, markdown_table
 from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.modules.frames import frame_count, valid_positions
 from nemo_mshubert.modules.masking import span_mask
@@ -298,23 +298,32 @@ def _draw_runs(axes, curves: Sequence[Sequence[float]], color: str, **style) -> 
         axes.fill_between(layers, np.min(curves, axis=0), np.max(curves, axis=0), color=color, alpha=0.2)
 
 
-def diagnosis_table(diagnoses: Sequence[Diagnosis]) -> str:
-    """Markdown: a row per model and label set, then the curves over the layers."""
-    header = "model", "set", "masked %", "unmasked %", "loss", "codes predicted", "entropy, bits (labels / predicted)"
-    rows = [
-        (
-            diagnosis["name"],
-            clusters,
-            f"{100 * values['masked_accuracy']:.2f}",
-            f"{100 * values['unmasked_accuracy']:.2f}",
-            f"{values['loss']:.3f}",
-            f"{values['predicted_codes']:.0f}",
-            f"{values['label_entropy_bits']:.2f} / {values['predicted_entropy_bits']:.2f}",
-        )
-        for diagnosis in diagnoses
-        for clusters, values in diagnosis["sets"].items()
+def prediction_table(diagnoses: Sequence[Diagnosis], title: str) -> Table:
+    """A row per model and label set."""
+    header = [
+        "model",
+        "set",
+        "masked %",
+        "unmasked %",
+        "loss",
+        "codes predicted",
+        "label entropy",
+        "predicted entropy",
     ]
-    lines = [markdown_table(header, rows, text_columns=[0])]
+    rows = []
+    for diagnosis in diagnoses:
+        for clusters, values in diagnosis["sets"].items():
+            accuracies = [f"{100 * values[key]:.2f}" for key in ("masked_accuracy", "unmasked_accuracy")]
+            entropies = [f"{values[key]:.2f}" for key in ("label_entropy_bits", "predicted_entropy_bits")]
+            counts = [f"{values['loss']:.3f}", f"{values['predicted_codes']:.0f}"]
+            rows.append([diagnosis["name"], clusters, *accuracies, *counts, *entropies])
+    return Table(title, header, rows, (0,), "Entropies in bits, at masked frames.")
+
+
+def diagnosis_table(diagnoses: Sequence[Diagnosis]) -> str:
+    """Markdown: `prediction_table`, then the curves over the layers."""
+    table = prediction_table(diagnoses, "Predictions")
+    lines = [markdown_table(table.header, table.rows, table.text_columns), "", table.note]
     for diagnosis in diagnoses:
         curves = {
             f"cosine of the views, {mode}, {kind} frames": values

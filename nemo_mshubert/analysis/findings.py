@@ -21,21 +21,11 @@ from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 from nemo_mshubert.analysis.cca_report import plot_curves, summary_rows
 from nemo_mshubert.analysis.curves import Plot, png_of
-from nemo_mshubert.analysis.diagnostics import plot_diagnoses
+from nemo_mshubert.analysis.diagnostics import plot_diagnoses, prediction_table
 from nemo_mshubert.analysis.superb.plots import plot_layer_weights
+from nemo_mshubert.markdown import Table
 
 ABSENT = "–"
-
-
-@dataclass
-class Table:
-    """Cells as text; the columns ``text_columns`` (from 0) are set left, the others, of numbers, right."""
-
-    title: str
-    header: List[str]
-    rows: List[List[str]]
-    text_columns: Tuple[int, ...]
-    note: str = ""
 
 
 class Finding(NamedTuple):
@@ -147,24 +137,7 @@ def _sweep_entry(line: Dict[str, Any]) -> str:
 def _diagnostics_section(found) -> Finding:
     tables, plots = [], []
     for folder, results in found:
-        rows = []
-        for model in results["models"]:
-            for clusters, values in model["sets"].items():
-                accuracies = [f"{100 * values[key]:.2f}" for key in ("masked_accuracy", "unmasked_accuracy")]
-                entropies = [f"{values[key]:.2f}" for key in ("label_entropy_bits", "predicted_entropy_bits")]
-                codes = f"{values['predicted_codes']:.0f}"
-                rows.append([model["name"], clusters, *accuracies, f"{values['loss']:.3f}", codes, *entropies])
-        header = [
-            "model",
-            "set",
-            "masked %",
-            "unmasked %",
-            "loss",
-            "codes predicted",
-            "label entropy",
-            "predicted entropy",
-        ]
-        tables.append(Table(f"Predictions ({folder})", header, rows, (0,), "Entropies in bits, at masked frames."))
+        tables.append(prediction_table(results["models"], f"Predictions ({folder})"))
         caption = "Above: cosine of the masked and the clean view of a frame; exchanged: with Swap, as trained."
         if any("pnmi" in model for model in results["models"]):
             caption += " Below: agreement of k-means clusters of each layer with phones, on held-out frames."

@@ -19,10 +19,10 @@ from html import escape
 from typing import List, Optional
 
 from nemo_mshubert.analysis.curves import Plot, comparison_plots, learning_rate_plot, pretraining_plots, wer_plot
-from nemo_mshubert.analysis.findings import Table, sections
+from nemo_mshubert.analysis.findings import sections
 from nemo_mshubert.analysis.report_tables import clock, missing_parts, score_tables, setup_tables
 from nemo_mshubert.analysis.run_folder import Run
-from nemo_mshubert.markdown import markdown_table
+from nemo_mshubert.markdown import Table, markdown_table
 
 SHOWN_ALONE = 2  # pre-trainings with plots of their own; more share plots
 

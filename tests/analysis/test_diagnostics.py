@@ -302,5 +302,5 @@ def test_plot_and_table_of_models_with_and_without_swap():
     assert "PNMI by chance, on 700 frames: 0.100 0.150" in diagnosis_table([with_swap])
     assert "by chance" not in diagnosis_table([without])
     table = diagnosis_table([without, with_swap])
-    assert "| - Swap | 50 | 12.34 | 50.00 | 2.000 | 7 | 5.00 / 2.50 |" in table
+    assert "| - Swap | 50 | 12.34 | 50.00 | 2.000 | 7 | 5.00 | 2.50 |" in table
     assert "PNMI of 9 clusters: 0.200 0.300" in table
