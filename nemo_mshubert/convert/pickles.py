@@ -97,8 +97,8 @@ def load_torch_file(path: Union[str, Path]) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file.")
-    _refuse_torchscript(path)
     with named_errors(path, "torch.save"):
+        _refuse_torchscript(path)
         return torch.load(path, map_location="cpu", pickle_module=_RestrictedPickle, weights_only=False)
 
 
@@ -196,4 +196,4 @@ def _refuse_torchscript(path: Path) -> None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("constants.pkl") for name in archive.namelist()):
-                raise ValueError(f"{path}: a TorchScript program, not weights. Save its state_dict() instead.")
+                raise Refused("a TorchScript program, not weights. Save its state_dict() instead.")

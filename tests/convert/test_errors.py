@@ -221,6 +221,20 @@ def test_truncated_torch_file(tmp_path, share, legacy):
 
 
 @pytest.mark.unit
+def test_damaged_table_of_contents(tmp_path):
+    """The zip archive of a ``.pt`` ends with a table of its contents. Where that is damaged, users see which of their
+    files it is and what to do, not an error of Python's zip reader."""
+    path = tmp_path / "weights.pt"
+    torch.save(spell_as_fairseq(make_peer("hubert-base")), path)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")  # the first one
+    content[entry : entry + 4] = bytes(4)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="weights.pt: cut short, or not a file of torch.save"):
+        read_checkpoint(path)
+
+
+@pytest.mark.unit
 def test_broken_json_and_missing_files(folder, tmp_path):
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json: not JSON"):
