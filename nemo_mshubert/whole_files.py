@@ -24,11 +24,13 @@ from uuid import uuid4
 
 PathLike = Union[str, Path]
 
+NAME_CHARACTERS = 50  # of a file's name, in that of its temporary neighbour
+
 
 def temporary_neighbour(path: Path, suffix: str = "") -> Path:
     """A hidden name beside ``path`` that no other process takes: in containers on several machines pids are often the
-    same."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{uuid4().hex[:8]}.tmp{suffix}")
+    same. Of a long name it has the beginning: file systems take 255 bytes, four to a character at most."""
+    return path.with_name(f".{path.name[:NAME_CHARACTERS]}.{os.getpid()}.{uuid4().hex[:8]}.tmp{suffix}")
 
 
 @contextmanager

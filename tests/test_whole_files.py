@@ -73,3 +73,16 @@ def test_a_folder_takes_its_place_when_it_is_whole(tmp_path):
     assert os.listdir(folder) == ["weights"] and os.listdir(tmp_path) == ["export"]
     with pytest.raises(FileExistsError, match="Choose another folder"), atomic_folder(folder):
         pass
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "語" * 85, "😀" * 63], ids=["one byte", "three bytes", "four bytes"])
+def test_names_may_be_as_long_as_the_file_system_takes(tmp_path, name):
+    """Features and mono mixes of recordings with long titles could not be written, though files of those names can."""
+    path = tmp_path / name
+    with atomic_write(path) as stream:
+        stream.write("features")
+    assert path.read_text() == "features" and os.listdir(tmp_path) == [name]
+    path.unlink()
+    with atomic_folder(path) as inside:
+        (inside / "weights").touch()
+    assert os.listdir(path) == ["weights"] and os.listdir(tmp_path) == [name]
