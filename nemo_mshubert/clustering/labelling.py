@@ -32,7 +32,7 @@ from tqdm import tqdm
 from nemo_mshubert.clustering.audio_windows import LeaveOut, Utterance, audio_windows, window_features
 from nemo_mshubert.clustering.features import FeatureMaker
 from nemo_mshubert.clustering.label_maker import LabelMaker
-from nemo_mshubert.clustering.left_out import RATE_FIELDS, LeftOut, unlabelled
+from nemo_mshubert.clustering.left_out import RATE_FIELDS, LeftOut, left_out_path, unlabelled
 from nemo_mshubert.data.labels import FrameLabels
 from nemo_mshubert.data.manifest import (
     SAMPLE_RATE,
@@ -106,6 +106,8 @@ def label_manifest(
     leave_out = left_out.add if skip_unusable else None
     work = "is labelling these lines. Wait for it, or give this one another --shard."
     with locked_partial(output, maker.id, work) as (partial, stream):
+        if not partial.stat().st_size:
+            left_out.clear()  # of an earlier output, or of audio that was missing and may be there now
         done, size = _labelled_prefix(manifest, partial, maker.id, lines, left_out)
         os.truncate(partial, size)
         if done:
@@ -119,7 +121,7 @@ def label_manifest(
             progress.update(len(window))
         progress.close()
         if shard.count == 1 and not partial.stat().st_size:
-            raise ValueError(f"{manifest}: none of {len(lines)} lines can be labelled, see {left_out.path}.")
+            raise _none_labelled(manifest, total, left_out.path)
         os.replace(partial, output)
     logger.info("%s: %d utterances labelled.", output, len(lines) - len(left_out))
     if len(left_out):
@@ -135,7 +137,7 @@ def merge_shards(manifest: PathLike, output: PathLike, maker: LabelMaker, count:
 
     Raises:
         ValueError: shards that are missing, unfinished, or of another maker; they are named, and nothing is written.
-            Or ``output`` is what `label_manifest` refuses.
+            Or ``output`` is what `label_manifest` refuses, or no line could be labelled, and the shards are removed.
     """
     if count < 1:
         raise ValueError(f"{count} shards: expected the number that `label.py make --shard` was given, 1 or more.")
@@ -153,17 +155,28 @@ def merge_shards(manifest: PathLike, output: PathLike, maker: LabelMaker, count:
             f"make --shard {missing[0]}/{count}` (and so on); what they have is kept."
         )
     paths = [shard.path(output) for shard in shards]
-    left_out = [path for path in (LeftOut(path).path for path in paths) if path.is_file()]
+    left_out = [path for path in map(left_out_path, paths) if path.is_file()]
+    LeftOut(output).clear()  # of an earlier output
     if left_out:  # before the labels, which are whole with them alone
-        write_manifest(LeftOut(output).path, (entry for path in left_out for _, entry in iter_manifest(path)))
-    write_manifest(output, (entry for path in paths for _, entry in iter_manifest(path)))
+        write_manifest(left_out_path(output), (entry for path in left_out for _, entry in iter_manifest(path)))
+    any_labelled = any(path.stat().st_size for path in paths)
+    if any_labelled:
+        write_manifest(output, (entry for path in paths for _, entry in iter_manifest(path)))
     for path in [*paths, *left_out]:
         path.unlink()
+    if not any_labelled:
+        raise _none_labelled(manifest, total, left_out_path(output))
     return True
+
+
+def _none_labelled(manifest: PathLike, total: int, left_out: Path) -> ValueError:
+    return ValueError(f"{manifest}: none of {total} lines can be labelled, see {left_out}.")
 
 
 def _check_output(manifest: PathLike, output: Path, maker_id: str) -> None:
     """Raise ``ValueError`` where writing would destroy a file that is not an earlier result of the same k-means."""
+    if left_out_path(output).exists() and left_out_path(output).samefile(manifest):
+        raise ValueError(f"{manifest}: lists what was left out of --output {output}. Give another --output.")
     if not output.exists():
         return
     if output.is_dir():

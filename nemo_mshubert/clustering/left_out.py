@@ -27,11 +27,15 @@ REASON = "left_out"
 RATE_FIELDS = ("sampling_rate", "sample_rate")  # either will do for NeMo
 
 
+def left_out_path(labelled: PathLike) -> Path:
+    return Path(labelled).with_suffix(".left_out.json")
+
+
 class LeftOut:
     """``train_l.left_out.json`` of ``train_l.json``: a manifest, which can be labelled when it is repaired."""
 
     def __init__(self, labelled: PathLike):
-        self.path = Path(labelled).with_suffix(".left_out.json")
+        self.path = left_out_path(labelled)
         self._keys: Set[str] = set()
         if self.path.is_file():
             self._keys.update(_key(entry) for _, entry in iter_manifest(self.path))
@@ -50,6 +54,11 @@ class LeftOut:
         self._keys.add(_key(entry))
         with open(self.path, "a", encoding="utf-8") as stream:
             stream.writelines(manifest_lines(self.path, [{**entry, REASON: reason}]))
+
+    def clear(self) -> None:
+        """Begin anew, without the file."""
+        self._keys.clear()
+        self.path.unlink(missing_ok=True)
 
 
 def unlabelled(entry: Dict[str, Any], manifest: Path = Path()) -> Dict[str, Any]:

@@ -443,8 +443,42 @@ def test_repaired_lines_are_a_manifest_of_their_own(with_bad_lines, maker, tmp_p
     label_manifest(with_bad_lines, output, maker, WindowFeatures(), skip_unusable=True)
     for name in ("empty", "garbage", "silent"):
         soundfile.write(tmp_path / f"{name}.wav", np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+    with pytest.raises(ValueError, match="left_out.json: lists what was left out of --output .*labelled.json. Give"):
+        label_manifest(output.with_suffix(".left_out.json"), output, maker, WindowFeatures())
     label_manifest(output.with_suffix(".left_out.json"), rest, maker, WindowFeatures())
     assert [entry["utt_id"] for entry in read_manifest(rest)] == ["empty", "garbage", "silent"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_audio_that_was_not_there_is_labelled_when_it_is(corpus, maker, tmp_path, count):
+    """After a run on a machine without the disk of the audio, the same command would go on saying that none of the
+    lines can be labelled, or leave an empty manifest; and an output that is made anew would lack the first lines."""
+
+    def label(output):
+        for index in range(count):
+            label_manifest(corpus, output, maker, WindowFeatures(), Shard(index, count), skip_unusable=True)
+        return merge_shards(corpus, output, maker, count) if count > 1 else True
+
+    whole, output = tmp_path / "whole.json", tmp_path / "labelled.json"
+    label_manifest(corpus, whole, maker, WindowFeatures())
+    audio = [Path(entry["audio_filepath"]) for entry in read_manifest(corpus)]
+    for missing in (audio, audio[:2]):
+        for path in missing:
+            path.rename(path.with_suffix(".away"))
+        if missing == audio:
+            with pytest.raises(ValueError, match="none of 12 lines can be labelled, see .*/labelled.left_out.json"):
+                label(output)
+            assert len(read_manifest(output.with_suffix(".left_out.json"))) == 12 and not output.exists()
+        else:
+            label(output)
+            assert len(read_manifest(output)) == 10
+            output.unlink()
+        for path in missing:
+            path.with_suffix(".away").rename(path)
+        assert label(output)
+        assert output.read_text() == whole.read_text()
+        assert sorted(path.name for path in tmp_path.glob("*labelled*")) == ["labelled.json"]
+        output.unlink()
 
 
 def test_a_manifest_of_nothing_but_broken_audio_is_an_error(corpus, maker, tmp_path):
