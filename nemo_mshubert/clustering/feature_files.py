@@ -74,7 +74,7 @@ def _describe(folder: Path, features: FeatureMaker) -> None:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found != description:
             raise ValueError(f"{path}: of other features ({found}). Give another --output, or remove the folder.")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(folder.glob("[!.]*")):  # a call that was killed leaves a hidden file
         raise ValueError(f"{folder}: holds something else. Give another --output.")
     else:
         with atomic_write(path) as stream:

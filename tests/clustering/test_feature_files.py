@@ -15,6 +15,8 @@
 """Features in files are those that labels are made of."""
 
 import json
+import multiprocessing
+import os
 
 import numpy as np
 import pytest
@@ -58,6 +60,22 @@ def test_an_interrupted_call_goes_on(manifest, tmp_path):
     (folder / "a" / "2.npy").unlink()
     assert write_features(manifest, folder, MfccFeatures()) == 1
     assert (folder / "a" / "2.npy").is_file() and (folder / "b.npy").stat().st_mtime_ns == kept
+
+
+def test_a_call_that_was_killed_at_its_first_file_goes_on(manifest, tmp_path):
+    """The folder would have to be found and removed by hand, though the same command had made it."""
+
+    def killed():
+        os.replace = lambda *_: os._exit(0)  # as if killed before the description has its name
+        write_features(manifest, tmp_path / "out", MfccFeatures())
+
+    child = multiprocessing.get_context("fork").Process(target=killed)
+    child.start()
+    child.join()
+    assert (
+        child.exitcode == 0 and not (tmp_path / "out" / "features.json").exists() and any((tmp_path / "out").iterdir())
+    )
+    assert write_features(manifest, tmp_path / "out", MfccFeatures()) == 3
 
 
 def test_other_features_are_not_mixed_in(manifest, tmp_path):
