@@ -18,6 +18,7 @@ import codecs
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, Tuple
 
@@ -26,6 +27,7 @@ from nemo_mshubert.whole_files import PathLike, atomic_write
 SAMPLE_RATE = 16000  # Hz
 NEMO_LOOKS_UP = 255  # characters: NeMo looks for shorter names alone beside the manifest
 GZIP = b"\x1f\x8b"  # first bytes of a file of gzip
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # escaped; two of them may be one character
 Line = Tuple[str, Dict[str, Any]]  # "<file>:<line>" and what it holds
 
 
@@ -125,12 +127,26 @@ def _parse_line(line: bytes, where: str) -> Dict[str, Any]:
             f"{where}: the name of the file, {entry['audio_filepath']!r}, is not UTF-8. Rename the file and correct the "
             "line."
         ) from error
+    if SURROGATE.search(line):
+        _check_surrogates(entry, where)
     offset, duration = entry.get("offset"), entry.get("duration")
     if offset is not None and not (type(offset) in (int, float) and 0 <= offset < math.inf):
         raise ValueError(_no_time("offset", offset, "0 or more", where))
     if duration is not None and not (type(duration) in (int, float) and 0 < duration < math.inf):
         raise ValueError(_no_time("duration", duration, "more than 0", where))
     return entry
+
+
+def _check_surrogates(entry: Dict[str, Any], where: str) -> None:
+    """Raise ``ValueError`` for characters that JSON can escape, but that no file of UTF-8 can hold."""
+    for field, value in entry.items():
+        try:
+            f"{field}{json.dumps(value, ensure_ascii=False)}".encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{where}: {field!r} holds {error.object[error.start]!r}, half of a character or a byte that was not "
+                "UTF-8. Correct the line or remove it."
+            ) from error
 
 
 def _not_utf8(line: bytes, error: UnicodeDecodeError) -> str:

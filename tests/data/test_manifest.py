@@ -104,6 +104,21 @@ def test_a_file_name_that_is_not_utf8_is_named(write):
         read_manifest(path)
 
 
+@pytest.mark.parametrize(
+    "escaped, shown", [(rb"so \ud83d", "ud83d"), (rb"sch\udcf6n", "udcf6"), (rb"\uDE00\uD83D", "ude00")]
+)
+def test_text_that_no_file_can_hold_is_named(write, tmp_path, escaped, shown):
+    """Half an emoji of a text that was cut: labels of the first ten minutes, or a tar, were lost to an error without a
+    line. A whole one is text as any other."""
+    whole = rb'{"audio_filepath": "a.wav", "text": "so \ud83d\ude00 \\ud83d"}'
+    (entry,) = read_manifest(write(whole))
+    assert entry["text"] == r"so 😀 \ud83d"
+    write_manifest(tmp_path / "again.json", [entry])
+    path = write(whole, b'{"audio_filepath": "a.wav", "text": "' + escaped + b'"}')
+    with pytest.raises(ValueError, match=f"{path}:2: 'text' holds '.{shown}', half of a character .*Correct the line"):
+        read_manifest(path)
+
+
 def test_a_byte_order_mark_is_no_part_of_a_line(write):
     """Windows writes it, no editor shows it: the line looked as it should."""
     path = write(GOOD, GOOD)
