@@ -113,6 +113,11 @@ class MSHuBERTModel(ModelPT):
                 f"model.drop_label_sets: {cfg.drop_label_sets} of {len(self.layer_of_set)} sets; at least one must be "
                 "kept."
             )
+        if cfg.masking.mask_prob <= 0 or cfg.masking.mask_length < 1:
+            raise ValueError(
+                f"model.masking: mask_prob {cfg.masking.mask_prob} with mask_length {cfg.masking.mask_length} masks no "
+                "frame, and val_loss, which is of masked frames, would be 0. Both must be above 0."
+            )
 
         with torch.random.fork_rng(devices=[]):  # who restores a model goes on with random numbers of his own
             torch.default_generator.manual_seed(seed_of(cfg.seed, "initial weights"))  # not those of GPUs

@@ -303,6 +303,8 @@ def test_nemo_file_holds_weights_and_label_maker(make_model, labelled, batch, tm
         (["model.label_layers={9:40,2:20,1:10}"], r"blocks \[9\] do not exist"),
         (["model.loss_views=second"], "loss_views: expected one of .*'second'"),
         (["model.drop_label_sets=3"], "drop_label_sets: 3 of 3 sets; at least one must be kept"),
+        (["model.masking.mask_prob=0"], "model.masking: mask_prob 0 .*masks no frame, and val_loss.* would be 0"),
+        (["model.masking.mask_length=0"], "model.masking: .*mask_length 0 masks no frame"),
         (["model.train_ds.crop=longest"], "crop: expected one of"),
         (
             ["model.encoder.conv_layers=[[8,10,5],[8,3,2],[8,3,2],[8,3,2],[8,3,2],[8,2,2]]"],
