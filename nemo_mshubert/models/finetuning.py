@@ -63,6 +63,9 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
     if "tokenizer" not in model.cfg:
         # not cfg.labels: where NeMo has changed the vocabulary these are still the letters of before
         model.cfg.labels = train_ds.labels = validation_ds.labels = list(model.cfg.decoder.vocabulary)
+    for name, data in (("train_ds", train_ds), ("validation_ds", validation_ds)):
+        if not data.get("use_lhotse") and data.get("batch_size") is None:
+            raise ValueError(f"model.{name}.use_lhotse=false: NeMo's older loader needs model.{name}.batch_size.")
     validates = validation_ds.manifest_filepath is not None
     on_rank_zero(trainer, _check_data, train_ds, *[validation_ds] * validates)
     _set_up_training(model, train_ds, trainer)

@@ -286,6 +286,15 @@ def test_a_resumed_fine_tuning_draws_tars_anew(letters_path, overrides, syntheti
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("name", ["train_ds", "validation_ds"])
+def test_the_loader_without_lhotse_needs_a_batch_size(letters_path, overrides, name):
+    """conf/finetune has seconds in its place, with which PyTorch ended in "iteration over a 0-d tensor"."""
+    overrides[name].update(use_lhotse=False, batch_size=None)
+    with pytest.raises(ValueError, match=f"model.{name}.use_lhotse=false.*needs model.{name}.batch_size"):
+        restore_for_finetuning(str(letters_path), overrides, quiet_trainer(max_steps=1))
+
+
+@pytest.mark.integration
 def test_several_ranks_need_lhotse(letters_path, overrides):
     """NeMo's older loader gives every rank all of the data in one order: n GPUs did the work of one."""
     overrides.train_ds.use_lhotse = False
