@@ -39,7 +39,7 @@ from nemo_mshubert.alphabet import SPACE
 from nemo_mshubert.analysis.word_segments import SILENCES
 from nemo_mshubert.data.alignments import Alignments
 from nemo_mshubert.data.digest import file_digest
-from nemo_mshubert.data.manifest import PathLike, distinct_utterances, iter_manifest, utterance_id
+from nemo_mshubert.data.manifest import PathLike, distinct_utterances, iter_manifest, not_empty, utterance_id
 from nemo_mshubert.data.maybe_gzip import open_maybe_gzip, write_maybe_gzip
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.lexicon import fold_case
@@ -198,9 +198,13 @@ def align_manifest(model: EncDecCTCModel, manifest: PathLike, output: PathLike) 
             for index, entry in enumerate(window):
                 stream.write(json.dumps(_aligned(model, entry, log_probs[index]), ensure_ascii=False) + "\n")
             stream.flush()
-    aligned = [line for line in _whole_lines(partial).values() if "reason" not in line]
-    if not aligned:
-        raise ValueError(f"{manifest}: none of {len(lines)} utterances can be aligned; see the log for the reasons.")
+    made = list(_whole_lines(partial).values())
+    aligned = [line for line in made if "reason" not in line]
+    if not aligned:  # a call that goes on from another one has not logged why
+        raise ValueError(
+            f"{manifest}: none of {len(lines)} utterances can be aligned; the first, {made[0]['utt_id']}: "
+            f"{made[0]['reason']}."
+        )
     write_maybe_gzip(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in aligned))
     for finished in output.parent.glob(f".{glob.escape(output.name)}.*.partial"):  # those of other models, too
         with open(finished, "a", encoding="utf-8") as stream:
@@ -226,7 +230,7 @@ def _check_output(output: Path) -> None:
 
 def _checked(manifest: PathLike) -> List[Dict[str, Any]]:
     entries = []
-    for where, entry in distinct_utterances(iter_manifest(manifest)):
+    for where, entry in not_empty(distinct_utterances(iter_manifest(manifest)), manifest):
         if not isinstance(entry.get("text"), str) or entry.get("duration") is None:
             raise ValueError(
                 f'{where}: {utterance_id(entry)} lacks "text" or "duration". Add them or remove the line.'

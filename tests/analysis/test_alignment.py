@@ -265,6 +265,20 @@ def test_utterances_without_alignment_are_left_out_and_counted(model, synthetic_
         align_manifest(model, tmp_path / "twice.json", tmp_path / "t.jsonl")
 
 
+def test_a_manifest_that_cannot_be_aligned_is_told_why_each_time(model, synthetic_corpus, tmp_path, caplog):
+    """Called again, it sent to a log that had nothing: the reasons were logged by the call before. An empty manifest
+    sent there, too."""
+    entry = read_manifest(synthetic_corpus.dev)[0]
+    write_manifest(tmp_path / "none.json", [{**entry, "text": "room 9"}])
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"none.json: .*{utterance_id(entry)}: the model has no letter '9'"):
+            align_manifest(model, tmp_path / "none.json", tmp_path / "w.jsonl")
+    assert caplog.text.count("is left out") == 1
+    (tmp_path / "empty.json").write_text("\n")
+    with pytest.raises(ValueError, match="empty.json: the manifest is empty"):
+        align_manifest(model, tmp_path / "empty.json", tmp_path / "w.jsonl")
+
+
 @pytest.mark.parametrize("name", ["letters_path", "bpe_path"])
 def test_a_model_that_diverged_aligns_nothing(name, request, synthetic_corpus, tmp_path):
     """It ended in an IndexError that names neither the utterance nor what is wrong with the model."""
