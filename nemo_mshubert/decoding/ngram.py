@@ -235,9 +235,12 @@ def listed_words(words_file: PathLike) -> List[str]:
     """The first field of each line of a word list (plain or ``.gz``), each word once.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or it is not UTF-8.
+        FileNotFoundError, ValueError: no such file, it is not UTF-8, or holds no words.
     """
-    return list(dict.fromkeys(line.split()[0] for line in text_lines(words_file) if line.strip()))
+    words = list(dict.fromkeys(line.split()[0] for line in text_lines(words_file) if line.strip()))
+    if not words:
+        raise ValueError(f"{words_file}: no words. Give one a line, or leave it out to take all words of the LM.")
+    return words
 
 
 def lexicon_words(words_file: PathLike, arpa: PathLike) -> List[str]:
@@ -249,9 +252,8 @@ def lexicon_words(words_file: PathLike, arpa: PathLike) -> List[str]:
     wanted = listed_words(words_file)
     known = set(wanted) & set(arpa_words(arpa))
     if not known:
-        first = next(iter(wanted), None)
         raise ValueError(
-            f"{words_file}: {arpa} knows none of its {len(wanted)} words (the first is {first!r}). Write the list in "
+            f"{words_file}: {arpa} knows none of its {len(wanted)} words (the first is {wanted[0]!r}). Write the list in "
             "the case of the ARPA, or leave it out to take all words of the ARPA."
         )
     return [word for word in wanted if word in known]

@@ -180,6 +180,18 @@ def test_a_word_list_that_is_not_utf8_is_named_before_training(tmp_path, monkeyp
 
 
 @pytest.mark.unit
+def test_an_empty_word_list_is_refused_before_training(tmp_path, monkeypatch):
+    """It was when the LM had been trained, hours later, since the LM knows none of no words."""
+    (tmp_path / "text.txt").write_text("the sea\n")
+    (tmp_path / "words.txt").write_text("\n \n")
+    arguments = ["--text", tmp_path / "text.txt", "--words", tmp_path / "words.txt", "--output", tmp_path / "lm"]
+    monkeypatch.setattr(sys, "argv", ["train_ngram.py", *map(str, arguments)])
+    with pytest.raises(ValueError, match="words.txt: no words. Give one a line, or leave it out"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt", "words.txt"]
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize("order, prune, message", [(1, [], "order 1"), (7, [], "order 7"), (2, [0, 0, 1], "pruning")])
 def test_orders_and_prunings_that_kenlm_does_not_take(tmp_path, order, prune, message):
     with pytest.raises(ValueError, match=message):
