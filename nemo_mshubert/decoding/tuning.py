@@ -61,9 +61,12 @@ def tune(
 
     Raises:
         ImportError: no Ax or no matplotlib.
-        ValueError: dev sets of different labels, without any word, or as `LexiconBeamSearchDecoder` and `search`.
+        ValueError: dev sets of different labels, without any word, an ``output`` that is a folder, or as
+            `LexiconBeamSearchDecoder` and `search`.
     """
     require_ax()
+    if Path(output).is_dir():  # else found when all trials have been made
+        raise ValueError(f"{output}: a folder. Name a YAML in it as --output.")
     sets = [read_log_probs(path) for path in log_probs]
     for path, dev in zip(log_probs, sets):
         if dev.labels != sets[0].labels:

@@ -177,6 +177,16 @@ def test_script_tunes_and_writes_what_evaluation_reads(tmp_path, dev_set):
     assert (tmp_path / "tuned.png").exists()
 
 
+@pytest.mark.unit
+def test_a_folder_for_the_yaml_is_refused_before_the_first_trial(tmp_path, dev_set, make_config):
+    """All trials were made, and then there was no YAML; another --output found no trials, and made them all again."""
+    (tmp_path / "tuned").mkdir()
+    config = make_config(dev_set["--lm"], dev_set["--lexicon"])
+    with pytest.raises(ValueError, match="tuned: a folder. Name a YAML in it as --output"):
+        tune(config, [dev_set["--log_probs"]], tmp_path / "tuned", num_trials=1, seed=0, workers=1)
+    assert not list(tmp_path.glob("tuned*.trials.jsonl"))
+
+
 @pytest.mark.integration
 def test_outputs_that_differ_behind_a_dot_have_trials_of_their_own(tmp_path, dev_set, make_config):
     """lr0.2 found the trials of lr0.1, which it refused or went on from, and drew over their picture."""
