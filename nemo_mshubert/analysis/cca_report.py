@@ -69,6 +69,7 @@ def analyze_models(
             have other depths.
     """
     output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)  # first: that it cannot be made should not cost a pass over the audio
     runs: List[Run] = []
     depths: Dict[str, int] = {}
     for name, path in models:

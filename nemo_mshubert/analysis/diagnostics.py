@@ -80,6 +80,7 @@ def diagnose_models(
             labels of another label maker, unusable audio, an utterance that occurs twice, or too few aligned frames.
     """
     output, diagnoses = Path(output), []
+    output.mkdir(parents=True, exist_ok=True)  # first: that it cannot be made should not cost a pass over the audio
     manifest_hash = _file_hash(manifest)
     if alignments is not None:
         check_aligned([manifest], alignments)

@@ -232,6 +232,15 @@ def test_pooled_features_on_disk(sample, load, tmp_path):
         stored.layer(0)
 
 
+def test_a_file_in_place_of_the_output_folder_is_noticed_before_any_audio(sample, load, tmp_path):
+    """The hidden states of the whole corpus were computed, and then there was nowhere to write them."""
+    (tmp_path / "cca").write_text("a file")
+    for output in (tmp_path / "cca", tmp_path / "cca" / "words"):
+        with pytest.raises(OSError, match="cca"):
+            analyze_models([("A", "1.nemo")], sample, output, load=load)
+    assert load.calls == 0
+
+
 def test_too_few_instances_are_noticed_before_any_audio(chords, load, tmp_path):
     aligned = read_alignments([chords.alignments], "word")
     few = sample_instances([chords.manifest], aligned, WORDS, 5)

@@ -258,6 +258,17 @@ def test_refusals(letters_path, ssl_path, labelled, tmp_path):
         diagnose_models([("tiny", ssl_path)], tmp_path / "gone.json", tmp_path)
 
 
+@pytest.mark.unit
+def test_a_file_in_place_of_the_output_folder_is_noticed_before_any_is_measured(
+    ssl_path, labelled, tmp_path, monkeypatch
+):
+    """A model was measured on all of the manifest, and then there was nowhere to write what was found."""
+    monkeypatch.setattr(diagnostics, "diagnose", None)  # may not be called
+    (tmp_path / "found").write_text("a file")
+    with pytest.raises(FileExistsError, match="found"):
+        diagnose_models([("tiny", ssl_path)], labelled.dev, tmp_path / "found")
+
+
 def test_models_of_one_name_and_other_depth_are_refused(ssl_path, labelled, tmp_path, monkeypatch):
     """There is no mean of their curves: the plot failed after hours of measuring. What was measured stays."""
     shallow = restore_model(ssl_path)
