@@ -53,6 +53,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if any")
     parser.add_argument("--output", required=True, help="folder")
     args = parser.parse_args(argv)
+    for name, value in (("top", args.top), ("instances", args.instances)):
+        if value is not None and value < 1:  # -1 would be all but one, and 0 the default
+            parser.error(f"--{name} {value}: at least 1")
     args.top = args.top or DEFAULT_TOP[args.units]
     args.instances = args.instances or DEFAULT_INSTANCES[args.units]
     args.device = choose_device(args.device)

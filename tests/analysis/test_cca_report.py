@@ -327,3 +327,13 @@ def test_script_defaults_are_the_published_ones(script, capsys):
     with pytest.raises(SystemExit):
         script.parse_args([*required, "--model", "a.nemo"])
     assert "expected NAME=FILE.nemo, found 'a.nemo'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["top", "instances"])
+@pytest.mark.parametrize("number", ["-1", "0"])
+def test_numbers_below_one_are_refused(script, option, number, capsys):
+    """-1, meant as "all", left out the rarest unit or an instance of each; 0 was taken for the default."""
+    required = "--model A=a.nemo --manifest m --alignments a --output o".split()
+    with pytest.raises(SystemExit):
+        script.parse_args([*required, f"--{option}", number])
+    assert f"--{option} {number}: at least 1" in capsys.readouterr().err
