@@ -45,7 +45,7 @@ from nemo_mshubert.analysis.superb.probe import DEV_ERROR, CtcProbe
 from nemo_mshubert.analysis.superb.pronunciations import EspeakPronunciations, Pronunciations
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
 from nemo_mshubert.callbacks.step_guard import NonFiniteTrainingError
-from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
+from nemo_mshubert.data.manifest import PathLike, iter_manifest, no_audio_file, utterance_id
 from nemo_mshubert.decoding.error_rates import ErrorCounts
 from nemo_mshubert.device import one_device
 from nemo_mshubert.markdown import markdown_table
@@ -82,10 +82,10 @@ class Phones:
 
 
 def read_lines(manifests: Sequence[PathLike]) -> List[Line]:
-    """Lines with a transcript and a duration.
+    """Lines with a transcript and a duration; the audio is looked for, not read.
 
     Raises:
-        FileNotFoundError, ValueError: no such manifest, no line, or one without either.
+        FileNotFoundError, ValueError: no such manifest or audio file, no line, or one without either.
     """
     lines = list(itertools.chain.from_iterable(map(iter_manifest, manifests)))
     for where, entry in lines:
@@ -93,6 +93,8 @@ def read_lines(manifests: Sequence[PathLike]) -> List[Line]:
             raise ValueError(
                 f'{where}: {utterance_id(entry)} lacks "text" or "duration". Add them or remove the line.'
             )
+        if not Path(entry["audio_filepath"]).is_file():
+            raise FileNotFoundError(f"{where}: {entry['audio_filepath']}: {no_audio_file(entry)}")
     if not lines:
         raise ValueError(f"{', '.join(map(str, manifests))}: no utterances.")
     return lines

@@ -262,6 +262,17 @@ def test_bad_input(config, features, tmp_path):
             run_superb(cfg, features)
 
 
+def test_audio_of_the_test_sets_is_looked_for_before_training(config, features, tmp_path, monkeypatch):
+    """Without a cache it is read when every learning rate has been trained: a missing file was found days later."""
+    monkeypatch.setattr(sweep, "train_probe", None)  # may not be called
+    cfg = config("asr")
+    entries = read_manifest(cfg.test_manifests[0])
+    write_manifest(tmp_path / "gone.json", [entries[0], {**entries[1], "audio_filepath": "gone.flac"}])
+    cfg.test_manifests = [str(tmp_path / "gone.json")]
+    with pytest.raises(FileNotFoundError, match="gone.json:2: .*gone.flac: no such audio file. Correct the manifest"):
+        run_superb(cfg, features)
+
+
 def test_the_configs_are_those_of_s3prl():
     """hyper-parameters of s3prl's downstream/asr/config.yaml and downstream/ctc/libriphone.yaml."""
     required = ["name=a", "model=a", "train_manifests=[a]", "dev_manifests=[a]", "test_manifests=[a]", "output=a"]
