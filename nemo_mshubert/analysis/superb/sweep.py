@@ -57,6 +57,7 @@ METHOD_VERSION = 1  # raise it when the same probe no longer gives the same scor
 DEFAULT_PRECISION = "32-true"  # of a Lightning trainer
 TASKS = {"asr": "WER", "pr": "PER"}
 FALLBACKS = {None: lambda: None, "espeak": EspeakPronunciations}
+LISTS = ("train_manifests", "dev_manifests", "test_manifests", "pronunciations", "learning_rates")
 
 # --- Targets ---------------------------------------------------------------------------------------------------------
 
@@ -215,14 +216,17 @@ def run_superb(config: DictConfig, features: Optional[FrozenFeatures] = None) ->
         the content of ``superb.json``.
 
     Raises:
-        FileNotFoundError, ValueError: no such model or manifest, two of one name, unusable lines, words without
-            pronunciation, ``updates`` that are not evaluated, an ``output`` of another probe, or no learning rate that
-            converges.
+        FileNotFoundError, ValueError: no such model or manifest, two of one name, one value where a list belongs,
+            unusable lines, words without pronunciation, ``updates`` that are not evaluated, an ``output`` of another
+            probe, or no learning rate that converges.
     """
     if config.task not in TASKS:
         raise ValueError(f"task: expected one of {', '.join(TASKS)}, found {config.task!r}.")
     if config.g2p not in FALLBACKS:
         raise ValueError(f"g2p: expected null or espeak, found {config.g2p!r}.")
+    for key in LISTS:
+        if config[key] is not None and not OmegaConf.is_list(config[key]):
+            raise ValueError(f"{key}: expected a list, found {config[key]!r}. Write {key}=[{config[key]}].")
     if config.updates % config.eval_every:
         raise ValueError(
             f"updates {config.updates} is no multiple of eval_every {config.eval_every}: what was trained behind the "

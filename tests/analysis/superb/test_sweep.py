@@ -262,6 +262,17 @@ def test_bad_input(config, features, tmp_path):
             run_superb(cfg, features)
 
 
+@pytest.mark.parametrize(
+    "override", ["train_manifests=train.json", "pronunciations=lexicon.txt", "learning_rates=0.001"]
+)
+def test_one_value_where_a_list_belongs_is_named(config, features, override):
+    """Each letter of the path was taken for a manifest, of which "/" is "a folder, where a manifest was expected"; a
+    learning rate was found to be no list when all hidden states had been cached."""
+    key, value = override.split("=")
+    with pytest.raises(ValueError, match=rf"{key}: expected a list, found .*Write {key}=\[{value}\]"):
+        run_superb(config("pr", override), features)
+
+
 def test_audio_of_the_test_sets_is_looked_for_before_training(config, features, tmp_path, monkeypatch):
     """Without a cache it is read when every learning rate has been trained: a missing file was found days later."""
     monkeypatch.setattr(sweep, "train_probe", None)  # may not be called
