@@ -35,7 +35,12 @@ def temporary_neighbour(path: Path, suffix: str = "") -> Path:
 
 @contextmanager
 def atomic_path(path: Path, suffix: str = "") -> Iterator[Path]:
-    """The name of a temporary neighbour, which takes the place of ``path`` on success, so that it is whole or absent."""
+    """The name of a temporary neighbour, which takes the place of ``path`` on success, so that it is whole or absent.
+
+    Raises:
+        IsADirectoryError, NotADirectoryError: no file can be there, which is said before any work is done for it.
+    """
+    _check_place(path)
     temporary = temporary_neighbour(path, suffix)
     try:
         with naming(path):
@@ -49,9 +54,19 @@ def atomic_path(path: Path, suffix: str = "") -> Iterator[Path]:
 def atomic_write(path: PathLike, mode: str = "w"):
     """Open the `atomic_path` of ``path``."""
     path = Path(path)
+    _check_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream:
         yield stream
+
+
+def _check_place(path: Path) -> None:
+    """The system's own errors name a hidden temporary file, or nothing to do about it."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder. Name a file in it.")
+    above = next((folder for folder in path.parents if folder.exists()), None)
+    if above is not None and not above.is_dir():
+        raise NotADirectoryError(f"{above}: a file, so {path} cannot be in it. Name a file in a folder.")
 
 
 @contextmanager

@@ -16,11 +16,12 @@
 
 import errno
 import os
+import re
 import resource
 
 import pytest
 
-from nemo_mshubert.whole_files import atomic_folder, atomic_write, naming
+from nemo_mshubert.whole_files import atomic_folder, atomic_path, atomic_write, naming
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
 pytestmark = pytest.mark.unit
@@ -56,6 +57,22 @@ def test_only_a_full_disk_is_given_a_name():
         assert found.value is error and str(error) == before
     with pytest.raises(OSError, match="No space left on device: 'mine'"), naming("mine"):
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("output", ["folder", "file/a.txt", "file/below/a.txt"])
+def test_a_place_where_no_file_can_be(tmp_path, output):
+    """Else a mistyped --output ends in an error about a hidden temporary file that the user never named."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("kept")
+    named = tmp_path / ("folder" if output == "folder" else "file")
+    for write in (atomic_write, atomic_path):
+        with pytest.raises(
+            (IsADirectoryError, NotADirectoryError), match=f"^{re.escape(str(named))}: a .*Name a file"
+        ):
+            with write(tmp_path / output):
+                pytest.fail("work was done for a file that cannot be written")
+    assert (tmp_path / "file").read_text() == "kept"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
 
 
 def test_a_folder_takes_its_place_when_it_is_whole(tmp_path):
