@@ -17,7 +17,7 @@ silently."""
 
 from typing import Any, Dict, Optional, Sequence
 
-from nemo_mshubert.data.manifest import PathLike, iter_manifest
+from nemo_mshubert.data.manifest import PathLike, iter_manifest, not_empty
 
 
 def check_transcripts(manifest: PathLike, letters: Optional[Sequence[str]] = None) -> None:
@@ -31,12 +31,8 @@ def check_transcripts(manifest: PathLike, letters: Optional[Sequence[str]] = Non
         ValueError: no lines, a line without ``text``, or with letters that are not among ``letters``, such as
             capitals; names file, line and remedy.
     """
-    empty = True
-    for where, entry in iter_manifest(manifest):
-        empty = False
+    for where, entry in not_empty(iter_manifest(manifest), manifest):
         check_transcript(entry, where, letters)
-    if empty:
-        raise ValueError(f"{manifest}: the manifest is empty.")
 
 
 def check_transcript(entry: Dict[str, Any], where: str, letters: Optional[Sequence[str]] = None) -> None:

@@ -17,14 +17,14 @@
 import itertools
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, NamedTuple, Optional
 
 import torch
 from nemo.utils import logging
 from omegaconf import DictConfig
 
-from nemo_mshubert.data.manifest import check_for_nemo, iter_manifest
-from nemo_mshubert.data.tarred import has_remote_paths, local_paths
+from nemo_mshubert.data.manifest import Line, check_for_nemo, iter_manifest
+from nemo_mshubert.data.tarred import all_paths, has_remote_paths, local_paths
 
 LEAST_HEARD = 0.2  # share of the audio that an epoch hears without a warning; tiny, of LibriSpeech, a third
 
@@ -83,8 +83,8 @@ def count_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
     manifests = local_paths(config.manifest_filepath)[rank::world_size]
     if config.get("tarred_audio_filepaths") is None:  # shards are not read by NeMo
         for manifest in manifests:
-            check_for_nemo(manifest)
-    counts = count_lines(config, itertools.chain.from_iterable(map(iter_manifest, manifests)))
+            check_plain_manifest(manifest, config)
+    counts = counts_of(config, itertools.chain.from_iterable(map(iter_manifest, manifests)))
     if world_size > 1:
         of_ranks = [(0, Counts())] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(of_ranks, (rank, counts))
@@ -97,7 +97,7 @@ def count_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
     return counts
 
 
-def count_lines(config: DictConfig, entries: Iterable[Tuple[str, Dict[str, Any]]]) -> Counts:
+def counts_of(config: DictConfig, entries: Iterable[Line]) -> Counts:
     """What is in lines of manifests, as `iter_manifest` yields them.
 
     Raises:
@@ -116,6 +116,24 @@ def count_lines(config: DictConfig, entries: Iterable[Tuple[str, Dict[str, Any]]
         if is_usable(entry):
             usable, seconds, heard = usable + 1, seconds + duration, heard + min(duration, crop)
     return Counts(lines, usable, seconds, heard)
+
+
+def check_plain_manifest(manifest: str, config: DictConfig) -> None:
+    """`check_for_nemo` of a manifest that NeMo is going to read, alone or, as the ``config`` says, with others.
+
+    Raises:
+        FileNotFoundError, ValueError: also where it has no line end among others, which NeMo mixes by their numbers of
+            line ends: it would stop when the others are read.
+    """
+    check_for_nemo(manifest)
+    if len(all_paths(config.manifest_filepath)) == 1:
+        return
+    with open(manifest, "rb") as stream:
+        if not stream.readline().endswith(b"\n"):
+            raise ValueError(
+                f"{manifest}: empty, or one line without its end, which NeMo takes for none: at the end of an epoch of "
+                "several manifests it would end the training. Leave it out, or end its line: echo >> FILE."
+            )
 
 
 def _check_plain_line(entry: Dict[str, Any], where: str) -> None:

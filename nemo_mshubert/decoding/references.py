@@ -15,15 +15,15 @@
 """Manifests that errors can be counted on; what is wrong with one is found before any is decoded."""
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence
 
 from nemo_mshubert.data.audio import no_audio_file
-from nemo_mshubert.data.manifest import PathLike, iter_manifest
+from nemo_mshubert.data.manifest import Line, PathLike, iter_manifest, not_empty
 from nemo_mshubert.data.transcripts import check_transcript
 from nemo_mshubert.decoding.lexicon import fold_case
 
 
-def read_references(manifest: PathLike, letters: Optional[Sequence[str]] = None) -> List[Tuple[str, Dict[str, Any]]]:
+def read_references(manifest: PathLike, letters: Optional[Sequence[str]] = None) -> List[Line]:
     """The lines of `iter_manifest`; the audio is looked for, not read. ``letters`` as in `check_transcripts`.
 
     Raises:
@@ -31,15 +31,13 @@ def read_references(manifest: PathLike, letters: Optional[Sequence[str]] = None)
         ValueError: no lines, a line without ``text`` or ``duration``, or no words in any; names file, line and remedy.
     """
     lines = []
-    for where, entry in iter_manifest(manifest):
+    for where, entry in not_empty(iter_manifest(manifest), manifest):
         check_transcript(entry, where, letters)
         if entry.get("duration") is None:
             raise ValueError(f'{where}: no "duration", by which batches are made. Add it or remove the line.')
         if not Path(entry["audio_filepath"]).is_file():
             raise FileNotFoundError(f"{where}: {entry['audio_filepath']}: {no_audio_file(entry)}")
         lines.append((where, entry))
-    if not lines:
-        raise ValueError(f"{manifest}: the manifest is empty.")
     if not any(entry["text"].split() for _, entry in lines):
         raise ValueError(
             f'{manifest}: the "text" of all lines is empty, so there is no WER. Add the transcripts, or leave out '

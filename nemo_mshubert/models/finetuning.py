@@ -17,7 +17,7 @@
 import inspect
 from itertools import chain
 from pathlib import Path
-from typing import Any, Dict, Iterator, Tuple
+from typing import Iterator
 
 from lhotse.dataset.sampling.base import CutSampler
 from lightning.pytorch import Trainer
@@ -26,12 +26,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from nemo_mshubert.data.audio import iter_with_audio
-from nemo_mshubert.data.manifest import check_for_nemo, iter_manifest
+from nemo_mshubert.data.manifest import Line, check_for_nemo, iter_manifest, not_empty
 from nemo_mshubert.data.resumed_sampler import resumable
 from nemo_mshubert.data.tarred import check_shards, has_remote_paths, local_paths
 from nemo_mshubert.data.transcripts import check_transcript
 from nemo_mshubert.data.unreadable import MAX_UNREADABLE, CountedAudio
-from nemo_mshubert.data.usable_utterances import count_lines, judge
+from nemo_mshubert.data.usable_utterances import check_plain_manifest, counts_of, judge
 from nemo_mshubert.models.loading import is_foreign, local_path
 from nemo_mshubert.models.seeding import seed_of
 from nemo_mshubert.models.whole_file import WholeFile
@@ -110,22 +110,22 @@ def _check_data(*configs: DictConfig) -> None:
         if config.get("tarred_audio_filepaths") is not None:
             check_shards(manifests, config.tarred_audio_filepaths)
         lines = chain.from_iterable(_checked_lines(path, config) for path in local_paths(manifests))
-        counts = count_lines(config, lines)
+        counts = counts_of(config, lines)
         if not has_remote_paths(manifests):
             judge(config, counts)
 
 
-def _checked_lines(manifest: str, config: DictConfig) -> Iterator[Tuple[str, Dict[str, Any]]]:
+def _checked_lines(manifest: str, config: DictConfig) -> Iterator[Line]:
     """What `iter_manifest` yields, each line looked at as it passes."""
-    check_for_nemo(manifest)
-    read = iter_with_audio if config.get("tarred_audio_filepaths") is None else iter_manifest
-    is_empty = True
-    for where, entry in read(manifest):
-        is_empty = False
+    if config.get("tarred_audio_filepaths") is None:
+        check_plain_manifest(manifest, config)
+        lines = iter_with_audio(manifest)
+    else:
+        check_for_nemo(manifest)
+        lines = iter_manifest(manifest)
+    for where, entry in not_empty(lines, manifest):
         check_transcript(entry, where, config.get("labels"))
         yield where, entry
-    if is_empty:
-        raise ValueError(f"{manifest}: the manifest is empty.")
 
 
 def _set_up_training(model: EncDecCTCModel, config: DictConfig, trainer: Trainer) -> None:

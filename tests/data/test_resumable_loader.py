@@ -221,6 +221,23 @@ def test_tarred_stream_holds_all_utterances_alike(tarred):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_manifest_without_line_ends_is_named_among_others(plain, tmp_path, lines):
+    """The training would end with its first epoch: "Total of weights must be greater than zero". Alone it is read."""
+    path, short = Path(plain.manifest_filepath), tmp_path / "short.json"
+    short.write_text("".join(path.read_text().splitlines()[:lines]))
+    both = {**plain, "manifest_filepath": [str(path), str(short)]}
+    for load in (training_loader, validation_loader):
+        with pytest.raises(ValueError, match=f"{short}: empty, or one line without its end.*Leave it out"):
+            load(options(**both), PretrainingDataset("maker-one", [50], "pad"), 0, 1)
+    if lines:
+        alone = options(**{**plain, "manifest_filepath": str(short), "use_bucketing": False})
+        assert names(take(alone, 2)) == [["u0"], ["u0"]]
+        with short.open("a") as stream:
+            stream.write("\n")
+        assert len(take(options(**both), STREAM)) == STREAM
+
+
 def test_seed_decides_the_order(plain):
     """Another seed is another run."""
     first = names(take(plain, 6))
