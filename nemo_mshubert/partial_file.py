@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Iterator, Tuple
 
 from nemo_mshubert.file_lock import try_to_lock
-from nemo_mshubert.whole_files import naming
+from nemo_mshubert.whole_files import make_folder, naming
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def locked_partial(output: Path, identity: str, work: str) -> Iterator[Tuple[Pat
         RuntimeError: another process has it; ends with ``work``.
     """
     partial = output.with_name(f".{output.name}.{identity}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(partial.parent)
     with naming(partial), open(partial, "a", encoding="utf-8") as stream:
         if not try_to_lock(stream, fcntl.flock):  # of the file as opened here: its lines are read by another name
             raise RuntimeError(f"{partial}: another process {work}")

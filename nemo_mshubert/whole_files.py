@@ -15,11 +15,12 @@
 """Files and folders that are there whole or not at all: written under a temporary name, then renamed."""
 
 import errno
+import json
 import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Union
+from typing import Any, Iterator, Union
 from uuid import uuid4
 
 PathLike = Union[str, Path]
@@ -38,9 +39,12 @@ def atomic_path(path: Path, suffix: str = "") -> Iterator[Path]:
     """The name of a temporary neighbour, which takes the place of ``path`` on success, so that it is whole or absent.
 
     Raises:
-        IsADirectoryError, NotADirectoryError: no file can be there, which is said before any work is done for it.
+        IsADirectoryError, FileExistsError: no file can be there, which is said before any work is done for it; the
+            system's own errors would name a hidden temporary file.
     """
-    _check_place(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder. Name a file in it.")
+    make_folder(path.parent)
     temporary = temporary_neighbour(path, suffix)
     try:
         with naming(path):
@@ -53,20 +57,24 @@ def atomic_path(path: Path, suffix: str = "") -> Iterator[Path]:
 @contextmanager
 def atomic_write(path: PathLike, mode: str = "w"):
     """Open the `atomic_path` of ``path``."""
-    path = Path(path)
-    _check_place(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary, open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream:
+    encoding = None if "b" in mode else "utf-8"
+    with atomic_path(Path(path)) as temporary, open(temporary, mode, encoding=encoding) as stream:
         yield stream
 
 
-def _check_place(path: Path) -> None:
-    """The system's own errors name a hidden temporary file, or nothing to do about it."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: a folder. Name a file in it.")
-    above = next((folder for folder in path.parents if folder.exists()), None)
-    if above is not None and not above.is_dir():
-        raise NotADirectoryError(f"{above}: a file, so {path} cannot be in it. Name a file in a folder.")
+def write_json(path: PathLike, content: Any) -> None:
+    """`atomic_write` of JSON that people may read."""
+    with atomic_write(path) as stream:
+        json.dump(content, stream, indent=1, ensure_ascii=False)
+
+
+def make_folder(folder: PathLike) -> None:
+    """Make a folder, and those above it; raises ``FileExistsError`` where there is a file in the place of one."""
+    folder = Path(folder)
+    for place in (folder, *folder.parents):
+        if place.is_file():
+            raise FileExistsError(f"{place}: a file, where a folder is to be. Name another output.")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from nemo_mshubert.decoding.config import read_config
 from nemo_mshubert.decoding.references import read_references
+from nemo_mshubert.whole_files import make_folder
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,7 +66,7 @@ def main() -> None:
     beam_config = None
     if args.decode:
         beam_config = read_config(args.decode, lm=args.lm, lexicon=args.lexicon, beam_size=args.beam_size)
-    Path(args.output).mkdir(parents=True, exist_ok=True)  # first, too
+    make_folder(args.output)  # first, too
     # after these checks, so that they and --help need not wait for these imports
     from nemo_mshubert.decoding.evaluation import evaluate_manifests, greedy_decoder, lexicon_decoder, load_ctc_model
     from nemo_mshubert.decoding.results import results_table

@@ -44,6 +44,7 @@ from nemo_mshubert.clustering.label_maker import (
     is_own,
     is_pickle,
 )
+from nemo_mshubert.whole_files import make_folder
 
 PAPERS_LAYER = 6
 
@@ -139,7 +140,7 @@ def fit(args: argparse.Namespace, backend: str) -> LabelMaker:
 def main(argv=None) -> None:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)  # first: the fit may take hours
+    make_folder(Path(args.output).parent)  # first: the fit may take hours
     maker = fit(args, choose_backend(args.backend))
     maker.save(args.output)
     logging.info("%s: label maker %s", args.output, maker.id)

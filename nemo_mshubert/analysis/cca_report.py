@@ -40,7 +40,7 @@ from nemo_mshubert.analysis.hidden_states import AllHiddenStates, load_hidden_st
 from nemo_mshubert.analysis.word_segments import Sample, pool_instances
 from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.markdown import markdown_table
-from nemo_mshubert.whole_files import atomic_write
+from nemo_mshubert.whole_files import atomic_write, make_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def analyze_models(
             have other depths.
     """
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)  # first: that it cannot be made should not cost a pass over the audio
+    make_folder(output)  # first: that it cannot be made should not cost a pass over the audio
     runs: List[Run] = []
     depths: Dict[str, int] = {}
     for name, path in models:
@@ -107,8 +107,7 @@ def score_model(
         layers.append(_score_layer(pooled.layer(layer), sample, settings, layer, where))
         logger.info("layer %2d: %.4f", layer, layers[-1]["score"])
     run = {"encoder": features.fingerprint, **areas([row["score"] for row in layers]), "layers": layers}
-    with atomic_write(path) as stream:
-        json.dump(run, stream, indent=1)
+    write_json(path, run)
     return run
 
 
@@ -169,8 +168,7 @@ def write_results(runs: Sequence[Run], sample: Sample, settings: CcaSettings, ou
         "areas": AUC_MEANING,
         "models": list(runs),
     }
-    with atomic_write(output / "cca.json") as stream:
-        json.dump(report, stream, indent=1, ensure_ascii=False)
+    write_json(output / "cca.json", report)
     with atomic_write(output / "cca.csv") as stream:
         write_csv(runs, stream)
     with atomic_write(output / "cca.png", "wb") as stream:

@@ -49,7 +49,7 @@ from nemo_mshubert.markdown import Table, markdown_table
 from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.modules.frames import frame_count, valid_positions
 from nemo_mshubert.modules.masking import span_mask
-from nemo_mshubert.whole_files import atomic_write
+from nemo_mshubert.whole_files import atomic_write, make_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def diagnose_models(
             labels of another label maker, unusable audio, an utterance that occurs twice, or too few aligned frames.
     """
     output, diagnoses = Path(output), []
-    output.mkdir(parents=True, exist_ok=True)  # first: that it cannot be made should not cost a pass over the audio
+    make_folder(output)  # first: that it cannot be made should not cost a pass over the audio
     manifest_hash = _file_hash(manifest)
     if alignments is not None:
         check_aligned([manifest], alignments)
@@ -99,11 +99,9 @@ def diagnose_models(
         stored = output / "models" / f"{key}.json"
         if not stored.is_file():
             measured = diagnose(model, manifest, alignments, clusters, max_frames)
-            with atomic_write(stored) as stream:
-                json.dump(measured, stream, indent=1)
+            write_json(stored, measured)
         diagnoses.append({"name": name, "file": str(path), **json.loads(stored.read_text(encoding="utf-8"))})
-        with atomic_write(output / "diagnostics.json") as stream:
-            json.dump({"manifest": str(manifest), "models": diagnoses}, stream, indent=1)
+        write_json(output / "diagnostics.json", {"manifest": str(manifest), "models": diagnoses})
     with atomic_write(output / "diagnostics.png", "wb") as stream:
         plot_diagnoses(diagnoses).savefig(stream, format="png", dpi=150)
     return diagnoses
@@ -230,7 +228,7 @@ def layer_pnmi(
     if len(frames) < 4 * clusters:
         raise ValueError(
             f"{len(frames)} aligned frames in {len(aligned)} of {len(lines)} utterances are too few for {clusters} "
-            "clusters. Give more aligned speech, or lower --clusters."
+            "clusters. Give more aligned speech, lower --clusters, or raise --max_frames if that is what limits them."
         )
     frames = frames[np.random.default_rng(SEED).permutation(len(frames))]
     half = len(frames) // 2

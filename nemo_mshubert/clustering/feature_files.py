@@ -25,7 +25,7 @@ from tqdm import tqdm
 from nemo_mshubert.clustering.audio_windows import audio_windows, window_features
 from nemo_mshubert.clustering.features import FeatureMaker
 from nemo_mshubert.data.manifest import PathLike, distinct_utterances, iter_manifest, utterance_id
-from nemo_mshubert.whole_files import atomic_write
+from nemo_mshubert.whole_files import atomic_write, write_json
 
 DESCRIPTION = "features.json"
 
@@ -77,5 +77,4 @@ def _describe(folder: Path, features: FeatureMaker) -> None:
     elif folder.exists() and any(folder.glob("[!.]*")):  # a call that was killed leaves a hidden file
         raise ValueError(f"{folder}: holds something else. Give another --output.")
     else:
-        with atomic_write(path) as stream:
-            stream.write(json.dumps(description, indent=2) + "\n")
+        write_json(path, description)

@@ -47,8 +47,7 @@ def load_audio_and_rate(entry: Dict[str, Any], where: str = "") -> Tuple[np.ndar
     """What `load_audio` returns, and the sample rate that the file itself has."""
     path = entry["audio_filepath"]
     where = f"{where}: {path}" if where else path
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{where}: {no_audio_file(entry)}")
+    require_audio_file(entry, where)
     recording = read_header(path, where)
     if recording.num_channels != 1:
         raise ValueError(
@@ -111,6 +110,12 @@ def check_length(recording: "Recording", entry: Dict[str, Any], where: str) -> N
             f"{where}: {found:g} s of audio{behind}, the manifest says {duration:g}. Replace the file, or correct the "
             "line or remove it."
         )
+
+
+def require_audio_file(entry: Dict[str, Any], where: str) -> None:
+    """Raise ``FileNotFoundError``, which begins with ``where``, if the audio file of a line is not there."""
+    if not Path(entry["audio_filepath"]).is_file():
+        raise FileNotFoundError(f"{where}: {no_audio_file(entry)}")
 
 
 def no_audio_file(entry: Dict[str, Any]) -> str:

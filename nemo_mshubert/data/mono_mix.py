@@ -41,7 +41,6 @@ def mix_to_mono(source: Path, target: Path, header: AudioHeader) -> AudioHeader:
         if not _has_header(target, mixed):
             raise ValueError(f"{target} is there already, and is not its mix. Remove that, or give another --mono")
         return mixed
-    target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as temporary:
         with soundfile.SoundFile(source) as channels, _open_flac(temporary, channels) as mono:
             for start in range(0, header.frames, BLOCK_FRAMES):

@@ -34,10 +34,10 @@ from typing import Any, Dict, List, Tuple, Union
 import soundfile
 from tqdm import tqdm
 
-from nemo_mshubert.data.audio import check_length, load_audio, no_audio_file
+from nemo_mshubert.data.audio import check_length, load_audio, require_audio_file
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, read_manifest
-from nemo_mshubert.whole_files import atomic_write
+from nemo_mshubert.whole_files import atomic_write, write_json
 
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)  # two zero blocks close an archive
 SOURCE = "source.json"  # in a tarred dataset: what it was made of
@@ -122,8 +122,7 @@ def _claim_folder(output: Path, manifest: PathLike, num_shards: int, seed: int) 
                 f"{found}: of a tarred dataset, of which no {SOURCE} in {output} says what it was made of. Give another "
                 "--output, or remove the folder."
             )
-        with atomic_write(note) as stream:
-            json.dump(source, stream)
+        write_json(note, source)
 
 
 def _write_shard(output: Path, shard: int, entries: List[Tuple[str, Entry]]) -> None:
@@ -148,8 +147,7 @@ def _write_shard(output: Path, shard: int, entries: List[Tuple[str, Entry]]) -> 
 def _audio_bytes(entry: Entry) -> bytes:
     if entry.get("offset") is None:
         path = Path(entry["audio_filepath"])
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: {no_audio_file(entry)}")
+        require_audio_file(entry, str(path))
         data = path.read_bytes()
         _check_header(data, path, entry)
         return data

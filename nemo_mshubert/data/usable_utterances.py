@@ -162,6 +162,8 @@ def judge(config: DictConfig, counts: Counts) -> None:
             f"they are not of {durations} (min_duration and max_duration) or are marked not to be used."
         )
     num_buckets = config.get("num_buckets", 30)
+    if config.get("use_bucketing") and num_buckets < 2:
+        raise ValueError(f"num_buckets={num_buckets}: one bucket is none. Set use_bucketing=false.")
     if config.get("use_bucketing") and counts.usable < num_buckets:
         raise ValueError(
             f"{config.manifest_filepath}: {counts.usable} utterances are too few for num_buckets {num_buckets}. Lower "

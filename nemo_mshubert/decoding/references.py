@@ -14,10 +14,9 @@
 
 """Manifests that errors can be counted on; what is wrong with one is found before any is decoded."""
 
-from pathlib import Path
 from typing import List, Optional, Sequence
 
-from nemo_mshubert.data.audio import no_audio_file
+from nemo_mshubert.data.audio import require_audio_file
 from nemo_mshubert.data.manifest import Line, PathLike, iter_manifest, not_empty
 from nemo_mshubert.data.transcripts import check_transcript
 from nemo_mshubert.decoding.lexicon import fold_case
@@ -35,8 +34,7 @@ def read_references(manifest: PathLike, letters: Optional[Sequence[str]] = None)
         check_transcript(entry, where, letters)
         if entry.get("duration") is None:
             raise ValueError(f'{where}: no "duration", by which batches are made. Add it or remove the line.')
-        if not Path(entry["audio_filepath"]).is_file():
-            raise FileNotFoundError(f"{where}: {entry['audio_filepath']}: {no_audio_file(entry)}")
+        require_audio_file(entry, f"{where}: {entry['audio_filepath']}")
         lines.append((where, entry))
     if not any(entry["text"].split() for _, entry in lines):
         raise ValueError(

@@ -21,7 +21,7 @@ from typing import Any, Dict, NamedTuple
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.markdown import markdown_table
-from nemo_mshubert.whole_files import atomic_write
+from nemo_mshubert.whole_files import write_json
 
 Results = Dict[str, Dict[str, Dict[str, Any]]]  # name of a manifest -> decoding -> summary
 
@@ -112,8 +112,7 @@ def with_new(stored: Stored, name: str, source: Source, found: Dict[str, Dict[st
 def write_results(path: PathLike, stored: Stored) -> None:
     """Write what `read_results` reads."""
     manifests = {name: source._asdict() for name, source in stored.manifests.items()}
-    with atomic_write(path) as stream:
-        json.dump({**stored._asdict(), "manifests": manifests}, stream, indent=2)
+    write_json(path, {**stored._asdict(), "manifests": manifests})
 
 
 def results_table(results: Results) -> str:

@@ -144,6 +144,11 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
             raise ValueError(
                 f"transformer_backend: expected one of {TRANSFORMER_BACKENDS}, found {transformer_backend!r}."
             )
+        if min(mask_length, mask_channel_length) < 1:
+            raise ValueError(
+                f"mask_length {mask_length}, mask_channel_length {mask_channel_length}: expected 1 or more. Without "
+                "masks set mask_prob and mask_channel_prob to 0."
+            )
         self.transformer_backend = transformer_backend
         self.d_model = d_model
         self.subsampling_factor = math.prod(stride for _, _, stride in conv_layers)

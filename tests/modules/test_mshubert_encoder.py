@@ -182,6 +182,14 @@ def test_extract_features_equals_hidden_states(parity, batch):
             ours.extract_features(signal[:, 0], lengths, layer)
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize("option", ["mask_length", "mask_channel_length"])
+def test_masks_without_length_are_refused(option):
+    """The first batch of a fine-tuning ended in a division by zero."""
+    with pytest.raises(ValueError, match=f"{option} 0.*set mask_prob and mask_channel_prob to 0"):
+        MSHuBERTEncoder(**{option: 0})
+
+
 # --- The default model -----------------------------------------------------------------------------------------------
 
 

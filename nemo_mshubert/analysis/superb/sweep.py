@@ -45,11 +45,12 @@ from nemo_mshubert.analysis.superb.probe import DEV_ERROR, CtcProbe
 from nemo_mshubert.analysis.superb.pronunciations import EspeakPronunciations, Pronunciations
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
 from nemo_mshubert.callbacks.step_guard import NonFiniteTrainingError
-from nemo_mshubert.data.manifest import PathLike, iter_manifest, no_audio_file, utterance_id
+from nemo_mshubert.data.audio import require_audio_file
+from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
 from nemo_mshubert.decoding.error_rates import ErrorCounts
 from nemo_mshubert.device import one_device
 from nemo_mshubert.markdown import markdown_table
-from nemo_mshubert.whole_files import atomic_write
+from nemo_mshubert.whole_files import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +95,7 @@ def read_lines(manifests: Sequence[PathLike]) -> List[Line]:
             raise ValueError(
                 f'{where}: {utterance_id(entry)} lacks "text" or "duration". Add them or remove the line.'
             )
-        if not Path(entry["audio_filepath"]).is_file():
-            raise FileNotFoundError(f"{where}: {entry['audio_filepath']}: {no_audio_file(entry)}")
+        require_audio_file(entry, f"{where}: {entry['audio_filepath']}")
     if not lines:
         raise ValueError(f"{', '.join(map(str, manifests))}: no utterances.")
     return lines
@@ -201,8 +201,7 @@ def train_probe(config: DictConfig, rate: float, probe: CtcProbe, data: ProbeDat
         line["update"] = int(torch.load(best.best_model_path, map_location="cpu", weights_only=False)["global_step"])
     except NonFiniteTrainingError as error:
         line.update(dev_error=None, diverged=str(error))
-    with atomic_write(result) as stream:
-        json.dump(line, stream, indent=1)
+    write_json(result, line)
     return line
 
 
@@ -227,6 +226,9 @@ def run_superb(config: DictConfig, features: Optional[FrozenFeatures] = None) ->
     for key in LISTS:
         if config[key] is not None and not OmegaConf.is_list(config[key]):
             raise ValueError(f"{key}: expected a list, found {config[key]!r}. Write {key}=[{config[key]}].")
+    for key in ("updates", "eval_every", "batch_size", "accumulate"):
+        if config[key] < 1:
+            raise ValueError(f"{key}={config[key]}: expected 1 or more.")
     if config.updates % config.eval_every:
         raise ValueError(
             f"updates {config.updates} is no multiple of eval_every {config.eval_every}: what was trained behind the "
@@ -265,8 +267,7 @@ def run_superb(config: DictConfig, features: Optional[FrozenFeatures] = None) ->
     tests = {name: score_probe(probe, data, name) for name in splits if name not in ("train", "dev")}
     results = {**identity, "metric": TASKS[config.task], "sweep": sweep, "best": best, "tests": tests}
     results["layer_weights"] = probe.layer_weights()
-    with atomic_write(output / "superb.json") as stream:
-        json.dump(results, stream, indent=1)
+    write_json(output / "superb.json", results)
     with atomic_write(output / "layer_weights.png", "wb") as stream:
         plot_layer_weights([results]).savefig(stream, format="png", dpi=150)
     return results
@@ -314,8 +315,7 @@ def _claim(output: Path, config: DictConfig, features: FrozenFeatures, splits: D
         changed = [key for key in compared if found.get(key) != identity[key]]
         if changed:
             raise ValueError(f"{output}: holds a probe with other {', '.join(changed)}. Give another output folder.")
-    with atomic_write(path) as stream:
-        json.dump(identity, stream, indent=1)
+    write_json(path, identity)
     return identity
 
 

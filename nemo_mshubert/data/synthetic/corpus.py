@@ -40,7 +40,7 @@ from nemo_mshubert.data.maybe_gzip import write_maybe_gzip
 from nemo_mshubert.data.synthetic.speakers import Utterance, finished, synthesize_speaker
 from nemo_mshubert.data.synthetic.voices import SUBSETS, Voice, all_voices
 from nemo_mshubert.device import available_cores
-from nemo_mshubert.whole_files import atomic_write
+from nemo_mshubert.whole_files import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1  # raise it when the same settings no longer give the same files
@@ -71,8 +71,7 @@ def _claim(root: Path, settings: Dict[str, Any]) -> None:
                 "delete this one."
             )
         return
-    with atomic_write(path) as stream:
-        json.dump(settings, stream, indent=1)
+    write_json(path, settings)
 
 
 def _write_speakers(root: Path, voices: List[Voice], spoken: Dict[Voice, List[Utterance]]) -> None:

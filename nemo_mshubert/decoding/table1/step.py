@@ -29,7 +29,7 @@ from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.file_lock import try_to_lock
-from nemo_mshubert.whole_files import atomic_write
+from nemo_mshubert.whole_files import write_json
 
 STEP_FILE = "step.json"
 LOCK_FILE = "step.lock"
@@ -87,8 +87,7 @@ def _read_record(folder: Path) -> Optional[Dict[str, Any]]:
 
 def write_record(folder: Path, record: Dict[str, Any], finished: bool) -> None:
     """With the time: a step that is made anew, by the same command, outdates the steps behind it."""
-    with atomic_write(folder / STEP_FILE) as stream:
-        json.dump({**record, "finished": finished, "time": time.time_ns()}, stream, indent=2)
+    write_json(folder / STEP_FILE, {**record, "finished": finished, "time": time.time_ns()})
 
 
 def run_step(step: Step, scripts: Path) -> None:

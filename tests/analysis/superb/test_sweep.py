@@ -246,6 +246,8 @@ def test_bad_input(config, features, tmp_path):
         run_superb(config("pr", "pronunciations=null"), features)
     with pytest.raises(ValueError, match="updates 6 is no multiple of eval_every 4"):
         run_superb(config("asr", "updates=6", "eval_every=4"), features)
+    with pytest.raises(ValueError, match="batch_size=0: expected 1 or more"):  # batches without end
+        run_superb(config("asr", "batch_size=0"), features)
     cfg = config("asr")
     for name in ("dev.json", "few.json"):  # the best on dev would be that on the test set; two sets would be one
         with pytest.raises(ValueError, match="told apart by file name.*Rename a manifest"):
