@@ -39,7 +39,7 @@ from nemo_mshubert.alphabet import SPACE
 from nemo_mshubert.analysis.word_segments import SILENCES
 from nemo_mshubert.data.alignments import Alignments
 from nemo_mshubert.data.digest import file_digest
-from nemo_mshubert.data.manifest import PathLike, distinct_utterances, iter_manifest, not_empty, utterance_id
+from nemo_mshubert.data.manifest import distinct_utterances, iter_manifest, not_empty, utterance_id
 from nemo_mshubert.data.maybe_gzip import open_maybe_gzip, write_maybe_gzip
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.lexicon import fold_case
@@ -47,6 +47,7 @@ from nemo_mshubert.decoding.log_probs import checked_log_probs
 from nemo_mshubert.file_lock import try_to_lock
 from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.partial_file import locked_partial
+from nemo_mshubert.whole_files import PathLike
 
 logger = logging.getLogger(__name__)
 

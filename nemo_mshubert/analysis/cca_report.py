@@ -38,9 +38,8 @@ from scipy.integrate import trapezoid
 from nemo_mshubert.analysis.cca import CcaSettings, check_counts, score_views
 from nemo_mshubert.analysis.hidden_states import AllHiddenStates, load_hidden_states
 from nemo_mshubert.analysis.word_segments import Sample, pool_instances
-from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.markdown import markdown_table
-from nemo_mshubert.whole_files import atomic_write, make_folder, write_json
+from nemo_mshubert.whole_files import PathLike, atomic_write, make_folder, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nemo_mshubert.data.manifest import PathLike
+from nemo_mshubert.whole_files import PathLike
 
 Curve = Dict[int, float]  # value by step, in order of steps, as TensorBoard numbers them: 0 is the first update
 Scalars = Dict[str, Curve]

@@ -43,13 +43,13 @@ from nemo_mshubert.clustering.kmeans import assign, fit_kmeans, sample_frames
 from nemo_mshubert.clustering.metrics import unit_agreement
 from nemo_mshubert.data.alignments import Alignments, aligned_lines, check_aligned
 from nemo_mshubert.data.digest import file_digest
-from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
+from nemo_mshubert.data.manifest import iter_manifest, utterance_id
 from nemo_mshubert.device import one_device
 from nemo_mshubert.markdown import Table, markdown_table
 from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.modules.frames import frame_count, valid_positions
 from nemo_mshubert.modules.masking import span_mask
-from nemo_mshubert.whole_files import atomic_write, make_folder, write_json
+from nemo_mshubert.whole_files import PathLike, atomic_write, make_folder, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,9 @@ from torch import nn
 
 from nemo_mshubert.clustering.audio_windows import Utterance, audio_windows
 from nemo_mshubert.clustering.features import HiddenFeatures
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike
+from nemo_mshubert.data.manifest import SAMPLE_RATE
 from nemo_mshubert.modules.frames import FRAME_RATE, HOP_SAMPLES
+from nemo_mshubert.whole_files import PathLike
 
 UTTERANCES_AT_ONCE = 4  # all layers of 4 x 35 s in fp32 are 280 MB for a base model
 

@@ -22,8 +22,8 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 from nemo_mshubert.analysis.curves import Experiment, read_experiments
 from nemo_mshubert.analysis.findings import ABSENT, Findings, read_findings
-from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.decoding.results import read_results
+from nemo_mshubert.whole_files import PathLike
 
 MODELS = {"pretrained": "pre-trained", "scratch": "from scratch"}  # folders of results/, in the order of the columns
 

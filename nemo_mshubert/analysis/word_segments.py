@@ -35,8 +35,9 @@ from nemo_mshubert.analysis.audio_source import audio_source
 from nemo_mshubert.analysis.hidden_states import AllHiddenStates, utterance_groups
 from nemo_mshubert.clustering.audio_windows import Utterance, window_features
 from nemo_mshubert.data.alignments import Alignments, aligned_lines, check_aligned
-from nemo_mshubert.data.manifest import SAMPLE_RATE, Line, PathLike, iter_manifest, utterance_id
+from nemo_mshubert.data.manifest import SAMPLE_RATE, Line, iter_manifest, utterance_id
 from nemo_mshubert.modules.frames import FRAME_RATE, frame_count
+from nemo_mshubert.whole_files import PathLike
 
 logger = logging.getLogger(__name__)
 

@@ -44,13 +44,13 @@ from flashlight.lib.text.dictionary import Dictionary
 
 from nemo_mshubert.alphabet import SPACE
 from nemo_mshubert.benchmarks.measurement import Column, Row
-from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.decoding.config import LexiconBeamConfig, read_config
 from nemo_mshubert.decoding.error_rates import word_errors
 from nemo_mshubert.decoding.lexicon import fold_case, read_lexicon
 from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
 from nemo_mshubert.decoding.log_probs import read_log_probs
 from nemo_mshubert.decoding.parallel import ParallelDecoder
+from nemo_mshubert.whole_files import PathLike
 
 COLUMNS = (
     Column("decoder", "decoder"),

@@ -38,11 +38,12 @@ from nemo_mshubert.benchmarks.measurement import Column, Row, median_seconds
 from nemo_mshubert.benchmarks.pretraining_step import encoder_options, load_config
 from nemo_mshubert.convert.huggingface import write_huggingface
 from nemo_mshubert.convert.nemo import read_nemo
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, read_manifest
+from nemo_mshubert.data.manifest import SAMPLE_RATE, read_manifest
 from nemo_mshubert.decoding.acoustic import audio_batches, manifest_log_probs
 from nemo_mshubert.decoding.evaluation import PRECISIONS, greedy_decoder
 from nemo_mshubert.models.ctc import ctc_config
 from nemo_mshubert.models.loading import restore_model, save_model
+from nemo_mshubert.whole_files import PathLike
 
 COLUMNS = [
     Column("row", "greedy CTC"),

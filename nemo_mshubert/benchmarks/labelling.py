@@ -40,8 +40,9 @@ from nemo_mshubert.clustering.label_maker import fit_label_maker
 from nemo_mshubert.clustering.labelling import label_manifest
 from nemo_mshubert.data.audio import load_audio
 from nemo_mshubert.data.batching import batches_by_length
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, read_manifest, write_manifest
+from nemo_mshubert.data.manifest import SAMPLE_RATE, read_manifest, write_manifest
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+from nemo_mshubert.whole_files import PathLike
 
 COLUMNS = [
     Column("row", "step"),

@@ -47,10 +47,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_mshubert.benchmarks.measurement import Column, Row, peak_gib
 from nemo_mshubert.data.labels import FrameLabels
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, iter_manifest
+from nemo_mshubert.data.manifest import SAMPLE_RATE, iter_manifest
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.resumable_loader import training_loader
 from nemo_mshubert.data.tarred import make_tarred
+from nemo_mshubert.whole_files import PathLike
 
 COLUMNS = [
     Column("row", "from tarred FLAC"),

@@ -30,10 +30,9 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Se
 
 import torch
 
-from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.device import available_cores
 from nemo_mshubert.markdown import markdown_table
-from nemo_mshubert.whole_files import atomic_write
+from nemo_mshubert.whole_files import PathLike, atomic_write
 
 NOT_MEASURED = "not measured"
 TIMED_SECONDS = 0.25  # between two synchronisations with a GPU, so that launches overlap with its work as in training

@@ -34,13 +34,13 @@ from omegaconf import DictConfig
 
 from nemo_mshubert.benchmarks.measurement import NOT_MEASURED
 from nemo_mshubert.benchmarks.pretraining_step import encoder_options
-from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.markdown import markdown_table
 from nemo_mshubert.models.training_setup import num_data_parts
 from nemo_mshubert.modules.frames import FRAME_RATE
 from nemo_mshubert.modules.label_heads import LabelHeads
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.parallel.registration import tensor_parallel_size
+from nemo_mshubert.whole_files import PathLike
 
 FP32 = 4  # bytes
 WEIGHTS_AND_GRADIENTS, MOMENTS = 2 * FP32, 2 * FP32  # per parameter; AdamW keeps two moments

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from nemo_mshubert.clustering.audio_windows import audio_windows, window_features
 from nemo_mshubert.clustering.features import FeatureMaker
-from nemo_mshubert.data.manifest import PathLike, distinct_utterances, iter_manifest, utterance_id
-from nemo_mshubert.whole_files import atomic_write, write_json
+from nemo_mshubert.data.manifest import distinct_utterances, iter_manifest, utterance_id
+from nemo_mshubert.whole_files import PathLike, atomic_write, write_json
 
 DESCRIPTION = "features.json"
 

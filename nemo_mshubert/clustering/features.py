@@ -30,11 +30,12 @@ from scipy.signal import savgol_filter
 from torch import Tensor, nn
 
 from nemo_mshubert.data.batching import batches_by_length
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike
+from nemo_mshubert.data.manifest import SAMPLE_RATE
 from nemo_mshubert.device import choose_device
 from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
 from nemo_mshubert.modules.unit_variance import to_unit_variance
+from nemo_mshubert.whole_files import PathLike
 
 MFCC_HOP_SAMPLES = 160  # 10 ms
 NORMALIZED = "-normalized"  # behind the fingerprint of an encoder whose audio is scaled to unit variance

@@ -26,7 +26,8 @@ from tqdm import tqdm
 from nemo_mshubert.clustering.audio_windows import audio_windows, window_features
 from nemo_mshubert.clustering.features import FeatureMaker
 from nemo_mshubert.clustering.kmeans import sample_frames
-from nemo_mshubert.data.manifest import PathLike, count_lines, iter_manifest
+from nemo_mshubert.data.manifest import count_lines, iter_manifest
+from nemo_mshubert.whole_files import PathLike
 
 logger = logging.getLogger(__name__)
 

@@ -31,8 +31,7 @@ from torch import Tensor
 from nemo_mshubert.clustering.features import FeatureDescription
 from nemo_mshubert.clustering.hierarchy import coarsen, compose_tables, fit_hierarchy
 from nemo_mshubert.clustering.kmeans import assign
-from nemo_mshubert.data.manifest import PathLike
-from nemo_mshubert.whole_files import atomic_write
+from nemo_mshubert.whole_files import PathLike, atomic_write
 
 FORMAT = "nemo_mshubert label maker 1"
 ASSIGNMENTS = ("nested", "nearest")

@@ -19,7 +19,8 @@ from typing import Iterator, Optional
 
 from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.data.labels import FrameLabels
-from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
+from nemo_mshubert.data.manifest import iter_manifest, utterance_id
+from nemo_mshubert.whole_files import PathLike
 
 
 def label_lines(

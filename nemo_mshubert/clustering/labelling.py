@@ -36,7 +36,6 @@ from nemo_mshubert.clustering.left_out import RATE_FIELDS, LeftOut, left_out_pat
 from nemo_mshubert.data.labels import FrameLabels
 from nemo_mshubert.data.manifest import (
     SAMPLE_RATE,
-    PathLike,
     count_lines,
     iter_manifest,
     manifest_lines,
@@ -44,6 +43,7 @@ from nemo_mshubert.data.manifest import (
     write_manifest,
 )
 from nemo_mshubert.partial_file import locked_partial
+from nemo_mshubert.whole_files import PathLike
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ import logging
 from pathlib import Path
 from typing import Any, Dict, Set
 
-from nemo_mshubert.data.manifest import PathLike, absolute_path, iter_manifest, manifest_lines
+from nemo_mshubert.data.manifest import absolute_path, iter_manifest, manifest_lines
+from nemo_mshubert.whole_files import PathLike
 
 logger = logging.getLogger(__name__)
 

@@ -39,7 +39,8 @@ from sklearn.metrics import mutual_info_score
 from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.data.alignments import Alignments, check_aligned
 from nemo_mshubert.data.labels import FrameLabels, cluster_usage
-from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
+from nemo_mshubert.data.manifest import iter_manifest, utterance_id
+from nemo_mshubert.whole_files import PathLike
 
 
 def measure_manifest(manifest: PathLike, maker: LabelMaker, alignments: Optional[Alignments] = None) -> Dict[str, Any]:

@@ -26,8 +26,8 @@ from nemo_mshubert.convert.huggingface import read_huggingface, refuse_weights_a
 from nemo_mshubert.convert.multiresolution import from_multiresolution, is_multiresolution
 from nemo_mshubert.convert.pickles import load_torch_file
 from nemo_mshubert.convert.torchaudio import from_torchaudio, read_torchaudio
-from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+from nemo_mshubert.whole_files import PathLike
 
 READERS: Dict[str, Callable[[PathLike], Checkpoint]] = {
     "huggingface": read_huggingface,

@@ -21,8 +21,7 @@ weights   {name: tensor}
 """
 
 import ast
-from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -39,7 +38,7 @@ from nemo_mshubert.convert.checkpoint import (
 )
 from nemo_mshubert.convert.pickles import load_torch_file, plain
 from nemo_mshubert.convert.tables import fairseq_table
-from nemo_mshubert.whole_files import atomic_write
+from nemo_mshubert.whole_files import PathLike, atomic_write
 
 # fairseq's options -> arguments of MSHuBERTEncoder
 CONFIG_ARGUMENTS = {
@@ -57,7 +56,7 @@ NEVER = -1e4  # bias of rows that must not win, finite in half precision
 # --- In --------------------------------------------------------------------------------------------------------------
 
 
-def read_fairseq(path: Union[str, Path]) -> Checkpoint:
+def read_fairseq(path: PathLike) -> Checkpoint:
     """The encoder and its heads of a file in fairseq's layout.
 
     Raises:
@@ -249,7 +248,7 @@ def to_fairseq(checkpoint: Checkpoint) -> Dict[str, Any]:
     return {**content, "dictionaries_symbols": symbols} if symbols else content
 
 
-def write_fairseq(checkpoint: Checkpoint, path: Union[str, Path]) -> None:
+def write_fairseq(checkpoint: Checkpoint, path: PathLike) -> None:
     """Write `to_fairseq` as a ``.pt``, whole or not at all."""
     with atomic_write(path, "wb") as stream:
         torch.save(to_fairseq(checkpoint), stream)

@@ -33,8 +33,8 @@ from nemo_mshubert.alphabet import WRITTEN_SPACE, written
 from nemo_mshubert.convert.checkpoint import Checkpoint, CtcHead, LetterHead, Source, assemble
 from nemo_mshubert.convert.pickles import load_torch_file
 from nemo_mshubert.convert.tables import hugging_face_table
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike
-from nemo_mshubert.whole_files import atomic_folder
+from nemo_mshubert.data.manifest import SAMPLE_RATE
+from nemo_mshubert.whole_files import PathLike, atomic_folder
 
 MODEL_TYPES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or either with .index.json: shards

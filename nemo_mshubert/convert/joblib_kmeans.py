@@ -30,7 +30,7 @@ from nemo_mshubert.clustering.hierarchy import check_cluster_counts, compose_tab
 from nemo_mshubert.clustering.label_maker import LabelMaker, is_pickle
 from nemo_mshubert.convert.pickles import Refused, Stub, named_errors, stub_class
 from nemo_mshubert.data.digest import file_digest
-from nemo_mshubert.data.manifest import PathLike
+from nemo_mshubert.whole_files import PathLike
 
 STUBBED_PACKAGES = ("_codecs", "numpy", "scipy", "sklearn")
 

@@ -15,8 +15,7 @@
 """The model card: what a model is, what it was trained on, how well it does; readable by people and by the hub."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 from huggingface_hub import EvalResult, ModelCardData
@@ -28,6 +27,7 @@ from nemo_mshubert.decoding.results import Results, results_table
 from nemo_mshubert.models.ctc import pretraining_labels
 from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.package_info import __version__
+from nemo_mshubert.whole_files import PathLike
 
 PAPER = """@inproceedings{yadav2024mshubert,
   title = {{MS-HuBERT}: Mitigating Pre-training and Inference Mismatch in Masked Language Modelling methods for learning
@@ -58,7 +58,7 @@ class Facts:
     evaluated: Optional[str] = None
 
 
-def require_results_of(model: ModelPT, facts: Facts, where: Union[str, Path]) -> None:
+def require_results_of(model: ModelPT, facts: Facts, where: PathLike) -> None:
     """Raise ``ValueError`` where ``facts.results`` are of another model than this one, which is named ``where``."""
     precisions = (torch.float32, torch.bfloat16)  # those of scripts/evaluate.py
     if facts.evaluated and all(facts.evaluated != weights_fingerprint(model, each) for each in precisions):

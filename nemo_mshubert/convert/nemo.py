@@ -30,11 +30,12 @@ from nemo_mshubert.alphabet import ENGLISH_LABELS, written
 from nemo_mshubert.convert.architecture import blank_weights, check_weights
 from nemo_mshubert.convert.checkpoint import Checkpoint, CtcHead, PredictionHead
 from nemo_mshubert.convert.conversion import log_notes, read_checkpoint
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike
+from nemo_mshubert.data.manifest import SAMPLE_RATE
 from nemo_mshubert.models.ctc import ctc_config
 from nemo_mshubert.models.loading import restore_mshubert, save_model
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.modules.waveform_preprocessor import WaveformPreprocessor
+from nemo_mshubert.whole_files import PathLike
 
 # Options of the encoder that concern training only, or say the class
 TRAINING_OPTIONS = (

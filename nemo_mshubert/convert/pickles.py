@@ -25,9 +25,11 @@ import zipfile
 from collections import OrderedDict, defaultdict
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Sequence, Union
+from typing import Any, Callable, Dict, Iterator, Sequence
 
 import torch
+
+from nemo_mshubert.whole_files import PathLike
 
 # Their classes become stubs: state is kept, no code of theirs runs.
 STUBBED_PACKAGES = (
@@ -87,7 +89,7 @@ def plain(value: Any) -> Any:
     return plain(value.arguments[0]) if value.arguments else None  # an enum
 
 
-def load_torch_file(path: Union[str, Path]) -> Any:
+def load_torch_file(path: PathLike) -> Any:
     """What ``torch.save`` wrote, on the CPU, with stubs in place of unknown harmless objects.
 
     Raises:

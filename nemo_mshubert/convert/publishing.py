@@ -22,18 +22,18 @@ Uploaded as it is (``hf upload ORGANISATION/NAME FOLDER``), it is what ``ASRMode
 import io
 import tarfile
 from pathlib import Path
-from typing import List, Union
+from typing import List
 
 from nemo_mshubert.convert.huggingface import hugging_face_family, write_huggingface
 from nemo_mshubert.convert.model_card import Facts, model_card, require_results_of
 from nemo_mshubert.convert.nemo import checkpoint_of
 from nemo_mshubert.models.loading import restore_mshubert, save_model
-from nemo_mshubert.whole_files import atomic_folder
+from nemo_mshubert.whole_files import PathLike, atomic_folder
 
 CARD = "README.md"
 
 
-def publish(model_name: Union[str, Path], folder: Union[str, Path], facts: Facts) -> List[str]:
+def publish(model_name: PathLike, folder: PathLike, facts: Facts) -> List[str]:
     """Write the folder, whole or not at all; its name becomes the model's. Returns the names of its files.
 
     Args:

@@ -16,7 +16,7 @@
 
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Union
+from typing import Any, Dict, List, Mapping
 
 from torch import Tensor
 
@@ -31,6 +31,7 @@ from nemo_mshubert.convert.checkpoint import (
 )
 from nemo_mshubert.convert.pickles import load_torch_file
 from nemo_mshubert.convert.tables import torchaudio_table
+from nemo_mshubert.whole_files import PathLike
 
 # Rows of an output layer for LibriSpeech; torchaudio's pipelines drop rows 1 to 3 of fairseq's when they load them.
 LETTER_ROWS = {
@@ -39,7 +40,7 @@ LETTER_ROWS = {
 }
 
 
-def read_torchaudio(path: Union[str, Path]) -> Checkpoint:
+def read_torchaudio(path: PathLike) -> Checkpoint:
     """The encoder and its heads of a saved state dict.
 
     Raises:

@@ -26,18 +26,11 @@ from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from nemo_mshubert.data.manifest import (
-    SAMPLE_RATE,
-    Line,
-    PathLike,
-    distinct_utterances,
-    iter_manifest,
-    not_empty,
-    utterance_id,
-)
+from nemo_mshubert.data.manifest import SAMPLE_RATE, Line, distinct_utterances, iter_manifest, not_empty, utterance_id
 from nemo_mshubert.data.maybe_gzip import open_maybe_gzip
 from nemo_mshubert.data.textgrid import read_textgrid
 from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES
+from nemo_mshubert.whole_files import PathLike
 
 ARPABET_STRESS = re.compile(r"(?<=^[A-Z]{2})[012]$")  # of "AH0"
 Intervals = Tuple[np.ndarray, np.ndarray, np.ndarray]  # start [N] and end [N] in seconds, unit index [N]

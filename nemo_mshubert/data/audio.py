@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Tuple
 
 import numpy as np
 
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, audio_path, iter_lines
+from nemo_mshubert.data.manifest import SAMPLE_RATE, audio_path, iter_lines
+from nemo_mshubert.whole_files import PathLike
 
 if TYPE_CHECKING:
     from lhotse import Recording

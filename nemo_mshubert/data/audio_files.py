@@ -22,7 +22,7 @@ from typing import Iterator, List, Tuple
 
 import soundfile
 
-from nemo_mshubert.data.manifest import PathLike
+from nemo_mshubert.whole_files import PathLike
 
 logger = logging.getLogger(__name__)
 

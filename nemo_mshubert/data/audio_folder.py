@@ -36,10 +36,10 @@ from tqdm import tqdm
 
 from nemo_mshubert.data.audio_files import find_audio
 from nemo_mshubert.data.audio_header import AudioHeader, read_audio_header
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, manifest_lines
+from nemo_mshubert.data.manifest import SAMPLE_RATE, manifest_lines
 from nemo_mshubert.data.mono_mix import mix_to_mono
 from nemo_mshubert.data.problems import report_problems
-from nemo_mshubert.whole_files import atomic_write
+from nemo_mshubert.whole_files import PathLike, atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@
 
 import hashlib
 
-from nemo_mshubert.data.manifest import PathLike
+from nemo_mshubert.whole_files import PathLike
 
 CHUNK_BYTES = 1 << 20
 

@@ -36,8 +36,9 @@ from scipy.special import entr
 from tqdm import tqdm
 
 from nemo_mshubert.data.audio import cut_of_line, no_audio_file, read_header
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, iter_manifest, not_empty
+from nemo_mshubert.data.manifest import SAMPLE_RATE, iter_manifest, not_empty
 from nemo_mshubert.modules.frames import FRAME_RATE, frame_count
+from nemo_mshubert.whole_files import PathLike
 
 MAX_CLUSTERS = 65535  # labels are uint16
 # Speech changes its label many times a second: two seconds of one label are silence or a dead label maker.

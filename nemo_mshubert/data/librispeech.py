@@ -30,8 +30,9 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 from tqdm import tqdm
 
 from nemo_mshubert.data.audio_header import read_audio_header
-from nemo_mshubert.data.manifest import PathLike, write_manifest
+from nemo_mshubert.data.manifest import write_manifest
 from nemo_mshubert.data.problems import report_problems
+from nemo_mshubert.whole_files import PathLike
 
 TRAIN_960 = ("train-clean-100", "train-clean-360", "train-other-500")
 LIBRILIGHT = ("10min", "1h", "10h")

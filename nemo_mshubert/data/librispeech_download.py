@@ -28,8 +28,7 @@ from tqdm import tqdm
 
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.librispeech import LIBRILIGHT, LIBRILIGHT_FOLDER, SOURCES, TRAIN_960, corpus_roots
-from nemo_mshubert.data.manifest import PathLike
-from nemo_mshubert.whole_files import naming
+from nemo_mshubert.whole_files import PathLike, naming
 
 logger = logging.getLogger(__name__)
 

@@ -36,8 +36,8 @@ from tqdm import tqdm
 
 from nemo_mshubert.data.audio import check_length, load_audio, require_audio_file
 from nemo_mshubert.data.digest import file_digest
-from nemo_mshubert.data.manifest import SAMPLE_RATE, PathLike, read_manifest
-from nemo_mshubert.whole_files import atomic_write, write_json
+from nemo_mshubert.data.manifest import SAMPLE_RATE, read_manifest
+from nemo_mshubert.whole_files import PathLike, atomic_write, write_json
 
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)  # two zero blocks close an archive
 SOURCE = "source.json"  # in a tarred dataset: what it was made of

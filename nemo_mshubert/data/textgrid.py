@@ -28,6 +28,8 @@ import re
 from pathlib import Path
 from typing import Dict, Iterator, List, Tuple, Union
 
+from nemo_mshubert.whole_files import PathLike
+
 Interval = Tuple[float, float, str]  # start and end in seconds, text
 Token = Union[float, str]
 
@@ -35,7 +37,7 @@ Token = Union[float, str]
 TOKEN = re.compile(r'"((?:[^"]|"")*)"|(?:^|(?<=\s))(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)(?=\s|$)|<(\w+)>')
 
 
-def read_textgrid(path: Union[str, Path]) -> Dict[str, List[Interval]]:
+def read_textgrid(path: PathLike) -> Dict[str, List[Interval]]:
     """Intervals of every interval tier, by the tier's name; tiers of points are left out.
 
     Raises:

@@ -17,7 +17,8 @@ silently."""
 
 from typing import Any, Dict, Optional, Sequence
 
-from nemo_mshubert.data.manifest import PathLike, iter_manifest, not_empty
+from nemo_mshubert.data.manifest import iter_manifest, not_empty
+from nemo_mshubert.whole_files import PathLike
 
 
 def check_transcripts(manifest: PathLike, letters: Optional[Sequence[str]] = None) -> None:

@@ -22,8 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nemo_mshubert.data.manifest import PathLike
-from nemo_mshubert.whole_files import atomic_write
+from nemo_mshubert.whole_files import PathLike, atomic_write
 
 Config = TypeVar("Config")  # a dataclass
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
 
-from nemo_mshubert.data.manifest import PathLike, utterance_id, write_manifest
+from nemo_mshubert.data.manifest import utterance_id, write_manifest
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.config import LexiconBeamConfig
 from nemo_mshubert.decoding.error_rates import ErrorCounts, character_errors, word_errors
@@ -41,6 +41,7 @@ from nemo_mshubert.device import available_cores, choose_device
 from nemo_mshubert.models.loading import restore_model
 from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.parallel.launched import ALONE, LaunchedRanks
+from nemo_mshubert.whole_files import PathLike
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of weights and activations
 Decode = Callable[[List[str], List[np.ndarray]], List[str]]  # utterance ids, log-probabilities [T, V + 1] -> texts

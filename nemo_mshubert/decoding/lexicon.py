@@ -27,8 +27,7 @@ from pathlib import Path
 from typing import Dict, Iterable, List, Sequence, Tuple
 
 from nemo_mshubert.alphabet import SPACE, WRITTEN_SPACE
-from nemo_mshubert.data.manifest import PathLike
-from nemo_mshubert.whole_files import atomic_write
+from nemo_mshubert.whole_files import PathLike, atomic_write
 
 
 def fold_case(text: str, labels: Sequence[str]) -> str:

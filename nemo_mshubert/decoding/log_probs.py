@@ -26,8 +26,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from nemo_mshubert.data.manifest import PathLike
-from nemo_mshubert.whole_files import atomic_write
+from nemo_mshubert.whole_files import PathLike, atomic_write
 
 
 def checked_log_probs(log_probs_TV: Any, num_labels: int, utterance: str) -> np.ndarray:

@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import IO, Iterable, Iterator, List, Optional, Sequence, Union
 
 from nemo_mshubert.alphabet import SPACE
-from nemo_mshubert.data.manifest import PathLike, parse_lines
+from nemo_mshubert.data.manifest import parse_lines
 from nemo_mshubert.data.maybe_gzip import open_maybe_gzip
 from nemo_mshubert.decoding.lexicon import fold_case, require_same_alphabet
-from nemo_mshubert.whole_files import atomic_write
+from nemo_mshubert.whole_files import PathLike, atomic_write
 
 ORDERS = range(2, 7)  # KenLM is compiled for at most 6
 MARKERS = {"<s>", "</s>", "<unk>", "<UNK>"}

@@ -17,9 +17,10 @@
 from typing import List, Optional, Sequence
 
 from nemo_mshubert.data.audio import require_audio_file
-from nemo_mshubert.data.manifest import Line, PathLike, iter_manifest, not_empty
+from nemo_mshubert.data.manifest import Line, iter_manifest, not_empty
 from nemo_mshubert.data.transcripts import check_transcript
 from nemo_mshubert.decoding.lexicon import fold_case
+from nemo_mshubert.whole_files import PathLike
 
 
 def read_references(manifest: PathLike, letters: Optional[Sequence[str]] = None) -> List[Line]:

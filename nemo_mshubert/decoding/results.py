@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any, Dict, NamedTuple
 
 from nemo_mshubert.data.digest import file_digest
-from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.markdown import markdown_table
-from nemo_mshubert.whole_files import write_json
+from nemo_mshubert.whole_files import PathLike, write_json
 
 Results = Dict[str, Dict[str, Dict[str, Any]]]  # name of a manifest -> decoding -> summary
 

@@ -25,8 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
-from nemo_mshubert.data.manifest import PathLike
-from nemo_mshubert.whole_files import atomic_write
+from nemo_mshubert.whole_files import PathLike, atomic_write
 
 # fairseq examples/hubert/config/decode/ax_sweep/ngram.yaml
 RANGES = {"lm_weight": (0.0, 8.0), "word_score": (-5.0, 5.0), "sil_score": (-10.0, 0.0)}

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Dict, List, Sequence
 
 from nemo_mshubert.data.digest import file_digest
-from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.decoding.config import LexiconBeamConfig, write_config
 from nemo_mshubert.decoding.error_rates import ErrorCounts, word_errors
 from nemo_mshubert.decoding.greedy import greedy_text
@@ -28,6 +27,7 @@ from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
 from nemo_mshubert.decoding.log_probs import read_log_probs
 from nemo_mshubert.decoding.parallel import ParallelDecoder
 from nemo_mshubert.decoding.search import RANGES, Trial, plot_trials, require_ax, search
+from nemo_mshubert.whole_files import PathLike
 
 
 @dataclass(frozen=True)

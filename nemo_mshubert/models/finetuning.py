@@ -33,8 +33,8 @@ from nemo_mshubert.data.transcripts import check_transcript
 from nemo_mshubert.data.unreadable import MAX_UNREADABLE, CountedAudio
 from nemo_mshubert.data.usable_utterances import check_plain_manifest, counts_of, judge
 from nemo_mshubert.models.loading import is_foreign, local_path
+from nemo_mshubert.models.save_restore import WholeFile
 from nemo_mshubert.models.seeding import seed_of
-from nemo_mshubert.models.whole_file import WholeFile
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.parallel.ranks import on_rank_zero
 

@@ -20,17 +20,17 @@ of the Hugging Face hub. So every script takes them all in the same place.
 
 import re
 from pathlib import Path
-from typing import Union
 
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 from nemo.core.classes import ModelPT
 from torch import nn
 
-from nemo_mshubert.models.whole_file import WholeFile
+from nemo_mshubert.models.save_restore import WholeFile
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+from nemo_mshubert.whole_files import PathLike
 
-Name = Union[str, Path]
+Name = PathLike  # of a model: a file, a folder, or its id on the Hugging Face hub
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FOREIGN_SUFFIXES = (".pt", ".pth", ".ckpt", ".th", ".bin")
@@ -143,7 +143,7 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-def save_model(model: ModelPT, path: Union[str, Path]) -> None:
+def save_model(model: ModelPT, path: PathLike) -> None:
     """Write a ``.nemo``, whole or not at all."""
     model._save_restore_connector = WholeFile()
     model.save_to(str(path))

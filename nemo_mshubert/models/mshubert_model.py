@@ -47,8 +47,8 @@ from nemo_mshubert.models.prediction_metrics import (
     validation_sums,
     view_cosines,
 )
+from nemo_mshubert.models.save_restore import WholeFile, WholeWeights
 from nemo_mshubert.models.seeding import generator_of, seed_of
-from nemo_mshubert.models.whole_file import WholeFile, WholeWeights
 from nemo_mshubert.modules.frames import HUBERT_KERNELS_AND_STRIDES, IGNORED_LABEL, frame_count, valid_positions
 from nemo_mshubert.modules.label_heads import place_label_sets
 from nemo_mshubert.modules.masking import span_mask

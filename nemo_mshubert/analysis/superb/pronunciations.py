@@ -27,9 +27,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Optional, Sequence
 
-from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.data.maybe_gzip import open_maybe_gzip
 from nemo_mshubert.data.synthetic.espeak import AUDIO_OUTPUT_RETRIEVAL, CHARS_UTF8, open_library
+from nemo_mshubert.whole_files import PathLike
 
 VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split()
 CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()

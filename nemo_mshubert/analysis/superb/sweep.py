@@ -46,11 +46,11 @@ from nemo_mshubert.analysis.superb.pronunciations import EspeakPronunciations, P
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
 from nemo_mshubert.callbacks.step_guard import NonFiniteTrainingError
 from nemo_mshubert.data.audio import require_audio_file
-from nemo_mshubert.data.manifest import PathLike, iter_manifest, utterance_id
+from nemo_mshubert.data.manifest import iter_manifest, utterance_id
 from nemo_mshubert.decoding.error_rates import ErrorCounts
 from nemo_mshubert.device import one_device
 from nemo_mshubert.markdown import markdown_table
-from nemo_mshubert.whole_files import atomic_write, write_json
+from nemo_mshubert.whole_files import PathLike, atomic_write, write_json
 
 logger = logging.getLogger(__name__)
 

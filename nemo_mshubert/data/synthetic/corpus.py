@@ -35,12 +35,11 @@ from typing import Any, Dict, Iterator, List
 
 from tqdm import tqdm
 
-from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.data.maybe_gzip import write_maybe_gzip
 from nemo_mshubert.data.synthetic.speakers import Utterance, finished, synthesize_speaker
 from nemo_mshubert.data.synthetic.voices import SUBSETS, Voice, all_voices
 from nemo_mshubert.device import available_cores
-from nemo_mshubert.whole_files import atomic_write, write_json
+from nemo_mshubert.whole_files import PathLike, atomic_write, write_json
 
 logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1  # raise it when the same settings no longer give the same files

@@ -22,11 +22,11 @@ from typing import Dict, List, Optional
 from omegaconf import MISSING
 
 from nemo_mshubert.alphabet import ENGLISH_LABELS
-from nemo_mshubert.data.manifest import PathLike
 from nemo_mshubert.data.transcripts import check_transcripts
 from nemo_mshubert.decoding.config import read_config, read_structured
 from nemo_mshubert.decoding.references import read_references
 from nemo_mshubert.decoding.search import require_ax
+from nemo_mshubert.whole_files import PathLike
 
 
 def folder_name(name: str) -> str:
