@@ -17,9 +17,7 @@
 import string
 
 SPACE = " "  # the label
-WRITTEN_SPACE = (
-    "|"  # in lexicon files, where white space separates the letters, and in vocabularies of other ecosystems
-)
+WRITTEN_SPACE = "|"  # in lexicon files, whose letters white space separates, and in vocabularies of other ecosystems
 ENGLISH_LABELS = [SPACE, *string.ascii_lowercase, "'"]  # LibriSpeech; the CTC blank follows as the last index
 
 

@@ -12,61 +12,24 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Learning curves of an experiment folder: TensorBoard files of all its resumes joined, drawn as PNG images."""
+"""Learning curves of experiments, drawn as PNG images."""
 
 import io
-import math
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nemo_mshubert.whole_files import PathLike
+from nemo_mshubert.analysis.experiments import Curve, Experiment
 
-Curve = Dict[int, float]  # value by step, in order of steps, as TensorBoard numbers them: 0 is the first update
-Scalars = Dict[str, Curve]
-
-OWN_TAGS = re.compile(r"(train|val)_(loss|wer|(\d+|views)/.+)|learning_rate|grad_norm|nonfinite_steps|feature_penalty")
-STEP_SECONDS = "micro_batch_seconds"  # of callbacks.data_wait
-SET_TAG = re.compile(r"(?:train|val)_(\d+)/")
-SEED = re.compile(r"[_-]?seed[_-]?\d+")
-EVENT_FILES = "events.out.tfevents.*"
 MASKED, UNMASKED = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers and in grey
 MAX_WER_PERCENT = 110  # insertions of the first validations reach 300 % and would flatten the rest
-
-
-@dataclass
-class Experiment:
-    """Scalars of one experiment folder of NeMo's exp_manager."""
-
-    name: str
-    scalars: Scalars
-    settings: Dict[str, Any] = field(default_factory=dict)  # of its hparams.yaml, "model.encoder.dropout": 0.1, ...
-    step_seconds: Optional[float] = None  # median of a training step
-
-    @property
-    def label_sets(self) -> List[int]:
-        """Cluster counts of a pre-training's label sets, most clusters first; empty for a fine-tuning."""
-        found = {int(match.group(1)) for match in map(SET_TAG.match, self.scalars) if match}
-        return sorted(found, reverse=True)
-
-    @property
-    def group(self) -> str:
-        """The name without its seed: runs of one group are drawn in one colour."""
-        return SEED.sub("", self.name)
-
-    def curve(self, tag: str, scale: float = 1.0) -> Curve:
-        """The tag's finite values times ``scale``; empty where it was never logged."""
-        return {step: scale * value for step, value in self.scalars.get(tag, {}).items() if math.isfinite(value)}
+VALIDATED = {"marker": "o", "markersize": 4}
 
 
 @dataclass
@@ -75,80 +38,6 @@ class Plot:
 
     caption: str
     png: bytes
-
-
-# --- Reading ---------------------------------------------------------------------------------------------------------
-
-
-def read_experiments(run: PathLike) -> List[Experiment]:
-    """All experiments below ``run`` that logged something, in the order in which they started."""
-    run, files_of = Path(run), {}
-    for file in run.rglob(f"version_*/{EVENT_FILES}"):
-        files_of.setdefault(file.parent.parent, []).append(file)
-    # events.out.tfevents.<seconds since 1970>.<host>...
-    folders = sorted(files_of, key=lambda folder: (min(file.name.split(".")[3] for file in files_of[folder]), folder))
-    experiments = []
-    for folder in folders:
-        files = sorted(files_of[folder], key=_session_order)
-        sessions = [read_event_file(file) for file in files]
-        times = [seconds for session in sessions for seconds in session.pop(STEP_SECONDS, {}).values()]
-        name = folder.name if folder == run else folder.relative_to(run).as_posix()
-        settings = next(filter(None, (read_settings(file.with_name("hparams.yaml")) for file in files[::-1])), {})
-        step_seconds = float(np.median(times)) if times else None
-        experiments.append(Experiment(name, join_sessions(sessions), settings, step_seconds))
-    return [experiment for experiment in experiments if experiment.scalars]
-
-
-def _session_order(file: Path):
-    number = file.parent.name.removeprefix("version_")
-    return (int(number) if number.isdigit() else math.inf, file.name)  # version_10 is after version_9
-
-
-def read_event_file(path: PathLike) -> Scalars:
-    """The scalars of one TensorBoard file that this package logs; a file cut short gives what is whole."""
-    accumulator = EventAccumulator(str(path), size_guidance={"scalars": 0}, purge_orphaned_data=False)  # 0: keep all
-    accumulator.Reload()
-    tags = [tag for tag in accumulator.Tags()["scalars"] if OWN_TAGS.fullmatch(tag) or tag == STEP_SECONDS]
-    return {tag: {event.step: event.value for event in accumulator.Scalars(tag)} for tag in tags}
-
-
-def read_settings(path: Path) -> Dict[str, Any]:
-    """Leaves of an experiment's ``hparams.yaml`` by dotted name; empty where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        return dict(_leaves(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({error}). Remove it; the report does without.") from error
-
-
-def _leaves(node: Any, name: str = "") -> Iterator[Tuple[str, Any]]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _leaves(value, f"{name}.{key}" if name else str(key))
-    elif node is not None:
-        yield name, node
-
-
-def join_sessions(sessions: Iterable[Scalars]) -> Scalars:
-    """Join sessions, oldest first, by step: what an older one logged at or after the first step of a newer is dropped.
-
-    A session that was killed may have logged updates beyond its last checkpoint; the resumed one did them again.
-
-        version_0   9 19 29 39 49            killed; its last checkpoint is of update 30
-        version_1            39 49 59 69
-        joined      9 19 29 39 49 59 69      39 and 49 as in version_1, also of tags that it has not logged yet
-    """
-    joined: Scalars = {}
-    for session in sessions:
-        first = min((step for curve in session.values() for step in curve), default=math.inf)
-        joined = {tag: {step: curve[step] for step in curve if step < first} for tag, curve in joined.items()}
-        for tag, curve in session.items():
-            joined.setdefault(tag, {}).update(curve)
-    return {tag: dict(sorted(curve.items())) for tag, curve in joined.items() if curve}
-
-
-# --- Drawing ---------------------------------------------------------------------------------------------------------
 
 
 def pretraining_plots(experiment: Experiment) -> List[Plot]:
@@ -180,7 +69,7 @@ def _draw_groups(curves: Sequence[Tuple[str, Curve]], groups: Sequence[str], axe
     for number, (group, curve) in enumerate(curves):
         first = group not in [earlier for earlier, _ in curves[:number]]
         style = {"color": f"C{groups.index(group) % 10}", "marker": "o", "markersize": 3, "linewidth": 1}
-        axes.plot(list(curve), list(curve.values()), label=group if first else None, **style)
+        _draw_curve(axes, curve, group if first else None, **style)
 
 
 def _groups_caption(clusters: int, unit: str, curves: Sequence[Tuple[str, Curve]]) -> str:
@@ -211,7 +100,7 @@ def _validation_plot(curves: Dict[str, Curve], title: str, ylabel: str) -> Optio
 
     def draw(axes: Axes) -> None:
         for name, curve in curves.items():
-            axes.plot(list(curve), list(curve.values()), label=name, marker="o", markersize=4)
+            _draw_curve(axes, curve, name, **VALIDATED)
 
     values = [f"{name} {_last(curve, '{:.3g}')}" for name, curve in curves.items()]
     return _plot(draw, f"{title}. {_last_validation(values)}", ylabel) if curves else None
@@ -246,10 +135,13 @@ def _loss_plot(experiment: Experiment, clusters: int, title: str) -> Optional[Pl
 
 
 def _draw_split(axes: Axes, curve: Curve, name: str, color: str) -> None:
-    thin, marked = {"linewidth": 0.8, "alpha": 0.55, "marker": ".", "markersize": 2}, {"marker": "o", "markersize": 4}
-    style = thin if name.startswith("train") else marked
+    thin = {"linewidth": 0.8, "alpha": 0.55, "marker": ".", "markersize": 2}
+    _draw_curve(axes, curve, name, color=color, **(thin if name.startswith("train") else VALIDATED))
+
+
+def _draw_curve(axes: Axes, curve: Curve, label: Optional[str], **style) -> None:
     if curve:
-        axes.plot(list(curve), list(curve.values()), label=name, color=color, **style)
+        axes.plot(list(curve), list(curve.values()), label=label, **style)
 
 
 def wer_plot(experiments: Iterable[Experiment]) -> Optional[Plot]:
@@ -264,7 +156,7 @@ def wer_plot(experiments: Iterable[Experiment]) -> Optional[Plot]:
 
     def draw(axes: Axes) -> None:
         for name, curve in curves.items():
-            axes.plot(list(curve), list(curve.values()), label=name, marker="o", markersize=4)
+            _draw_curve(axes, curve, name, **VALIDATED)
         axes.set_ylim(0, min(top, 1.05 * highest) or 1)
 
     beyond = f" The axis ends at {top:.0f} %; the highest value is {highest:.0f} %." if highest > top else ""
@@ -278,8 +170,7 @@ def learning_rate_plot(experiments: Iterable[Experiment], kind: str) -> Optional
 
     def draw(axes: Axes) -> None:
         for name, curve in curves.items():
-            if curve:
-                axes.plot(list(curve), list(curve.values()), label=name)
+            _draw_curve(axes, curve, name)
         axes.set_ylim(bottom=0)
 
     return _plot(draw, f"Learning rate of {kind}.", "learning rate") if any(curves.values()) else None

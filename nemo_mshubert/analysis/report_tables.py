@@ -17,7 +17,7 @@
 import itertools
 from typing import Any, Dict, List, Optional, Sequence
 
-from nemo_mshubert.analysis.curves import Experiment
+from nemo_mshubert.analysis.experiments import Experiment
 from nemo_mshubert.analysis.findings import ABSENT
 from nemo_mshubert.analysis.run_folder import MODELS, Run
 from nemo_mshubert.markdown import Table

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
-from nemo_mshubert.analysis.curves import Experiment, read_experiments
+from nemo_mshubert.analysis.experiments import Experiment, read_experiments
 from nemo_mshubert.analysis.findings import ABSENT, Findings, read_findings
 from nemo_mshubert.decoding.results import read_results
 from nemo_mshubert.whole_files import PathLike

@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from nemo_mshubert.analysis.curves import join_sessions, read_experiments
+from nemo_mshubert.analysis.experiments import join_sessions, read_experiments
 from nemo_mshubert.analysis.report import html_report, markdown_report
 from nemo_mshubert.analysis.report_tables import missing_parts, setup_tables
 from nemo_mshubert.analysis.run_folder import read_run, read_runs
