@@ -63,9 +63,9 @@ def atomic_write(path: PathLike, mode: str = "w"):
 
 
 def write_json(path: PathLike, content: Any) -> None:
-    """`atomic_write` of JSON that people may read."""
-    with atomic_write(path) as stream:
-        json.dump(content, stream, indent=1, ensure_ascii=False)
+    """`atomic_write` of JSON that people may read; of names that are not UTF-8 it has JSON's escapes."""
+    with atomic_write(path, "wb") as stream:
+        stream.write(json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
 
 
 def make_folder(folder: PathLike) -> None:
@@ -88,7 +88,7 @@ def atomic_folder(folder: PathLike) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder}: exists and is not empty. Choose another folder.")
     temporary = temporary_neighbour(folder)
-    temporary.mkdir(parents=True)
+    make_folder(temporary)
     try:
         with naming(folder):
             yield temporary

@@ -44,10 +44,15 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     # after the options, so that --help need not wait for these imports
     from nemo_mshubert.clustering.feature_files import write_features
-    from nemo_mshubert.clustering.features import MfccFeatures, load_hidden_features
+    from nemo_mshubert.clustering.features import MfccFeatures
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    features = MfccFeatures() if args.mfcc else load_hidden_features(args.encoder, args.layer, args.device)
+    if args.mfcc:
+        features = MfccFeatures()
+    else:
+        from nemo_mshubert.models.hidden_features import load_hidden_features  # imports NeMo, which MFCCs do without
+
+        features = load_hidden_features(args.encoder, args.layer, args.device)
     written = write_features(args.manifest, args.output, features)
     print(f"wrote {written} files to {args.output}")
 

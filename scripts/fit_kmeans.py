@@ -32,7 +32,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from nemo_mshubert.clustering.features import FeatureMaker, MfccFeatures, load_hidden_features
+from nemo_mshubert.clustering.features import FeatureMaker, MfccFeatures
 from nemo_mshubert.clustering.frame_sample import sample_corpus_frames
 from nemo_mshubert.clustering.hierarchy import check_cluster_counts
 from nemo_mshubert.clustering.kmeans import BACKENDS, choose_backend
@@ -106,6 +106,8 @@ def check_features(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
 def make_features(args: argparse.Namespace) -> FeatureMaker:
     if args.features == "mfcc":
         return MfccFeatures()
+    from nemo_mshubert.models.hidden_features import load_hidden_features  # imports NeMo, which MFCCs do without
+
     return load_hidden_features(args.encoder, PAPERS_LAYER if args.layer is None else args.layer, args.device)
 
 

@@ -44,7 +44,7 @@ import logging
 from pathlib import Path
 from typing import Tuple
 
-from nemo_mshubert.clustering.features import FeatureMaker, MfccFeatures, load_hidden_features
+from nemo_mshubert.clustering.features import FeatureMaker, HiddenFeatures, MfccFeatures
 from nemo_mshubert.clustering.label_maker import LabelMaker, is_own, is_pickle
 from nemo_mshubert.clustering.label_text import label_lines
 from nemo_mshubert.clustering.labelling import Shard, label_manifest, merge_shards
@@ -134,7 +134,7 @@ def read_kmeans(args: argparse.Namespace) -> Tuple[LabelMaker, FeatureMaker]:
         return maker, make_features(maker, args)
     from nemo_mshubert.convert.joblib_kmeans import label_maker_of_joblib
 
-    features = load_hidden_features(args.encoder, args.layer, args.device)
+    features = hidden_features(args, args.layer)
     return label_maker_of_joblib(args.kmeans, features.description), features
 
 
@@ -145,7 +145,13 @@ def make_features(maker: LabelMaker, args: argparse.Namespace) -> FeatureMaker:
         return MfccFeatures()
     if not args.encoder:
         raise ValueError(f"{args.kmeans} is of {maker.features.name}: name its .nemo with --encoder.")
-    return load_hidden_features(args.encoder, maker.features.layer, args.device)
+    return hidden_features(args, maker.features.layer)
+
+
+def hidden_features(args: argparse.Namespace, layer: int) -> HiddenFeatures:
+    from nemo_mshubert.models.hidden_features import load_hidden_features  # imports NeMo, which MFCCs do without
+
+    return load_hidden_features(args.encoder, layer, args.device)
 
 
 def make_labels(args: argparse.Namespace) -> None:

@@ -15,13 +15,14 @@
 """Files and folders are there whole or not at all, whatever ends the writing."""
 
 import errno
+import json
 import os
 import re
 import resource
 
 import pytest
 
-from nemo_mshubert.whole_files import atomic_folder, atomic_path, atomic_write, naming
+from nemo_mshubert.whole_files import atomic_folder, atomic_path, atomic_write, naming, write_json
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
 pytestmark = pytest.mark.unit
@@ -59,6 +60,14 @@ def test_only_a_full_disk_is_given_a_name():
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def test_json_of_any_name(tmp_path):
+    """Results name their files, of which Linux takes any bytes: one in Latin-1 ended a run when all was measured."""
+    content = {"é": [1, "\udce8"], "mod\u00e8le\n": None}
+    write_json(tmp_path / "a.json", content)
+    text = (tmp_path / "a.json").read_bytes().decode("utf-8")
+    assert json.loads(text) == content and "é" in text
+
+
 @pytest.mark.parametrize("output", ["folder", "file/a.txt", "file/below/a.txt"])
 def test_a_place_where_no_file_can_be(tmp_path, output):
     """Else a mistyped --output ends in an error about a hidden temporary file that the user never named."""
@@ -69,6 +78,10 @@ def test_a_place_where_no_file_can_be(tmp_path, output):
         with pytest.raises((IsADirectoryError, FileExistsError), match=f"^{re.escape(str(named))}: a .*Name a"):
             with write(tmp_path / output):
                 pytest.fail("work was done for a file that cannot be written")
+    if output != "folder":
+        with pytest.raises(FileExistsError, match=f"^{re.escape(str(named))}: a file"):
+            with atomic_folder(tmp_path / output):
+                pytest.fail("work was done for a folder that cannot be written")
     assert (tmp_path / "file").read_text() == "kept"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
 

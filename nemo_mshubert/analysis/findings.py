@@ -36,6 +36,14 @@ class Finding(NamedTuple):
     plots: List[Plot]
 
 
+FILES = {  # of each kind: their names, and a key of all
+    "cca": ("cca.json", "areas"),
+    "superb": ("superb.json", "sweep"),
+    "diagnostics": ("diagnostics.json", "models"),
+    "benchmarks": ("benchmark*.json", "benchmark"),
+}
+
+
 @dataclass
 class Findings:
     """Files by kind, each with the folder that it was found in."""
@@ -52,14 +60,6 @@ class Findings:
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
 
-FILES = {  # of each kind: their names, and a field that all have
-    "cca": ("cca.json", "areas"),
-    "superb": ("superb.json", "sweep"),
-    "diagnostics": ("diagnostics.json", "models"),
-    "benchmarks": ("benchmark*.json", "benchmark"),
-}
-
-
 def read_findings(folder: Path) -> Findings:
     """Results of analyze_cca.py, superb.py, diagnose.py, and of benchmark.py where its file is named benchmark*.json.
 
@@ -67,11 +67,11 @@ def read_findings(folder: Path) -> Findings:
         ValueError: a file of such a name is damaged; names it.
     """
     findings = Findings()
-    for kind, (pattern, its_field) in FILES.items():
+    for kind, (pattern, key) in FILES.items():
         for path in sorted(folder.rglob(pattern)):
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-                is_ours = content.get(its_field) is not None
+                is_ours = content.get(key) is not None
             except (ValueError, AttributeError) as error:
                 raise ValueError(
                     f"{path}: not the expected JSON ({error}). Repeat the command that made it."

@@ -31,11 +31,9 @@ from torch import Tensor, nn
 
 from nemo_mshubert.data.batching import batches_by_length
 from nemo_mshubert.data.manifest import SAMPLE_RATE
-from nemo_mshubert.device import choose_device
 from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
 from nemo_mshubert.modules.unit_variance import to_unit_variance
-from nemo_mshubert.whole_files import PathLike
 
 MFCC_HOP_SAMPLES = 160  # 10 ms
 NORMALIZED = "-normalized"  # behind the fingerprint of an encoder whose audio is scaled to unit variance
@@ -196,13 +194,6 @@ class HiddenFeatures(FeatureMaker):
         """Samples ``[B, S]`` on the device and their counts ``[B]`` -> features ``[B, T, D]``."""
         features, _ = self.encoder.extract_features(audio, length, self.layer)
         return features
-
-
-def load_hidden_features(encoder: PathLike, layer: int, device: str = "auto") -> HiddenFeatures:
-    """Those of an encoder by name, as `load_encoder` takes it; ``device`` as in `choose_device`."""
-    from nemo_mshubert.models.loading import load_encoder  # imports NeMo, which MFCCs do without
-
-    return HiddenFeatures(load_encoder(encoder), layer, choose_device(device))
 
 
 def cut_at_frames(num_samples: int, max_samples: int, hop_samples: int) -> List[slice]:

@@ -26,7 +26,7 @@ information of labels as frequent as these, dealt to the frames at random (label
 somewhat more). A PNMI says something where it is far above.
 
 Frames outside any unit are skipped, since an alignment may be incomplete there: give silence a unit of its own to have
-it counted, as fairseq's numbers do.
+it counted, as fairseq's numbers do. In TextGrids it is one, the interval without text.
 """
 
 from typing import Any, Dict, Optional, Sequence

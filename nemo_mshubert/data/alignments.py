@@ -87,8 +87,8 @@ def read_alignments(paths: Sequence[PathLike], kind: Optional[str] = None) -> Al
             kind = kind or alignments.kind
             if alignments.kind != kind:
                 raise ValueError(
-                    f"{source}: aligns {alignments.kind}s, expected {kind}s. Give another file, or other --units to "
-                    "analyze_cca.py."
+                    f"{source}: aligns {alignments.kind}s, expected {kind}s. Give another file; analyze_cca.py takes "
+                    "either (--units)."
                 )
             names = [ARPABET_STRESS.sub("", name) if kind == "phone" else name for name in alignments.names]
             numbers = np.array([index.setdefault(name, len(index)) for name in names])

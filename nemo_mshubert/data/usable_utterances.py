@@ -83,7 +83,9 @@ def count_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
     manifests = local_paths(config.manifest_filepath)[rank::world_size]
     if config.get("tarred_audio_filepaths") is None:  # shards are not read by NeMo
         for manifest in manifests:
-            check_plain_manifest(manifest, config)
+            check_for_nemo(manifest)
+            if len(all_paths(config.manifest_filepath)) > 1:
+                check_for_mixing(manifest)
     counts = counts_of(config, itertools.chain.from_iterable(map(iter_manifest, manifests)))
     if world_size > 1:
         of_ranks = [(0, Counts())] * torch.distributed.get_world_size()
@@ -93,7 +95,7 @@ def count_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
         )  # ranks that share a part of the data counted the same
     if has_remote_paths(config.manifest_filepath):
         return None
-    judge(config, counts)
+    check_counts(config, counts)
     return counts
 
 
@@ -118,16 +120,9 @@ def counts_of(config: DictConfig, entries: Iterable[Line]) -> Counts:
     return Counts(lines, usable, seconds, heard)
 
 
-def check_plain_manifest(manifest: str, config: DictConfig) -> None:
-    """`check_for_nemo` of a manifest that NeMo is going to read, alone or, as the ``config`` says, with others.
-
-    Raises:
-        FileNotFoundError, ValueError: also where it has no line end among others, which NeMo mixes by their numbers of
-            line ends: it would stop when the others are read.
-    """
-    check_for_nemo(manifest)
-    if len(all_paths(config.manifest_filepath)) == 1:
-        return
+def check_for_mixing(manifest: str) -> None:
+    """Raise ``ValueError`` where a manifest has no line end: NeMo mixes several by their numbers of line ends, and would
+    stop when the others are read."""
     with open(manifest, "rb") as stream:
         if not stream.readline().endswith(b"\n"):
             raise ValueError(
@@ -148,8 +143,9 @@ def _check_plain_line(entry: Dict[str, Any], where: str) -> None:
         )
 
 
-def judge(config: DictConfig, counts: Counts) -> None:
-    """Raise ``ValueError`` where the manifests hold no utterance that is usable, or too few for the buckets."""
+def check_counts(config: DictConfig, counts: Counts) -> None:
+    """Raise ``ValueError`` where the manifests hold no utterance that is usable, or too few for the buckets; log how many
+    are left out."""
     durations = f"{config.get('min_duration') or 0} to {config.get('max_duration') or float('inf')} s"
     if counts.usable == 0:
         raise ValueError(

@@ -28,15 +28,15 @@ from torch.utils.data import DataLoader
 from nemo_mshubert.data.audio import iter_with_audio
 from nemo_mshubert.data.manifest import Line, check_for_nemo, iter_manifest, not_empty
 from nemo_mshubert.data.resumed_sampler import resumable
-from nemo_mshubert.data.tarred import check_shards, has_remote_paths, local_paths
+from nemo_mshubert.data.tarred import all_paths, check_shards, has_remote_paths, local_paths
 from nemo_mshubert.data.transcripts import check_transcript
 from nemo_mshubert.data.unreadable import MAX_UNREADABLE, CountedAudio
-from nemo_mshubert.data.usable_utterances import check_plain_manifest, counts_of, judge
+from nemo_mshubert.data.usable_utterances import check_counts, check_for_mixing, counts_of
 from nemo_mshubert.models.loading import is_foreign, local_path
 from nemo_mshubert.models.save_restore import WholeFile
 from nemo_mshubert.models.seeding import seed_of
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
-from nemo_mshubert.parallel.ranks import on_rank_zero
+from nemo_mshubert.parallel.ranks import on_one_rank_of_each_node
 
 NEMO_OPTIONS = ("interctc", "optim_param_groups")  # of ASR models, which fine-tuning may set
 
@@ -66,10 +66,9 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
     for name, data in (("train_ds", train_ds), ("validation_ds", validation_ds)):
         if not data.get("use_lhotse") and data.get("batch_size") is None:
             raise ValueError(f"model.{name}.use_lhotse=false: NeMo's older loader needs model.{name}.batch_size.")
-    validates = validation_ds.manifest_filepath is not None
-    on_rank_zero(trainer, _check_data, train_ds, *[validation_ds] * validates)
+    on_one_rank_of_each_node(trainer, _check_data, train_ds, validation_ds)
     _set_up_training(model, train_ds, trainer)
-    if validates:
+    if validation_ds.manifest_filepath is not None:
         _set_up_validation(model, validation_ds)
     model.setup_optimization(optim)
     return model
@@ -103,26 +102,31 @@ def _restore(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCMod
     return model
 
 
-def _check_data(*configs: DictConfig) -> None:
+def _check_data(train_ds: DictConfig, validation_ds: DictConfig) -> None:
     """Stock loaders pass over what is missing, on disk or in a tar, and over letters that the model lacks."""
-    for config in configs:
-        manifests = config.manifest_filepath
-        if config.get("tarred_audio_filepaths") is not None:
-            check_shards(manifests, config.tarred_audio_filepaths)
-        lines = chain.from_iterable(_checked_lines(path, config) for path in local_paths(manifests))
-        counts = counts_of(config, lines)
-        if not has_remote_paths(manifests):
-            judge(config, counts)
+    _check_set(train_ds, are_mixed=bool(train_ds.get("use_lhotse")))
+    if validation_ds.manifest_filepath is not None:
+        _check_set(validation_ds, are_mixed=False)  # NeMo makes a loader of each manifest
 
 
-def _checked_lines(manifest: str, config: DictConfig) -> Iterator[Line]:
+def _check_set(config: DictConfig, are_mixed: bool) -> None:
+    manifests = config.manifest_filepath
+    are_mixed = are_mixed and len(all_paths(manifests)) > 1
+    if config.get("tarred_audio_filepaths") is not None:
+        check_shards(manifests, config.tarred_audio_filepaths)
+    lines = chain.from_iterable(_checked_lines(path, config, are_mixed) for path in local_paths(manifests))
+    counts = counts_of(config, lines)
+    if not has_remote_paths(manifests):
+        check_counts(config, counts)
+
+
+def _checked_lines(manifest: str, config: DictConfig, are_mixed: bool) -> Iterator[Line]:
     """What `iter_manifest` yields, each line looked at as it passes."""
-    if config.get("tarred_audio_filepaths") is None:
-        check_plain_manifest(manifest, config)
-        lines = iter_with_audio(manifest)
-    else:
-        check_for_nemo(manifest)
-        lines = iter_manifest(manifest)
+    is_tarred = config.get("tarred_audio_filepaths") is not None
+    check_for_nemo(manifest)
+    if are_mixed and not is_tarred:
+        check_for_mixing(manifest)
+    lines = iter_manifest(manifest) if is_tarred else iter_with_audio(manifest)
     for where, entry in not_empty(lines, manifest):
         check_transcript(entry, where, config.get("labels"))
         yield where, entry

@@ -23,6 +23,7 @@ from typing import IO, List
 import lightning.pytorch as pl
 
 from nemo_mshubert.file_lock import try_to_lock
+from nemo_mshubert.whole_files import make_folder
 
 _held: List[IO] = []  # a lock ends with its open file
 
@@ -37,7 +38,7 @@ def hold_folder(folder: Path, trainer: pl.Trainer) -> None:
     """
     if not trainer.is_global_zero:
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     stream = open(folder / "run.lock", "a+", encoding="utf-8")
     if not try_to_lock(stream, fcntl.lockf):
         stream.seek(0)

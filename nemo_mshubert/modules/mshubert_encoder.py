@@ -144,7 +144,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
             raise ValueError(
                 f"transformer_backend: expected one of {TRANSFORMER_BACKENDS}, found {transformer_backend!r}."
             )
-        if min(mask_length, mask_channel_length) < 1:
+        if (mask_prob > 0 and mask_length < 1) or (mask_channel_prob > 0 and mask_channel_length < 1):
             raise ValueError(
                 f"mask_length {mask_length}, mask_channel_length {mask_channel_length}: expected 1 or more. Without "
                 "masks set mask_prob and mask_channel_prob to 0."

@@ -21,6 +21,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
+from nemo_mshubert.parallel.launched import LONGEST_WAIT
+
 
 class DataRanks(NamedTuple):
     """This rank's part of the data, and the number of parts. Ranks that hold parts of one model see the same data."""
@@ -35,20 +37,26 @@ def data_ranks(trainer: Optional[Trainer]) -> DataRanks:
     return DataRanks(shares["rank"], shares["num_replicas"]) if shares else DataRanks(0, 1)
 
 
-def on_rank_zero(trainer: Trainer, check: Callable[..., None], *arguments: Any) -> None:
-    """Have rank 0 alone ``check`` what all ranks are going to use, before training; an error of it is one of all ranks.
+def on_one_rank_of_each_node(trainer: Trainer, check: Callable[..., None], *arguments: Any) -> None:
+    """Have the first rank of each node ``check`` what its ranks are going to use, before training; an error of one is
+    one of all.
 
-    Ranks that torchrun or SLURM has started wait for it. Those that Lightning starts do not run before rank 0 trains.
+    Ranks that torchrun or SLURM has started wait for it, however long it takes. Those that Lightning starts do not run
+    before the first one trains.
     """
     error = None
-    if trainer.is_global_zero:
+    if trainer.local_rank == 0:
         try:
             check(*arguments)
         except Exception as found:
             error = found
     if trainer.world_size > 1 and not isinstance(trainer.strategy.cluster_environment, LightningEnvironment):
         trainer.strategy.setup_environment()  # the process group, which Lightning finds there when training begins
-        error = trainer.strategy.broadcast(error)
+        patient = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        errors = [None] * trainer.world_size
+        torch.distributed.all_gather_object(errors, error, group=patient)
+        torch.distributed.destroy_process_group(patient)
+        error = next(filter(None, errors), None)
     if error is not None:
         raise error
 

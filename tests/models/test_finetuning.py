@@ -14,8 +14,10 @@
 
 """Fine-tuning of CTC models: options, data that is gone on with, and data that is refused."""
 
+import json
 import random
 import string
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -307,6 +309,19 @@ def test_several_ranks_need_lhotse(letters_path, overrides):
         return True
 
     assert run_on_ranks(2, rank) == [True, True]
+
+
+@pytest.mark.integration
+def test_a_manifest_without_a_line_end_is_for_validation_alone(letters_path, overrides, tmp_path):
+    """NeMo mixes several of a training by their line ends, and would stop; of a validation each has a loader."""
+    dev = Path(overrides.validation_ds.manifest_filepath)
+    (tmp_path / "one.json").write_text(json.dumps(read_manifest(dev)[0]))
+    overrides.validation_ds.manifest_filepath = [str(dev), str(tmp_path / "one.json")]
+    model = restore_for_finetuning(str(letters_path), overrides, quiet_trainer(max_steps=1))
+    assert [len(list(loader)) > 0 for loader in model._validation_dl] == [True, True]
+    overrides.train_ds.manifest_filepath = [overrides.train_ds.manifest_filepath, str(tmp_path / "one.json")]
+    with pytest.raises(ValueError, match="one.json: empty, or one line without its end"):
+        restore_for_finetuning(str(letters_path), overrides, quiet_trainer(max_steps=1))
 
 
 @pytest.mark.integration

@@ -183,11 +183,11 @@ def test_extract_features_equals_hidden_states(parity, batch):
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("option", ["mask_length", "mask_channel_length"])
-def test_masks_without_length_are_refused(option):
+@pytest.mark.parametrize("kind", ["mask", "mask_channel"])
+def test_masks_without_length_are_refused(kind):
     """The first batch of a fine-tuning ended in a division by zero."""
-    with pytest.raises(ValueError, match=f"{option} 0.*set mask_prob and mask_channel_prob to 0"):
-        MSHuBERTEncoder(**{option: 0})
+    with pytest.raises(ValueError, match=f"{kind}_length 0.*set mask_prob and mask_channel_prob to 0"):
+        MSHuBERTEncoder(**{f"{kind}_length": 0, f"{kind}_prob": 0.5})
 
 
 # --- The default model -----------------------------------------------------------------------------------------------

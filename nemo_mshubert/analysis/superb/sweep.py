@@ -219,26 +219,7 @@ def run_superb(config: DictConfig, features: Optional[FrozenFeatures] = None) ->
             unusable lines, words without pronunciation, ``updates`` that are not evaluated, an ``output`` of another
             probe, or no learning rate that converges.
     """
-    if config.task not in TASKS:
-        raise ValueError(f"task: expected one of {', '.join(TASKS)}, found {config.task!r}.")
-    if config.g2p not in FALLBACKS:
-        raise ValueError(f"g2p: expected null or espeak, found {config.g2p!r}.")
-    for key in LISTS:
-        if config[key] is not None and not OmegaConf.is_list(config[key]):
-            raise ValueError(f"{key}: expected a list, found {config[key]!r}. Write {key}=[{config[key]}].")
-    for key in ("updates", "eval_every", "batch_size", "accumulate"):
-        if config[key] < 1:
-            raise ValueError(f"{key}={config[key]}: expected 1 or more.")
-    if config.updates % config.eval_every:
-        raise ValueError(
-            f"updates {config.updates} is no multiple of eval_every {config.eval_every}: what was trained behind the "
-            "last evaluation would never be scored. Change one of them."
-        )
-    names = ["train", "dev", *(Path(manifest).stem for manifest in config.test_manifests)]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"test_manifests: results are told apart by file name, and of {names} two are equal. Rename a manifest."
-        )
+    _check_config(config)
     lines = {"train": read_lines(config.train_manifests), "dev": read_lines(config.dev_manifests)}
     lines.update({str(Path(manifest).stem): read_lines([manifest]) for manifest in config.test_manifests})
     units = make_units(config, lines)
@@ -280,6 +261,29 @@ def _folder(output: Path, rate: float) -> Path:
 def _probe(config: DictConfig, rate: float, features: FrozenFeatures, units) -> CtcProbe:
     words = config.task == "asr"
     return CtcProbe(features, units.vocabulary, config.probe, learning_rate=rate, seed=config.seed, words=words)
+
+
+def _check_config(config: DictConfig) -> None:
+    if config.task not in TASKS:
+        raise ValueError(f"task: expected one of {', '.join(TASKS)}, found {config.task!r}.")
+    if config.g2p not in FALLBACKS:
+        raise ValueError(f"g2p: expected null or espeak, found {config.g2p!r}.")
+    for key in LISTS:
+        if config[key] is not None and not OmegaConf.is_list(config[key]):
+            raise ValueError(f"{key}: expected a list, found {config[key]!r}. Write {key}=[{config[key]}].")
+    for key in ("updates", "eval_every", "batch_size", "accumulate"):
+        if config[key] < 1:
+            raise ValueError(f"{key}={config[key]}: expected 1 or more.")
+    if config.updates % config.eval_every:
+        raise ValueError(
+            f"updates {config.updates} is no multiple of eval_every {config.eval_every}: what was trained behind the "
+            "last evaluation would never be scored. Change one of them."
+        )
+    names = ["train", "dev", *(Path(manifest).stem for manifest in config.test_manifests)]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"test_manifests: results are told apart by file name, and of {names} two are equal. Rename a manifest."
+        )
 
 
 def _claim(output: Path, config: DictConfig, features: FrozenFeatures, splits: Dict[str, Targets]) -> Dict[str, Any]:
