@@ -703,8 +703,8 @@ def test_script_measures_labels_by_textgrids(corpus, tmp_path):
 def test_scripts_use_the_layer_of_the_kmeans(corpus, tmp_path, monkeypatch):
     """`label.py` takes no layer: a layer other than that of the k-means could only give wrong labels."""
     encoders = {"a.nemo": TinyEncoder(), "b.nemo": TinyEncoder()}
-    loading = types.SimpleNamespace(load_encoder=encoders.__getitem__)
-    monkeypatch.setitem(sys.modules, "nemo_mshubert.models.loading", loading)
+    by_name = types.SimpleNamespace(load_hidden_features=lambda name, *args: HiddenFeatures(encoders[name], *args))
+    monkeypatch.setitem(sys.modules, "nemo_mshubert.models.hidden_features", by_name)
     km, output = tmp_path / "km.npz", tmp_path / "labelled.json"
     fit = f"--manifest {corpus} --features hidden --encoder a.nemo --layer 4 --clusters 9 3 --output {km} --device cpu"
     script("fit_kmeans")(fit.split())
