@@ -1,0 +1,98 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The captions of a report are in test_report.py; here are the lines that its plots draw."""
+
+import pytest
+
+from nemo_mshubert.analysis import curves
+from nemo_mshubert.analysis.experiments import Experiment
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The axes of all plots, in the order in which they are made."""
+    axes = []
+    monkeypatch.setattr(curves, "png_of", lambda figure: axes.append(*figure.axes) or b"")
+    return axes
+
+
+def lines(axes):
+    """``[(label, {step: value})]``; matplotlib's own names of lines without a label begin with an underscore."""
+    found = [(line.get_label(), dict(zip(*map(list, line.get_data())))) for line in axes.lines]
+    return [(None if label.startswith("_") else label, pytest.approx(curve)) for label, curve in found]
+
+
+def test_plots_of_a_pretraining_draw_its_curves(drawn):
+    """A page of empty axes, or of training where the label says validation, would look like a run without learning."""
+    scalars = {
+        "train_50/masked_accuracy": {9: 0.1, 19: 0.2},
+        "val_50/masked_accuracy": {19: 0.25},
+        "val_50/unmasked_accuracy": {19: 0.5},
+        "train_50/loss": {9: 4.0},
+        "val_50/loss": {19: 3.0},
+        "val_50/predicted_codes": {19: 10.0},
+        "val_views/masked_cosine_12": {19: 0.75},
+        "val_views/masked_cosine_4": {19: 0.5},
+    }
+    curves.pretraining_plots(Experiment("ours", scalars))
+    accuracy, loss, views, codes = drawn
+    assert lines(accuracy) == [
+        ("train masked", {9: 10, 19: 20}),
+        ("val masked", {19: 25}),
+        ("val unmasked", {19: 50}),
+    ]
+    colors = [line.get_color() for line in accuracy.lines]
+    assert colors == [curves.MASKED, curves.MASKED, curves.UNMASKED] and accuracy.get_ylim()[0] == 0
+    assert lines(loss) == [("train", {9: 4.0}), ("val", {19: 3.0})]
+    assert lines(views) == [("block 4", {19: 0.5}), ("block 12", {19: 0.75})]
+    assert lines(codes) == [("50", {19: 20})]  # percent of the set
+    assert [axes.get_ylabel() for axes in drawn] == ["accuracy, %", "loss", "cosine", "% of the set"]
+
+
+def test_seeds_of_one_configuration_share_a_colour_and_a_label(drawn):
+    """Else nine curves of three configurations are nine colours, or one colour is two configurations."""
+    runs = {"ours_seed1": 3.0, "ours_seed2": 5.0, "plain": 6.0}
+    curves.comparison_plots([Experiment(name, {"val_50/loss": {9: loss}}) for name, loss in runs.items()])
+    (axes,) = drawn
+    assert lines(axes) == [("ours", {9: 3.0}), (None, {9: 5.0}), ("plain", {9: 6.0})]
+    first, second, other = (line.get_color() for line in axes.lines)
+    assert first == second != other
+
+
+@pytest.mark.parametrize(
+    "rates, top",
+    [
+        ([3.0, 0.5], 110),  # insertions of a first validation
+        ([3.0, 2.0], 220),  # a run that is this bad to its end is seen whole
+        ([0.5, 0.4], 52.5),
+        ([0.0, 0.0], 1),
+    ],
+)
+def test_axis_of_error_rates_shows_where_each_curve_ends(drawn, rates, top):
+    """Else the first validation of 300 % flattens the rest, or a run that ends above the axis is not on it."""
+    scalars = {"val_wer": dict(zip((9, 19), rates))}
+    curves.wer_plot([Experiment("finetune", scalars)])
+    (axes,) = drawn
+    assert lines(axes) == [("finetune", {9: 100 * rates[0], 19: 100 * rates[1]})]
+    assert axes.get_ylim() == pytest.approx((0, top))
+
+
+def test_learning_rates_are_drawn_by_experiment(drawn):
+    """Which of two runs had which rate."""
+    rates = {"a": {0: 1e-3, 9: 2e-3}, "b": {0: 5e-4}}
+    curves.learning_rate_plot([Experiment(name, {"learning_rate": rate}) for name, rate in rates.items()], "training")
+    assert lines(drawn[0]) == list(rates.items()) and drawn[0].get_ylim()[0] == 0
