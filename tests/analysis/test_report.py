@@ -181,6 +181,13 @@ def test_the_newest_line_of_a_stage_wins_in_its_first_place(run):
     assert [(stage.name, stage.seconds) for stage in read_run(run).stages] == [("labels", 12.4), ("pretrain", 3723.6)]
 
 
+@pytest.mark.unit
+def test_a_command_line_may_hold_tabs(run):
+    """Else one stage with a tab in an argument would end the report of the whole run."""
+    (run / "stages.tsv").write_text("labels\t0\t1\tprintf 'a\tb\tc'\n")
+    assert [stage.command for stage in read_run(run).stages] == ["printf 'a\tb\tc'"]
+
+
 def write_settings(run, name, **model):
     (run / name / "version_0" / "hparams.yaml").write_text(json.dumps({"cfg": {"model": model}}))
 
@@ -298,6 +305,14 @@ def test_analyses_may_lie_among_the_results(analysed):
     assert set(moved.scores) == {"pretrained", "scratch"} and len(moved.findings.cca) == 1
 
 
+@pytest.mark.unit
+def test_findings_are_in_the_order_of_their_names(tmp_path):
+    """The order in a folder is the file system's: the same results would be another report on another machine."""
+    for name in "dbeac":
+        write_json(tmp_path / f"benchmark_{name}.json", {"benchmark": name, "machine": {}, "rows": []})
+    assert [content["benchmark"] for _, content in read_run(tmp_path).findings.benchmarks] == list("abcde")
+
+
 def test_a_folder_of_analyses_alone_is_a_run(analysed):
     assert len(markdown_report(read_run(analysed / "superb")).splitlines()) > 3
     (analysed / "superb" / "superb.json").write_text('{"sweep": ')
@@ -331,6 +346,16 @@ def test_version_10_is_newer_than_version_9(tmp_path):
         write_events(tmp_path / "finetune" / f"version_{number}", {"val_wer": {5: value}})
     (experiment,) = read_experiments(tmp_path)
     assert experiment.curve("val_wer") == pytest.approx({5: 0.1})
+
+
+@pytest.mark.unit
+def test_names_of_experiments_are_their_paths_below_the_run(tmp_path):
+    """Else two of one name in different folders share a curve, and a report of one experiment alone calls it "."."""
+    for folder in ("large/finetune", "small/finetune"):
+        write_events(tmp_path / folder / "version_0", {"val_wer": {5: 0.5}})
+    names = {experiment.name for experiment in read_experiments(tmp_path)}
+    assert names == {"large/finetune", "small/finetune"}
+    assert [experiment.name for experiment in read_experiments(tmp_path / "small" / "finetune")] == ["finetune"]
 
 
 @pytest.mark.unit
