@@ -308,6 +308,7 @@ def test_plot_and_table_of_models_with_and_without_swap():
     cosine, pnmi = plot_diagnoses([without, with_swap]).axes
     assert [line.get_label() for line in cosine.get_lines()] == ["- Swap, apart", "ours, apart", "ours, exchanged"]
     assert pnmi.get_lines()[0].get_ydata().tolist() == [0.2, 0.3]
+    assert all(axes.get_legend() is not None for axes in (cosine, pnmi))  # else the labels are not to be seen
     assert [line.get_label() for line in pnmi.get_lines()] == ["ours", "ours, by chance"]
     assert pnmi.get_lines()[1].get_ydata().tolist() == [0.1, 0.15]
     assert "PNMI by chance, on 700 frames: 0.100 0.150" in diagnosis_table([with_swap])
