@@ -101,6 +101,7 @@ def test_crop_is_the_slice_and_a_tensor_can_own_it():
         (field(sets={"70000": ""}), "'70000' is not a number"),
         (field(sets={"20": "not base64!"}), "base64"),
         (field(sets={"20": 5}), "base64"),
+        (field(sets={"20": "\n" + field()["sets"]["20"]}), "base64"),
         (field(sets={"20": base64.b64encode(b"abc").decode()}), "base64 of 16-bit"),
         (field(sets={"20": encode(range(15))}), "15 labels of set 20 for 149 frames"),
         (field(num_frames=150), '"num_frames" is 150, but 48000 samples have 149'),
@@ -108,6 +109,7 @@ def test_crop_is_the_slice_and_a_tensor_can_own_it():
         (field(frame_rate=100), "100 Hz, expected 50"),
         (field(sets={"20": encode([*range(19), 20] * 7 + [0] * 9)}), "label 20 in a set of 20"),
         (field(sets={"20": encode([3] * 149)}), "all 149 labels of set 20 are 3"),
+        (field(num_samples=32080, num_frames=100, sets={"20": encode([3] * 100)}), "all 100 labels"),
         (field(num_samples=399, num_frames=0, sets={"20": ""}), "shorter than one frame"),
     ],
 )
@@ -134,6 +136,18 @@ def test_cluster_usage_in_closed_form():
     assert cluster_usage(np.array([5, 5, 5, 5])) == {"entropy_bits": 2.0, "used_clusters": 4, "dead_clusters": 0}
     assert cluster_usage(np.array([9, 0])) == {"entropy_bits": 0.0, "used_clusters": 1, "dead_clusters": 1}
     assert cluster_usage(np.array([2, 1, 1, 0]))["entropy_bits"] == pytest.approx(1.5)
+    nothing = cluster_usage(np.zeros(3, np.int64))  # NaN would be no JSON in the metrics of an empty manifest
+    assert nothing == {"entropy_bits": 0.0, "used_clusters": 0, "dead_clusters": 3}
+
+
+def test_label_sets_are_reported_finest_first(manifest):
+    """As everywhere else; two reports of the same labels would differ."""
+    entries = [entry for _, entry in iter_manifest(manifest)]
+    for entry in entries:
+        sets = entry["labels"]["sets"]
+        entry["labels"]["sets"] = {"30": sets["20"], "20": sets["20"], "100": sets["20"]}
+    write_manifest(manifest, entries)
+    assert list(check_labelled_manifest(manifest)["sets"]) == [100, 30, 20]
 
 
 # --- a whole manifest ------------------------------------------------------------------------------------------------
