@@ -53,6 +53,17 @@ def test_files_hold_the_features_of_each_utterance(manifest, tmp_path):
     assert json.loads((folder / "features.json").read_text())["dimension"] == 39
 
 
+def test_features_of_half_precision_are_written_in_full(manifest, tmp_path):
+    """NumPy has no bfloat16, in which a feature maker may compute: the call would end when the first file is due."""
+
+    class Half(MfccFeatures):
+        def __call__(self, waveforms):
+            return [rows.bfloat16() for rows in super().__call__(waveforms)]
+
+    write_features(manifest, tmp_path / "out", Half())
+    assert np.load(tmp_path / "out" / "b.npy").dtype == np.float32
+
+
 def test_an_interrupted_call_goes_on(manifest, tmp_path):
     folder = tmp_path / "out"
     write_features(manifest, folder, MfccFeatures())

@@ -286,6 +286,8 @@ def test_ctc_class_with_its_processor(peer, save_peer, tmp_path, audio, family):
     rows = [ENGLISH.index(token if token == "<pad>" else token.upper()) for token, _ in vocabulary]
     assert len(rows) == logits.shape[-1] == 29 and torch.allclose(logits, expected[..., rows], atol=1e-4)
     assert processor.tokenizer.decode([2, 3, 0, 3, 1, 28]) == "abb '"
+    blank = processor.tokenizer.convert_tokens_to_ids("<pad>")  # their CTC loss takes the config's for the blank
+    assert model.config.pad_token_id == blank and model.config.vocab_size == len(vocabulary)
     again = read_huggingface(tmp_path / "ours").ctc.letters()
     assert torch.equal(again.weight, checkpoint.ctc.letters().weight)
     assert torch.equal(again.bias, checkpoint.ctc.letters().bias)
