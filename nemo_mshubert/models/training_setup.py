@@ -35,7 +35,7 @@ from nemo_mshubert.callbacks.saved_update import SavedUpdate
 from nemo_mshubert.callbacks.unknown_score import UnknownScore
 from nemo_mshubert.callbacks.updates_bar import UpdatesProgressBar
 from nemo_mshubert.callbacks.validation_schedule import ValidationSchedule
-from nemo_mshubert.parallel.registration import check_strategy, tensor_parallel_size
+from nemo_mshubert.parallel.registration import check_strategy, own_strategy, tensor_parallel_size
 
 NO_LIMIT = 1_000_000_000  # of batches, as in conf/finetune
 ALL_DEVICES = (-1, "-1", "auto", None)  # as Lightning takes them
@@ -235,7 +235,10 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> pl.T
 
     Its time limit is taken out of the config, as `take_time_limit` does: call it before NeMo's ``exp_manager``.
     """
-    options = resolve_trainer_cfg(cfg.trainer)
+    strategy = own_strategy(cfg.trainer.get("strategy"))
+    options = resolve_trainer_cfg(OmegaConf.merge(cfg.trainer, {"strategy": "auto"}) if strategy else cfg.trainer)
+    if strategy:
+        options["strategy"] = strategy
     callbacks = [*(options.get("callbacks") or []), *callbacks]
     callbacks += [SaveWhenPreempted(take_time_limit(cfg.exp_manager)), DataWait(), RankWatch()]
     callbacks += [ConfiguredSchedule(), UnknownScore(), SavedUpdate(), ValidationSchedule(), FinishedRun()]

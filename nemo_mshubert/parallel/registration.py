@@ -18,10 +18,10 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 import torch
-from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.strategies import Strategy, StrategyRegistry
 from nemo.core.config.optimizers import AdamWParams
 from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS, register_optimizer
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -94,6 +94,17 @@ def strategies() -> Dict[str, Tuple[type, Dict[str, Any]]]:
                 options = {"tensor_parallel_size": size, "sequence_parallel": sequence_parallel}
                 found[f"megatron_tp{size}{suffix}"] = (TensorParallelStrategy, options)
     return found
+
+
+def own_strategy(strategy: Any) -> Optional[Strategy]:
+    """That of a mapping whose ``_target_`` is one of ours, which NeMo takes for unsafe; None for any other value."""
+    if isinstance(strategy, Mapping):
+        options = dict(strategy)
+        target = options.pop("_target_", None)
+        for kind, _ in strategies().values():
+            if target == f"{kind.__module__}.{kind.__qualname__}":
+                return kind(**{"timeout": TIMEOUT, **options})
+    return None
 
 
 def _ranks_of_the_same_weights():

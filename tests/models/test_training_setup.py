@@ -19,11 +19,14 @@ import re
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import OmegaConf
 
 from nemo_mshubert.models import training_setup
-from nemo_mshubert.models.training_setup import num_ranks, plan_updates
-from tests.conftest import ASKED_FOR, CONF, load_config
+from nemo_mshubert.models.training_setup import make_trainer, num_ranks, plan_updates
+from nemo_mshubert.parallel.registration import register
+from nemo_mshubert.parallel.sharded import ShardedStrategy
+from tests.conftest import ASKED_FOR, CONF, REPOSITORY, load_config
 
 pytestmark = pytest.mark.unit
 
@@ -41,6 +44,19 @@ def test_a_strategy_by_its_class_shares_out_data_as_by_its_name():
     }
     plan_updates(config)
     assert config.trainer.accumulate_grad_batches * 4 * config.model.train_ds.batch_duration == 7200
+
+
+def test_a_strategy_may_be_given_by_its_class(tiny_config):
+    """The line of docs/scaling.md for shards over other GPUs than a node's: NeMo blocks it as an unsafe target."""
+    (documented,) = re.findall(r"'(trainer\.strategy=\{[^']*)'", (REPOSITORY / "docs" / "scaling.md").read_text())
+    config = tiny_config(" ".join(documented.split()), "trainer.devices=1")
+    register()
+    plan_updates(config)
+    strategy = make_trainer(config).strategy
+    assert isinstance(strategy, ShardedStrategy) and strategy.shard_size == 16
+    assert strategy._timeout == StrategyRegistry.get("fsdp2")._timeout
+    config.trainer.strategy = {"_target_": "lightning.pytorch.strategies.DDPStrategy", "static_graph": True}
+    assert make_trainer(config).strategy._ddp_kwargs == {"static_graph": True}  # those of Lightning as before
 
 
 @pytest.mark.parametrize(
