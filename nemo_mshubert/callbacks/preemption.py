@@ -31,6 +31,8 @@ import torch
 from nemo.utils import logging
 from omegaconf import DictConfig, open_dict
 
+from nemo_mshubert.callbacks.finished_run import has_all_updates
+
 
 def take_time_limit(exp_manager_config: DictConfig) -> Optional[timedelta]:
     """NeMo's option ``max_time_per_run``, days:hours:minutes:seconds, for `SaveWhenPreempted`; NeMo no longer sees it.
@@ -53,7 +55,8 @@ def take_time_limit(exp_manager_config: DictConfig) -> Optional[timedelta]:
 
 
 class SaveWhenPreempted(pl.Callback):
-    """Behind the update in which any rank was sent SIGTERM, write the last checkpoint and end the process with code 0.
+    """Behind the update in which any rank was sent SIGTERM, write the last checkpoint and end the process with code 0;
+    behind the last update, go on to its validation, which no resumed run would come to.
 
     Args:
         max_time: of training, after which it ends in the same way.
@@ -121,7 +124,10 @@ class SaveWhenPreempted(pl.Callback):
             logging.warning(
                 f"Update {trainer.global_step} is in {checkpoints.last_model_path}; the same command goes on from it."
             )
-        sys.exit(0)
+        if not has_all_updates(trainer):
+            sys.exit(0)
+        if checkpoints is not None:  # else the validation, which is all that is left, would write none of its own
+            checkpoints._last_global_step_saved = 0
 
     def _any_rank_was_asked(self, device: torch.device) -> bool:
         """Schedulers do not signal all ranks at the same time, or at all."""

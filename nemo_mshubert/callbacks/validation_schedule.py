@@ -15,7 +15,7 @@
 """When a run is validated: counted in updates."""
 
 import sys
-from typing import Optional
+from typing import Any, Dict, Optional
 
 import lightning.pytorch as pl
 
@@ -30,25 +30,45 @@ class ValidationSchedule(pl.Callback):
     Lightning counts micro-batches. An update has fewer of them at the end of an epoch, and an epoch of ten minutes is
     shorter than one update: the interval would be several times as long, and validations, which write the checkpoints,
     would fall in the middle of updates. Nor would it validate the last weights, of which the best are chosen.
+
+    A run that was preempted behind such an update, before its validation, is resumed with that.
     """
 
     def __init__(self):
         self._update = 0
         self._interval: Optional[int] = None
+        self._validated: Optional[int] = None  # the last update that was
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {"validated": self._validated}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        self._validated = state_dict["validated"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._update = trainer.global_step
         self._interval = self._updates_between(trainer)
+        if self._validated is None:  # a new run, or a checkpoint that does not say it
+            self._validated = trainer.global_step
         if self._interval:
             trainer.val_check_batch = NOT_YET  # a checkpoint of a validation does not need it again
+            if self._is_due(trainer) and self._validated != trainer.global_step:
+                _validate_first(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx
     ) -> None:
         has_ended, self._update = trainer.global_step != self._update, trainer.global_step
         if self._interval:
-            is_due = has_ended and (trainer.global_step % self._interval == 0 or has_all_updates(trainer))
-            trainer.val_check_batch = 1 if is_due else NOT_YET  # Lightning looks at it next
+            trainer.val_check_batch = (
+                1 if has_ended and self._is_due(trainer) else NOT_YET
+            )  # Lightning looks at it next
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validated = trainer.global_step
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        return trainer.global_step % self._interval == 0 or has_all_updates(trainer)
 
     @staticmethod
     def _updates_between(trainer: pl.Trainer) -> Optional[int]:
@@ -56,3 +76,11 @@ class ValidationSchedule(pl.Callback):
         if not isinstance(trainer.val_check_interval, int):
             return None
         return max(1, trainer.val_check_interval // trainer.accumulate_grad_batches)
+
+
+def _validate_first(trainer: pl.Trainer) -> None:
+    """Before it trains, as Lightning does where a validation is due when a run is resumed."""
+    loop = trainer.fit_loop.epoch_loop
+    loop.val_loop.restarting = False  # it is not in the middle of one
+    loop._batches_that_stepped -= 1  # the step of its curve, which Lightning counts behind it
+    trainer.val_check_batch = 1

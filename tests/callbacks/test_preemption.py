@@ -103,7 +103,8 @@ def test_a_time_limit_may_be_of_days(monkeypatch):
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(preemption, "time", SimpleNamespace(monotonic=lambda: clock.now))
     fit_loop = SimpleNamespace(_should_accumulate=lambda: False)
-    trainer, module = SimpleNamespace(fit_loop=fit_loop, checkpoint_callback=None), SimpleNamespace(device="cpu")
+    trainer = SimpleNamespace(fit_loop=fit_loop, checkpoint_callback=None, max_steps=-1, global_step=1)
+    module = SimpleNamespace(device="cpu")
     limit = SaveWhenPreempted(timedelta(days=1, hours=1))
     limit.on_train_start(trainer, module)
     try:
