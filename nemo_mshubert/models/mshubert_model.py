@@ -106,6 +106,9 @@ class MSHuBERTModel(ModelPT):
                 cfg.label_sets, cfg.encoder.num_layers, cfg.get("label_layers")
             ).items()
         }
+        for name in ("swap", "compile"):
+            if cfg.get(name) not in (True, False, None):  # Hydra reads "no" and "off" as words, which count as true
+                raise ValueError(f"model.{name}={cfg[name]}: expected true or false.")
         if cfg.loss_views not in LOSS_VIEWS:
             raise ValueError(f"model.loss_views: expected one of {LOSS_VIEWS}, found {cfg.loss_views!r}.")
         if not 0 <= cfg.drop_label_sets < len(self.layer_of_set):

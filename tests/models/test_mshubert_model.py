@@ -310,6 +310,8 @@ def test_nemo_file_holds_weights_and_label_maker(make_model, labelled, batch, tm
             ["model.encoder.conv_layers=[[8,10,5],[8,3,2],[8,3,2],[8,3,2],[8,3,2],[8,2,2]]"],
             r"labels and masks are of HuBERT's frames, so \(kernel, stride\) must be \(\(10, 5\), \(3, 2\)",
         ),
+        (["model.swap=no"], "model.swap=no: expected true or false"),  # was Swap
+        (["model.compile=off"], "model.compile=off: expected true or false"),
     ],
 )
 def test_impossible_configs_are_refused(make_model, overrides, message):
