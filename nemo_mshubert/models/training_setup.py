@@ -122,10 +122,7 @@ def _check_options(cfg: DictConfig) -> None:
             f"trainer.precision={cfg.trainer.precision}: weights are kept in fp32, since updates are smaller than what "
             f"bf16 can add to them. Choose one of {', '.join(PRECISIONS)}."
         )
-    if OmegaConf.select(cfg, "exp_manager.ema.enable"):
-        raise ValueError(
-            "exp_manager.ema.enable=true: NeMo cannot load the checkpoints that it writes with it. Remove it."
-        )
+    _check_what_nemo_cannot_do(cfg)
     if not cfg.model.train_ds.get("batch_duration"):
         raise ValueError("model.train_ds.batch_duration: give seconds of audio, from which accumulation follows.")
     _check_numbers(cfg)
@@ -141,6 +138,20 @@ def _check_options(cfg: DictConfig) -> None:
             f"The encoder is never trained: it is frozen for {cfg.freeze_encoder_updates} updates, and the run has "
             f"{cfg.max_updates}. Lower freeze_encoder_updates, or raise max_updates."
         )
+
+
+def _check_what_nemo_cannot_do(cfg: DictConfig) -> None:
+    if OmegaConf.select(cfg, "exp_manager.ema.enable"):
+        raise ValueError(
+            "exp_manager.ema.enable=true: NeMo cannot load the checkpoints that it writes with it. Remove it."
+        )
+    if OmegaConf.select(cfg, "exp_manager.checkpoint_callback_params.save_weights_only"):
+        raise ValueError(
+            "exp_manager.checkpoint_callback_params.save_weights_only=true: no run goes on from such a checkpoint, and "
+            "NeMo fails over it when it makes the .nemo. Remove it."
+        )
+    if "sched" in cfg.model.optim and cfg.model.optim.sched is None:
+        raise ValueError("model.optim.sched=null: for a constant rate remove it, ~model.optim.sched.")
 
 
 def _check_numbers(cfg: DictConfig) -> None:

@@ -247,6 +247,11 @@ def test_epochs_are_refused(group, name):
         ("trainer.precision=bf16-true", "trainer.precision=bf16-true: weights are kept in fp32"),
         ("+trainer.max_time=00:01:00:00", "Set exp_manager.max_time_per_run instead"),
         ("+exp_manager.ema.enable=true", "exp_manager.ema.enable=true: NeMo cannot load the checkpoints"),
+        (
+            "+exp_manager.checkpoint_callback_params.save_weights_only=true",
+            "exp_manager.checkpoint_callback_params.save_weights_only=true: no run goes on from such a checkpoint",
+        ),
+        ("model.optim.sched=null", "model.optim.sched=null: for a constant rate remove it, ~model.optim.sched"),
         ("trainer.strategy=megatron_tp3", "2, 4, 8 as the number of ranks that share a model"),
     ],
 )
