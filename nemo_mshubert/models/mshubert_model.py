@@ -455,10 +455,17 @@ class MSHuBERTModel(ModelPT):
         self._check_checkpoint(checkpoint)
         if self._trainer and self.trainer.global_step == 0:  # not of the best checkpoint, at the end of training
             self._compare_data_options(checkpoint)
-        own_batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         self.data_position.resume(
-            checkpoint["batches_of_all_ranks"], own_batches, checkpoint["place"], self.data_ranks.count
+            checkpoint["batches_of_all_ranks"],
+            batches["total"]["completed"],
+            checkpoint["place"],
+            self.data_ranks.count,
         )
+        if self._trainer:  # an update begins with the next batch, also where it is of more of them than before
+            count = batches["current"]["completed"]
+            count -= count % self.trainer.accumulate_grad_batches
+            batches["current"].update(dict.fromkeys(batches["current"], count))
         if "shards" in checkpoint:  # of tarred data
             self.data_position.shards.load(checkpoint["shards"])
 
