@@ -82,13 +82,14 @@ def atomic_folder(folder: PathLike) -> Iterator[Path]:
     """A temporary neighbour of ``folder`` that takes its place on success, so that ``folder`` is whole or absent.
 
     Raises:
-        FileExistsError: the folder holds something.
+        FileExistsError: the folder holds something, or a file is in the place of one above it.
     """
     folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder}: exists and is not empty. Choose another folder.")
+    make_folder(folder.parent)
     temporary = temporary_neighbour(folder)
-    make_folder(temporary)
+    temporary.mkdir()
     try:
         with naming(folder):
             yield temporary
