@@ -64,8 +64,8 @@ def read_results(path: PathLike) -> Stored:
         results_table(stored.results)  # reads every number of them
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path}: not a results.json of scripts/evaluate.py ({error!r}). Remove it or choose another --output, "
-            "and evaluate anew."
+            f"{path}: not a results.json of scripts/evaluate.py ({error!r}). If it was one, remove it or choose "
+            "another --output, and evaluate anew."
         ) from error
     return stored
 

@@ -502,7 +502,11 @@ def test_no_run_is_an_error(tmp_path):
             '{"model": "m", "weights": "w", "manifests": {}, "results": [1]}',
             "scratch/results.json: not a results.json",
         ),
-        ("results/scratch/results.json", '{"manifests": {}}', "('model')). Remove it or choose another --output, and"),
+        (
+            "results/scratch/results.json",
+            '{"manifests": {}}',
+            "('model')). If it was one, remove it or choose another --output, and",
+        ),
         ("labels/iter9/train.metrics.json", '{"sets": {"5": {}}}', "train.metrics.json: lacks 'entropy_bits'. Repeat"),
     ],
 )

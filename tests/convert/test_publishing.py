@@ -169,8 +169,11 @@ def test_results_are_those_of_the_model(letters_path, bpe_path, tmp_path, monkey
 
 @pytest.mark.parametrize("content", ["[]", "{", "{}", SUMMARY_LACKING])
 def test_results_of_something_else(tmp_path, content):
+    """Who names the predictions beside it instead must not be told to remove them."""
     (tmp_path / "results.json").write_text(content)
-    with pytest.raises(ValueError, match="results.json: not a results.json of scripts/evaluate.py"):
+    with pytest.raises(
+        ValueError, match="results.json: not a results.json of scripts/evaluate.py .* If it was one, re"
+    ):
         read_results(tmp_path / "results.json")
     with pytest.raises(FileNotFoundError, match="gone.json: no such file. Write it with scripts/evaluate.py"):
         read_results(tmp_path / "gone.json")
