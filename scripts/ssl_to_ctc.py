@@ -37,6 +37,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if os.path.abspath(arguments.ssl) == os.path.abspath(arguments.output):
         parser.error(f"--ssl and --output are both {arguments.output}, which would be lost")
+    if not arguments.output.endswith(".nemo"):  # by which the other scripts know what it is
+        parser.error(f"--output {arguments.output}: expected a name that ends in .nemo")
     # after the options, so that --help need not wait for these imports
     import lightning.pytorch as pl
 

@@ -72,6 +72,7 @@ def test_layouts_offered_are_those_that_can_be_read_and_written(monkeypatch, cap
     "command, message",
     [
         ("ssl_to_ctc.py --ssl a.nemo --output ./a.nemo", "--ssl and --output are both ./a.nemo"),
+        ("ssl_to_ctc.py --ssl a.nemo --output b.pt", "--output b.pt: expected a name that ends in .nemo"),
         ("convert_checkpoint.py --input a.nemo --output a.nemo", "--input and --output are both a.nemo"),
         (
             "convert_checkpoint.py --input a.nemo --output b.bin",
