@@ -46,6 +46,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.trials < 1:
         parser.error(f"--trials {args.trials}: at least 1")
+    if Path(args.config).resolve() == Path(args.output).resolve():  # and the next call would find other first weights
+        parser.error(f"--config and --output are both {args.output}, which would be lost")
     return args
 
 

@@ -79,6 +79,7 @@ def test_layouts_offered_are_those_that_can_be_read_and_written(monkeypatch, cap
             "nothing is written as .bin. Take .nemo, .pt or a new",
         ),
         ("tune_decoding.py --log_probs a --output b --trials 0", "--trials 0: at least 1"),
+        ("tune_decoding.py --log_probs a --config b --output ./b", "--config and --output are both ./b"),
         ("train_ngram.py --arpa a.arpa --output b --order 0", "--order and --prune are for --text"),
     ],
 )
