@@ -215,9 +215,9 @@ def run_superb(config: DictConfig, features: Optional[FrozenFeatures] = None) ->
         the content of ``superb.json``.
 
     Raises:
-        FileNotFoundError, ValueError: no such model or manifest, two of one name, one value where a list belongs,
-            unusable lines, words without pronunciation, ``updates`` that are not evaluated, an ``output`` of another
-            probe, or no learning rate that converges.
+        FileNotFoundError, ValueError: no such model or manifest, two of one name, one value where a list belongs, no
+            usable learning rate, unusable lines, words without pronunciation, ``updates`` that are not evaluated, an
+            ``output`` of another probe, or no learning rate that converges.
     """
     _check_config(config)
     lines = {"train": read_lines(config.train_manifests), "dev": read_lines(config.dev_manifests)}
@@ -271,6 +271,9 @@ def _check_config(config: DictConfig) -> None:
     for key in LISTS:
         if config[key] is not None and not OmegaConf.is_list(config[key]):
             raise ValueError(f"{key}: expected a list, found {config[key]!r}. Write {key}=[{config[key]}].")
+    rates = config.learning_rates
+    if not rates or not all(isinstance(rate, (int, float)) and rate > 0 for rate in rates):
+        raise ValueError(f"learning_rates={rates}: expected numbers above 0, at least one.")
     for key in ("updates", "eval_every", "batch_size", "accumulate"):
         if config[key] < 1:
             raise ValueError(f"{key}={config[key]}: expected 1 or more.")

@@ -275,6 +275,13 @@ def test_one_value_where_a_list_belongs_is_named(config, features, override):
         run_superb(config("pr", override), features)
 
 
+@pytest.mark.parametrize("rates", ["[]", "null", "[1e-3,fast]", "[1e-3,0]"])
+def test_learning_rates_are_looked_at_first(config, features, rates):
+    """When all hidden states had been cached, none was said not to converge, and a word had an "unknown format"."""
+    with pytest.raises(ValueError, match=r"learning_rates=.*: expected numbers above 0, at least one"):
+        run_superb(config("pr", f"learning_rates={rates}"), features)
+
+
 def test_audio_of_the_test_sets_is_looked_for_before_training(config, features, tmp_path, monkeypatch):
     """Without a cache it is read when every learning rate has been trained: a missing file was found days later."""
     monkeypatch.setattr(sweep, "train_probe", None)  # may not be called
