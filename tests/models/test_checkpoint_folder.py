@@ -175,8 +175,10 @@ def test_other_ranks_wait_for_rank_0(tmp_path, monkeypatch):
 
 
 def test_folder_is_that_of_exp_manager():
+    """The lock and the mark of a finished run would lie elsewhere, among those of others, as with ``name=$UNSET``."""
     config = {"exp_dir": "exp", "name": "run", "checkpoint_callback_params": {"save_top_k": 1}}
     assert str(checkpoint_folder(OmegaConf.create(config))) == "exp/run/checkpoints"
+    assert str(checkpoint_folder(OmegaConf.create({**config, "name": ""}))) == "exp/default/checkpoints"
     assert str(checkpoint_folder(OmegaConf.create({**config, "explicit_log_dir": "logs"}))) == "logs/checkpoints"
     config["checkpoint_callback_params"] = {"dirpath": "/scratch/kept"}
     assert str(checkpoint_folder(OmegaConf.create(config))) == "/scratch/kept"
