@@ -97,3 +97,10 @@ def test_label_array(slurm):
         "python scripts/label.py make --shard 3/64 --kmeans km.npz",
         "python scripts/label.py merge --shards 64",
     ]
+
+
+@pytest.mark.parametrize("arguments, remedy", [([], "make or merge"), (["make"], "submit it with --array, such as")])
+def test_label_job_submitted_without_an_array(slurm, capfd, arguments, remedy):
+    """The log held no more than the name of an unbound variable that the user never set."""
+    assert slurm("label.sh", *arguments).wait(timeout=20) != 0
+    assert remedy in capfd.readouterr().err and not slurm.calls()

@@ -35,9 +35,9 @@ cd "${SLURM_SUBMIT_DIR:?submit it with sbatch from the repository}"
 # shellcheck disable=SC1091
 source "${VENV:-.venv}/bin/activate"
 
-command="$1"
+command=${1:?make or merge}
 shift
 if [ "$command" = make ]; then
-    set -- --shard "$SLURM_ARRAY_TASK_ID/${SHARDS:-$SLURM_ARRAY_TASK_COUNT}" "$@"
+    set -- --shard "${SLURM_ARRAY_TASK_ID:?submit it with --array, such as --array 0-63}/${SHARDS:-$SLURM_ARRAY_TASK_COUNT}" "$@"
 fi
 python scripts/label.py "$command" "$@"
