@@ -39,12 +39,10 @@ def atomic_path(path: Path, suffix: str = "") -> Iterator[Path]:
     """The name of a temporary neighbour, which takes the place of ``path`` on success, so that it is whole or absent.
 
     Raises:
-        IsADirectoryError, FileExistsError: no file can be there, which is said before any work is done for it; the
-            system's own errors would name a hidden temporary file.
+        IsADirectoryError, FileExistsError: as `make_place`, before any work is done for it; the system's own errors
+            would name a hidden temporary file.
     """
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: a folder. Name a file in it.")
-    make_folder(path.parent)
+    make_place(path)
     temporary = temporary_neighbour(path, suffix)
     try:
         with naming(path):
@@ -66,6 +64,13 @@ def write_json(path: PathLike, content: Any) -> None:
     """`atomic_write` of JSON that people may read; of names that are not UTF-8 it has JSON's escapes."""
     with atomic_write(path, "wb") as stream:
         stream.write(json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+
+
+def make_place(path: Path) -> None:
+    """Make the folder of a file; raises ``IsADirectoryError`` or ``FileExistsError`` where no file can be there."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder. Name a file in it.")
+    make_folder(path.parent)
 
 
 def make_folder(folder: PathLike) -> None:

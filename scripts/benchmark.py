@@ -30,6 +30,7 @@ import torch
 
 from nemo_mshubert.benchmarks.measurement import publish
 from nemo_mshubert.device import choose_device
+from nemo_mshubert.whole_files import make_place
 
 CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "pretrain"
 MODULES = {  # subcommand: module of nemo_mshubert.benchmarks, which has COLUMNS and benchmark(...)
@@ -109,12 +110,21 @@ def parse_args() -> argparse.Namespace:
     decoding.add_argument("--cores", type=int, nargs="+", default=[1, 2])
     decoding.add_argument("--utterances", type=int, default=40, help="the first so many of the file")
     decoding.add_argument("--repeats", type=int, default=3, help="the fastest counts")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    for name, given in vars(arguments).items():
+        numbers = [
+            value for value in (given if isinstance(given, list) else [given]) if isinstance(value, (int, float))
+        ]
+        if name != "workers" and not all(number > 0 for number in numbers):  # no worker: the process itself loads
+            parser.error(f"--{name} {' '.join(map(str, numbers))}: expected more than 0")
+    return arguments
 
 
 def main() -> None:
     arguments = vars(parse_args())
     command, threads, output = (arguments.pop(name) for name in ("command", "threads", "output"))
+    if output:
+        make_place(Path(output))  # first: the GPU may be a rented one
     if threads:
         torch.set_num_threads(threads)
     device = torch.device(choose_device("auto"))

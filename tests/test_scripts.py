@@ -80,6 +80,8 @@ def test_layouts_offered_are_those_that_can_be_read_and_written(monkeypatch, cap
         ),
         ("tune_decoding.py --log_probs a --output b --trials 0", "--trials 0: at least 1"),
         ("tune_decoding.py --log_probs a --config b --output ./b", "--config and --output are both ./b"),
+        ("benchmark.py pretrain --repeats 0", "--repeats 0: expected more than 0"),
+        ("benchmark.py decoding --log_probs a --decode b --beams 5 0", "--beams 5 0: expected more than 0"),
         ("train_ngram.py --arpa a.arpa --output b --order 0", "--order and --prune are for --text"),
     ],
 )
@@ -89,6 +91,14 @@ def test_what_would_destroy_the_input_or_do_nothing_is_refused(monkeypatch, caps
     with pytest.raises(SystemExit):
         runpy.run_path(str(SCRIPTS / script), run_name="__main__")
     assert message in capsys.readouterr().err
+
+
+def test_benchmark_looks_at_its_output_before_it_measures(monkeypatch, tmp_path):
+    """Minutes of a rented GPU were spent before the JSON file could not be written."""
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "host", "--output", str(tmp_path)])
+    monkeypatch.setattr("importlib.import_module", None)  # may not be called
+    with pytest.raises(IsADirectoryError, match="a folder. Name a file in it"):
+        runpy.run_path(str(SCRIPTS / "benchmark.py"), run_name="__main__")
 
 
 # --- Options of Python scripts ---------------------------------------------------------------------------------------
