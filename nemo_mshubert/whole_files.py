@@ -17,6 +17,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from uuid import uuid4
 
 PathLike = Union[str, Path]
 
+# What safetensors, NumPy and torch.save say of a full disk, in errors without its number.
+FULL_DISK = re.compile(r"\(os error 28\)|^\d+ requested and \d+ written|unexpected pos \d+ vs \d+")
 NAME_CHARACTERS = 50  # of a file's name, in that of its temporary neighbour
 
 
@@ -110,7 +113,10 @@ def naming(path: PathLike) -> Iterator[None]:
     """Put ``path`` into the error of a full disk or quota, which names no file."""
     try:
         yield
-    except OSError as error:
-        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            error.filename = str(path)
+    except Exception as error:
+        if FULL_DISK.search(str(error)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        if isinstance(error, OSError) and error.filename is None:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                error.filename = str(path)
         raise

@@ -20,7 +20,10 @@ import os
 import re
 import resource
 
+import numpy as np
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from nemo_mshubert.whole_files import atomic_folder, atomic_path, atomic_write, naming, write_json
 from tests.parallel.ranks_of_a_test import run_on_ranks
@@ -66,6 +69,27 @@ def test_json_of_any_name(tmp_path):
     write_json(tmp_path / "a.json", content)
     text = (tmp_path / "a.json").read_bytes().decode("utf-8")
     assert json.loads(text) == content and "é" in text
+
+
+def as_safetensors():
+    """What it said on a full disk; let it write itself, and it would put a file in the place of the device."""
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda: np.zeros(100_000).tofile("/dev/full"),
+        lambda: torch.save(torch.zeros(1_000_000), "/dev/full"),
+        as_safetensors,
+    ],
+    ids=["NumPy", "torch", "safetensors"],
+)
+def test_a_full_disk_is_named_whichever_library_writes(write):
+    """They tell of an "unexpected pos" or of bytes that were requested, and no file."""
+    with pytest.raises(OSError, match="No space left on device: 'mine'"), naming("mine"):
+        write()
 
 
 @pytest.mark.parametrize("output", ["folder", "file/a.txt", "file/below/a.txt"])
