@@ -40,7 +40,10 @@ while [ $# -gt 0 ]; do
             printf -v "${1#--}" %s "$path" ;;
         --test) path=$(existing "$1" "$2"); tests+=("$path") ;;
         --exp) exp=$(realpath -m -- "$2") ;;
-        --top | --instances | --updates | --seeds) printf -v "${1#--}" %s "$2" ;;
+        --top | --instances | --updates)
+            value=$(number "$1" "$2")
+            printf -v "${1#--}" %s "$value" ;;
+        --seeds) seeds=$2 ;;
         *) usage "$1" ;;
     esac
     shift 2

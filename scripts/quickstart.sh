@@ -36,8 +36,8 @@ while [ $# -gt 0 ]; do
         --manifests) manifests=$(existing "$1" "$2") ;;
         --alignments) alignments=$(existing "$1" "$2") ;;
         --exp) exp=$(realpath -m -- "$2") ;;
-        --updates) updates=$2 ;;
-        --finetune_updates) finetune_updates=$2 ;;
+        --updates) updates=$(number "$1" "$2") ;;
+        --finetune_updates) finetune_updates=$(number "$1" "$2") ;;
         *) usage "$1" ;;
     esac
     shift 2

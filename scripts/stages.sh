@@ -32,6 +32,12 @@ existing() {
     realpath -e -- "$2" 2>/dev/null || { echo "${0##*/}: $1 $2: no such file or folder." >&2; exit 2; }
 }
 
+# number OPTION VALUE: the value, a whole number above 0.
+number() {
+    [[ $2 =~ ^[1-9][0-9]*$ ]] || { echo "${0##*/}: $1 $2: expected a whole number above 0." >&2; exit 2; }
+    echo "$2"
+}
+
 # new_folder PATH: its absolute path; none that NeMo's readers would take for a pattern.
 new_folder() {
     local path
@@ -39,6 +45,7 @@ new_folder() {
     case "$path" in
         *[][\(\)\<\>{}]*) echo "${0##*/}: --exp $path: NeMo reads brackets in paths as patterns. Give another folder." >&2; exit 2 ;;
     esac
+    [ ! -f "$path" ] || { echo "${0##*/}: --exp $path: a file. Give another folder." >&2; exit 2; }
     echo "$path"
 }
 

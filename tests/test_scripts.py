@@ -284,7 +284,13 @@ def test_quickstart_looks_at_its_folders_before_it_installs(shell, tmp_path):
     status, text, made = shell("quickstart.sh", "--exp", "a (1)")
     assert status == 2 and text.endswith("a (1): NeMo reads brackets in paths as patterns. Give another folder.\n")
     assert not made
+    status, text, made = shell("quickstart.sh", "--updates", "1k")
+    assert (status, text) == (2, "quickstart.sh: --updates 1k: expected a whole number above 0.\n") and not made
+    status, text, made = shell("compare_pretraining.sh", "--top", "0")
+    assert (status, text) == (2, "compare_pretraining.sh: --top 0: expected a whole number above 0.\n") and not made
     (tmp_path / "train.json").touch()
+    status, text, made = shell("quickstart.sh", "--exp", "train.json")
+    assert status == 2 and text.endswith("train.json: a file. Give another folder.\n") and len(made) == 1
     status, text, made = shell("quickstart.sh", "--manifests", ".")
     assert status == 1 and "no dev*.json" in text and len(made) == 1
 
