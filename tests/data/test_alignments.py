@@ -152,6 +152,9 @@ def test_alignments_of_folders_and_files_together(tmp_path):
     assert words.intervals["84-1-0000"][0].tolist() == [0, 0.25, 0.75]
     phones = read_alignments([tmp_path / "grids"], "phone")
     assert phones.names == ["S", "EY"]  # without stress
+    for name in "dbeac":  # the file system's order is another on another machine, and so would be the units' numbers
+        (tmp_path / "grids" / f"{name}.TextGrid").write_text(LONG_TEXTGRID)
+    assert list(read_alignments([tmp_path / "grids"], "word").intervals) == ["84-1-0000", *"abcde"]
 
 
 def test_alignments_that_cannot_be_used(tmp_path):

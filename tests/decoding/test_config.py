@@ -29,6 +29,8 @@ def test_defaults_are_the_wav2vec_recipe_and_need_only_the_files():
     config = read_config(DEFAULTS, lm="lm.bin", lexicon="lm.lexicon", beam_size=None)
     assert (config.lm_weight, config.word_score, config.sil_score) == (2.0, -1.0, 0.0)
     assert (config.beam_size, config.beam_threshold, config.beam_size_token) == (500, 100.0, None)
+    smallest = read_config(DEFAULTS, lm="lm.bin", lexicon="lm.lexicon", beam_size=1, beam_size_token=1)
+    assert (smallest.beam_size, smallest.beam_size_token) == (1, 1)  # a greedy search is allowed
     with pytest.raises(ValueError, match="lexicon_beam.yaml: lexicon not set"):
         read_config(DEFAULTS, lm="lm.bin")
 

@@ -71,6 +71,13 @@ def test_nothing_happens_to_whole_checkpoints(folder, tmp_path):
     keep_whole_checkpoints(tmp_path / "not there yet")
 
 
+def test_a_marker_alone_goes(tmp_path):
+    """NeMo writes it before the checkpoint: a run that was killed between them could not go on."""
+    (tmp_path / "m-step=6-last-unfinished").touch()
+    keep_whole_checkpoints(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_unfinished_last_checkpoint_gives_way_to_the_whole_one(folder):
     """NeMo stops where all last checkpoints are unfinished, and would start anew where they are removed by hand."""
     assert folder("m-step=5-last", "m-step=6-last!") == {"m-step=5-last": "m-step=5-last"}
