@@ -269,6 +269,36 @@ def test_other_rates_and_channels(tmp_path):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("prefix", ["", "pipe:cat "])
+def test_tars_of_other_programs_have_folders_and_a_long_end(tmp_path, prefix):
+    """A folder has no bytes to read; and what is behind the last member must be read, or the command that writes it
+    seems to fail."""
+    tone = np.sin(np.arange(16000) / 40).astype(np.float32) / 2
+    soundfile.write(tmp_path / "a.flac", tone, 16000)
+    (tmp_path / "folder").mkdir()
+    with tarfile.open(tmp_path / "audio_0.tar", "w") as tar:
+        for name in ("folder", "a.flac"):
+            tar.add(tmp_path / name, name)
+    with open(tmp_path / "audio_0.tar", "ab") as stream:
+        stream.write(bytes(2**22))
+    entry = {"audio_filepath": "a.flac", "duration": 1.0, "shard_id": 0}
+    shard = Shard("manifest_0.json", f"{prefix}{tmp_path}/audio_0.tar")
+    ((_, cut),) = list(shard.cuts([(0, entry)], None))
+    assert np.allclose(with_audio(cut).load_audio()[0], tone, atol=1e-3)
+
+
+@pytest.mark.unit
+def test_another_rate_and_an_option_that_changes_the_sound_go_together(tmp_path):
+    """Else the option's transform would take the place of the resampling: half as many samples as labels are of."""
+    tone = np.sin(np.arange(8000) / 40).astype(np.float32) / 2
+    write_tar(tmp_path / "audio_0.tar", {"a.flac": (tone, 8000)})
+    entry = {"audio_filepath": "a.flac", "duration": 1.0, "shard_id": 0}
+    ((_, cut),) = Shard("manifest_0.json", f"{tmp_path}/audio_0.tar").cuts([(0, entry)], None)
+    plain, halved = (with_audio(one).load_audio() for one in (cut, cut.perturb_volume(0.5)))
+    assert plain.shape == halved.shape == (1, 16000) and np.allclose(halved, plain / 2, atol=1e-4)
+
+
+@pytest.mark.unit
 def test_a_broken_member_is_skipped_and_counted(tars):
     """One bad file among a million must not end the run, and must not pass unseen."""
     tar = tars / "audio_0.tar"
