@@ -52,10 +52,14 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if len({Path(manifest).stem for manifest in args.manifest}) < len(args.manifest):
         parser.error("two manifests have one file name, by which their results are told apart; rename one.")
-    if not args.decode and (args.lm or args.lexicon or args.beam_size):
+    if not args.decode and (args.lm or args.lexicon or args.beam_size is not None):
         parser.error(
             "--lm, --lexicon and --beam_size are of the beam search: add --decode conf/decode/lexicon_beam.yaml."
         )
+    for name in ("beam_size", "batch_seconds", "workers"):
+        number = getattr(args, name)
+        if number is not None and not number > 0:
+            parser.error(f"--{name} {number}: expected more than 0")
     return args
 
 

@@ -462,6 +462,16 @@ def test_two_manifests_of_one_name_are_refused(script, monkeypatch, capsys):
     assert script.parse_args().manifest == ["a/test.json", "b/dev.json"]
 
 
+@pytest.mark.parametrize("option", ["--beam_size 0", "--batch_seconds nan", "--workers -1"])
+def test_numbers_of_nothing_are_refused(script, monkeypatch, capsys, option):
+    """They were taken for the default."""
+    arguments = f"--model m.nemo --output out --manifest a.json --decode d.yaml {option}"
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments.split()])
+    with pytest.raises(SystemExit):
+        script.parse_args()
+    assert f"{option}: expected more than 0" in capsys.readouterr().err
+
+
 # --- Kinds of errors -------------------------------------------------------------------------------------------------
 
 KINDS = ["the see is far", "a cat sat down here", "", "dogs"]  # of TEXTS: a substitution, two insertions, a deletion
