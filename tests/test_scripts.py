@@ -155,7 +155,8 @@ def test_options_of_extract_features_arrive(handed_to, capsys):
     )
     assert written[:2] == ("a.json", "out") and written[2].description.kind == "mfcc"
     options = "extract_features.py --encoder x.nemo --layer 9 --manifest a.json --output out --device cpu"
-    assert handed_to("nemo_mshubert.models.loading.load_encoder", options) == ("x.nemo",)
+    found = handed_to("nemo_mshubert.models.hidden_features.load_hidden_features", options)
+    assert found == ("x.nemo", 9, "cpu")
     for options in ("--encoder x.nemo", "--mfcc --layer 3"):
         with pytest.raises(SystemExit):
             load_script("extract_features").main([*options.split(), "--manifest", "a.json", "--output", "out"])
