@@ -44,6 +44,6 @@ class SameStart(pl.Callback):
         """Raises ``ValueError`` for a checkpoint of a run that began with other weights."""
         if checkpoint.get(KEY) != self.fingerprint:
             raise ValueError(
-                f"{trainer.ckpt_path}: of a fine-tuning of another init_model, or of another script. Resume with that one, or start another "
-                "run with another name=."
+                f"{trainer.ckpt_path}: of a fine-tuning of another init_model, or of another script. Resume with that "
+                "one, or start another run with another name=."
             )

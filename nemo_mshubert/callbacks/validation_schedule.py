@@ -60,9 +60,8 @@ class ValidationSchedule(pl.Callback):
     ) -> None:
         has_ended, self._update = trainer.global_step != self._update, trainer.global_step
         if self._interval:
-            trainer.val_check_batch = (
-                1 if has_ended and self._is_due(trainer) else NOT_YET
-            )  # Lightning looks at it next
+            # Lightning looks at it next
+            trainer.val_check_batch = 1 if has_ended and self._is_due(trainer) else NOT_YET
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validated = trainer.global_step

@@ -18,6 +18,8 @@ from typing import List, Mapping, Sequence
 
 from torch import Tensor
 
+NAMES_LISTED = 5
+
 
 def misfits(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> List[str]:
     """What to say of tensors that ``own`` has and ``theirs`` lack, of those that are the other way round, and of those
@@ -34,7 +36,7 @@ def misfits(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> List[str
     return [f"{kind} tensors {listed(found)}" for kind, found in kinds.items() if found]
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
+def listed(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
+    return ", ".join(names[:NAMES_LISTED]) + more

@@ -17,6 +17,7 @@
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers.logger import Logger
 
 from nemo_mshubert.data.pretraining_dataset import collate
 from tests.models.fixed_update import train, utterance
@@ -34,6 +35,23 @@ def train_updates(config, folder, *callbacks, resume=None, devices=1, parts=(((0
 
 def last(folder):
     return torch.load(folder / "last.ckpt", map_location="cpu", weights_only=False)
+
+
+class Curve(Logger):
+    """Remembers the points of one metric, each a step and a value."""
+
+    name, version = "curve", 0
+
+    def __init__(self, metric):
+        super().__init__()
+        self.metric, self.points = metric, []
+
+    def log_metrics(self, metrics, step=None):
+        if self.metric in metrics:
+            self.points.append((step, metrics[self.metric]))
+
+    def log_hyperparams(self, *_, **__):
+        pass
 
 
 class At(pl.Callback):

@@ -29,13 +29,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
-from lightning.pytorch.loggers.logger import Logger
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from nemo_mshubert.callbacks import preemption
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted, take_time_limit
-from tests.callbacks.short_runs import UPDATES, At, last, train_updates
+from tests.callbacks.short_runs import UPDATES, At, Curve, last, train_updates
 from tests.models.fixed_update import trainer_of
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
@@ -152,33 +151,17 @@ def test_a_signal_in_the_last_moment_does_not_kill_a_finished_run():
         signal.signal(signal.SIGTERM, original)
 
 
-class Steps(Logger):
-    """Remembers the steps that training losses are logged at."""
-
-    name, version = "steps", 0
-
-    def __init__(self):
-        super().__init__()
-        self.steps = []
-
-    def log_metrics(self, metrics, step=None):
-        if "train_loss" in metrics:
-            self.steps.append(step)
-
-    def log_hyperparams(self, *_, **__):
-        pass
-
-
 def test_curves_go_on_where_they_were_cut(config, tmp_path):
     """A loss logged one step late behind every preemption shifts the curves of a run against those of others."""
-    whole, resumed = Steps(), Steps()
+    whole, resumed = Curve("train_loss"), Curve("train_loss")
     train_updates(config, tmp_path / "whole", logger=whole, log_every_n_steps=1)
     with pytest.raises(SystemExit):
         train_updates(config, tmp_path / "cut", SaveWhenPreempted(), At(4, terminate))
     options = dict(logger=resumed, log_every_n_steps=1)
     train_updates(config, tmp_path / "cut", resume=tmp_path / "cut" / "last.ckpt", **options)
-    assert whole.steps == list(range(UPDATES))
-    assert resumed.steps == whole.steps[3:]
+    steps = [step for step, _ in whole.points]
+    assert steps == list(range(UPDATES))
+    assert [step for step, _ in resumed.points] == steps[3:]
 
 
 def test_loader_processes_outlive_the_signal(config, tmp_path, monkeypatch):

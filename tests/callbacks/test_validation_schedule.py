@@ -23,12 +23,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
-from lightning.pytorch.loggers.logger import Logger
 from torch.utils.data import DataLoader
 
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
 from nemo_mshubert.callbacks.saved_update import SavedUpdate
 from nemo_mshubert.callbacks.validation_schedule import ValidationSchedule
+from tests.callbacks.short_runs import Curve
 from tests.models.fixed_update import trainer_of
 
 pytestmark = pytest.mark.unit
@@ -40,23 +40,6 @@ class Validations(pl.Callback):
 
     def on_validation_end(self, trainer, pl_module):
         self.updates.append(trainer.global_step)
-
-
-class Curve(Logger):
-    """Remembers the steps and the values of the validation."""
-
-    name, version = "curve", 0
-
-    def __init__(self):
-        super().__init__()
-        self.points = []
-
-    def log_metrics(self, metrics, step=None):
-        if "val_loss" in metrics:
-            self.points.append((step, metrics["val_loss"]))
-
-    def log_hyperparams(self, *_, **__):
-        pass
 
 
 class Validated(BoringModel):
@@ -72,7 +55,7 @@ class Validated(BoringModel):
 def fit_preempted(folder, updates, preempted_at=None, resume=None, num_batches=6):
     """The curve of the validations behind every second update of two micro-batches, of which ``num_batches`` are an
     epoch, and the checkpoint callback; SIGTERM comes in update ``preempted_at``."""
-    curve = Curve()
+    curve = Curve("val_loss")
     checkpoints = ModelCheckpoint(folder, "{step}", monitor="val_loss", save_last=True)
     terminate = LambdaCallback(
         on_before_optimizer_step=lambda trainer, *_: trainer.global_step + 1 == preempted_at

@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import json
+
 import pytest
 
 from tests.data.librispeech_folder import add_chapter
@@ -28,3 +30,16 @@ def corpus(tmp_path):
         "174  | M | dev-clean        |  8.04 | Peter | Eastman\n"
     )
     return tmp_path / "data"
+
+
+@pytest.fixture
+def write(tmp_path):
+    """``write(entry, ...)``: a manifest of these lines; objects become JSON."""
+
+    def write_lines(*lines):
+        path = tmp_path / "train.json"
+        lines = [line if isinstance(line, bytes) else json.dumps(line, ensure_ascii=False).encode() for line in lines]
+        path.write_bytes(b"\n".join(lines) + b"\n")
+        return path
+
+    return write_lines

@@ -14,7 +14,6 @@
 
 """Audio that is not what its line says is named, with what to do, before it can end a run in the middle."""
 
-import json
 
 import numpy as np
 import pytest
@@ -24,18 +23,6 @@ from nemo_mshubert.data.audio import iter_with_audio, load_audio, load_audio_and
 
 pytestmark = pytest.mark.unit
 GOOD = {"audio_filepath": "a.wav", "duration": 1.0, "text": "a"}
-
-
-@pytest.fixture
-def write(tmp_path):
-    """``write(entry, ...)``: a manifest of these lines."""
-
-    def write_lines(*lines):
-        path = tmp_path / "train.json"
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return path
-
-    return write_lines
 
 
 def test_missing_audio_is_named_with_its_line(write, tmp_path):

@@ -29,19 +29,6 @@ pytestmark = pytest.mark.unit
 GOOD = {"audio_filepath": "a.wav", "duration": 1.0, "text": "schön"}
 
 
-@pytest.fixture
-def write(tmp_path):
-    """``write(entry, ...)``: a manifest of these lines; objects become JSON."""
-
-    def write_lines(*lines):
-        path = tmp_path / "train.json"
-        lines = [line if isinstance(line, bytes) else json.dumps(line, ensure_ascii=False).encode() for line in lines]
-        path.write_bytes(b"\n".join(lines) + b"\n")
-        return path
-
-    return write_lines
-
-
 def test_lines_come_with_their_number_and_an_absolute_path(write, tmp_path):
     """Empty lines and line ends of Windows are no errors, but count."""
     path = write(GOOD, b"", b"  \t", json.dumps({**GOOD, "audio_filepath": "/b.wav"}).encode() + b"\r")
