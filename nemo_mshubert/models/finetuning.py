@@ -37,6 +37,7 @@ from nemo_mshubert.models.save_restore import WholeFile
 from nemo_mshubert.models.seeding import seed_of
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.parallel.ranks import on_one_rank_of_each_node
+from nemo_mshubert.parallel.registration import strategies
 
 NEMO_OPTIONS = ("interctc", "optim_param_groups")  # of ASR models, which fine-tuning may set
 
@@ -52,9 +53,14 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
 
     Raises:
         FileNotFoundError, ValueError: no such file, not a CTC model, one with another encoder, an unknown option or
-            one of the encoder, or data that cannot be trained on (a missing or truncated shard, a missing audio file, a
-            broken line, no text, letters that the model lacks).
+            one of the encoder, a strategy by which ranks share a model, or data that cannot be trained on (a missing or
+            truncated shard, a missing audio file, a broken line, no text, letters that the model lacks).
     """
+    if isinstance(trainer.strategy, tuple(kind for kind, _ in strategies().values())):
+        raise ValueError(
+            f"trainer.strategy: {type(trainer.strategy).__name__} shares one model among ranks, which only pre-training "
+            "can. Fine-tune with trainer.strategy=ddp."
+        )
     model = _restore(path, overrides, trainer)
     train_ds, validation_ds, optim = (
         OmegaConf.create(OmegaConf.to_container(overrides[name], resolve=True))

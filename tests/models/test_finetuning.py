@@ -37,6 +37,7 @@ from nemo_mshubert.models.ctc import ssl_to_ctc
 from nemo_mshubert.models.finetuning import restore_for_finetuning
 from nemo_mshubert.models.loading import save_model
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
+from nemo_mshubert.parallel import registration
 from tests.conftest import quiet_trainer
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
@@ -139,6 +140,18 @@ def test_options_of_neither_fine_tuning_nor_nemo_are_refused(letters_path, overr
     overrides.preprocessor = {"normalize": "per_feature"}
     with pytest.raises(ValueError, match=r"model: fine-tuning has no options \['preprocessor'\]"):
         restore_for_finetuning(str(letters_path), overrides, quiet_trainer(max_steps=10))
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["fsdp2", "megatron_tp2"])
+def test_strategies_that_share_a_model_are_refused(letters_path, overrides, name):
+    """Under megatron_tp2 two ranks would each train the whole model, on as much data as one; fsdp2 ended in an
+    assertion of Lightning without a word."""
+    if name not in registration.strategies():
+        pytest.skip("needs megatron-core")
+    kind, options = registration.strategies()[name]
+    with pytest.raises(ValueError, match=f"trainer.strategy: {kind.__name__} .*trainer.strategy=ddp"):
+        restore_for_finetuning(str(letters_path), overrides, quiet_trainer(strategy=kind(**options)))
 
 
 @pytest.mark.integration
