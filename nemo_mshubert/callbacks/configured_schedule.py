@@ -19,10 +19,12 @@ from typing import Any, Dict
 
 import lightning.pytorch as pl
 from nemo.core import ModelPT
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 # Of PyTorch's schedulers; all else of their state follows from the config.
 PROGRESS = {"last_epoch", "_step_count", "_last_lr"}
+NEEDED = {"_scale_fn_custom"}  # CyclicLR loads no state without it
 # Of optimizers, besides the rate, which follows from the schedule.
 OPTIONS = ("betas", "eps", "weight_decay")
 KERNELS = ("fused", "foreach", "capturable")  # PyTorch lays out the state that it loads as they ask for
@@ -47,13 +49,15 @@ class ConfiguredSchedule(pl.Callback):
         if self._is_resumed:
             for config in trainer.lr_scheduler_configs:
                 _set_rates(config.scheduler)
+            for optimizer in trainer.optimizers if not trainer.lr_scheduler_configs else ():
+                _set_constant_rates(optimizer)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Dict[str, Any]
     ) -> None:
         self._is_resumed = True
         for state in checkpoint.get("lr_schedulers", []):
-            for name in set(state) - PROGRESS:
+            for name in set(state) - PROGRESS - NEEDED:
                 del state[name]
         if isinstance(pl_module, ModelPT):
             for state in checkpoint.get("optimizer_states", []):
@@ -70,3 +74,12 @@ def _set_rates(scheduler: LRScheduler) -> None:
         warnings.simplefilter("ignore")  # to step to where it stands is deprecated, for want of use
         scheduler.step(scheduler.last_epoch)
     scheduler._step_count = steps
+
+
+def _set_constant_rates(optimizer: Optimizer) -> None:
+    """Without a schedule: the rates that the config has, in place of those that a schedule had come to."""
+    for group in optimizer.param_groups:
+        if len(optimizer.param_groups) == 1:
+            group["lr"] = optimizer.defaults["lr"]
+        else:
+            group["lr"] = group.get("initial_lr", group["lr"])

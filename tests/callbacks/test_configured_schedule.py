@@ -108,3 +108,37 @@ def test_options_of_parts_are_those_of_the_checkpoint(groups):
     expected = {"lr": 0.05, "eps": 1e-6, "betas": (0.8, 0.9), "weight_decay": 0.3} if groups == 1 else found
     for group in optimizer.param_groups:
         assert {name: group[name] for name in expected} == expected
+
+
+def test_a_schedule_that_loads_more_than_its_progress_goes_on(config, tmp_path):
+    """CyclicLR: a KeyError, also at the end of training, when NeMo loads the best checkpoint."""
+    batches = [[collate([utterance(0)])] * 3]
+
+    def last_rate(updates, resume=None):
+        schedule = {"name": "CyclicLR", "base_lr": 1e-4, "max_lr": 1e-3, "step_size_up": 4, "cycle_momentum": False}
+        config.optim = {"name": "adamw", "lr": 1e-3, "sched": schedule}
+        checkpoints = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, every_n_train_steps=1)
+        found = Rates()
+        callbacks = [ConfiguredSchedule(), checkpoints, found]
+        train(config, batches, updates, resume=resume, callbacks=callbacks, enable_checkpointing=True)
+        return found.rates[-1]
+
+    assert last_rate(2) == pytest.approx(5.5e-4)
+    assert last_rate(3, tmp_path / "last.ckpt") == pytest.approx(7.75e-4)
+
+
+def test_a_resumed_run_without_a_schedule_has_the_rate_of_its_config(config, tmp_path):
+    """More updates at a constant rate: they were made at 0, the end of the schedule that the checkpoint had."""
+    batches = [[collate([utterance(0)])] * 4]
+
+    def rates(updates, options, resume=None):
+        config.optim = {"name": "adamw", "lr": 1e-3, **options}
+        checkpoints = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, every_n_train_steps=1)
+        found = Rates()
+        callbacks = [ConfiguredSchedule(), checkpoints, found]
+        train(config, batches, updates, resume=resume, callbacks=callbacks, enable_checkpointing=True)
+        return found.rates
+
+    schedule = {"name": "PolynomialDecayAnnealing", "power": 1.0, "min_lr": 0.0, "warmup_steps": 1, "max_steps": 2}
+    assert rates(2, {"sched": schedule})[-1] == 0
+    assert rates(4, {}, tmp_path / "last.ckpt") == [1e-3] * 4
