@@ -34,7 +34,8 @@ class TriStageAnnealingParams(WarmupHoldSchedulerParams):
 
 
 class TriStageAnnealing(WarmupHoldPolicy):
-    """Linear warm-up from ``init_lr_scale`` x lr, hold, exponential decay to ``final_lr_scale`` x lr at ``max_steps``.
+    """Linear warm-up from ``init_lr_scale`` x lr, hold, exponential decay to ``final_lr_scale`` x lr at ``max_steps``, but
+    not below NeMo's ``min_lr``.
 
     Equals fairseq's ``tri_stage`` (phase ratios: ``warmup_ratio``, ``hold_ratio``, and the rest).
     """
@@ -47,7 +48,8 @@ class TriStageAnnealing(WarmupHoldPolicy):
         super().__init__(optimizer, max_steps=max_steps, **kwargs)
 
     def get_lr(self) -> List[float]:
-        return [lr * self.scale(self.last_epoch) for lr in self.base_lrs]
+        lowest = 0.0 if self.last_epoch < self.warmup_steps else self.min_lr
+        return [max(lr * self.scale(self.last_epoch), lowest) for lr in self.base_lrs]
 
     def scale(self, step: int) -> float:
         """Learning rate at ``step`` (updates done so far) as a share of the peak."""

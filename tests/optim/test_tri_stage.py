@@ -115,3 +115,10 @@ def test_registering_twice_is_harmless():
     registered = AVAILABLE_SCHEDULERS[NAME]
     importlib.reload(tri_stage)
     assert AVAILABLE_SCHEDULERS[NAME] is registered
+
+
+def test_the_lowest_rate_of_nemo_is_kept():
+    """`min_lr` of NeMo's other schedules had no effect; the warm-up begins below it, as theirs."""
+    plain, kept = (rates(24, warmup_steps=4, max_steps=20, **options) for options in ({}, {"min_lr": PEAK / 5}))
+    assert kept[:4] == plain[:4] and kept[0] < PEAK / 5
+    assert kept[4:] == [max(rate, PEAK / 5) for rate in plain[4:]] and min(plain[4:]) < PEAK / 5
