@@ -14,6 +14,7 @@
 
 """The preprocessor slot of a NeMo ASR model for encoders that take raw samples."""
 
+import math
 from types import SimpleNamespace
 from typing import Dict, Optional
 
@@ -70,6 +71,11 @@ class WaveformPreprocessor(AudioPreprocessor):
         if features != 1:
             raise ValueError(f"features: raw samples have 1 feature, found {features}.")
         stride = 1.0 / sample_rate if window_stride is None else window_stride
+        if not math.isclose(stride * sample_rate, 1.0, rel_tol=1e-3):
+            raise ValueError(
+                f"window_stride: NeMo counts timestamps in it, and it is one sample, {1.0 / sample_rate}; found "
+                f"{window_stride}. Remove it."
+            )
         super().__init__(win_length=1, hop_length=1)  # samples
         self._sample_rate = sample_rate
         self.normalized = normalize == "per_feature"

@@ -74,8 +74,8 @@ def test_it_has_no_weights_and_the_attributes_of_nemo():
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("arguments", [{"normalize": "all_features"}, {"features": 80}])
+@pytest.mark.parametrize("arguments", [{"normalize": "all_features"}, {"features": 80}, {"window_stride": 0.01}])
 def test_options_of_spectrograms_are_refused(arguments):
-    """A config of another model family."""
-    with pytest.raises(ValueError, match="expected null or per_feature|1 feature"):
+    """A config of another model family; with its stride, timestamps would be 160 times as late."""
+    with pytest.raises(ValueError, match="expected null or per_feature|1 feature|one sample, 6.25e-05; found 0.01"):
         WaveformPreprocessor(**arguments)
