@@ -36,7 +36,8 @@ PATIENCE_SECONDS = 1200.0  # of other ranks, while rank 0 copies what may be gig
 def checkpoint_folder(exp_manager_config: DictConfig) -> Path:
     """Where NeMo's exp_manager keeps the checkpoints of a run without versions, as conf has them."""
     config = exp_manager_config
-    log_folder = config.get("explicit_log_dir") or Path(config.exp_dir) / (config.name or "default")
+    runs = "nemo_experiments" if config.get("exp_dir") is None else config.exp_dir
+    log_folder = config.get("explicit_log_dir") or Path(runs) / (config.name or "default")
     return Path(config.checkpoint_callback_params.get("dirpath") or Path(log_folder) / "checkpoints")
 
 

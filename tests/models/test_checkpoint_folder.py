@@ -186,6 +186,8 @@ def test_folder_is_that_of_exp_manager():
     config = {"exp_dir": "exp", "name": "run", "checkpoint_callback_params": {"save_top_k": 1}}
     assert str(checkpoint_folder(OmegaConf.create(config))) == "exp/run/checkpoints"
     assert str(checkpoint_folder(OmegaConf.create({**config, "name": ""}))) == "exp/default/checkpoints"
+    nowhere = OmegaConf.create({**config, "exp_dir": None})  # a TypeError: NeMo's default
+    assert str(checkpoint_folder(nowhere)) == "nemo_experiments/run/checkpoints"
     assert str(checkpoint_folder(OmegaConf.create({**config, "explicit_log_dir": "logs"}))) == "logs/checkpoints"
     config["checkpoint_callback_params"] = {"dirpath": "/scratch/kept"}
     assert str(checkpoint_folder(OmegaConf.create(config))) == "/scratch/kept"
