@@ -148,6 +148,7 @@ def test_explicit_placement_overrides():
         ([10], 12, {13: 10}, r"blocks \[13\] do not exist; the encoder has blocks 1 to 12"),
         ([10], 12, {0: 10}, r"blocks \[0\] do not exist"),
         ([10], 12, {"top": 10}, r"label_layers \{'top': 10\}: expected block numbers and cluster counts"),
+        ([10], 12, "top", "label_layers top: expected block numbers and cluster counts"),
     ],
 )
 def test_impossible_placements_are_refused(sets, layers, explicit, message):
