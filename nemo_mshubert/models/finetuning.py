@@ -21,7 +21,7 @@ from typing import Iterator
 
 from lhotse.dataset.sampling.base import CutSampler
 from lightning.pytorch import Trainer
-from nemo.collections.asr.models import ASRModel, EncDecCTCModel
+from nemo.collections.asr.models import ASRModel, EncDecCTCModel, EncDecCTCModelBPE
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
@@ -102,7 +102,9 @@ def _restore(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCMod
     OmegaConf.set_struct(config, False)
     config.encoder = OmegaConf.merge(config.encoder, overrides.encoder)
     config.update({name: overrides[name] for name in NEMO_OPTIONS if name in overrides})
-    model = ASRModel.restore_from(str(file), override_config_path=config, trainer=trainer, map_location="cpu")
+    # ASRModel, of which no model can be made, would hide what is wrong with an option
+    kind = EncDecCTCModelBPE if "tokenizer" in config else EncDecCTCModel
+    model = kind.restore_from(str(file), override_config_path=config, trainer=trainer, map_location="cpu")
     model._save_restore_connector = WholeFile()
     model.decoding.supported_punctuation = None  # else "give me 'em" would be validated as "give me'em"
     return model

@@ -22,6 +22,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from nemo.collections.asr.models import ASRModel, EncDecCTCModelBPE
 from nemo.core.classes import ModelPT
 from omegaconf import OmegaConf
@@ -132,6 +133,14 @@ def test_an_unknown_option_of_the_encoder_is_refused(letters_path, overrides):
     overrides.encoder.mask_probability = 0.5
     with pytest.raises(ValueError, match=r"model.encoder: MSHuBERTEncoder has no options \['mask_probability'\]"):
         restore_for_finetuning(str(letters_path), overrides, quiet_trainer(max_steps=10))
+
+
+@pytest.mark.integration
+def test_what_is_wrong_with_an_option_of_the_encoder_is_said(path, overrides):
+    """NeMo ended with "Can't instantiate abstract class ASRModel", for whatever reason the model could not be made."""
+    overrides.encoder.mask_length = 0
+    with pytest.raises(InstantiationException, match="mask_length 0, .*: expected 1 or more"):
+        restore_for_finetuning(str(path), overrides, quiet_trainer(max_steps=10))
 
 
 @pytest.mark.integration
