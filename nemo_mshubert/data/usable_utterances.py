@@ -165,6 +165,12 @@ def check_counts(config: DictConfig, counts: Counts) -> None:
             f"{config.manifest_filepath}: {counts.usable} utterances are too few for num_buckets {num_buckets}. Lower "
             "it (to 2 at least), or set use_bucketing=false."
         )
+    measured = config.get("num_cuts_for_bins_estimate", 10_000)
+    if config.get("use_bucketing") and config.get("bucket_duration_bins") is None and measured < num_buckets:
+        raise ValueError(
+            f"num_cuts_for_bins_estimate={measured}: so many utterances are measured to bound num_buckets={num_buckets}. "
+            "Raise it, or lower num_buckets."
+        )
 
 
 def log_hours(counts: Counts, crop: Optional[float]) -> None:

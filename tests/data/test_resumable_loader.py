@@ -346,6 +346,15 @@ def test_too_few_or_too_many_buckets_are_an_error_with_a_remedy(plain, num_bucke
 
 
 @pytest.mark.unit
+def test_more_buckets_than_utterances_that_bound_them_are_an_error(plain):
+    """Many buckets with the estimate of the tiny experiments: Lhotse asserts that there are enough "cuts", of which the
+    manifest has many more."""
+    plain.num_buckets, plain.num_cuts_for_bins_estimate = 3, 2
+    with pytest.raises(ValueError, match="num_cuts_for_bins_estimate=2: .* num_buckets=3. Raise it, or lower"):
+        take(plain, 1)
+
+
+@pytest.mark.unit
 def test_a_line_that_is_not_json_is_named(plain, tmp_path):
     """A manifest that was cut while it was copied."""
     path = tmp_path / "counting.json"
