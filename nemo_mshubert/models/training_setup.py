@@ -22,6 +22,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from nemo.core.optim.lr_scheduler import EPOCH_SCHEDULERS
 from nemo.utils import logging
 from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -35,10 +36,18 @@ from nemo_mshubert.callbacks.saved_update import SavedUpdate
 from nemo_mshubert.callbacks.unknown_score import UnknownScore
 from nemo_mshubert.callbacks.updates_bar import UpdatesProgressBar
 from nemo_mshubert.callbacks.validation_schedule import ValidationSchedule
+from nemo_mshubert.data.manifest import SAMPLE_RATE
+from nemo_mshubert.models.number_options import CHANCE, check_numbers
 from nemo_mshubert.parallel.registration import check_strategy, own_strategy, tensor_parallel_size
 
 NO_LIMIT = 1_000_000_000  # of batches, as in conf/finetune
 ALL_DEVICES = (-1, "-1", "auto", None)  # as Lightning takes them
+SECTIONS = ("trainer", "exp_manager", "exp_manager.checkpoint_callback_params", "model", "model.masking")
+SECTIONS += ("model.preprocessor", "model.encoder", "model.label_heads", "model.loss", "model.train_ds")
+SECTIONS += ("model.validation_ds", "model.optim")
+SWITCHES = ("model.encoder.pre_norm", "model.encoder.conv_bias", "model.optim.fused", "trainer.enable_progress_bar")
+SWITCHES += ("trainer.use_distributed_sampler",)
+NEEDED = ("label_maker", "init_model", "train_manifest")
 PRECISIONS = ("32", "32-true", "bf16-mixed", "16-mixed", "64", "64-true")
 
 
@@ -88,7 +97,7 @@ def plan_updates(cfg: DictConfig) -> None:
     with open_dict(cfg.trainer):
         cfg.trainer.accumulate_grad_batches = accumulate
         cfg.trainer.val_check_interval = interval
-    if cfg.validation_manifest is None or cfg.trainer.get("limit_val_batches") == 0:
+    if not cfg.validation_manifest or cfg.trainer.get("limit_val_batches") == 0:
         _save_without_validation(cfg)
     asked, planned = cfg.seconds_per_update, accumulate * per_micro_batch
     logging.info(f"{accumulate} micro-batches per update: up to {planned:g} s of audio, asked for {asked:g} s.")
@@ -101,6 +110,7 @@ def _check_options(cfg: DictConfig) -> None:
     missing = [f"{name}=" for name in cfg if OmegaConf.is_missing(cfg, name)]
     if missing:
         raise ValueError(f"The command line lacks {' '.join(missing)}. conf/*/_common.yaml says what each of them is.")
+    _check_nulls(cfg)
     if cfg.trainer.get("max_epochs") not in (None, -1):
         raise ValueError(
             f"trainer.max_epochs={cfg.trainer.max_epochs}: training is counted in updates. Set max_updates instead."
@@ -108,6 +118,7 @@ def _check_options(cfg: DictConfig) -> None:
     for option, ours in (
         ("accumulate_grad_batches", "seconds_per_update"),
         ("val_check_interval", "validate_every_updates"),
+        ("check_val_every_n_epoch", "validate_every_updates"),
     ):
         if cfg.trainer.get(option) is not None:
             raise ValueError(f"trainer.{option}={cfg.trainer[option]}: it follows from {ours}. Set that instead.")
@@ -125,19 +136,75 @@ def _check_options(cfg: DictConfig) -> None:
     _check_what_nemo_cannot_do(cfg)
     if not cfg.model.train_ds.get("batch_duration"):
         raise ValueError("model.train_ds.batch_duration: give seconds of audio, from which accumulation follows.")
-    _check_numbers(cfg)
+    check_numbers(cfg)
+    for name in SWITCHES:
+        if OmegaConf.select(cfg, name) not in (True, False, None):  # as model.swap
+            raise ValueError(f"{name}={OmegaConf.select(cfg, name)}: expected true or false.")
+    _check_lengths(cfg)
+    _check_sample_rates(cfg.model)
+    _check_optimizer(cfg.model.optim)
+    schedule = cfg.model.optim.get("sched") or {}
+    if schedule.get("name") in EPOCH_SCHEDULERS and "label_maker" in cfg:
+        raise ValueError(
+            f"model.optim.sched.name={schedule.name}: it steps behind each epoch, and that of pre-training has no end. "
+            "Choose a schedule that is counted in updates, as CosineAnnealing."
+        )
     _check_start(cfg)
-    warmup = OmegaConf.select(cfg, "model.optim.sched.warmup_steps") or 0
+    warmup = schedule.get("warmup_steps") or int((schedule.get("warmup_ratio") or 0) * cfg.max_updates)
     if warmup >= cfg.max_updates:
+        option = "warmup_steps" if schedule.get("warmup_steps") else "warmup_ratio"
         logging.warning(
             f"The learning rate never reaches model.optim.lr: it rises for {warmup} updates, and the run has "
-            f"{cfg.max_updates}. Lower model.optim.sched.warmup_steps, or raise max_updates."
+            f"{cfg.max_updates}. Lower model.optim.sched.{option}, or raise max_updates."
         )
     if cfg.get("freeze_encoder_updates", 0) >= cfg.max_updates:
         logging.warning(
             f"The encoder is never trained: it is frozen for {cfg.freeze_encoder_updates} updates, and the run has "
             f"{cfg.max_updates}. Lower freeze_encoder_updates, or raise max_updates."
         )
+
+
+def _check_nulls(cfg: DictConfig) -> None:
+    for name in SECTIONS:
+        if OmegaConf.select(cfg, name, default={}) is None:
+            raise ValueError(f"{name}=null: it holds other options, of which some are needed. Remove it.")
+    for name in NEEDED:
+        if name in cfg and not cfg[name]:
+            raise ValueError(f"{name}={'null' if cfg[name] is None else cfg[name]}: nothing to train on. Give a file.")
+
+
+def _check_lengths(cfg: DictConfig) -> None:
+    """NeMo gives the schedule the updates of the trainer, and both have to be those that all else here is counted by."""
+    schedule = OmegaConf.select(cfg, "model.optim.sched.max_steps")
+    for name, steps in (("trainer", cfg.trainer.get("max_steps")), ("model.optim.sched", schedule or cfg.max_updates)):
+        if steps != cfg.max_updates:
+            raise ValueError(f"{name}.max_steps={steps}: it follows from max_updates. Set that instead.")
+
+
+def _check_sample_rates(model_config: DictConfig) -> None:
+    for section in (None, "preprocessor", "train_ds", "validation_ds"):
+        name = f"{section}.sample_rate" if section else "sample_rate"
+        rate = OmegaConf.select(model_config, name)
+        if rate not in (None, SAMPLE_RATE):
+            raise ValueError(
+                f"model.{name}={rate}: the encoder hears {SAMPLE_RATE} samples a second, to which recordings at other "
+                "rates are resampled. Remove it."
+            )
+
+
+def _check_optimizer(optim: DictConfig) -> None:
+    betas = optim.get("betas")
+    are_some = OmegaConf.is_list(betas) and len(betas) >= 2 and all(map(CHANCE.takes, betas))
+    if "betas" in optim and not are_some:
+        raise ValueError(f"model.optim.betas={betas}: expected numbers from 0 to below 1, as in [0.9,0.98].")
+    schedule = optim.get("sched") or {}
+    for phase in ("warmup", "hold"):
+        steps, ratio = f"{phase}_steps", f"{phase}_ratio"
+        if schedule.get(steps) is not None and schedule.get(ratio) is not None:
+            raise ValueError(
+                f"model.optim.sched has both {steps} and {ratio}. Remove one of them: ~model.optim.sched.{ratio} keeps "
+                "the number of updates."
+            )
 
 
 def _check_what_nemo_cannot_do(cfg: DictConfig) -> None:
@@ -150,20 +217,13 @@ def _check_what_nemo_cannot_do(cfg: DictConfig) -> None:
             "exp_manager.checkpoint_callback_params.save_weights_only=true: no run goes on from such a checkpoint, and "
             "NeMo fails over it when it makes the .nemo. Remove it."
         )
+    if OmegaConf.select(cfg, "exp_manager.checkpoint_callback_params.monitor", default="val_loss") is None:
+        raise ValueError(
+            "exp_manager.checkpoint_callback_params.monitor=null: NeMo names checkpoints by it. Give val_loss or another "
+            "metric of the validation; the last checkpoint is kept beside the best."
+        )
     if "sched" in cfg.model.optim and cfg.model.optim.sched is None:
         raise ValueError("model.optim.sched=null: for a constant rate remove it, ~model.optim.sched.")
-
-
-def _check_numbers(cfg: DictConfig) -> None:
-    for name, kinds, kind in (
-        ("max_updates", int, "a whole number"),
-        ("validate_every_updates", int, "a whole number"),
-        ("seconds_per_update", (int, float), "a number"),
-        ("model.train_ds.batch_duration", (int, float), "a number"),
-    ):
-        value = OmegaConf.select(cfg, name)
-        if not isinstance(value, kinds) or isinstance(value, bool) or not value > 0:
-            raise ValueError(f"{name}={value}: expected {kind} above 0.")
 
 
 def _check_start(cfg: DictConfig) -> None:

@@ -14,6 +14,7 @@
 
 """Options that a training takes and refuses; the trainer is in tests/callbacks/test_updates_bar.py."""
 
+import copy
 import re
 
 import pytest
@@ -158,6 +159,86 @@ def test_numbers_that_count_nothing_are_refused(tiny_config, option):
         plan_updates(tiny_config(option))
 
 
+def test_a_section_of_options_that_is_nothing_is_named():
+    """Who wants no masks sets model.masking=null: "NoneType has no attribute" deep in NeMo."""
+    composed = load_config("pretrain", "mshubert_base")
+    for section in training_setup.SECTIONS:
+        config = copy.deepcopy(composed)
+        OmegaConf.update(config, section, None)
+        with pytest.raises(ValueError, match=f"^{section}=null: it holds other options"):
+            plan_updates(config)
+
+
+@pytest.mark.parametrize(
+    "group, name, option",
+    [
+        ("pretrain", "mshubert_tiny", "label_maker=null"),
+        ("pretrain", "mshubert_tiny", "train_manifest=[]"),
+        ("finetune", "tiny", "init_model=null"),
+    ],
+)
+def test_nothing_to_train_on_is_named(group, name, option):
+    """It was a TypeError, or an attribute that the model is said not to have."""
+    with pytest.raises(ValueError, match=f"^{re.escape(option)}: nothing to train on"):
+        plan_updates(load_config(group, name, option))
+
+
+def test_words_that_are_no_switch_are_refused():
+    """Hydra reads "no" and "off" as words, which count as true."""
+    composed = load_config("pretrain", "mshubert_base")
+    for option in training_setup.SWITCHES:
+        config = copy.deepcopy(composed)
+        OmegaConf.update(config, option, "no")
+        with pytest.raises(ValueError, match=f"^{option}=no: expected true or false."):
+            plan_updates(config)
+
+
+@pytest.mark.parametrize("option", ["trainer.max_steps", "model.optim.sched.max_steps"])
+@pytest.mark.parametrize("steps", [-1, 5])
+def test_another_number_of_updates_is_refused(option, steps):
+    """Of the trainer it ended the run early or never, with all that is counted in updates set for another end; in the
+    schedule it had no effect, since NeMo gives that the trainer's."""
+    with pytest.raises(ValueError, match=f"^{option}={steps}: it follows from max_updates. Set that instead"):
+        plan_updates(load_config("finetune", "tiny", f"{option}={steps}"))
+
+
+@pytest.mark.parametrize("section", ["", "preprocessor.", "train_ds.", "validation_ds."])
+def test_another_sample_rate_is_refused(section):
+    """Fine-tuning trained on speech at twice its speed, and was validated on speech as it is; pre-training asked for
+    new labels."""
+    group, name = ("pretrain", "mshubert_tiny") if section in ("", "preprocessor.") else ("finetune", "tiny")
+    option = f"model.{section}sample_rate=8000"
+    with pytest.raises(ValueError, match=f"^{option}: the encoder hears 16000 samples a second"):
+        plan_updates(load_config(group, name, option))
+
+
+@pytest.mark.parametrize("betas", ["null", "0.9", "[0.9]", "[0.9,1.5]", "[0.9,null]"])
+def test_betas_that_are_none_are_refused(betas):
+    with pytest.raises(ValueError, match="^model.optim.betas=.*: expected numbers from 0 to below 1, as in"):
+        plan_updates(load_config("pretrain", "mshubert_base", f"model.optim.betas={betas}"))
+
+
+@pytest.mark.parametrize("option", ["~model.optim.betas", "model.optim.betas=[0.9,0.9,0.99]"])
+def test_optimizers_with_other_betas_are_taken(option):
+    """SGD has none, Adan three."""
+    plan_updates(load_config("pretrain", "mshubert_base", option))
+
+
+@pytest.mark.parametrize("phase", ["warmup", "hold"])
+def test_a_phase_that_is_given_twice_is_refused(phase):
+    """NeMo's "Either use particular number of step or ratio" says neither where they are nor how to remove one."""
+    with pytest.raises(ValueError, match=f"both {phase}_steps and {phase}_ratio.*~model.optim.sched.{phase}_ratio"):
+        plan_updates(load_config("finetune", "10h", f"+model.optim.sched.{phase}_steps=1000"))
+
+
+@pytest.mark.parametrize("name", ["ExponentialLR", "ReduceLROnPlateau"])
+def test_a_schedule_by_epochs_is_refused_in_pretraining(name):
+    """It kept the rate at its peak to the end, since the only epoch has no end; epochs of fine-tuning have."""
+    with pytest.raises(ValueError, match=f"sched.name={name}: it steps behind each epoch"):
+        plan_updates(load_config("pretrain", "mshubert_base", f"model.optim.sched.name={name}"))
+    plan_updates(load_config("finetune", "10h", f"model.optim.sched.name={name}"))
+
+
 @pytest.mark.parametrize(
     "option",
     [
@@ -243,6 +324,14 @@ def test_epochs_are_refused(group, name):
             "trainer.accumulate_grad_batches=4: it follows from seconds_per_update",
         ),
         ("+trainer.val_check_interval=100", "trainer.val_check_interval=100: it follows from validate_every_updates"),
+        (
+            "trainer.check_val_every_n_epoch=2",
+            "trainer.check_val_every_n_epoch=2: it follows from validate_every_updates",
+        ),
+        (
+            "exp_manager.checkpoint_callback_params.monitor=null",
+            "exp_manager.checkpoint_callback_params.monitor=null: NeMo names checkpoints by it",
+        ),
         ("model.train_ds.batch_duration=null", "model.train_ds.batch_duration: give seconds of audio"),
         ("trainer.precision=bf16-true", "trainer.precision=bf16-true: weights are kept in fp32"),
         ("+trainer.max_time=00:01:00:00", "Set exp_manager.max_time_per_run instead"),
@@ -261,7 +350,9 @@ def test_what_follows_from_other_options_is_refused(option, message):
         plan_updates(load_config("pretrain", "mshubert_base", option))
 
 
-@pytest.mark.parametrize("option", ["validation_manifest=null", "+trainer.limit_val_batches=0"])
+@pytest.mark.parametrize(
+    "option", ["validation_manifest=null", "validation_manifest=[]", "+trainer.limit_val_batches=0"]
+)
 def test_without_validation_checkpoints_are_written_all_the_same(option):
     """Else a run that is killed would start anew."""
     config = load_config("pretrain", "mshubert_base", option)
@@ -297,3 +388,11 @@ def test_the_warm_up_of_fine_tuning_is_looked_at_too(monkeypatch, warmup_steps, 
         load_config("finetune", "10h", "max_updates=4", "freeze_encoder_updates=0", "trainer.devices=8", *schedule)
     )
     assert len(warnings) == expected
+
+
+def test_a_warm_up_that_is_all_of_the_updates_is_a_warning(monkeypatch):
+    warnings = []
+    monkeypatch.setattr(training_setup.logging, "warning", warnings.append)
+    plan_updates(load_config("finetune", "100h", "model.optim.sched.warmup_ratio=1.0", "trainer.devices=8"))
+    (warning,) = warnings
+    assert "rises for 80000 updates" in warning and "Lower model.optim.sched.warmup_ratio" in warning
