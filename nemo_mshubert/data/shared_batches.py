@@ -89,15 +89,13 @@ class SharedBatches:
 
 def shared_out(batches: List[CutSet], num_ranks: int) -> List[CutSet]:
     """The utterances of fewer batches than ranks, a part for every rank: the longest batch is halved until there are
-    enough. So no part is larger than a batch, or of several buckets. Where utterances are too few, some come twice."""
+    enough. So no part is larger than a batch, or of several buckets. Where utterances are too few, all come again in
+    turn."""
     parts = [list(batch) for batch in batches]
-    while len(parts) < num_ranks:
+    while len(parts) < num_ranks and any(len(part) > 1 for part in parts):
         seconds = [sum(cut.duration for cut in part) if len(part) > 1 else 0.0 for part in parts]
         longest = seconds.index(max(seconds))
         part = parts[longest]
-        if len(part) == 1:
-            parts.append(parts[len(parts) - len(batches)])
-        else:
-            parts[longest] = part[::2]
-            parts.append(part[1::2])
-    return [CutSet.from_cuts(part) for part in parts]
+        parts[longest] = part[::2]
+        parts.append(part[1::2])
+    return [CutSet.from_cuts(part) for part in itertools.islice(itertools.cycle(parts), num_ranks)]

@@ -157,6 +157,9 @@ def test_the_last_batches_are_shared_out():
     assert sorted(cut.id for part in parts for cut in part) == [dummy_cut(number).id for number in range(5)]
     assert sorted(map(len, parts)) == [1, 2, 2]
     assert list(map(len, shared_out(batches[1:], 5))) == [1, 1, 1, 1, 1]
+    for utterances in (batches[1:], batches):
+        times = Counter(cut.id for part in shared_out(utterances, 13) for cut in part)
+        assert max(times.values()) - min(times.values()) <= 1  # else one of them would be most of the update
     short = CutSet.from_cuts(dummy_cut(number, duration=2.0) for number in range(10, 50))
     long = CutSet.from_cuts(dummy_cut(number, duration=15.0) for number in range(5))
     for part in shared_out([short, long], 8):  # of one bucket: cropped to the shortest, little would be left of others
