@@ -160,6 +160,8 @@ def test_the_last_batches_are_shared_out():
     for utterances in (batches[1:], batches):
         times = Counter(cut.id for part in shared_out(utterances, 13) for cut in part)
         assert max(times.values()) - min(times.values()) <= 1  # else one of them would be most of the update
+    lone = CutSet.from_cuts([dummy_cut(5, duration=30.0)])  # longer than what there is to halve
+    assert list(map(len, shared_out([lone, batches[0]], 4))) == [1, 1, 1, 1]
     short = CutSet.from_cuts(dummy_cut(number, duration=2.0) for number in range(10, 50))
     long = CutSet.from_cuts(dummy_cut(number, duration=15.0) for number in range(5))
     for part in shared_out([short, long], 8):  # of one bucket: cropped to the shortest, little would be left of others
