@@ -188,6 +188,17 @@ def test_without_a_kind_it_is_that_of_the_first_file(tmp_path):
         read_alignments([phones])
 
 
+def test_speakers_of_a_textgrid_take_turns(tmp_path):
+    """A tier each. Frames are looked up in the order of time: unsorted they would have no word, or that of another."""
+    tiers = '"IntervalTier" "{} - words" 0 0.08 2 {} {} "{}" {} {} "{}"'
+    ann, bob = tiers.format("Ann", 0, 0.02, "so", 0.04, 0.06, "say"), tiers.format(
+        "Bob", 0.02, 0.04, "i", 0.06, 0.08, "no"
+    )
+    (tmp_path / "u.TextGrid").write_text(f'"ooTextFile" "TextGrid" 0 0.08 <exists> 2 {ann} {bob}')
+    words = read_alignments([tmp_path / "u.TextGrid"])
+    assert [words.names[unit] for unit in words.frame_units("u", 4)] == ["so", "i", "say", "no"]
+
+
 # --- JSONL -----------------------------------------------------------------------------------------------------------
 
 
@@ -199,10 +210,10 @@ def test_a_frame_has_the_unit_at_its_centre(tmp_path):
     alignments = read_alignments([write_lines(tmp_path / "align.jsonl.gz", lines)])
     names = [None if unit < 0 else alignments.names[unit] for unit in alignments.frame_units("a", 5)]
     assert names == ["AH", None, None, None, None]
-    lines = [{"utt_id": "a", "phones": [phone("AH", 0.0, 0.0326), phone("T", 0.0326, 0.06)]}]
+    lines = [{"utt_id": "a", "phones": [phone("AH", 0.02, 0.0326), phone("T", 0.0326, 0.06)]}]
     alignments = read_alignments([write_lines(tmp_path / "align.jsonl.gz", lines)])
     names = [None if unit < 0 else alignments.names[unit] for unit in alignments.frame_units("a", 5)]
-    assert names == ["AH", "AH", "T", None, None]
+    assert names == [None, "AH", "T", None, None]
     assert alignments.frame_units("b", 5) is None
 
 
