@@ -69,6 +69,19 @@ def folder(tmp_path):
 def test_nothing_happens_to_whole_checkpoints(folder, tmp_path):
     assert folder("m-step=5", "m-step=6-last") == {"m-step=5": "m-step=5", "m-step=6-last": "m-step=6-last"}
     keep_whole_checkpoints(tmp_path / "not there yet")
+    keep_whole_checkpoints(tmp_path, save_top_k=-1)  # all of them are wanted
+    assert {path.name for path in tmp_path.iterdir()} == {"m-step=5.ckpt", "m-step=6-last.ckpt"}
+
+
+def test_the_last_checkpoint_is_told_by_the_end_of_its_name(folder):
+    """Of a run that is called so, all but the newest would be deleted."""
+    assert set(folder("last-step=5", "last-step=6-last")) == {"last-step=5", "last-step=6-last"}
+
+
+def test_a_checkpoint_that_vanishes_is_at_work(tmp_path):
+    """Other ranks look while rank 0 removes it, and would end the run."""
+    (tmp_path / "m-step=6-last.ckpt").symlink_to("gone")
+    assert not _is_in_order(tmp_path, save_top_k=1)
 
 
 def test_a_marker_alone_goes(tmp_path):
@@ -179,6 +192,18 @@ def test_other_ranks_wait_for_rank_0(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
     rank_0_acts.join()
     run_lock._held.pop().close()
+
+
+def test_best_checkpoints_are_set_aside_before_any_rank_goes_on(tmp_path, monkeypatch):
+    """NeMo deletes them where none are kept, on whichever rank comes first."""
+    for name in ("m-step=5", "m-step=6-last"):
+        torch.save({}, tmp_path / f"{name}.ckpt")
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.0)
+    with pytest.raises(RuntimeError, match="rank 0 has not set its checkpoints in order"):
+        claim_folder(tmp_path, 0, SimpleNamespace(is_global_zero=False))
+    claim_folder(tmp_path, 0, SimpleNamespace(is_global_zero=True))
+    run_lock._held.pop().close()
+    assert {path.name for path in tmp_path.iterdir()} == {"m-step=5.ckpt.best", "m-step=6-last.ckpt", "run.lock"}
 
 
 def test_folder_is_that_of_exp_manager():
