@@ -142,3 +142,15 @@ def test_a_resumed_run_without_a_schedule_has_the_rate_of_its_config(config, tmp
     schedule = {"name": "PolynomialDecayAnnealing", "power": 1.0, "min_lr": 0.0, "warmup_steps": 1, "max_steps": 2}
     assert rates(2, {"sched": schedule})[-1] == 0
     assert rates(4, {}, tmp_path / "last.ckpt") == [1e-3] * 4
+
+
+def test_a_schedule_that_follows_a_loss_is_not_told_an_update_in_its_place():
+    """The number of the update would be the best loss there is on a resume, and the rate fall with every one behind it."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.5)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+    resumed = ConfiguredSchedule()
+    resumed.on_load_checkpoint(None, None, {})
+    configs = [SimpleNamespace(scheduler=schedule)]
+    resumed.on_train_start(SimpleNamespace(optimizers=[optimizer], lr_scheduler_configs=configs), None)
+    schedule.step(2.5)
+    assert optimizer.param_groups[0]["lr"] == 0.5
