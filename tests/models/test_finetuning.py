@@ -286,6 +286,10 @@ def test_a_fine_tuning_goes_on_with_other_ranks(letters_path, overrides, tmp_pat
     # seven batches were done; an update begins with the next, also where it is made of several
     assert heard(2, 6, tmp_path / "5.ckpt") == [[epoch[7]], [epoch[8]]]
     assert heard(2, 6, tmp_path / "5.ckpt", accumulate=2) == [[epoch[7]], [epoch[8]]]
+    assert heard(2, 5, tmp_path / "4.ckpt", accumulate=2) == [[epoch[6], epoch[8]], [epoch[7], epoch[8]]]
+    # and again on as many, after five batches and two more
+    assert heard(2, 4, tmp_path / "3.ckpt") == [[epoch[5]], [epoch[6]]]
+    assert heard(2, 5, tmp_path / "4.ckpt") == [[epoch[7]], [epoch[8]]]
 
 
 @pytest.mark.unit
