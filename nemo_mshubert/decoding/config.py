@@ -41,7 +41,8 @@ class LexiconBeamConfig:
     beam_size_token: Optional[int]
 
     def __post_init__(self):
-        if self.beam_size < 1 or self.beam_threshold <= 0 or (self.beam_size_token or 1) < 1:
+        letters = 1 if self.beam_size_token is None else self.beam_size_token
+        if self.beam_size < 1 or self.beam_threshold <= 0 or letters < 1:
             raise ValueError(
                 f"beam_size {self.beam_size}, beam_threshold {self.beam_threshold}, beam_size_token "
                 f"{self.beam_size_token}: all must be positive (beam_size_token may be null for all letters)."

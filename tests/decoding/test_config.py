@@ -31,6 +31,7 @@ def test_defaults_are_the_wav2vec_recipe_and_need_only_the_files():
     assert (config.beam_size, config.beam_threshold, config.beam_size_token) == (500, 100.0, None)
     smallest = read_config(DEFAULTS, lm="lm.bin", lexicon="lm.lexicon", beam_size=1, beam_size_token=1)
     assert (smallest.beam_size, smallest.beam_size_token) == (1, 1)  # a greedy search is allowed
+    assert read_config(DEFAULTS, lm="lm.bin", lexicon="lm.lexicon", lm_weight=0.0).lm_weight == 0  # not the default
     with pytest.raises(ValueError, match="lexicon_beam.yaml: lexicon not set"):
         read_config(DEFAULTS, lm="lm.bin")
 
@@ -52,13 +53,17 @@ def test_written_config_reads_back_from_anywhere(tmp_path, monkeypatch):
         ("beem_size: 5", "beem_size"),
         ("beam_size: many", "beam_size"),
         ("beam_size: 0", "positive"),
+        ("beam_threshold: 0", "positive"),
+        ("beam_size_token: 0", "positive"),  # it was taken for null, all letters
         ("beam_size: [", "expected the node content"),
     ],
 )
 def test_wrong_values_are_named(tmp_path, line, message):
     """A misspelt weight would otherwise silently keep its default."""
-    values = "lm: a\nlexicon: b\nlm_weight: 1\nword_score: 0\nsil_score: 0\nbeam_threshold: 9\nbeam_size_token: null\n"
-    (tmp_path / "c.yaml").write_text(values + ("beam_size: 5\n" if "beem" in line else "") + line + "\n")
+    values = ["lm: a", "lexicon: b", "lm_weight: 1", "word_score: 0", "sil_score: 0"]
+    values += ["beam_threshold: 9", "beam_size_token: null", "beam_size: 5"]
+    others = [value for value in values if value.split(":")[0] != line.split(":")[0]]
+    (tmp_path / "c.yaml").write_text("\n".join([*others, line, ""]))
     with pytest.raises(ValueError, match=f"(?s)c.yaml: .*{message}"):
         read_config(tmp_path / "c.yaml")
     with pytest.raises(FileNotFoundError, match="lexicon_beam.yaml"):
