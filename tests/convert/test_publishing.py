@@ -14,6 +14,7 @@
 
 """A published folder: loads in NeMo and in transformers, and its card says what the hub and a reader want to know."""
 
+import re
 import runpy
 import tarfile
 
@@ -66,6 +67,10 @@ def test_folder_of_a_letter_model(letters_path, tmp_path):
         assert archive.extractfile("./README.md").read() == (folder / "README.md").read_bytes()
 
 
+def millions_of(model):
+    return f"{len(torch.nn.utils.parameters_to_vector(model.parameters())) / 1e6:.1f}"
+
+
 def test_card_of_a_letter_model(letters_path, tmp_path):
     """Header and text."""
     publish(letters_path, tmp_path / "ms-hubert-mini", FACTS)
@@ -76,7 +81,7 @@ def test_card_of_a_letter_model(letters_path, tmp_path):
     assert measured == {("dev-other", "WER %, greedy"): 12.35, ("dev-other", "WER %, lexicon_beam"): 10.0}
     model = restore_model(letters_path)
     for fact in (
-        "A CTC speech recogniser over 28 letters",
+        f"A CTC speech recogniser over 28 letters around a pre-trained encoder, {millions_of(model)} M parameters",
         'ASRModel.from_pretrained("ORGANISATION/ms-hubert-mini")',
         f"`pip install .` in its source tree, which brings NVIDIA NeMo; version {__version__} wrote",
         "AutoModelForCTC",
@@ -100,7 +105,18 @@ def test_cards_of_other_models(ssl_path, bpe_path, labelled, tiny_ctc):
     )
     card = model_card(restore_model(bpe_path), "bpe", facts, False)
     assert "over 40 word pieces" in card and "transformers" not in card
+    card = model_card(restore_model(bpe_path), "bpe", facts, True)  # whose output layer transformers cannot hold
+    assert "AutoModel.from_pretrained" in card and "AutoModelForCTC" not in card
     assert "## Labels of the pre-training" not in model_card(tiny_ctc(), "converted", facts, True)
+
+
+def test_the_imports_of_cards_work(ssl_path, letters_path):
+    """The first line that whoever downloads the model types."""
+    for path, names in ((ssl_path, ["ModelPT", "AutoModel"]), (letters_path, ["ASRModel", "AutoModelForCTC"])):
+        imports = re.findall("^from .* import .*$", model_card(restore_model(path), "x", FACTS, True), re.MULTILINE)
+        imported = {}
+        exec("\n".join(imports), imported)
+        assert [name for name in imported if name != "__builtins__"] == names
 
 
 def test_an_encoder_that_transformers_lacks(tiny_ctc, tmp_path):

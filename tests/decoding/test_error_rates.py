@@ -63,6 +63,7 @@ def test_rates_of_a_set_are_pooled_counts():
 def test_characters_include_the_space_between_words():
     """As in jiwer and NeMo, so that our CER can be set beside theirs; extra white space is no error."""
     assert character_errors([("a  b ", "ab")]) == ErrorCounts(0, 0, 1, 3)
+    assert character_errors([("a b", " a  b ")]) == ErrorCounts(0, 0, 0, 3)
 
 
 def test_no_reference_words_is_an_error_not_a_rate():

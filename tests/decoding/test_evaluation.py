@@ -71,6 +71,7 @@ def manifest(tmp_path, waves):
         path.parent.mkdir(exist_ok=True)
         soundfile.write(path, wave, 16000, subtype="FLOAT")
         entries.append({"audio_filepath": str(path), "duration": len(wave) / 16000, "text": text, "speaker": number})
+    entries[0]["pred_text"] = "of another model"  # the predictions of one are a manifest for the next
     write_manifest(tmp_path / "data" / "test.json", entries)
     return tmp_path / "data" / "test.json"
 
@@ -114,7 +115,8 @@ def test_numbers_and_files_of_a_letter_model(letters_path, manifest, waves, tmp_
     assert summary["utterances"] == 4 and summary["words"]["reference_length"] == 9
     assert summary["wer"] == pytest.approx(sum(words) / 9)
     assert summary["cer"] == pytest.approx(sum(characters) / sum(map(len, TEXTS)))
-    assert sum(summary["words"][kind] for kind in ("substitutions", "insertions", "deletions")) == sum(words)
+    for unit, expected in (("words", words), ("characters", characters)):
+        assert sum(summary[unit][kind] for kind in ("substitutions", "insertions", "deletions")) == sum(expected)
 
     cache = read_log_probs(output / "test.log_probs.safetensors")
     assert cache.utterances == ["u0", "u1", "u2", "u3"] and cache.references == TEXTS
@@ -230,8 +232,9 @@ def test_results_of_one_model_add_up(letters_path, manifest, tmp_path):
     write_manifest(tmp_path / "dev.json", [{**read_whole(manifest)[1], "text": "a dog"}])
     table = results_table(evaluate_manifests(model, "b.nemo", [tmp_path / "dev.json"], output, decoders))
     assert "| dev |" in table and "| test |" not in table  # what this call has found
-    results = json.loads((output / "results.json").read_text())["results"]
-    assert list(results) == ["test", "dev"]
+    stored = json.loads((output / "results.json").read_text())
+    results = stored["results"]
+    assert list(results) == list(stored["manifests"]) == ["test", "dev"]  # another test.json is refused still
     for name, reference_words in (("test", 9), ("dev", 2)):
         assert results[name]["greedy"]["words"]["reference_length"] == reference_words
     write_manifest(tmp_path / "dev.json", [{**read_whole(manifest)[1], "text": "one big dog"}])
@@ -266,6 +269,19 @@ def test_another_set_of_the_same_name_is_refused(letters_path, manifest, other_f
     with pytest.raises(ValueError, match=f"{message}, or rename the manifest"):
         evaluate_manifests(model, "a.nemo", [tmp_path / "dev.json", another], output, decoders)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+def test_another_set_in_the_folder_it_is_evaluated_from_is_refused(
+    letters_path, manifest, other_folder, tmp_path, monkeypatch
+):
+    """``cd corpus; evaluate.py --manifest test.json`` for one corpus after another: the same path, another set."""
+    model, decoders = load_ctc_model(letters_path, "cpu"), {"silent": lambda utterances, _: [""] * len(utterances)}
+    another = other_folder(read_whole(manifest)[:2])
+    monkeypatch.chdir(manifest.parent)
+    evaluate_manifests(model, "a.nemo", [manifest.name], tmp_path / "out", decoders)
+    monkeypatch.chdir(another.parent)
+    with pytest.raises(ValueError, match=f"its 'test' is {manifest}, .* those of {another} would replace"):
+        evaluate_manifests(model, "a.nemo", [another.name], tmp_path / "out", decoders)
 
 
 def test_decodings_of_one_manifest_add_up(letters_path, manifest, other_folder, tmp_path):

@@ -275,3 +275,18 @@ def test_the_weights_written_are_those_of_the_lowest_wer(tmp_path, dev_set, make
     assert found.best == trials[1] and tuned.beam_size == 7
     assert (tuned.lm_weight, tuned.word_score, tuned.sil_score) == (2.0, -0.5, -2.0)
     assert "3 trials: WER 10.00 %, 50.00 % without LM" in (tmp_path / "tuned.yaml").read_text()
+
+
+@pytest.mark.unit
+def test_each_trial_is_decoded_with_its_own_weights(tmp_path, dev_set, make_config, monkeypatch):
+    """With those of the first, all trials have one WER, and what is written is chosen by nothing."""
+    silent, heeding = {name: 0.0 for name in RANGES}, {**FIRST, "lm_weight": 2.0}
+
+    def two_trials(wer, path, setup, first, num_trials, seed):
+        assert (first, num_trials, seed) == (silent, 2, 5)
+        return [Trial(**weights, wer=wer(weights)) for weights in (silent, heeding)]
+
+    monkeypatch.setattr(tuning, "search", two_trials)
+    config = make_config(dev_set["--lm"], dev_set["--lexicon"])
+    found = tune(config, [dev_set["--log_probs"]], tmp_path / "tuned.yaml", num_trials=2, seed=5, workers=1)
+    assert [trial.wer for trial in found.trials] == [0.5, 0.0]  # "see", and with the LM "sea"
