@@ -91,6 +91,15 @@ def maker(corpus):
     return fit_label_maker(frames, [12, 4], WindowFeatures.description, backend="sklearn")
 
 
+@pytest.mark.unit
+def test_windows_are_full_but_the_last(corpus):
+    """An encoder runs utterances of similar length together: one at a time, labelling takes many times as long."""
+    windows = list(audio_windows.audio_windows(iter_manifest(corpus)))
+    seconds = [[len(utterance.samples) / 16000 for utterance in window] for window in windows]
+    assert len(windows) > 2 and all(sum(each) >= 2 > sum(each[:-1]) for each in seconds[:-1])
+    assert [utterance.entry for window in windows for utterance in window] == read_manifest(corpus)
+
+
 def test_sample_is_of_all_manifests(corpus):
     frames = sample_corpus_frames([corpus, corpus], WindowFeatures(), 10**6, seed=0)
     audio = [load_audio(entry) for entry in read_manifest(corpus)]
@@ -399,7 +408,7 @@ def left_out_of(output):
     return {entry["utt_id"]: entry["left_out"] for entry in read_manifest(path)} if path.is_file() else {}
 
 
-def test_what_cannot_be_labelled_is_left_out_where_that_is_wanted(with_bad_lines, maker, tmp_path):
+def test_what_cannot_be_labelled_is_left_out_where_that_is_wanted(with_bad_lines, maker, tmp_path, caplog):
     """Of 500 hours a handful is always broken: each would end the labelling anew."""
     output = tmp_path / "labelled.json"
     assert label_manifest(with_bad_lines, output, maker, WindowFeatures(), skip_unusable=True) is True
@@ -409,6 +418,7 @@ def test_what_cannot_be_labelled_is_left_out_where_that_is_wanted(with_bad_lines
     reasons = left_out_of(output)
     assert list(reasons) == ["empty", "garbage", "silent"] and "all 149 labels" in reasons["silent"]
     assert f"{with_bad_lines}:6" in reasons["garbage"]
+    assert f"{output.with_suffix('.left_out.json')}: the 3 lines that were left out" in caplog.text
     for skips in (True, False):  # it is whole
         assert (
             label_manifest(with_bad_lines, output, maker, WindowFeatures(fail_at_call=1), skip_unusable=skips) is False
@@ -425,6 +435,18 @@ def test_an_interrupted_run_goes_on_behind_what_it_left_out(with_bad_lines, make
     label_manifest(with_bad_lines, output, maker, features, skip_unusable=True)
     assert features.utterances < 9 and output.read_text() == whole.read_text()
     assert left_out_of(output) == left_out_of(whole)
+
+
+@pytest.mark.unit
+def test_a_line_left_out_before_and_after_an_interruption_is_there_once(corpus, maker, tmp_path):
+    """Repaired and labelled, it would be trained on twice."""
+    lines, output = read_manifest(corpus), tmp_path / "labelled.json"
+    lines[6] = {"audio_filepath": bad_audio(tmp_path, "garbage")}  # second of its window, behind one not labelled yet
+    write_manifest(corpus, lines)
+    with pytest.raises(RuntimeError, match="power cut"):
+        label_manifest(corpus, output, maker, WindowFeatures(fail_at_call=2), skip_unusable=True)
+    assert label_manifest(corpus, output, maker, WindowFeatures(), skip_unusable=True) is True
+    assert len(read_manifest(output)) == 11 and len(read_manifest(output.with_suffix(".left_out.json"))) == 1
 
 
 def test_shards_with_lines_left_out_are_whole(with_bad_lines, maker, tmp_path):
@@ -447,6 +469,19 @@ def test_repaired_lines_are_a_manifest_of_their_own(with_bad_lines, maker, tmp_p
         label_manifest(output.with_suffix(".left_out.json"), output, maker, WindowFeatures())
     label_manifest(output.with_suffix(".left_out.json"), rest, maker, WindowFeatures())
     assert [entry["utt_id"] for entry in read_manifest(rest)] == ["empty", "garbage", "silent"]
+
+
+@pytest.mark.unit
+def test_a_line_left_out_again_has_the_new_reason(with_bad_lines, maker, tmp_path):
+    """Replaced by another broken file, it would be looked at for what was wrong with the first."""
+    output, rest = tmp_path / "labelled.json", tmp_path / "rest.json"
+    label_manifest(with_bad_lines, output, maker, WindowFeatures(), skip_unusable=True)
+    soundfile.write(tmp_path / "silent.wav", np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+    os.replace(tmp_path / "garbage.wav", tmp_path / "empty.wav")
+    label_manifest(output.with_suffix(".left_out.json"), rest, maker, WindowFeatures(), skip_unusable=True)
+    reasons = left_out_of(rest)
+    assert list(reasons) == ["empty", "garbage"]
+    assert "cannot be read" in reasons["empty"] and "no such audio file" in reasons["garbage"]
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -492,6 +527,8 @@ def test_a_manifest_of_nothing_but_broken_audio_is_an_error(corpus, maker, tmp_p
 def test_frames_are_sampled_without_broken_audio(with_bad_lines, corpus, caplog):
     good = [entry for entry in read_manifest(with_bad_lines) if entry.get("utt_id") not in ("empty", "garbage")]
     expected = np.concatenate(WindowFeatures()([load_audio(entry) for entry in good]))
+    with pytest.raises(ValueError, match=f"{with_bad_lines}:1: .*no samples"):  # not unless it is wanted
+        sample_corpus_frames([with_bad_lines], WindowFeatures(), 10**6, seed=0)
     found = sample_corpus_frames([with_bad_lines], WindowFeatures(), 10**6, seed=0, skip_unusable=True)
     np.testing.assert_array_equal(found, expected)
     assert "left out: " in caplog.text and "garbage.wav" in caplog.text
@@ -539,7 +576,9 @@ def test_features_that_are_not_finite_are_refused(corpus, maker, tmp_path):
 
     class Broken(WindowFeatures):
         def __call__(self, waveforms):
-            return [each * np.nan for each in super().__call__(waveforms)]
+            features = super().__call__(waveforms)
+            features[0][-1, -1] = np.nan  # one frame is enough
+            return features
 
     with pytest.raises(ValueError, match=f"{corpus}:1: .* of u0 are not finite"):
         label_manifest(corpus, tmp_path / "labelled.json", maker, Broken())
