@@ -17,7 +17,12 @@
 import errno
 import fcntl
 import logging
-from typing import IO, Callable
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Callable, Iterator
+
+from nemo_mshubert.whole_files import make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -38,3 +43,36 @@ def try_to_lock(stream: IO, lock: Callable[[IO, int], None]) -> bool:
             return False
         logger.warning("%s: cannot be locked (%s). Take care that no second process uses it.", stream.name, error)
     return True
+
+
+def is_file_of(stream: IO, path: Path) -> bool:
+    """Whether an open file is still the one of this name: its process may have renamed or removed it since."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def alone(lock: Path, work: str) -> Iterator[None]:
+    """Hold the file ``lock``, which is there for that alone, and remove it. Of a process that is killed the file stays,
+    without a lock.
+
+    Args:
+        work: for the error: "evaluates into this folder. Wait for it."
+
+    Raises:
+        RuntimeError: another process has it; ends with ``work``.
+    """
+    make_folder(lock.parent)
+    while True:
+        with open(lock, "a", encoding="utf-8") as stream:
+            if not try_to_lock(stream, fcntl.lockf):
+                raise RuntimeError(f"{lock}: another process {work}")
+            if not is_file_of(stream, lock):  # the other process removed it behind the open
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return

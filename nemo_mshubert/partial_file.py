@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Iterator, Tuple
 
-from nemo_mshubert.file_lock import try_to_lock
+from nemo_mshubert.file_lock import is_file_of, try_to_lock
 from nemo_mshubert.whole_files import make_folder, naming
 
 
@@ -36,7 +36,11 @@ def locked_partial(output: Path, identity: str, work: str) -> Iterator[Tuple[Pat
     """
     partial = output.with_name(f".{output.name}.{identity}.partial")
     make_folder(partial.parent)
-    with naming(partial), open(partial, "a", encoding="utf-8") as stream:
-        if not try_to_lock(stream, fcntl.flock):  # of the file as opened here: its lines are read by another name
-            raise RuntimeError(f"{partial}: another process {work}")
-        yield partial, stream
+    while True:
+        with naming(partial), open(partial, "a", encoding="utf-8") as stream:
+            if not try_to_lock(stream, fcntl.flock):  # of the file as opened here: its lines are read by another name
+                raise RuntimeError(f"{partial}: another process {work}")
+            if not is_file_of(stream, partial):  # finished by another process behind the open, and renamed
+                continue
+            yield partial, stream
+            return

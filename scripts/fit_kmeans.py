@@ -44,7 +44,7 @@ from nemo_mshubert.clustering.label_maker import (
     is_own,
     is_pickle,
 )
-from nemo_mshubert.whole_files import make_folder
+from nemo_mshubert.file_lock import alone
 
 PAPERS_LAYER = 6
 
@@ -75,13 +75,17 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="k-means file (.npz)")
     args = parser.parse_args(argv)
     check_features(parser, args)
-    if Path(args.output).exists():
-        parser.error(f"{args.output} exists, and labels may depend on it: remove it, or choose another --output")
     try:
+        refuse_existing(args.output)
         check_cluster_counts(args.clusters)
-    except ValueError as error:
+    except (FileExistsError, ValueError) as error:
         parser.error(str(error))
     return args
+
+
+def refuse_existing(output: str) -> None:
+    if Path(output).exists():
+        raise FileExistsError(f"{output} exists, and labels may depend on it: remove it, or choose another --output")
 
 
 def check_features(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -142,9 +146,12 @@ def fit(args: argparse.Namespace, backend: str) -> LabelMaker:
 def main(argv=None) -> None:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    make_folder(Path(args.output).parent)  # first: the fit may take hours
-    maker = fit(args, choose_backend(args.backend))
-    maker.save(args.output)
+    output = Path(args.output)
+    lock = output.with_name(f".{output.name}.lock")
+    with alone(lock, "is fitting this k-means. Wait for it, or give another --output."):  # first: it may take hours
+        refuse_existing(args.output)  # which that process may have made meanwhile
+        maker = fit(args, choose_backend(args.backend))
+        maker.save(output)
     logging.info("%s: label maker %s", args.output, maker.id)
 
 

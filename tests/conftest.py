@@ -18,6 +18,7 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,6 +110,24 @@ def quiet_trainer(**options):
     quiet = dict(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     quiet.update(enable_progress_bar=False, enable_model_summary=False)
     return pl.Trainer(**{**quiet, **options})
+
+
+@pytest.fixture
+def held_elsewhere():
+    """``held_elsewhere(path)``: another process, which holds this file of `file_lock.alone` until the test ends."""
+    code = "import fcntl, sys; lock = open(sys.argv[1], 'a'); fcntl.lockf(lock, fcntl.LOCK_EX); print(flush=True)"
+    processes = []
+
+    def hold(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-c", f"{code}; sys.stdin.read()", str(path)]
+        processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        processes[-1].stdout.readline()
+        return processes[-1]
+
+    yield hold
+    for process in processes:
+        process.communicate()
 
 
 # --- Speech and labels -----------------------------------------------------------------------------------------------

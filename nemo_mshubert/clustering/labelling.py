@@ -106,6 +106,9 @@ def label_manifest(
     leave_out = left_out.add if skip_unusable else None
     work = "is labelling these lines. Wait for it, or give this one another --shard."
     with locked_partial(output, maker.id, work) as (partial, stream):
+        if _is_complete(manifest, output, maker.id, lines):  # by another process, since the look above
+            partial.unlink()
+            return False
         if not partial.stat().st_size:
             left_out.clear()  # of an earlier output, or of audio that was missing and may be there now
         done, size = _labelled_prefix(manifest, partial, maker.id, lines, left_out)
@@ -138,12 +141,25 @@ def merge_shards(manifest: PathLike, output: PathLike, maker: LabelMaker, count:
     Raises:
         ValueError: shards that are missing, unfinished, or of another maker; they are named, and nothing is written.
             Or ``output`` is what `label_manifest` refuses, or no line could be labelled, and the shards are removed.
+        RuntimeError: another process joins them.
     """
     if count < 1:
         raise ValueError(f"{count} shards: expected the number that `label.py make --shard` was given, 1 or more.")
     total = count_lines(manifest)
     _check_output(manifest, Path(output), maker.id)
     if _is_complete(manifest, Path(output), maker.id, range(total)):
+        return False
+    work = "is labelling these lines, or joining their shards. Wait for it."
+    with locked_partial(Path(output), maker.id, work) as (partial, _):
+        try:
+            return _join(manifest, output, maker, count, total)
+        finally:
+            if not partial.stat().st_size:  # else of a call without --shard, which may go on with it
+                partial.unlink()
+
+
+def _join(manifest: PathLike, output: PathLike, maker: LabelMaker, count: int, total: int) -> bool:
+    if _is_complete(manifest, Path(output), maker.id, range(total)):  # by another process, since the look before
         return False
     shards = [Shard(index, count) for index in range(count)]
     missing = [

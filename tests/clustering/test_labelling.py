@@ -30,7 +30,7 @@ import torch
 from nemo.collections.common.data.lhotse.nemo_adapters import LazyNeMoIterator
 from torch import nn
 
-from nemo_mshubert.clustering import audio_windows
+from nemo_mshubert.clustering import audio_windows, labelling
 from nemo_mshubert.clustering.features import FeatureDescription, FeatureMaker, HiddenFeatures
 from nemo_mshubert.clustering.frame_sample import sample_corpus_frames
 from nemo_mshubert.clustering.label_maker import LabelMaker, fit_label_maker
@@ -485,6 +485,55 @@ def test_a_line_left_out_again_has_the_new_reason(with_bad_lines, maker, tmp_pat
 
 
 @pytest.mark.parametrize("count", [1, 2])
+def test_what_another_process_has_just_finished_is_left_alone(with_bad_lines, maker, tmp_path, monkeypatch, count):
+    """torchrun by two jobs, or `merge` twice: the second removed what the first had left out, by which its labels are
+    known to be whole, and ended with a shard that was gone. All would have been labelled again."""
+    output, lock = tmp_path / "labelled.json", labelling.locked_partial
+
+    def finish():
+        for index in range(count):
+            label_manifest(with_bad_lines, output, maker, WindowFeatures(), Shard(index, count), skip_unusable=True)
+        return count == 1 or merge_shards(with_bad_lines, output, maker, count)
+
+    def finished_meanwhile(*arguments):
+        monkeypatch.setattr(labelling, "locked_partial", lock)
+        assert finish() is True
+        return lock(*arguments)
+
+    if count > 1:
+        for index in range(count):
+            label_manifest(with_bad_lines, output, maker, WindowFeatures(), Shard(index, count), skip_unusable=True)
+    monkeypatch.setattr(labelling, "locked_partial", finished_meanwhile)
+    if count > 1:
+        assert merge_shards(with_bad_lines, output, maker, count) is False
+    else:
+        features = WindowFeatures(fail_at_call=1)
+        assert label_manifest(with_bad_lines, output, maker, features, skip_unusable=True) is False
+    assert len(left_out_of(output)) == 3 and len(read_manifest(output)) == 9
+    names = {path.name for path in tmp_path.iterdir() if "labelled" in path.name}
+    assert names == {"labelled.json", "labelled.left_out.json"}
+
+
+def test_shards_are_joined_by_one_process(corpus, maker, tmp_path, monkeypatch):
+    output, write = tmp_path / "labelled.json", labelling.write_manifest
+    for index in (0, 1):
+        label_manifest(corpus, output, maker, WindowFeatures(), Shard(index, 2))
+
+    def meet(*arguments):
+        for call in (
+            lambda: merge_shards(corpus, output, maker, 2),
+            lambda: label_manifest(corpus, output, maker, WindowFeatures()),
+        ):
+            with pytest.raises(RuntimeError, match="another process is labelling"):
+                call()
+        write(*arguments)
+
+    monkeypatch.setattr(labelling, "write_manifest", meet)
+    assert merge_shards(corpus, output, maker, 2) is True
+    assert sorted(path.name for path in tmp_path.glob("*labelled*")) == ["labelled.json"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
 def test_audio_that_was_not_there_is_labelled_when_it_is(corpus, maker, tmp_path, count):
     """After a run on a machine without the disk of the audio, the same command would go on saying that none of the
     lines can be labelled, or leave an empty manifest; and an output that is made anew would lack the first lines."""
@@ -709,6 +758,27 @@ def test_scripts_fit_make_and_check(corpus, tmp_path, capsys):
         script("fit_kmeans")(fit)  # never over a file that labels may depend on
     assert "labels may depend on it" in capsys.readouterr().err
     assert LabelMaker.load(km).id == maker.id
+
+
+def test_a_kmeans_is_fitted_by_one_process(corpus, tmp_path, monkeypatch, held_elsewhere):
+    """Two had found no file; the second wrote over that of the first, by which hours of labels had been made."""
+    km = tmp_path / "km.npz"
+    fit = f"--manifest {corpus} --features mfcc --clusters 5 --backend sklearn --output {km}".split()
+    first = held_elsewhere(tmp_path / ".km.npz.lock")
+    with pytest.raises(RuntimeError, match="km.npz.lock: another process is fitting this k-means. Wait for it, or"):
+        script("fit_kmeans")(fit)
+    first.kill()
+    first.wait()
+    module = load_script("fit_kmeans")
+    parsed = module.parse_args(fit)
+    monkeypatch.setattr(module, "parse_args", lambda _: parsed)
+    km.write_text("finished meanwhile")
+    with pytest.raises(FileExistsError, match="km.npz exists, and labels may depend on it"):
+        module.main(fit)
+    assert km.read_text() == "finished meanwhile"
+    km.unlink()
+    module.main(fit)
+    assert [path.name for path in tmp_path.glob("*km*")] == ["km.npz"]
 
 
 def test_script_makes_and_joins_shards(corpus, tmp_path):

@@ -1,0 +1,54 @@
+# Copyright (c) 2026, The nemo_mshubert authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A command that was given twice: the second process is told, and one that is killed is in nobody's way."""
+
+import re
+
+import pytest
+
+from nemo_mshubert import file_lock
+from nemo_mshubert.file_lock import alone
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_second_process_is_told_of_the_first(tmp_path, held_elsewhere):
+    lock = tmp_path / "out" / ".lock"
+    first = held_elsewhere(lock)
+    with pytest.raises(RuntimeError, match=f"^{re.escape(str(lock))}: another process packs. Wait for it.$"):
+        with alone(lock, "packs. Wait for it."):
+            pytest.fail("two at once")
+    first.kill()
+    first.wait()
+    assert lock.exists()  # but nobody holds it
+    with alone(lock, "packs. Wait for it."):
+        assert lock.exists()
+    assert not lock.exists()
+
+
+def test_a_lock_that_was_removed_behind_the_open_holds_nobody_off(tmp_path, monkeypatch):
+    """The first process ends between open and lock of the second: a third would make a file of its own, and run
+    beside the second."""
+    lock, tries = tmp_path / ".lock", []
+
+    def ended_meanwhile(stream, kind):
+        tries.append(stream.fileno())
+        if len(tries) == 1:
+            lock.unlink()
+        return True
+
+    monkeypatch.setattr(file_lock, "try_to_lock", ended_meanwhile)
+    with alone(lock, "packs."):
+        assert len(tries) == 2 and lock.exists()
