@@ -37,6 +37,12 @@ def temporary_neighbour(path: Path, suffix: str = "") -> Path:
     return path.with_name(f".{path.name[:NAME_CHARACTERS]}.{os.getpid()}.{uuid4().hex[:8]}.tmp{suffix}")
 
 
+def remove_left_over(folder: Path, name: str = "*") -> None:
+    """Remove the temporary files that killed processes left of files in ``folder``; of another that writes now, too."""
+    for path in [*folder.glob(f".{name}.*.tmp"), *folder.glob(f".{name}.*.tmp.nemo")]:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_path(path: Path, suffix: str = "") -> Iterator[Path]:
     """The name of a temporary neighbour, which takes the place of ``path`` on success, so that it is whole or absent.
@@ -67,6 +73,27 @@ def write_json(path: PathLike, content: Any) -> None:
     """`atomic_write` of JSON that people may read; of names that are not UTF-8 it has JSON's escapes."""
     with atomic_write(path, "wb") as stream:
         stream.write(json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+
+
+def claim_json(path: PathLike, content: Any) -> Any:
+    """Write ``content`` where there is nothing yet, and return what the file holds then: of two processes that come at
+    the same time one is told what the other wrote."""
+    path = Path(path)
+    if not path.is_file():
+        make_place(path)
+        own = temporary_neighbour(path)
+        try:
+            write_json(own, content)
+            os.link(own, path)
+        except FileExistsError:
+            pass
+        except OSError:
+            if not own.is_file():
+                raise
+            os.replace(own, path)  # the file system has no links
+        finally:
+            own.unlink(missing_ok=True)
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def make_place(path: Path) -> None:
@@ -101,9 +128,12 @@ def atomic_folder(folder: PathLike) -> Iterator[Path]:
     try:
         with naming(folder):
             yield temporary
-        if folder.exists():
-            folder.rmdir()
-        os.replace(temporary, folder)
+        try:  # onto an empty folder, too
+            os.replace(temporary, folder)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise FileExistsError(f"{folder}: another process has filled it meanwhile; it is left so.") from error
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

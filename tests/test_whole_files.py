@@ -25,7 +25,16 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from nemo_mshubert.whole_files import atomic_folder, atomic_path, atomic_write, naming, write_json
+from nemo_mshubert.whole_files import (
+    atomic_folder,
+    atomic_path,
+    atomic_write,
+    claim_json,
+    naming,
+    remove_left_over,
+    temporary_neighbour,
+    write_json,
+)
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
 pytestmark = pytest.mark.unit
@@ -138,3 +147,43 @@ def test_names_may_be_as_long_as_the_file_system_takes(tmp_path, name):
     with atomic_folder(path) as inside:
         (inside / "weights").touch()
     assert os.listdir(path) == ["weights"] and os.listdir(tmp_path) == [name]
+
+
+def test_of_two_folders_the_first_stays(tmp_path):
+    """A second process had filled it meanwhile: the error was of rmdir, or of a hidden folder."""
+    folder = tmp_path / "export"
+    with pytest.raises(FileExistsError, match="export: another process has filled it meanwhile; it is left so."):
+        with atomic_folder(folder) as inside:
+            (inside / "weights").write_text("second")
+            folder.mkdir()
+            (folder / "weights").write_text("first")
+    assert (folder / "weights").read_text() == "first" and os.listdir(tmp_path) == ["export"]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_what_a_folder_is_of_is_said_by_one(tmp_path, monkeypatch, has_links):
+    """Two processes with other options looked, found nothing, and each took the folder for its own."""
+    path, links = tmp_path / "made" / "source.json", os.link
+
+    def comes_second(source, target):
+        write_json(target, {"of": "the first"})
+        links(source, target)
+
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", comes_second if has_links else refuse)
+    first = "the first" if has_links else "the second"
+    assert claim_json(path, {"of": "the second"}) == {"of": first}
+    assert claim_json(path, {"of": "a third"}) == {"of": first} and os.listdir(path.parent) == ["source.json"]
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    for suffix in ("", ".nemo"):
+        temporary_neighbour(tmp_path / "run.nemo", suffix).touch()
+    temporary_neighbour(tmp_path / "audio_1.tar").touch()
+    (tmp_path / "run.nemo").touch()
+    remove_left_over(tmp_path, "audio_*.tar")
+    assert len(os.listdir(tmp_path)) == 3
+    remove_left_over(tmp_path)
+    assert os.listdir(tmp_path) == ["run.nemo"]

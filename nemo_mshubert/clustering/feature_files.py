@@ -14,7 +14,6 @@
 
 """Features of a manifest in files of NumPy, one for each utterance, for other programs."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, Iterator, Tuple
@@ -24,8 +23,10 @@ from tqdm import tqdm
 
 from nemo_mshubert.clustering.audio_windows import audio_windows, window_features
 from nemo_mshubert.clustering.features import FeatureMaker
+from nemo_mshubert.data.audio import MAX_DURATION_ERROR
 from nemo_mshubert.data.manifest import distinct_utterances, iter_manifest, utterance_id
-from nemo_mshubert.whole_files import PathLike, atomic_write, write_json
+from nemo_mshubert.modules.frames import FRAME_RATE
+from nemo_mshubert.whole_files import PathLike, atomic_write, claim_json
 
 DESCRIPTION = "features.json"
 
@@ -39,11 +40,15 @@ def write_features(manifest: PathLike, folder: PathLike, features: FeatureMaker)
 
     Raises:
         FileNotFoundError, ValueError: an utterance that occurs twice, or whose id is no name of a file; audio that is
-            missing or unusable (the first such line is named); a folder with other features.
+            missing or unusable (the first such line is named); a folder with other features, or with those of other
+            audio of the same id, as of a recording that was cut into other segments.
     """
     folder = Path(folder)
     lines = list(_lines_with_paths(manifest, folder))
     _describe(folder, features)
+    for where, entry, path in lines:
+        if path.is_file():
+            _check_length(path, entry, where)
     missing = [(where, entry) for where, entry, path in lines if not path.is_file()]
     there = len(lines) - len(missing)
     with tqdm(total=len(lines), initial=there, desc="features", unit=" utterances", disable=None) as progress:
@@ -68,13 +73,20 @@ def _path(entry: Dict[str, Any], folder: Path, where: str) -> Path:
     return folder / f"{utt_id}.npy"
 
 
+def _check_length(path: Path, entry: Dict[str, Any], where: str) -> None:
+    seconds, frames = entry.get("duration"), len(np.load(path, mmap_mode="r"))
+    if seconds is not None and abs(seconds - frames / FRAME_RATE) > MAX_DURATION_ERROR:
+        raise ValueError(
+            f"{path}: has {frames} frames of other audio than {where}, of {seconds:g} s. Give another --output, or "
+            "remove the file."
+        )
+
+
 def _describe(folder: Path, features: FeatureMaker) -> None:
     path, description = folder / DESCRIPTION, asdict(features.description)
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found != description:
-            raise ValueError(f"{path}: of other features ({found}). Give another --output, or remove the folder.")
-    elif folder.exists() and any(folder.glob("[!.]*")):  # a call that was killed leaves a hidden file
+    names = {file.name for file in folder.glob("[!.]*")}  # a call that was killed leaves a hidden file
+    if names and DESCRIPTION not in names:
         raise ValueError(f"{folder}: holds something else. Give another --output.")
-    else:
-        write_json(path, description)
+    found = claim_json(path, description)
+    if found != description:
+        raise ValueError(f"{path}: of other features ({found}). Give another --output, or remove the folder.")

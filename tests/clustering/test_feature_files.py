@@ -101,6 +101,20 @@ def test_other_features_are_not_mixed_in(manifest, tmp_path):
         write_features(manifest, tmp_path / "mine", MfccFeatures())
 
 
+def test_files_of_other_audio_are_not_taken_over(manifest, tmp_path):
+    """Recordings that were cut anew have segments of the same ids: files of the first cut passed for those of the
+    second."""
+    folder, lines = tmp_path / "out", read_manifest(manifest)
+    write_manifest(manifest, [{**lines[2], "offset": 0.0, "duration": 0.5}])
+    write_features(manifest, folder, MfccFeatures())
+    assert write_features(manifest, folder, MfccFeatures()) == 0
+    write_manifest(manifest, [{**lines[2], "offset": 0.0, "duration": 1.0}])
+    with pytest.raises(
+        ValueError, match=r"b.npy: has 24 frames of other audio than .*dev.json:1, of 1 s. Give another"
+    ):
+        write_features(manifest, folder, MfccFeatures())
+
+
 @pytest.mark.parametrize(
     "utt_id, message",
     [

@@ -39,7 +39,7 @@ from nemo_mshubert.data.maybe_gzip import write_maybe_gzip
 from nemo_mshubert.data.synthetic.speakers import Utterance, finished, synthesize_speaker
 from nemo_mshubert.data.synthetic.voices import SUBSETS, Voice, all_voices
 from nemo_mshubert.device import available_cores
-from nemo_mshubert.whole_files import PathLike, atomic_write, write_json
+from nemo_mshubert.whole_files import PathLike, atomic_write, claim_json
 
 logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1  # raise it when the same settings no longer give the same files
@@ -57,20 +57,15 @@ def cast(minutes: Dict[str, float], seed: int) -> List[Voice]:
 def _claim(root: Path, settings: Dict[str, Any]) -> None:
     """Note the settings in the folder, or compare them with those noted there."""
     path = root / "corpus.json"
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found != settings:
-            different = [
-                f"{key} {found.get(key)!r} (now {settings[key]!r})"
-                for key in settings
-                if found.get(key) != settings[key]
-            ]
-            raise ValueError(
-                f"{path}: this folder holds another corpus, with {', '.join(different)}. Name another folder, or "
-                "delete this one."
-            )
-        return
-    write_json(path, settings)
+    found = claim_json(path, settings)
+    if found != settings:
+        different = [
+            f"{key} {found.get(key)!r} (now {settings[key]!r})" for key in settings if found.get(key) != settings[key]
+        ]
+        raise ValueError(
+            f"{path}: this folder holds another corpus, with {', '.join(different)}. Name another folder, or delete "
+            "this one."
+        )
 
 
 def _write_speakers(root: Path, voices: List[Voice], spoken: Dict[Voice, List[Utterance]]) -> None:
