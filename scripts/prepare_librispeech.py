@@ -43,7 +43,7 @@ def main() -> None:
         if args.download:
             download_corpora(args.data, args.subsets)
         manifests = prepare_librispeech(args.data, args.output, args.subsets, args.workers, args.skip_broken)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     print(hours_table(manifests, "speakers", "speaker", "utterances"))
 

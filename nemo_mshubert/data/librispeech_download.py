@@ -17,6 +17,7 @@ all."""
 
 import http.client
 import logging
+import shutil
 import tarfile
 import tempfile
 import urllib.error
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.librispeech import LIBRILIGHT, LIBRILIGHT_FOLDER, SOURCES, TRAIN_960, corpus_roots
+from nemo_mshubert.file_lock import alone
 from nemo_mshubert.whole_files import PathLike, naming
 
 logger = logging.getLogger(__name__)
@@ -160,6 +162,7 @@ def download_corpora(data: PathLike, subsets: Optional[Sequence[str]] = None) ->
 
     Raises:
         ConnectionError, ValueError: see `download`; or a name that no archive holds.
+        RuntimeError: another process downloads into ``data``.
     """
     data = Path(data)
     wanted = list(subsets or ARCHIVES)
@@ -170,8 +173,15 @@ def download_corpora(data: PathLike, subsets: Optional[Sequence[str]] = None) ->
     if unknown:
         known = sorted({*OPENSLR_MD5, *SOURCES})
         raise ValueError(f"Cannot download {', '.join(unknown)}. There are: {', '.join(known)}.")
+    with alone(data / ".download.lock", "downloads into this folder. Wait for it."):
+        _download_missing(data, list(dict.fromkeys(names)))
+
+
+def _download_missing(data: Path, names: Sequence[str]) -> None:
+    for left_over in (path for root in corpus_roots(data) for path in root.glob(".unpacking-*")):
+        shutil.rmtree(left_over)  # of a call that was killed: up to 30 GB
     present = {folder.name for root in corpus_roots(data) if root.is_dir() for folder in root.iterdir()}
-    for name in dict.fromkeys(names):
+    for name in names:
         if name in present:
             continue
         archive = ARCHIVES[name]

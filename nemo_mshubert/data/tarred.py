@@ -37,7 +37,8 @@ from tqdm import tqdm
 from nemo_mshubert.data.audio import check_length, load_audio, require_audio_file
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import SAMPLE_RATE, read_manifest
-from nemo_mshubert.whole_files import PathLike, atomic_write, write_json
+from nemo_mshubert.file_lock import alone
+from nemo_mshubert.whole_files import PathLike, atomic_write, claim_json, remove_left_over
 
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)  # two zero blocks close an archive
 SOURCE = "source.json"  # in a tarred dataset: what it was made of
@@ -53,6 +54,7 @@ def make_tarred(manifest: PathLike, output: PathLike, num_shards: int, seed: int
     Raises:
         FileNotFoundError, ValueError: a missing or unreadable file; two lines with one audio file and offset; fewer
             utterances than shards; or an output folder that holds another dataset.
+        RuntimeError: another process packs into the folder.
     """
     output = Path(output)
     entries = [
@@ -63,16 +65,18 @@ def make_tarred(manifest: PathLike, output: PathLike, num_shards: int, seed: int
         raise ValueError(
             f"num_shards: expected 1 to {len(entries)} (the utterances of {manifest}), found {num_shards}."
         )
-    _claim_folder(output, manifest, num_shards, seed)
     random.Random(seed).shuffle(entries)
     jobs = [(output, shard, entries[shard::num_shards]) for shard in range(num_shards)]
-    with ThreadPoolExecutor(num_workers) as pool:
-        for _ in tqdm(pool.map(_write_shard, *zip(*jobs)), total=num_shards, desc="shards", unit="shard"):
-            pass
     joined = output / "tarred_audio_manifest.json"
-    with atomic_write(joined) as stream:
-        for shard in range(num_shards):
-            stream.write(_manifest_path(output, shard).read_text(encoding="utf-8"))
+    with alone(output / ".lock", "is packing into this folder. Wait for it, or give another --output."):
+        _claim_folder(output, manifest, num_shards, seed)
+        remove_left_over(output, "audio_*.tar")  # of calls that were killed: gigabytes
+        with ThreadPoolExecutor(num_workers) as pool:
+            for _ in tqdm(pool.map(_write_shard, *zip(*jobs)), total=num_shards, desc="shards", unit="shard"):
+                pass
+        with atomic_write(joined) as stream:
+            for shard in range(num_shards):
+                stream.write(_manifest_path(output, shard).read_text(encoding="utf-8"))
     return joined
 
 
@@ -110,11 +114,6 @@ def _claim_folder(output: Path, manifest: PathLike, num_shards: int, seed: int) 
     """Note what the shards are made of, so that shards of different datasets never mix."""
     source = {"manifest_sha256": file_digest(manifest), "num_shards": num_shards, "seed": seed}
     note = output / SOURCE
-    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != source:
-        raise ValueError(
-            f"{output} holds a tarred dataset of another manifest, number of shards or seed. Give another --output, "
-            "or remove the folder."
-        )
     if not note.exists():
         found = next(chain(output.glob("audio_*.tar"), output.glob("sharded_manifests/manifest_*.json")), None)
         if found:
@@ -122,7 +121,11 @@ def _claim_folder(output: Path, manifest: PathLike, num_shards: int, seed: int) 
                 f"{found}: of a tarred dataset, of which no {SOURCE} in {output} says what it was made of. Give another "
                 "--output, or remove the folder."
             )
-        write_json(note, source)
+    if claim_json(note, source) != source:
+        raise ValueError(
+            f"{output} holds a tarred dataset of another manifest, number of shards or seed. Give another --output, "
+            "or remove the folder."
+        )
 
 
 def _write_shard(output: Path, shard: int, entries: List[Tuple[str, Entry]]) -> None:

@@ -38,6 +38,7 @@ from nemo_mshubert.data.manifest import read_manifest, write_manifest
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
 from nemo_mshubert.data.tarred import all_paths, check_shards, make_tarred
 from nemo_mshubert.modules.frames import frame_count
+from nemo_mshubert.whole_files import temporary_neighbour
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_tarred.py"
 LENGTHS = [8000 + 640 * number for number in range(7)]
@@ -415,6 +416,22 @@ def test_real_speech_survives(shared_data, tmp_path):
         assert np.array_equal(
             load_audio({"audio_filepath": str(tmp_path / "x.flac")}), load_audio({"audio_filepath": str(original)})
         )
+
+
+@pytest.mark.unit
+def test_what_was_killed_takes_no_room_and_two_do_not_pack_at_once(counting_corpus, tmp_path, held_elsewhere):
+    """Each kill left some hundred megabytes for good; and of two calls both would have packed everything."""
+    manifest, output = counting_corpus(LENGTHS), tmp_path / "tarred"
+    first = held_elsewhere(output / ".lock")
+    left = temporary_neighbour(output / "audio_1.tar")
+    left.touch()
+    with pytest.raises(RuntimeError, match="another process is packing into this folder. Wait for it, or give"):
+        make_tarred(manifest, output, 2)
+    assert left.exists()  # the other process may be writing it
+    first.kill()
+    first.wait()
+    make_tarred(manifest, output, 2)
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.unit

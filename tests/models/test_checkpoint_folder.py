@@ -31,6 +31,7 @@ from nemo_mshubert.models.checkpoint_folder import (
     claim_folder,
     keep_whole_checkpoints,
 )
+from nemo_mshubert.whole_files import temporary_neighbour
 
 pytestmark = pytest.mark.unit
 
@@ -82,6 +83,15 @@ def test_a_checkpoint_that_vanishes_is_at_work(tmp_path):
     """Other ranks look while rank 0 removes it, and would end the run."""
     (tmp_path / "m-step=6-last.ckpt").symlink_to("gone")
     assert not _is_in_order(tmp_path, save_top_k=1)
+
+
+def test_what_kills_left_of_nemo_files_goes(tmp_path):
+    """Each is as large as the model, under a hidden name of its own, and a run may be killed every few hours."""
+    left = temporary_neighbour(tmp_path / "run.nemo", ".nemo")
+    left.touch()
+    (tmp_path / "run.nemo").touch()
+    keep_whole_checkpoints(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.nemo"]
 
 
 def test_a_marker_alone_goes(tmp_path):
