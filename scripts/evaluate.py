@@ -25,10 +25,13 @@ minute are run in overlapping chunks. Under torchrun the ranks share the utteran
 """
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
+from typing import ContextManager
 
 from nemo_mshubert.decoding.config import read_config
 from nemo_mshubert.decoding.references import read_references
+from nemo_mshubert.file_lock import alone
 from nemo_mshubert.whole_files import make_folder
 
 
@@ -63,6 +66,12 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def alone_in(output: str, ranks) -> ContextManager:
+    """Two processes would each write the results that it had read at its start, without those of the other."""
+    lock = Path(output) / ".lock"
+    return nullcontext() if ranks.rank else alone(lock, "evaluates here. Wait for it, or give another --output.")
+
+
 def main() -> None:
     args = parse_args()
     for manifest in args.manifest:  # first: a mistake in the last should not cost the passes over the others
@@ -76,7 +85,7 @@ def main() -> None:
     from nemo_mshubert.decoding.results import results_table
     from nemo_mshubert.parallel.launched import launched_ranks
 
-    with launched_ranks() as ranks:
+    with launched_ranks() as ranks, alone_in(args.output, ranks):
         model = load_ctc_model(args.model, args.device, args.precision)
         decoders = {"greedy": greedy_decoder(model)}
         if beam_config:

@@ -38,6 +38,7 @@ from nemo_mshubert.decoding.ngram import (
     normalized_sentences,
     train_arpa,
 )
+from nemo_mshubert.file_lock import alone
 
 PAPERS_ORDER = 4
 
@@ -69,6 +70,12 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    lock = Path(f"{args.output}.lock")
+    with alone(lock.with_name(f".{lock.name}"), "makes these files. Wait for it, or give another --output."):
+        make_lm(args)
+
+
+def make_lm(args: argparse.Namespace) -> None:
     labels = [SPACE, *args.letters]
     arpa = args.arpa or f"{args.output}.arpa"
     if args.words:

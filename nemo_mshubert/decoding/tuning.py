@@ -27,6 +27,7 @@ from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
 from nemo_mshubert.decoding.log_probs import read_log_probs
 from nemo_mshubert.decoding.parallel import ParallelDecoder
 from nemo_mshubert.decoding.search import RANGES, Trial, plot_trials, require_ax, search
+from nemo_mshubert.file_lock import alone
 from nemo_mshubert.whole_files import PathLike
 
 
@@ -63,6 +64,7 @@ def tune(
         ImportError: no Ax or no matplotlib.
         ValueError: dev sets of different labels, without any word, an ``output`` that is a folder, or as
             `LexiconBeamSearchDecoder` and `search`.
+        RuntimeError: another process tunes into ``output``.
     """
     require_ax()
     if Path(output).is_dir():  # else found when all trials have been made
@@ -88,12 +90,13 @@ def tune(
 
         trials_path = _beside(output, ".trials.jsonl")
         first = {name: getattr(config, name) for name in RANGES}
-        trials = search(wer, trials_path, _setup(config, log_probs, seed), first, num_trials, seed)
-
-    tuning = Tuning(greedy, trials)
-    comment = f"{len(trials)} trials: WER {100 * tuning.best.wer:.2f} %, {100 * greedy.rate:.2f} % without LM"
-    write_config(output, dataclasses.replace(config, **tuning.best.weights), comment)
-    plot_trials(trials, _beside(output, ".png"))
+        lock = trials_path.with_name(f".{trials_path.name}.lock")
+        with alone(lock, "searches into this file. Wait for it, or give another --output."):
+            trials = search(wer, trials_path, _setup(config, log_probs, seed), first, num_trials, seed)
+            tuning = Tuning(greedy, trials)
+            comment = f"{len(trials)} trials: WER {100 * tuning.best.wer:.2f} %, {100 * greedy.rate:.2f} % without LM"
+            write_config(output, dataclasses.replace(config, **tuning.best.weights), comment)
+            plot_trials(trials, _beside(output, ".png"))
     return tuning
 
 

@@ -467,6 +467,20 @@ def test_the_last_manifest_is_read_before_the_model(script, manifest, tmp_path, 
         script.main()
 
 
+def test_two_do_not_evaluate_into_one_folder_at_once(script, manifest, tmp_path, monkeypatch, held_elsewhere):
+    """dev on one GPU and test on another: each wrote the results that it had read at its start, without the other's."""
+    first = held_elsewhere(tmp_path / "out" / ".lock")
+    arguments = ["--model", "gone.nemo", "--output", str(tmp_path / "out"), "--manifest", str(manifest)]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    with pytest.raises(RuntimeError, match="out/.lock: another process evaluates here. Wait for it, or give another"):
+        script.main()
+    first.kill()
+    first.wait()
+    with pytest.raises(FileNotFoundError, match="gone.nemo"):
+        script.main()
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_two_manifests_of_one_name_are_refused(script, monkeypatch, capsys):
     """Their results are named after them: the second would replace the first, unnoticed."""
     arguments = ["--model", "m.nemo", "--output", "out", "--manifest", "a/test.json", "b/test.json"]

@@ -180,6 +180,18 @@ def test_a_word_list_that_is_not_utf8_is_named_before_training(tmp_path, monkeyp
 
 
 @pytest.mark.unit
+def test_files_of_one_name_are_made_by_one_process(tmp_path, monkeypatch, held_elsewhere):
+    """Of two calls with other texts the lexicon was that of the one and the LM that of the other."""
+    (tmp_path / "text.txt").write_text("the sea\n")
+    held_elsewhere(tmp_path / ".lm.lock")
+    arguments = ["--text", tmp_path / "text.txt", "--output", tmp_path / "lm"]
+    monkeypatch.setattr(sys, "argv", ["train_ngram.py", *map(str, arguments)])
+    with pytest.raises(RuntimeError, match="another process makes these files. Wait for it, or give another --output"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert not list(tmp_path.glob("lm*"))
+
+
+@pytest.mark.unit
 def test_an_empty_word_list_is_refused_before_training(tmp_path, monkeypatch):
     """It was when the LM had been trained, hours later, since the LM knows none of no words."""
     (tmp_path / "text.txt").write_text("the sea\n")

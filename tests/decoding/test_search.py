@@ -187,6 +187,17 @@ def test_a_folder_for_the_yaml_is_refused_before_the_first_trial(tmp_path, dev_s
     assert not list(tmp_path.glob("tuned*.trials.jsonl"))
 
 
+@pytest.mark.unit
+def test_trials_are_made_by_one_process(tmp_path, dev_set, make_config, held_elsewhere):
+    """Each of two wrote its own trials over those of the other, and the YAML was of the one, the picture of the
+    other."""
+    held_elsewhere(tmp_path / ".tuned.trials.jsonl.lock")
+    config = make_config(dev_set["--lm"], dev_set["--lexicon"])
+    with pytest.raises(RuntimeError, match="another process searches into this file. Wait for it, or give another"):
+        tune(config, [dev_set["--log_probs"]], tmp_path / "tuned.yaml", num_trials=1, seed=0, workers=1)
+    assert not list(tmp_path.glob("tuned*"))
+
+
 @pytest.mark.integration
 def test_outputs_that_differ_behind_a_dot_have_trials_of_their_own(tmp_path, dev_set, make_config):
     """lr0.2 found the trials of lr0.1, which it refused or went on from, and drew over their picture."""
