@@ -33,6 +33,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_mshubert.alphabet import ENGLISH_LABELS
@@ -49,6 +50,7 @@ from nemo_mshubert.data.audio import require_audio_file
 from nemo_mshubert.data.manifest import iter_manifest, utterance_id
 from nemo_mshubert.decoding.error_rates import ErrorCounts
 from nemo_mshubert.device import one_device
+from nemo_mshubert.file_lock import alone
 from nemo_mshubert.markdown import markdown_table
 from nemo_mshubert.whole_files import PathLike, atomic_write, write_json
 
@@ -159,6 +161,14 @@ class ProbeData(pl.LightningDataModule):
         return self._loader(split, self._batches(split))
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lightning's own go through the folder of temporary files; from another disk a kill leaves half of one."""
+
+    def save_checkpoint(self, checkpoint: Dict[str, Any], path: PathLike, storage_options: Any = None) -> None:
+        with atomic_write(path, "wb") as stream:
+            torch.save(checkpoint, stream)
+
+
 class BestProbe(ModelCheckpoint):
     """``best-step=<update>.ckpt`` by dev error, and ``last.ckpt``, which knows the best one also where the folder has
     been moved since: Lightning then forgets it, and takes the next one for the best."""
@@ -190,6 +200,7 @@ def train_probe(config: DictConfig, rate: float, probe: CtcProbe, data: ProbeDat
         gradient_clip_val=config.clip,
         reload_dataloaders_every_n_epochs=1,
         callbacks=[best, NonfiniteGuard(config.max_nonfinite_steps)],
+        plugins=[WholeCheckpoints()],
         logger=pl.loggers.CSVLogger(folder, name=""),
         default_root_dir=folder,
     )
@@ -218,6 +229,7 @@ def run_superb(config: DictConfig, features: Optional[FrozenFeatures] = None) ->
         FileNotFoundError, ValueError: no such model or manifest, two of one name, one value where a list belongs, no
             usable learning rate, unusable lines, words without pronunciation, ``updates`` that are not evaluated, an
             ``output`` of another probe, or no learning rate that converges.
+        RuntimeError: another process probes into ``output``.
     """
     _check_config(config)
     lines = {"train": read_lines(config.train_manifests), "dev": read_lines(config.dev_manifests)}
@@ -228,6 +240,13 @@ def run_superb(config: DictConfig, features: Optional[FrozenFeatures] = None) ->
         load_hidden_states(config.model, config.device), config.cache.folder, config.cache.gigabytes
     )
     output = Path(config.output)
+    with alone(output / ".lock", "probes into this folder. Wait for it, or give another output."):
+        return _run_sweep(config, features, units, splits, output)
+
+
+def _run_sweep(
+    config: DictConfig, features: FrozenFeatures, units, splits: Dict[str, Targets], output: Path
+) -> Dict[str, Any]:
     identity = _claim(output, config, features, splits)
     for name, targets in splits.items():
         use = features.fill(targets.lines)

@@ -201,6 +201,39 @@ def test_the_sweep_chooses_on_dev_and_survives_divergence(config, features, monk
         run_superb(cfg, features)
 
 
+def test_two_do_not_probe_into_one_folder_at_once(config, features, held_elsewhere):
+    """They removed each other's checkpoints, and the sweep was of probes of both."""
+    cfg = config("pr", "updates=2", "eval_every=2")
+    first = held_elsewhere(Path(cfg.output) / ".lock")
+    with pytest.raises(RuntimeError, match="another process probes into this folder. Wait for it, or give another"):
+        run_superb(cfg, features)
+    assert [path.name for path in Path(cfg.output).iterdir()] == [".lock"]
+    first.kill()
+    first.wait()
+    assert run_superb(cfg, features)["best"]["update"] == 2
+
+
+def test_a_checkpoint_is_whole_or_absent(config, features, monkeypatch):
+    """Lightning's way from the folder of temporary files to another disk is a copy: a kill left half of one, at whose
+    sight each further call ended."""
+    cfg, save, saved = config("pr", "updates=4", "eval_every=2"), torch.save, []
+
+    def killed_in_the_second_last(checkpoint, stream):
+        saved.append(stream.name)
+        if len(saved) == 4:  # best and last of each evaluation
+            stream.write(b"PK")
+            raise KeyboardInterrupt
+        save(checkpoint, stream)
+
+    monkeypatch.setattr(torch, "save", killed_in_the_second_last)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run_superb(cfg, features)
+    monkeypatch.undo()
+    last = Path(cfg.output) / "lr_0.01" / "last.ckpt"
+    assert "last.ckpt" in saved[-1] and torch.load(last, weights_only=False)["global_step"] == 2
+    assert run_superb(cfg, features)["sweep"][0]["update"] in (2, 4)
+
+
 def test_a_folder_of_another_probe_is_refused(config, features, tiny_encoder):
     cfg = config("pr", "updates=2", "eval_every=2")
     run_superb(cfg, features)
