@@ -23,6 +23,8 @@ from nemo_mshubert.data.audio_header import AudioHeader, read_audio_header
 from nemo_mshubert.whole_files import atomic_path
 
 BLOCK_FRAMES = 1 << 20  # read at a time: recordings may last hours
+COMPARED_FRAMES = 1 << 16
+ROUNDING = 1e-4  # to 16 bits
 MORE_THAN_16_BITS = ("PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAC_20", "ALAC_24", "ALAC_32")
 
 
@@ -38,7 +40,7 @@ def mix_to_mono(source: Path, target: Path, header: AudioHeader) -> AudioHeader:
     """
     mixed = header._replace(channels=1)
     if target.exists():
-        if not _has_header(target, mixed):
+        if not (_has_header(target, mixed) and _begins_as_mix(target, source, mixed)):
             raise ValueError(f"{target} is there already, and is not its mix. Remove that, or give another --mono")
         return mixed
     with atomic_path(target) as temporary:
@@ -56,6 +58,15 @@ def _has_header(path: Path, header: AudioHeader) -> bool:
         return read_audio_header(path) == header
     except ValueError:
         return False
+
+
+def _begins_as_mix(target: Path, source: Path, mixed: AudioHeader) -> bool:
+    """Clips of one length and name in another folder have the same header."""
+    with soundfile.SoundFile(source) as channels, soundfile.SoundFile(target) as mono:
+        count = min(COMPARED_FRAMES, mixed.frames)
+        expected, found = _read(channels, count).mean(axis=1), _read(mono, count)[:, 0]
+    loud = np.abs(expected) >= 1 - ROUNDING  # as lossy formats may be; FLAC cannot hold more than 1
+    return bool((loud | (np.abs(expected - found) < ROUNDING)).all())
 
 
 def _open_flac(path: Path, channels: soundfile.SoundFile) -> soundfile.SoundFile:

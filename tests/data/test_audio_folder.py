@@ -388,6 +388,16 @@ def test_mixes_are_made_once(add, prepare, tmp_path):
         assert mix.read_bytes() == broken  # it may be somebody's
 
 
+def test_mixes_of_another_folder_are_not_taken_over(add, prepare, tmp_path):
+    """Clips of ten seconds that are called 0001 in each of two folders: the second manifest was of the first's."""
+    path = add("0001.wav", channels=2)
+    prepare(mono=tmp_path / "mono")
+    soundfile.write(path, noise(8000, 2, seed=77), 16000)
+    with pytest.raises(ValueError, match="1 problems"):
+        prepare(mono=tmp_path / "mono")
+    assert "0001.flac is there already, and is not its mix." in (tmp_path / "out/problems.txt").read_text()
+
+
 def test_a_recording_that_breaks_while_it_is_mixed_is_a_problem(add, prepare, tmp_path):
     """Nothing of it is left, which the next call would take for the mix."""
     path = add("a.wav", channels=2, subtype="FLOAT")
