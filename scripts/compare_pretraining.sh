@@ -56,6 +56,7 @@ done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 exp=$(new_folder "$exp")
 
+alone_in "$exp"
 EXTRAS=test
 source scripts/environment.sh
 export HYDRA_FULL_ERROR=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore

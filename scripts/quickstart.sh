@@ -52,6 +52,7 @@ find_split() {
 }
 for split in ${manifests:+train dev test}; do find_split "$split"; done # before the installation
 
+alone_in "$exp"
 EXTRAS=test
 source scripts/environment.sh
 export HYDRA_FULL_ERROR=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore

@@ -49,6 +49,16 @@ new_folder() {
     echo "$path"
 }
 
+# alone_in FOLDER: end the script where another one is at work in the folder: what begun.tsv says of a stage would be the
+# options of the one, and what the stage makes the work of the other. The lock ends with the last process that was started.
+alone_in() {
+    local status=0
+    mkdir -p "$1"
+    exec {folder_lock}>>"$1/.lock"
+    flock --nonblock --conflict-exit-code 75 "$folder_lock" 2>/dev/null || status=$?
+    [ "$status" -ne 75 ] || { echo "${0##*/}: --exp $1: another script is at work there. Wait for it, or give another folder." >&2; exit 1; }
+}
+
 # override KEY VALUE: KEY=VALUE for Hydra, the value in quotes where its grammar would read more than text in it, as in
 # a path with spaces, brackets or letters that are not English.
 override() {

@@ -324,10 +324,10 @@ def test_no_environment_is_made_with_a_python_in_which_nemo_restores_no_model(tm
 def stages(tmp_path):
     """``stages("stage a ...")``: a script with the functions of stages.sh; the process, its output and the folder."""
 
-    def start(script, exp="exp"):
+    def start(script, exp="exp", **options):
         head = f"set -euo pipefail\nexp={tmp_path}/{exp}\nsource {SCRIPTS}/stages.sh\n"
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        return subprocess.Popen(["bash", "-c", head + script], cwd=tmp_path, **pipes)
+        return subprocess.Popen(["bash", "-c", head + script], cwd=tmp_path, **pipes, **options)
 
     return start
 
@@ -412,6 +412,25 @@ def test_an_interrupted_stage_goes_on(stages, tmp_path):
         process.communicate(timeout=20)
         statuses.append(process.returncode)
     assert statuses == [1, 0, 0, 1] and (tmp_path / "exp" / "model").exists()
+
+
+def test_two_scripts_are_not_at_work_in_one_folder(stages, tmp_path):
+    """The second, with other updates, ended at the first's lock; but then the model of the first passed for one of
+    these updates."""
+    first = stages(
+        'alone_in "$exp"\nstage train "$exp/model" bash -c "touch begun; read; touch exp/model"', stdin=subprocess.PIPE
+    )
+    while not (tmp_path / "begun").exists():
+        assert first.poll() is None
+        time.sleep(0.05)
+    script = 'alone_in "$exp"\nstage train "$exp/model" touch "$exp/model" updates=2000'
+    second = stages(script)
+    output, _ = second.communicate(timeout=20)
+    assert second.returncode == 1 and f"--exp {tmp_path}/exp: another script is at work there. Wait for it" in output
+    first.communicate("\n", timeout=20)
+    assert first.returncode == 0
+    output, _ = stages(script).communicate(timeout=20)
+    assert 'the stage "train" is done, but was given other options' in output
 
 
 def test_a_script_that_skips_by_itself_is_called_anyway(stages, tmp_path):
