@@ -125,6 +125,7 @@ def label_manifest(
         progress.close()
         if shard.count == 1 and not partial.stat().st_size:
             raise _none_labelled(manifest, total, left_out.path)
+        _check_output(manifest, output, maker.id)  # with another k-means a second process may have been quicker
         os.replace(partial, output)
     logger.info("%s: %d utterances labelled.", output, len(lines) - len(left_out))
     if len(left_out):

@@ -514,6 +514,25 @@ def test_what_another_process_has_just_finished_is_left_alone(with_bad_lines, ma
     assert names == {"labelled.json", "labelled.left_out.json"}
 
 
+def test_labels_of_another_kmeans_that_were_finished_first_stay(corpus, maker, tmp_path):
+    """Both calls found no output; the one that ended last wrote over the labels of the other."""
+    frames = sample_corpus_frames([corpus], WindowFeatures(), 10**6, seed=0)
+    other = fit_label_maker(frames, [9], WindowFeatures.description, backend="sklearn")
+    output = tmp_path / "labelled.json"
+
+    class Slow(WindowFeatures):
+        def __call__(self, waveforms):
+            if self.calls == 0:
+                label_manifest(corpus, output, other, WindowFeatures())
+            return super().__call__(waveforms)
+
+    with pytest.raises(ValueError, match=f"labels of another k-means .{other.id}, not {maker.id}.*Give another"):
+        label_manifest(corpus, output, maker, Slow())
+    assert {entry["labels"]["maker"] for entry in read_manifest(output)} == {other.id}
+    output.unlink()
+    assert label_manifest(corpus, output, maker, WindowFeatures(fail_at_call=1)) is True  # its own are kept
+
+
 def test_shards_are_joined_by_one_process(corpus, maker, tmp_path, monkeypatch):
     output, write = tmp_path / "labelled.json", labelling.write_manifest
     for index in (0, 1):
