@@ -27,8 +27,16 @@ def has_all_updates(trainer: pl.Trainer) -> bool:
     return 0 < trainer.max_steps <= trainer.global_step
 
 
+def _is_current(path: str, checkpoint: Optional[str]) -> bool:
+    """Whether there is a ``.nemo``, and none from before the checkpoint that the run went on from."""
+    if not os.path.exists(path):
+        return False
+    return not (checkpoint and os.path.exists(checkpoint)) or os.path.getmtime(path) >= os.path.getmtime(checkpoint)
+
+
 class FinishedRun(pl.Callback):
-    """Say of a run that has had all its updates that nothing is trained, and write its ``.nemo`` where it lacks it.
+    """Say of a run that has had all its updates that nothing is trained, and write its ``.nemo`` where it lacks it, or
+    has that of fewer updates.
 
     NeMo writes it at the end of training, which Lightning does not reach again when all updates are in the checkpoint.
     """
@@ -49,9 +57,11 @@ class FinishedRun(pl.Callback):
         if not isinstance(checkpoints, NeMoModelCheckpoint) or not checkpoints.save_nemo_on_train_end:
             return
         path = checkpoints._format_nemo_checkpoint_name()
-        is_there = trainer.strategy.broadcast(os.path.exists(path))
+        is_there = trainer.strategy.broadcast(_is_current(path, trainer.ckpt_path))
         if not is_there and has_all_updates(trainer):
-            logging.info(f"All {trainer.global_step} updates are done, but {path} is missing: writing it.")
+            logging.info(
+                f"All {trainer.global_step} updates are done, but {path} is missing, or of fewer: writing it."
+            )
             if getattr(pl_module, "is_split", False):  # the ranks have let go of each other's parts
                 best = checkpoints.best_model_path if checkpoints.save_best_model else ""
                 pl_module.save_checkpoint_to(best or trainer.ckpt_path, path)

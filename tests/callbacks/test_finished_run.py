@@ -14,6 +14,7 @@
 
 """A run that was killed between its last checkpoint and its ``.nemo``."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -60,6 +61,20 @@ def test_the_same_command_writes_what_is_missing(config, tmp_path):
     written = path.stat().st_mtime_ns
     run(config, tmp_path, resume=last)
     assert path.stat().st_mtime_ns == written and len(list(tmp_path.glob("*.nemo"))) == 1
+
+
+def test_a_model_of_fewer_updates_is_not_taken_for_that_of_all(config, tmp_path):
+    """A finished run was given more updates, and killed before it wrote its ``.nemo``: the same command ended well, with
+    that of the first updates."""
+    run(config, tmp_path)
+    path = tmp_path / "run.nemo"
+    expected = restore_model(path).state_dict()
+    (last,) = tmp_path.glob("*last.ckpt")
+    path.write_text("of two updates")
+    os.utime(path, (1, 1))
+    run(config, tmp_path, resume=last)
+    assert all(torch.equal(value, expected[name]) for name, value in restore_model(path).state_dict().items())
+    assert len(list(tmp_path.glob("*.nemo"))) == 1
 
 
 def test_so_do_ranks_that_share_a_model(config, tmp_path):
