@@ -188,11 +188,11 @@ def _evaluate(
     if letters:
         references = [entry["text"] for entry in entries]
         write_log_probs(output / f"{name}.log_probs.safetensors", letters, zip(ids, references, log_probs))
-    results = {}
-    for decoder_name in decoders:
-        texts = _interleave([part[decoder_name] for _, part in parts])
-        _write_predictions(output / f"{name}.{decoder_name}.json", entries, texts)
-        results[decoder_name] = error_summary(entries, texts)
+    texts = {decoder_name: _interleave([part[decoder_name] for _, part in parts]) for decoder_name in decoders}
+    results = {decoder_name: error_summary(entries, found) for decoder_name, found in texts.items()}
+    predictions = {decoder_name: _predictions(entries, found) for decoder_name, found in texts.items()}
+    for decoder_name, lines in predictions.items():  # last, with results.json at once behind them
+        write_manifest(output / f"{name}.{decoder_name}.json", lines)
     return results
 
 
@@ -217,7 +217,7 @@ def error_summary(entries: Sequence[Dict[str, Any]], texts: Sequence[str]) -> Di
     }
 
 
-def _write_predictions(path: Path, entries: Sequence[Dict[str, Any]], texts: Sequence[str]) -> None:
+def _predictions(entries: Sequence[Dict[str, Any]], texts: Sequence[str]) -> List[Dict[str, Any]]:
     lines = []
     for entry, text in zip(entries, texts):
         errors: ErrorCounts = word_errors([(entry["text"], text)])
@@ -227,4 +227,4 @@ def _write_predictions(path: Path, entries: Sequence[Dict[str, Any]], texts: Seq
             "deletions": errors.deletions,
         }
         lines.append({**entry, "pred_text": text, "word_errors": counts})
-    write_manifest(path, lines)
+    return lines

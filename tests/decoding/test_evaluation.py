@@ -26,6 +26,7 @@ import torch
 from nemo.collections.asr.models import ASRModel, EncDecCTCModelBPE
 
 from nemo_mshubert.data.manifest import write_manifest
+from nemo_mshubert.decoding import evaluation
 from nemo_mshubert.decoding.acoustic import model_log_probs
 from nemo_mshubert.decoding.evaluation import (
     cores_per_rank,
@@ -330,6 +331,23 @@ def test_results_of_another_model_are_not_replaced(letters_path, manifest, tmp_p
         (output / "results.json").write_text(content)
         with pytest.raises(ValueError, match="results.json: not a results.json of scripts/evaluate.py"):
             evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
+
+
+def test_predictions_are_there_when_all_is_counted(letters_path, manifest, tmp_path, monkeypatch):
+    """A quickstart that was killed while the errors of the beam were counted took the greedy predictions of the last
+    set for a sign that all is done; its numbers were missing in the report."""
+    model, output = load_ctc_model(letters_path, "cpu"), tmp_path / "out"
+    decoders = {"greedy": greedy_decoder(model), "beam": lambda utterances, log_probs: ["killed"] * len(utterances)}
+
+    def killed(entries, texts):
+        if texts[0] == "killed":
+            raise KeyboardInterrupt
+        return error_summary(entries, texts)
+
+    monkeypatch.setattr(evaluation, "error_summary", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
+    assert [path.name for path in output.iterdir()] == ["test.log_probs.safetensors"]
 
 
 def test_results_are_there_after_each_manifest(letters_path, manifest, tmp_path):
