@@ -14,6 +14,7 @@
 
 """The first things that a newcomer asks of a script: --help, and what a wrong option is."""
 
+import fcntl
 import json
 import os
 import re
@@ -294,6 +295,17 @@ def test_quickstart_looks_at_its_folders_before_it_installs(shell, tmp_path):
     assert status == 2 and text.endswith("train.json: a file. Give another folder.\n") and len(made) == 1
     status, text, made = shell("quickstart.sh", "--manifests", ".")
     assert status == 1 and "no dev*.json" in text and len(made) == 1
+
+
+@pytest.mark.parametrize("name", ["quickstart.sh", "compare_pretraining.sh"])
+def test_a_folder_at_work_is_refused_before_anything_is_installed(shell, tmp_path, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "exp").mkdir()
+    files = "--kmeans file --train file --dev file --test file --words file" if name.startswith("compare") else ""
+    with open(tmp_path / "exp" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        status, text, made = shell(name, "--exp", str(tmp_path / "exp"), *files.split())
+    assert status == 1 and "exp: another script is at work there." in text and len(made) == 2
 
 
 def test_no_environment_is_made_with_a_python_in_which_nemo_restores_no_model(tmp_path):
