@@ -186,19 +186,19 @@ def test_archive_that_lies_there_is_checked_and_used(corpus, tmp_path, monkeypat
 @pytest.mark.unit
 def test_two_do_not_download_at_once(corpus, tmp_path, monkeypatch, held_elsewhere):
     """Both added to one file, whose checksum was wrong after 30 GB; and what a killed one had unpacked stayed."""
-    first = held_elsewhere(tmp_path / "data" / ".download.lock")
-    left = tmp_path / "data" / ".unpacking-x"
+    first = held_elsewhere(tmp_path / "new" / ".download.lock")
+    left = tmp_path / "new" / ".unpacking-x"
     (left / "LibriSpeech").mkdir(parents=True)
     body = tar_of(corpus / "LibriSpeech", tmp_path / "made.tar.gz")
     with Server(body) as server:
         monkeypatch.setitem(ARCHIVES, "dev-clean", archive_of(body, server.url))
         with pytest.raises(RuntimeError, match="another process downloads into this folder. Wait for it."):
-            download_corpora(tmp_path / "data", ["dev-clean"])
+            download_corpora(tmp_path / "new", ["dev-clean"])
         assert not server.asked and left.exists()
         first.kill()
         first.wait()
-        download_corpora(tmp_path / "data", ["dev-clean"])
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["LibriSpeech", "dev-clean.tar.gz"]
+        download_corpora(tmp_path / "new", ["dev-clean"])
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["LibriSpeech", "dev-clean.tar.gz"]
 
 
 @pytest.mark.unit
