@@ -68,10 +68,10 @@ def keep_whole_checkpoints(folder: Path, save_top_k: int = 1) -> None:
     """Leave what a run can go on from, where it was killed while it wrote a checkpoint: NeMo would stop and ask for
     that. Checkpoints are in folders below where their metric has a slash in its name.
 
-    Unfinished checkpoints and ``.nemo`` files go, damaged ones are set aside under another name. Of several last ones the newest stays;
-    where there is none, the newest other one, which holds as much, becomes it. One whose score is not a number, which
-    NeMo cannot read back from its name, is set aside. So are the best ones where the run no longer keeps any
-    (``save_top_k`` 0), as without a validation: NeMo would delete them, and stop.
+    Unfinished checkpoints and ``.nemo`` files go, damaged ones are set aside under another name. Of several last ones
+    the newest stays; where there is none, the newest other one, which holds as much, becomes it. One whose score is not
+    a number, which NeMo cannot read back from its name, is set aside. So are the best ones where the run no longer
+    keeps any (``save_top_k`` 0), as without a validation: NeMo would delete them, and stop.
     """
     remove_left_over(folder)
     for marker in _markers(folder):
