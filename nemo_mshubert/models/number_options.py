@@ -89,8 +89,8 @@ SECTIONS: Dict[str, Dict[str, Kind]] = {
     "trainer": {"num_nodes": COUNT, "gradient_clip_val": WEIGHT, "log_every_n_steps": COUNT},
     "exp_manager.checkpoint_callback_params": {"save_top_k": KEPT},
 }
-NULLABLE = ("batch_size", "min_duration", "max_duration", "truncate_duration", "shuffle_buffer_size", "warmup_steps")
-NULLABLE += ("warmup_ratio", "hold_steps", "hold_ratio", "gradient_clip_val", "log_every_n_steps")
+NULLABLE = ("batch_duration", "batch_size", "min_duration", "max_duration", "truncate_duration", "shuffle_buffer_size")
+NULLABLE += ("warmup_steps", "warmup_ratio", "hold_steps", "hold_ratio", "gradient_clip_val", "log_every_n_steps")
 
 
 def check_numbers(cfg: DictConfig) -> None:

@@ -60,7 +60,7 @@ def place_label_sets(
         label_layers = {int(layer): int(clusters) for layer, clusters in label_layers.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"label_layers {label_layers}: expected block numbers and cluster counts, as in " "{12: 1000, 10: 500}."
+            f"label_layers {label_layers}: expected block numbers and cluster counts, as in {{12: 1000, 10: 500}}."
         ) from error
     if sorted(label_layers.values()) != sorted(label_sets):
         raise ValueError(
