@@ -284,6 +284,11 @@ def _options_of_streams(config: DictConfig) -> Dict[str, Any]:
 def validation_loader(config: DictConfig, dataset: Dataset, rank: int, world_size: int) -> DataLoader:
     """One finite pass over a plain manifest, numbered alike every time; ranks share the utterances."""
     config = _lhotse_options(config)
+    if config.get("tarred_audio_filepaths") is not None:
+        raise ValueError(
+            f"tarred_audio_filepaths: {config.tarred_audio_filepaths}: a validation reads plain manifests, so that the "
+            "ranks share their lines. Remove it."
+        )
     count_utterances(config)
     with open_dict(config):
         config.shuffle = False

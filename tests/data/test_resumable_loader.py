@@ -257,6 +257,14 @@ def test_ranks_differ(kind, request):
 
 
 @pytest.mark.unit
+def test_a_validation_on_tars_is_refused(plain):
+    """It was a KeyError: the lines of a plain manifest are of no shard."""
+    plain.tarred_audio_filepaths = "audio__OP_0..3_CL_.tar"
+    with pytest.raises(ValueError, match="tarred_audio_filepaths: audio.*: a validation reads plain manifests"):
+        validation_loader(plain, PretrainingDataset("maker-one", [50], "pad"), 0, 1)
+
+
+@pytest.mark.unit
 def test_validation_is_one_pass_the_same_every_time(plain):
     """val_loss chooses the best checkpoint: it must be of all utterances, each once, always alike."""
     plain.update(crop="pad", use_bucketing=False)
