@@ -36,11 +36,13 @@ def check_transcripts(manifest: PathLike, letters: Optional[Sequence[str]] = Non
         check_transcript(entry, where, letters)
 
 
-def check_transcript(entry: Dict[str, Any], where: str, letters: Optional[Sequence[str]] = None) -> None:
-    """`check_transcripts` of one line, which is at ``where``."""
-    if not isinstance(entry.get("text"), str):
-        raise ValueError(f'{where}: no "text". Add the transcript or remove the line.')
-    foreign = "".join(sorted(set(entry["text"]) - set(letters))) if letters else ""
+def check_transcript(
+    entry: Dict[str, Any], where: str, letters: Optional[Sequence[str]] = None, field: str = "text"
+) -> None:
+    """`check_transcripts` of one line, which is at ``where``, with its transcript in ``field``."""
+    if not isinstance(entry.get(field), str):
+        raise ValueError(f'{where}: no "{field}". Add the transcript or remove the line.')
+    foreign = "".join(sorted(set(entry[field]) - set(letters))) if letters else ""
     if foreign:
         raise ValueError(
             f"{where}: the model's letters are {''.join(letters)!r}, the text has {foreign!r}. Write the text in "

@@ -39,6 +39,7 @@ from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.parallel.ranks import on_one_rank_of_each_node
 from nemo_mshubert.parallel.registration import strategies
 
+LEAVE_TRANSCRIPTS = ("truncate_duration", "cut_into_windows_duration")
 NEMO_OPTIONS = ("interctc", "optim_param_groups")  # of ASR models, which fine-tuning may set
 
 
@@ -72,6 +73,12 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
     for name, data in (("train_ds", train_ds), ("validation_ds", validation_ds)):
         if not data.get("use_lhotse") and data.get("batch_size") is None:
             raise ValueError(f"model.{name}.use_lhotse=false: NeMo's older loader needs model.{name}.batch_size.")
+        for option in LEAVE_TRANSCRIPTS:
+            if data.get(option):
+                raise ValueError(
+                    f"model.{name}.{option}={data[option]}: the audio would be cut, and its transcript left whole. Remove "
+                    "it; max_duration leaves out what is too long."
+                )
     on_one_rank_of_each_node(trainer, _check_data, train_ds, validation_ds)
     _set_up_training(model, train_ds, trainer)
     if validation_ds.manifest_filepath is not None:
@@ -136,7 +143,7 @@ def _checked_lines(manifest: str, config: DictConfig, are_mixed: bool) -> Iterat
         check_for_mixing(manifest)
     lines = iter_manifest(manifest) if is_tarred else iter_with_audio(manifest)
     for where, entry in not_empty(lines, manifest):
-        check_transcript(entry, where, config.get("labels"))
+        check_transcript(entry, where, config.get("labels"), config.get("text_field", "text"))
         yield where, entry
 
 

@@ -323,6 +323,28 @@ def test_the_loader_without_lhotse_needs_a_batch_size(letters_path, overrides, n
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("name", ["train_ds", "validation_ds"])
+@pytest.mark.parametrize("option", ["truncate_duration", "cut_into_windows_duration"])
+def test_audio_that_is_cut_beside_its_transcript_is_refused(letters_path, overrides, name, option):
+    """As pre-training has it: a second of speech was trained to be the text of ten."""
+    overrides[name][option] = 1.0
+    with pytest.raises(ValueError, match=f"model.{name}.{option}=1.0: the audio would be cut.*max_duration"):
+        restore_for_finetuning(str(letters_path), overrides, quiet_trainer(max_steps=1))
+
+
+@pytest.mark.integration
+def test_transcripts_are_looked_at_in_their_field(letters_path, overrides, tmp_path):
+    """With a misspelt text_field, or one that some lines lack, NeMo trains on empty transcripts."""
+    overrides.train_ds.text_field = "spoken"
+    with pytest.raises(ValueError, match=f'{overrides.train_ds.manifest_filepath}:1: no "spoken"'):
+        restore_for_finetuning(str(letters_path), overrides, quiet_trainer(max_steps=1))
+    lines = read_manifest(overrides.train_ds.manifest_filepath)
+    write_manifest(tmp_path / "spoken.json", [{**line, "text": "WRITTEN", "spoken": line["text"]} for line in lines])
+    overrides.train_ds.manifest_filepath = str(tmp_path / "spoken.json")
+    restore_for_finetuning(str(letters_path), overrides, quiet_trainer(max_steps=1))
+
+
+@pytest.mark.integration
 def test_several_ranks_need_lhotse(letters_path, overrides):
     """NeMo's older loader gives every rank all of the data in one order: n GPUs did the work of one."""
     overrides.train_ds.use_lhotse = False
@@ -359,9 +381,9 @@ def test_one_rank_looks_at_the_data_and_all_refuse_it(letters_path, overrides, t
     train = len(read_manifest(overrides.train_ds.manifest_filepath))
     looked_at = []
 
-    def look(entry, where, letters):
+    def look(entry, where, *options):
         looked_at.append(where)
-        check_transcript(entry, where, letters)
+        check_transcript(entry, where, *options)
 
     monkeypatch.setattr(finetuning, "check_transcript", look)
 
