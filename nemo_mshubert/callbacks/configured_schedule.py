@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 # Of PyTorch's schedulers; all else of their state follows from the config.
-PROGRESS = {"last_epoch", "_step_count", "_last_lr"}
+PROGRESS = {"last_epoch", "_step_count", "_last_lr", "best", "num_bad_epochs", "cooldown_counter"}
 NEEDED = {"_scale_fn_custom"}  # CyclicLR loads no state without it
 # Of optimizers, besides the rate, which follows from the schedule.
 OPTIONS = ("betas", "eps", "weight_decay")

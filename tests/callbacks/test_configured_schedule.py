@@ -154,3 +154,21 @@ def test_a_schedule_that_follows_a_loss_is_not_told_an_update_in_its_place():
     resumed.on_train_start(SimpleNamespace(optimizers=[optimizer], lr_scheduler_configs=configs), None)
     schedule.step(2.5)
     assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_a_schedule_that_follows_a_loss_keeps_what_it_waits_for():
+    """Its patience began anew on every resume: a run of short jobs never had a lower rate."""
+
+    def schedule():
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.5)
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1), optimizer
+
+    before, _ = schedule()
+    for loss in (2.0, 2.5):
+        before.step(loss)
+    state = before.state_dict()
+    ConfiguredSchedule().on_load_checkpoint(None, None, {"lr_schedulers": [state]})
+    after, optimizer = schedule()
+    after.load_state_dict(state)
+    after.step(2.5)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
