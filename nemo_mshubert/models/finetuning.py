@@ -57,12 +57,12 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
             one of the encoder, a strategy by which ranks share a model, or data that cannot be trained on (a missing or
             truncated shard, a missing audio file, a broken line, no text, letters that the model lacks).
     """
+    model = _restore(path, overrides, trainer)
     if isinstance(trainer.strategy, tuple(kind for kind, _ in strategies().values())):
         raise ValueError(
             f"trainer.strategy: {type(trainer.strategy).__name__} shares one model among ranks, which only pre-training "
             "can. Fine-tune with trainer.strategy=ddp."
         )
-    model = _restore(path, overrides, trainer)
     train_ds, validation_ds, optim = (
         OmegaConf.create(OmegaConf.to_container(overrides[name], resolve=True))
         for name in ("train_ds", "validation_ds", "optim")
