@@ -45,12 +45,30 @@ def try_to_lock(stream: IO, lock: Callable[[IO, int], None]) -> bool:
     return True
 
 
-def is_file_of(stream: IO, path: Path) -> bool:
+def _is_file_of(stream: IO, path: Path) -> bool:
     """Whether an open file is still the one of this name: its process may have renamed or removed it since."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def locked(path: Path, lock: Callable[[IO, int], None], work: str) -> Iterator[IO]:
+    """The file of this name, locked by `try_to_lock` and open to append; its folder is made.
+
+    Raises:
+        RuntimeError: another process has it; ends with ``work``.
+    """
+    make_folder(path.parent)
+    while True:
+        with open(path, "a", encoding="utf-8") as stream:
+            if not try_to_lock(stream, lock):
+                raise RuntimeError(f"{path}: another process {work}")
+            if not _is_file_of(stream, path):  # the other process renamed or removed it behind the open
+                continue
+            yield stream
+            return
 
 
 @contextmanager
@@ -64,15 +82,8 @@ def alone(lock: Path, work: str) -> Iterator[None]:
     Raises:
         RuntimeError: another process has it; ends with ``work``.
     """
-    make_folder(lock.parent)
-    while True:
-        with open(lock, "a", encoding="utf-8") as stream:
-            if not try_to_lock(stream, fcntl.lockf):
-                raise RuntimeError(f"{lock}: another process {work}")
-            if not is_file_of(stream, lock):  # the other process removed it behind the open
-                continue
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-            return
+    with locked(lock, fcntl.lockf, work):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Iterator, Tuple
 
-from nemo_mshubert.file_lock import is_file_of, try_to_lock
-from nemo_mshubert.whole_files import make_folder, naming
+from nemo_mshubert.file_lock import locked
+from nemo_mshubert.whole_files import naming
 
 
 @contextmanager
@@ -35,12 +35,6 @@ def locked_partial(output: Path, identity: str, work: str) -> Iterator[Tuple[Pat
         RuntimeError: another process has it; ends with ``work``.
     """
     partial = output.with_name(f".{output.name}.{identity}.partial")
-    make_folder(partial.parent)
-    while True:
-        with naming(partial), open(partial, "a", encoding="utf-8") as stream:
-            if not try_to_lock(stream, fcntl.flock):  # of the file as opened here: its lines are read by another name
-                raise RuntimeError(f"{partial}: another process {work}")
-            if not is_file_of(stream, partial):  # finished by another process behind the open, and renamed
-                continue
-            yield partial, stream
-            return
+    # flock is of the file as opened here: its lines are read by another name
+    with naming(partial), locked(partial, fcntl.flock, work) as stream:
+        yield partial, stream

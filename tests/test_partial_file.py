@@ -18,7 +18,7 @@ import os
 
 import pytest
 
-from nemo_mshubert import partial_file
+from nemo_mshubert import file_lock
 from nemo_mshubert.partial_file import locked_partial
 
 pytestmark = pytest.mark.unit
@@ -36,7 +36,7 @@ def test_a_file_that_was_finished_behind_the_open_is_not_written_to(tmp_path, mo
             ending(tmp_path / ".out.id.partial")
         return True
 
-    monkeypatch.setattr(partial_file, "try_to_lock", finished_meanwhile)
+    monkeypatch.setattr(file_lock, "try_to_lock", finished_meanwhile)
     with locked_partial(tmp_path / "out", "id", "is at it.") as (partial, stream):
         stream.write("a line")
         stream.flush()

@@ -49,8 +49,9 @@ class ConfiguredSchedule(pl.Callback):
         if self._is_resumed:
             for config in trainer.lr_scheduler_configs:
                 _set_rates(config.scheduler)
-            for optimizer in trainer.optimizers if not trainer.lr_scheduler_configs else ():
-                _set_constant_rates(optimizer)
+            if not trainer.lr_scheduler_configs:
+                for optimizer in trainer.optimizers:
+                    _set_constant_rates(optimizer)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Dict[str, Any]

@@ -46,10 +46,12 @@ def write_features(manifest: PathLike, folder: PathLike, features: FeatureMaker)
     folder = Path(folder)
     lines = list(_lines_with_paths(manifest, folder))
     _describe(folder, features)
+    missing = []
     for where, entry, path in lines:
         if path.is_file():
             _check_length(path, entry, where)
-    missing = [(where, entry) for where, entry, path in lines if not path.is_file()]
+        else:
+            missing.append((where, entry))
     there = len(lines) - len(missing)
     with tqdm(total=len(lines), initial=there, desc="features", unit=" utterances", disable=None) as progress:
         for window in audio_windows(missing):

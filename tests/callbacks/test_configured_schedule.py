@@ -39,19 +39,29 @@ class Rates(pl.Callback):
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])  # of the next
 
 
+def train_on(config, folder, updates, optim, resume=None, callbacks=()):
+    """The model after so many updates; ``last.ckpt`` in the folder is of the last."""
+    config.optim = {"name": "adamw", "lr": 1e-3, **optim}
+    checkpoints = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=1)
+    callbacks = [ConfiguredSchedule(), checkpoints, *callbacks]
+    batches = [[collate([utterance(0)])] * 12]
+    return train(config, batches, updates, resume=resume, callbacks=callbacks, enable_checkpointing=True)
+
+
+def rates_of(*arguments, **options):
+    """The rates of `train_on` before each update and behind it."""
+    found = Rates()
+    train_on(*arguments, **options, callbacks=[found])
+    return found.rates
+
+
 @pytest.mark.parametrize("lr", [1e-3, 1e-4])
 def test_a_resumed_run_follows_the_schedule_of_its_config(config, tmp_path, lr):
     """With more updates it would train at rate 0, the end of the schedule that the checkpoint had."""
-    batches = [[collate([utterance(0)])] * 12]
 
     def rates(folder, updates, peak, resume=None):
         schedule = {"name": "PolynomialDecayAnnealing", "power": 1.0, "min_lr": 0.0, "warmup_steps": 2}
-        config.optim = {"name": "adamw", "lr": peak, "sched": {**schedule, "max_steps": updates}}
-        checkpoints = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=1)
-        found = Rates()
-        callbacks = [ConfiguredSchedule(), checkpoints, found]
-        train(config, batches, updates, resume=resume, callbacks=callbacks, enable_checkpointing=True)
-        return found.rates
+        return rates_of(config, folder, updates, {"lr": peak, "sched": {**schedule, "max_steps": updates}}, resume)
 
     rates(tmp_path, 6, 1e-3)
     expected = rates(tmp_path / "whole", 12, lr)[2 * 6 :]
@@ -60,13 +70,9 @@ def test_a_resumed_run_follows_the_schedule_of_its_config(config, tmp_path, lr):
 
 def test_a_resumed_run_takes_the_kernel_of_its_config(config, tmp_path):
     """The checkpoint's: AdamW sharded over ranks would run the fused kernel on counts that it keeps on the CPU."""
-    batches = [[collate([utterance(0)])] * 3]
 
     def group(updates, fused, resume=None):
-        config.optim = {"name": "adamw", "lr": 1e-3, "fused": fused}
-        checkpoints = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, every_n_train_steps=1)
-        callbacks = [ConfiguredSchedule(), checkpoints]
-        model = train(config, batches, updates, resume=resume, callbacks=callbacks, enable_checkpointing=True)
+        model = train_on(config, tmp_path, updates, {"fused": fused}, resume)
         (found,) = model.trainer.optimizers[0].param_groups
         return found["fused"], {int(state["step"]) for state in model.trainer.optimizers[0].state.values()}
 
@@ -82,13 +88,10 @@ class Decays(pl.Callback):
 
 def test_a_resumed_run_takes_the_optimizer_of_its_config(config, tmp_path):
     """PyTorch takes that of the checkpoint: another weight decay had no effect, without a word."""
-    batches = [[collate([utterance(0)])] * 3]
 
     def found(updates, weight_decay, beta, resume=None):
-        config.optim = {"name": "adamw", "lr": 1e-3, "weight_decay": weight_decay, "betas": [0.9, beta]}
-        checkpoints = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, every_n_train_steps=1)
-        callbacks = [ConfiguredSchedule(), checkpoints, decays := Decays()]
-        model = train(config, batches, updates, resume=resume, callbacks=callbacks, enable_checkpointing=True)
+        decays, optim = Decays(), {"weight_decay": weight_decay, "betas": [0.9, beta]}
+        model = train_on(config, tmp_path, updates, optim, resume, [decays])
         return decays.found, model.trainer.optimizers[0].state
 
     assert found(2, 0.1, 0.98)[0] == (0.1, (0.9, 0.98))
@@ -112,36 +115,17 @@ def test_options_of_parts_are_those_of_the_checkpoint(groups):
 
 def test_a_schedule_that_loads_more_than_its_progress_goes_on(config, tmp_path):
     """CyclicLR: a KeyError, also at the end of training, when NeMo loads the best checkpoint."""
-    batches = [[collate([utterance(0)])] * 3]
-
-    def last_rate(updates, resume=None):
-        schedule = {"name": "CyclicLR", "base_lr": 1e-4, "max_lr": 1e-3, "step_size_up": 4, "cycle_momentum": False}
-        config.optim = {"name": "adamw", "lr": 1e-3, "sched": schedule}
-        checkpoints = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, every_n_train_steps=1)
-        found = Rates()
-        callbacks = [ConfiguredSchedule(), checkpoints, found]
-        train(config, batches, updates, resume=resume, callbacks=callbacks, enable_checkpointing=True)
-        return found.rates[-1]
-
-    assert last_rate(2) == pytest.approx(5.5e-4)
-    assert last_rate(3, tmp_path / "last.ckpt") == pytest.approx(7.75e-4)
+    schedule = {"name": "CyclicLR", "base_lr": 1e-4, "max_lr": 1e-3, "step_size_up": 4, "cycle_momentum": False}
+    optim = {"sched": schedule}
+    assert rates_of(config, tmp_path, 2, optim)[-1] == pytest.approx(5.5e-4)
+    assert rates_of(config, tmp_path, 3, optim, tmp_path / "last.ckpt")[-1] == pytest.approx(7.75e-4)
 
 
 def test_a_resumed_run_without_a_schedule_has_the_rate_of_its_config(config, tmp_path):
     """More updates at a constant rate: they were made at 0, the end of the schedule that the checkpoint had."""
-    batches = [[collate([utterance(0)])] * 4]
-
-    def rates(updates, options, resume=None):
-        config.optim = {"name": "adamw", "lr": 1e-3, **options}
-        checkpoints = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, every_n_train_steps=1)
-        found = Rates()
-        callbacks = [ConfiguredSchedule(), checkpoints, found]
-        train(config, batches, updates, resume=resume, callbacks=callbacks, enable_checkpointing=True)
-        return found.rates
-
     schedule = {"name": "PolynomialDecayAnnealing", "power": 1.0, "min_lr": 0.0, "warmup_steps": 1, "max_steps": 2}
-    assert rates(2, {"sched": schedule})[-1] == 0
-    assert rates(4, {}, tmp_path / "last.ckpt") == [1e-3] * 4
+    assert rates_of(config, tmp_path, 2, {"sched": schedule})[-1] == 0
+    assert rates_of(config, tmp_path, 4, {}, tmp_path / "last.ckpt") == [1e-3] * 4
 
 
 def test_a_schedule_that_follows_a_loss_is_not_told_an_update_in_its_place():
