@@ -92,7 +92,8 @@ class Pronunciations:
         return [phone for word in text.lower().split() for phone in self._of_word(word)]
 
     def require(self, texts: Iterable[str]) -> None:
-        """Raise ``ValueError`` for words that neither the files nor the fallback pronounce, all at once."""
+        """Raise ``ValueError`` for words that neither the files nor the fallback pronounce, all at once, and, where
+        stress is kept, for a word whose vowels have none."""
         words = dict.fromkeys(word for text in texts for word in text.lower().split())
         missing = [word for word in words if word not in self._phones]
         if missing and self.fallback is None:
@@ -104,6 +105,12 @@ class Pronunciations:
         self.guessed = missing
         for word in missing:
             self._phones[word] = self.fallback(word)
+        bare = (word for word in words if self.stress and not set(VOWELS).isdisjoint(self._phones[word]))
+        if word := next(bare, None):
+            raise ValueError(
+                f"{', '.join(map(str, self.paths))}: {word!r} is {' '.join(self._phones[word])}, without the stress of its "
+                "vowels. Set stress=false, or give files with stress (EH1)."
+            )
 
     def _of_word(self, word: str) -> List[str]:
         phones = self._phones[word]

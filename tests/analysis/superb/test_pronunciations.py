@@ -62,6 +62,17 @@ def test_words_without_a_pronunciation_are_named_together(write):
     assert guessing.of_text("a zyx") == ["AH0", "B", "D"] and guessing.guessed == ["zyx"]
 
 
+def test_a_lexicon_without_stress_beside_one_with_it(write):
+    """The transcript was called wrong, beside all 69 phones in one word, where stress=false is what helps."""
+    files = [write("bed B EH D\n"), write("a AH0\nb B\n", "other.txt")]
+    with pytest.raises(ValueError, match=r"lexicon.txt, .*other.txt: 'bed' is B EH D, without.* Set stress=false"):
+        Pronunciations(files).require(["a bed"])
+    Pronunciations(files).require(["a b"])  # of words that occur
+    without = Pronunciations(files, stress=False)
+    without.require(["a bed"])
+    assert without.of_text("a bed") == ["AH", "B", "EH", "D"]
+
+
 @pytest.mark.parametrize("line", ["word", "word XX1", "word B1", "word ah0", "word AH3"])
 def test_lines_that_are_no_pronunciation(write, line):
     with pytest.raises(ValueError, match=r"lexicon.txt:2: expected a word and ARPAbet phones"):
