@@ -286,7 +286,8 @@ def plot_diagnoses(diagnoses: Sequence[Diagnosis]):
         one.set_xlabel("layer (0: input of the transformer)")
         one.xaxis.set_major_locator(MaxNLocator(integer=True))
         one.grid(alpha=0.3)
-        one.legend(frameon=False, fontsize=8)
+        # above: inside it would lie on curves
+        one.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False, fontsize=8)
     return figure
 
 
