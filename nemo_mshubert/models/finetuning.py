@@ -84,6 +84,7 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
     if validation_ds.manifest_filepath is not None:
         _set_up_validation(model, validation_ds)
     model.setup_optimization(optim)
+    model.cfg = model.cfg  # what hparams.yaml and the report have of a config is as it was when it was last set
     return model
 
 

@@ -84,6 +84,9 @@ def test_options_of_finetuning_replace_those_of_the_file(path, overrides):
     assert all(module.training for module in encoder.modules())  # Lightning would leave dropout and masks off
     assert model._optimizer.param_groups[0]["initial_lr"] == 0.125
     assert type(model._scheduler["scheduler"]).__name__ == "TriStageAnnealing"
+    logged = model.hparams_initial["cfg"]  # else hparams.yaml and the report have the file's rate, alike for all runs
+    assert logged["optim"] == {"name": "adam", "lr": 0.125, "sched": {"name": "TriStageAnnealing", "max_steps": 10}}
+    assert logged["encoder"]["layerdrop"] == 0.25 and logged["train_ds"]["batch_size"] == 2
 
     signal, length, tokens, token_counts = next(iter(model._train_dl))[:4]
     assert signal.shape[0] == len(length) == 2
