@@ -201,7 +201,7 @@ def plot_curves(runs: Sequence[Run], ylabel: str):
             axes.fill_between(layers, lowest, highest, color=line.get_color(), alpha=0.2)
     axes.set(xlabel="layer (0: input of the transformer)", ylabel=ylabel)
     if axes.dataLim.ymin > 0:
-        axes.set_ylim(bottom=0)  # so that small differences look small
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # so that small differences look small, and flat curves are whole
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, fontsize=9)  # a legend inside would hide curves

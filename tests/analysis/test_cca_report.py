@@ -153,6 +153,13 @@ def test_plot_has_a_curve_per_name_and_a_band_per_group():
     assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["ours (AUC 0.90)", "HuBERT (AUC 0.30)"]
 
 
+def test_flat_curves_are_not_drawn_on_the_upper_edge():
+    """Random or barely trained encoders are alike in all layers: half of each marker was cut off."""
+    (axes,) = plot_curves([fake_run("random", 0.1, 0.101, 0.1)], "PWCCA").axes
+    bottom, top = axes.get_ylim()
+    assert bottom == 0 and top > 0.104
+
+
 def test_summary_has_mean_and_spread_of_the_seeds():
     """What docs quote: three seeds of a model are a mean and a sample standard deviation, one seed has no spread."""
     scores = [(0.1, 0.5, 0.3), (0.3, 0.9, 0.5), (0.2, 0.1, 0.1)]

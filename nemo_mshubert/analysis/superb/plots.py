@@ -27,7 +27,8 @@ def plot_layer_weights(results: Sequence[Dict[str, Any]]):
     for result in results:
         label = f"{result['name']}, {result['task'].upper()}"
         axes.plot(result["layer_weights"], marker="o", markersize=4, label=label)
-    axes.set(xlabel="layer (0: input of the transformer)", ylabel="weight", ylim=(0, None))
+    axes.set(xlabel="layer (0: input of the transformer)", ylabel="weight")
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # else equal weights, as of a short probe, lie on the upper edge
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
