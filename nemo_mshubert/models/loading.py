@@ -114,7 +114,9 @@ def local_path(name: Name) -> Path:
         return path
     if HUB_ID.fullmatch(str(name)) and path.suffix not in (".nemo", *FOREIGN_SUFFIXES):
         return _from_hub(str(name))
-    raise FileNotFoundError(f"{name}: no such file. Expected a .nemo file, e.g. of scripts/pretrain.py.")
+    raise FileNotFoundError(
+        f"{name}: no such file. Expected a .nemo, a Hugging Face folder, a .pt or an id of the hub."
+    )
 
 
 def is_foreign(path: Path) -> bool:

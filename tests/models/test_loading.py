@@ -125,6 +125,8 @@ def test_what_is_nowhere(hub_cache):
         restore_model("somebody/gone")
     with pytest.raises(FileNotFoundError, match="exp/gone.nemo: no such file"):
         restore_model("exp/gone.nemo")
+    with pytest.raises(FileNotFoundError, match=r"gone.pt: no such file. Expected .* a .pt"):  # not a .nemo alone
+        restore_model("gone.pt")
 
 
 def test_what_finetuning_takes(hf_folder, letters_path, tmp_path):
