@@ -19,12 +19,14 @@ import json
 import os
 import re
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
 
+from nemo_mshubert import whole_files
 from nemo_mshubert.whole_files import (
     atomic_folder,
     atomic_path,
@@ -68,8 +70,9 @@ def test_only_a_full_disk_is_given_a_name():
         with pytest.raises(OSError) as found, naming("mine"):
             raise error
         assert found.value is error and str(error) == before
-    with pytest.raises(OSError, match="No space left on device: 'mine'"), naming("mine"):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        with pytest.raises(OSError, match=f"{os.strerror(number)}: 'mine'"), naming("mine"):
+            raise OSError(number, os.strerror(number))
 
 
 def test_json_of_any_name(tmp_path):
@@ -111,6 +114,8 @@ def test_a_place_where_no_file_can_be(tmp_path, output):
         with pytest.raises((IsADirectoryError, FileExistsError), match=f"^{re.escape(str(named))}: a .*Name a"):
             with write(tmp_path / output):
                 pytest.fail("work was done for a file that cannot be written")
+    with pytest.raises((IsADirectoryError, FileExistsError), match=f"^{re.escape(str(named))}: a .*Name a"):
+        claim_json(tmp_path / output, {})
     if output != "folder":
         with pytest.raises(FileExistsError, match=f"^{re.escape(str(named))}: a file, .*Name another"):
             with atomic_folder(tmp_path / output):
@@ -132,8 +137,20 @@ def test_a_folder_takes_its_place_when_it_is_whole(tmp_path):
         (inside / "weights").touch()
         assert not os.listdir(folder)
     assert os.listdir(folder) == ["weights"] and os.listdir(tmp_path) == ["export"]
-    with pytest.raises(FileExistsError, match="Choose another folder"), atomic_folder(folder):
-        pass
+    for taken in (folder, folder / "weights"):
+        with pytest.raises(FileExistsError, match="Choose another folder"), atomic_folder(taken):
+            pass
+
+
+def test_what_ends_a_folder_is_told(tmp_path):
+    """A full disk, which names no file, and a place that was taken meanwhile: the export was lost, and its command ended
+    well."""
+    folder = tmp_path / "export"
+    with pytest.raises(OSError, match=f"No space left on device: '{folder}'$"), atomic_folder(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(NotADirectoryError, match=f"'{folder}'$"), atomic_folder(folder):
+        folder.write_text("a file")
+    assert os.listdir(tmp_path) == ["export"]
 
 
 @pytest.mark.parametrize("name", ["n" * 255, "語" * 85, "😀" * 63], ids=["one byte", "three bytes", "four bytes"])
@@ -163,7 +180,7 @@ def test_of_two_folders_the_first_stays(tmp_path):
 @pytest.mark.parametrize("has_links", [True, False])
 def test_what_a_folder_is_of_is_said_by_one(tmp_path, monkeypatch, has_links):
     """Two processes with other options looked, found nothing, and each took the folder for its own."""
-    path, links = tmp_path / "made" / "source.json", os.link
+    path, links = tmp_path / "made" / "below" / "source.json", os.link
 
     def comes_second(source, target):
         write_json(target, {"of": "the first"})
@@ -178,6 +195,18 @@ def test_what_a_folder_is_of_is_said_by_one(tmp_path, monkeypatch, has_links):
     assert claim_json(path, {"of": "a third"}) == {"of": first} and os.listdir(path.parent) == ["source.json"]
 
 
+def test_a_full_disk_is_told_where_nothing_could_be_claimed(tmp_path, monkeypatch):
+    """The error was of a hidden file that is not there."""
+
+    def refuse(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(whole_files, "write_json", refuse)
+    with pytest.raises(OSError, match="No space left on device"):
+        claim_json(tmp_path / "source.json", {})
+    assert not os.listdir(tmp_path)
+
+
 def test_what_killed_processes_left_is_removed(tmp_path):
     for suffix in ("", ".nemo"):
         temporary_neighbour(tmp_path / "run.nemo", suffix).touch()
@@ -187,3 +216,10 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     assert len(os.listdir(tmp_path)) == 3
     remove_left_over(tmp_path)
     assert os.listdir(tmp_path) == ["run.nemo"]
+
+
+def test_what_ends_while_it_is_removed_is_no_error(tmp_path, monkeypatch):
+    """Another process renames what it has written between the look and the removal: the run would end with a
+    FileNotFoundError of a hidden file."""
+    monkeypatch.setattr(Path, "glob", lambda folder, _: iter([temporary_neighbour(folder / "run.nemo")]))
+    remove_left_over(tmp_path)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from nemo_mshubert.alphabet import ENGLISH_LABELS
 from nemo_mshubert.decoding import search as search_module
@@ -80,6 +81,35 @@ def test_an_interrupted_search_resumes_with_the_same_trials(tmp_path, finished):
     assert whole[0].weights == FIRST
     assert len({tuple(trial.weights.values()) for trial in whole}) == 5  # no trial is spent twice
     assert search(None, tmp_path / "whole.jsonl", {"lm": "a"}, FIRST, num_trials=5, seed=3) == whole  # nothing to run
+    assert search(None, tmp_path / "whole.jsonl", {"lm": "a"}, FIRST, num_trials=2, seed=3) == whole[:2]
+
+
+@pytest.mark.unit
+def test_another_seed_is_another_search(tmp_path):
+    """A second search would find what the first has found, and seem to confirm it."""
+    second = [search(bowl, tmp_path / str(seed), {}, FIRST, num_trials=2, seed=seed)[1].weights for seed in (0, 1)]
+    assert second[0] != second[1]
+
+
+@pytest.mark.unit
+def test_proposals_do_not_depend_on_the_number_of_cores(tmp_path, monkeypatch):
+    """A search that is resumed on another machine would go on with other trials; decoding has its threads again."""
+    from ax.api.client import Client
+
+    seen, get_next_trials = [], Client.get_next_trials
+
+    def watched(*arguments):
+        seen.append(torch.get_num_threads())
+        return get_next_trials(*arguments)
+
+    monkeypatch.setattr(Client, "get_next_trials", watched)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        search(bowl, tmp_path / "t.jsonl", {}, FIRST, num_trials=2, seed=0)
+        assert seen == [1] and torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.integration
@@ -97,9 +127,14 @@ def test_trials_of_another_setup_are_refused(tmp_path):
     search(bowl, tmp_path / "t.jsonl", {"lm": "a"}, FIRST, num_trials=1, seed=0)
     with pytest.raises(ValueError, match="t.jsonl:1: these trials are of lm 'a', this search is of 'b'"):
         search(bowl, tmp_path / "t.jsonl", {"lm": "b"}, FIRST, num_trials=1, seed=0)
-    (tmp_path / "t.jsonl").write_text("hello\n")
-    with pytest.raises(ValueError, match="not a file of trials"):
-        search(bowl, tmp_path / "t.jsonl", {"lm": "a"}, FIRST, num_trials=1, seed=0)
+    with pytest.raises(ValueError, match="these trials are of lm 'a', this search is of None"):
+        search(bowl, tmp_path / "t.jsonl", {}, FIRST, num_trials=1, seed=0)
+    with pytest.raises(ValueError, match="these trials are of beam None, this search is of 5"):
+        search(bowl, tmp_path / "t.jsonl", {"lm": "a", "beam": 5}, FIRST, num_trials=1, seed=0)
+    for content in ("", "hello\n", "{}\n", "[]\n", '{"setup": {"lm": "a"}}\n{"wer": 0.1}\n'):
+        (tmp_path / "t.jsonl").write_text(content)
+        with pytest.raises(ValueError, match="t.jsonl: not a file of trials .*Remove it"):
+            search(bowl, tmp_path / "t.jsonl", {"lm": "a"}, FIRST, num_trials=1, seed=0)
 
 
 @pytest.mark.unit
@@ -118,8 +153,9 @@ def test_without_ax_the_command_to_install_it_is_named(monkeypatch):
 
 @pytest.mark.unit
 def test_plot_is_an_image(tmp_path):
-    plot_trials([Trial(1.0, 0.0, -1.0, 0.2), Trial(2.0, 0.0, -1.0, 0.1)], tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    for suffix, beginning in ((".png", b"\x89PNG"), (".pdf", b"%PDF")):
+        plot_trials([Trial(1.0, 0.0, -1.0, 0.2), Trial(2.0, 0.0, -1.0, 0.1)], tmp_path / f"plot{suffix}")
+        assert (tmp_path / f"plot{suffix}").read_bytes().startswith(beginning)
 
 
 @pytest.mark.unit
