@@ -14,6 +14,9 @@
 
 """A command that was given twice: the second process is told, and one that is killed is in nobody's way."""
 
+import errno
+import fcntl
+import os
 import re
 
 import pytest
@@ -36,19 +39,37 @@ def test_a_second_process_is_told_of_the_first(tmp_path, held_elsewhere):
     with alone(lock, "packs. Wait for it."):
         assert lock.exists()
     assert not lock.exists()
+    with pytest.raises(KeyboardInterrupt), alone(lock, "packs. Wait for it."):
+        raise KeyboardInterrupt
+    assert not lock.exists()
 
 
-def test_a_lock_that_was_removed_behind_the_open_holds_nobody_off(tmp_path, monkeypatch):
-    """The first process ends between open and lock of the second: a third would make a file of its own, and run
-    beside the second."""
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_lock_that_was_removed_behind_the_open_holds_nobody_off(tmp_path, monkeypatch, made_anew):
+    """The first process ends between open and lock of the second: a third would make a file of its own, or has made it,
+    and run beside the second."""
     lock, tries = tmp_path / ".lock", []
 
     def ended_meanwhile(stream, kind):
         tries.append(stream.fileno())
         if len(tries) == 1:
             lock.unlink()
+            lock.touch() if made_anew else None
         return True
 
     monkeypatch.setattr(file_lock, "try_to_lock", ended_meanwhile)
     with alone(lock, "packs."):
         assert len(tries) == 2 and lock.exists()
+
+
+def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch, caplog):
+    """Some clusters mount Lustre so: no command that takes a lock would run there."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    lock = tmp_path / "made" / ".lock"
+    with alone(lock, "packs. Wait for it."):
+        assert f"{lock}: cannot be locked ([Errno 37] No locks available)" in caplog.text
+        lock.unlink()  # as a second process does when it ends

@@ -111,19 +111,44 @@ def test_a_run_that_trains_nothing_says_so(monkeypatch, begun_at, max_steps, is_
     assert [warning.partition(":")[0] for warning in warnings] == ["Nothing was trained"] * is_told
 
 
-@pytest.mark.parametrize("save_best, expected", [(True, "best.ckpt"), (False, "last.ckpt")])
-def test_the_missing_model_of_split_ranks_is_the_best_one(tmp_path, save_best, expected):
-    """Where the ``.nemo`` is of the best checkpoint, a run that was killed before it must not end with the last."""
-    checkpoints = NeMoModelCheckpoint(dirpath=tmp_path, prefix="run", save_best_model=save_best, monitor="val_loss")
-    checkpoints.best_model_path = "best.ckpt"
+def written_at_the_end(folder, best="best.ckpt", broadcast=lambda value: value, ckpt_path="last.ckpt", **options):
+    """``(checkpoint, .nemo)`` that split ranks write when a run of three updates ends."""
+    checkpoints = NeMoModelCheckpoint(dirpath=folder, prefix="run", monitor="val_loss", **options)
+    checkpoints.best_model_path = best
     trainer = SimpleNamespace(
         max_steps=3,
         global_step=3,
         checkpoint_callback=checkpoints,
-        ckpt_path="last.ckpt",
-        strategy=SimpleNamespace(broadcast=lambda value: value),
+        ckpt_path=ckpt_path,
+        strategy=SimpleNamespace(broadcast=broadcast),
     )
     written = []
     model = SimpleNamespace(is_split=True, save_checkpoint_to=lambda source, target: written.append((source, target)))
     FinishedRun().on_fit_end(trainer, model)
-    assert written == [(expected, str(tmp_path / "run.nemo"))]
+    return written
+
+
+@pytest.mark.parametrize(
+    "save_best, best, expected",
+    [(True, "best.ckpt", "best.ckpt"), (False, "best.ckpt", "last.ckpt"), (True, "", "last.ckpt")],
+)
+def test_the_missing_model_of_split_ranks_is_the_best_one(tmp_path, save_best, best, expected):
+    """Where the ``.nemo`` is of the best checkpoint, a run that was killed before it must not end with the last; one
+    without a validation has no best."""
+    assert written_at_the_end(tmp_path, best, save_best_model=save_best) == [(expected, str(tmp_path / "run.nemo"))]
+
+
+def test_a_model_that_is_not_wanted_is_not_written(tmp_path):
+    assert not written_at_the_end(tmp_path, save_nemo_on_train_end=False)
+
+
+def test_rank_0_says_whether_the_model_is_there(tmp_path):
+    """They write it together: where another node's file system does not show it yet, its ranks would wait for the
+    others for ever."""
+    assert not written_at_the_end(tmp_path, broadcast=lambda _: True)
+
+
+def test_the_checkpoint_that_a_run_went_on_from_may_be_gone(tmp_path):
+    """A later one has taken its place: all resumed runs ended in a FileNotFoundError."""
+    (tmp_path / "run.nemo").touch()
+    assert not written_at_the_end(tmp_path, ckpt_path=str(tmp_path / "gone.ckpt"))

@@ -314,6 +314,36 @@ def test_lines_that_are_counted_are_those_that_are_read(data, request, tmp_path,
 
 @pytest.mark.unit
 @pytest.mark.parametrize("data", ["plain", "tarred"])
+def test_lines_of_exactly_the_bounds_and_of_another_status_are_read(data, request, tmp_path):
+    """Recordings are cut to whole seconds, which JSON may spell without a point: none of them would be trained on."""
+    config = request.getfixturevalue(data)
+    config.update(min_duration=0.5, max_duration=1.0, keep="checked", use_bucketing=False)
+    for path in tmp_path.glob("counting.json" if data == "plain" else "tars/sharded_manifests/*.json"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            line["duration"] = 1 if line["duration"] == 1.0 else line["duration"]
+            line["validation_status"] = "pass" if line["duration"] == 0.6 else "checked"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    expected = {f"u{number}" for number in range(11)} - {"u2"}  # u11 is longer
+    found = {name for batch in names(take(config, 2 * STREAM)) for name in batch}
+    assert {Path(name).stem.removeprefix("audio_") for name in found} == expected  # in tars: audio_u0.wav
+    assert count_utterances(config).usable == len(expected)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("data", ["plain", "tarred"])
+def test_a_line_without_its_duration_is_named(data, request, tmp_path):
+    """It was a KeyError in a loader process, when the run had begun."""
+    config = request.getfixturevalue(data)
+    path = tmp_path / ("counting.json" if data == "plain" else "tars/sharded_manifests/manifest_2.json")
+    first, second, rest = path.read_text().split("\n", 2)
+    path.write_text("\n".join([first, second.replace('"duration"', '"seconds"'), rest]))
+    with pytest.raises(ValueError, match=f'{path.name}:2: "duration" .* is missing. Write the manifest again'):
+        take(config, 1)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("data", ["plain", "tarred"])
 @pytest.mark.parametrize("source", ["input_cfg", "shar_path", "cuts_path"])
 def test_other_sources_than_manifests_are_refused(data, source, request):
     """NeMo would train on them in place of the manifests, whose labels were checked; or tars on none of them."""
@@ -489,6 +519,37 @@ def test_ranks_share_the_check_of_the_manifests(plain, tmp_path):
         "too few for num_buckets" in told
         for told in run_on_ranks(2, check_on_a_rank, plain, [str(path) for path in parts])
     )
+
+
+def usable_on_a_rank(config, paths):
+    torch.distributed.init_process_group("gloo")
+    config.manifest_filepath = [[path] for path in paths]
+    return count_utterances(config, torch.distributed.get_rank() // 2, 2).usable
+
+
+@pytest.mark.unit
+def test_ranks_that_share_a_model_count_once(plain, tmp_path):
+    """Two read the same share of the manifests: as many buckets as there are utterances would be twice too many."""
+    lines = Path(plain.manifest_filepath).read_text().splitlines(keepends=True)
+    parts = [tmp_path / "even.json", tmp_path / "odd.json"]
+    for first, path in enumerate(parts):
+        path.write_text("".join(lines[first::2]))
+    assert run_on_ranks(4, usable_on_a_rank, plain, [str(path) for path in parts]) == [len(LENGTHS)] * 4
+    parts[1].write_text(lines[1].rstrip())  # NeMo mixes both, though a rank looks at one of them
+    plain.manifest_filepath = [str(path) for path in parts]
+    with pytest.raises(ValueError, match="odd.json: empty, or one line without its end"):
+        count_utterances(plain, rank=1, world_size=2)
+
+
+@pytest.mark.unit
+def test_lines_at_which_nemo_ends_are_named(plain, tarred, tmp_path):
+    """A blank line, in the middle of the first epoch. We read the manifests of tars, and pass over it."""
+    for path in (tmp_path / "counting.json", tmp_path / "tars/sharded_manifests/manifest_2.json"):
+        first, rest = path.read_text().split("\n", 1)
+        path.write_text(f"{first}\n\n{rest}")
+    with pytest.raises(ValueError, match="counting.json:2: a blank line"):
+        take(plain, 1)
+    assert len(take(tarred, STREAM)) == STREAM
 
 
 def lengthen(manifest, factor):

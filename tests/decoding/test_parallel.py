@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
@@ -45,13 +46,53 @@ def test_workers_give_the_results_of_one_process_in_order(decoder, emit, capfd):
     utterances = [(f"u{index}", emit(tokens, AB, 0.6)) for index, tokens in enumerate(["ab|a", "b", "", "ba|ab"] * 5)]
     weighted = dataclasses.replace(decoder.config, lm_weight=2.0, word_score=1.0)
     with ParallelDecoder(decoder, workers=1) as single, ParallelDecoder(decoder, workers=2) as several:
-        plain, with_lm = (several.decode_all(utterances, config=config) for config in (None, weighted))
+        plain = several.decode_all(utterances)
+        for worker in several._pool._processes:
+            os.kill(worker, signal.SIGINT)  # Ctrl-C, which reaches them, too, is none of their business
+        with_lm = several.decode_all(utterances, config=weighted)
         assert plain == decoder.decode_all(utterances)
         assert plain != with_lm == single.decode_all(utterances, config=weighted, progress="tuned")
         utterances[7][1][0, 0] = np.nan
         with pytest.raises(ValueError, match="u7: .*NaN"):
             several.decode_all(utterances)
     assert "tuned: 100%" in capfd.readouterr().err
+
+
+@pytest.mark.unit
+def test_ctrl_c_waits_while_workers_start_and_end(decoder, emit):
+    """A worker that is interrupted in its imports leaves the pool waiting for it, and one that nobody ends any more
+    stays. Afterwards Ctrl-C is the caller's again."""
+    before, seen = signal.getsignal(signal.SIGINT), []
+    answer = Future()
+    answer.set_result("decoded")
+    with ParallelDecoder(decoder, workers=2) as several:
+        several._pool.submit = lambda *_: seen.append(signal.getsignal(signal.SIGINT)) or answer
+        several._pool.shutdown = lambda **_: seen.append(signal.getsignal(signal.SIGINT))
+        assert several.decode_all([("u", emit("a", AB))]) == ["decoded"]
+        assert seen == [signal.SIG_IGN] and signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+    assert seen == [signal.SIG_IGN, signal.SIG_IGN] and signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.unit
+def test_the_first_ctrl_c_counts(decoder):
+    """The second one, of an impatient user, would end what ends the workers."""
+    with ParallelDecoder(decoder, workers=1):
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.unit
+def test_other_threads_may_decode(decoder, emit):
+    """As those of a server: only the main thread may ask for Ctrl-C, elsewhere Python raises a ValueError."""
+    utterances = [("u", emit("a", AB))]
+
+    def decode():
+        with ParallelDecoder(decoder, workers=1) as single:
+            return single.decode_all(utterances)
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(decode).result() == decoder.decode_all(utterances)
 
 
 SCRIPT_TO_INTERRUPT = """
