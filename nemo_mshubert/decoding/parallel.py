@@ -83,14 +83,10 @@ def _decode_task(decoder: LexiconBeamSearchDecoder, task: Task) -> LexiconHypoth
 def results_of(futures: Sequence[Future]) -> Iterator[LexiconHypothesis]:
     """Results in order. Waiting is many short waits: a rank whose main thread takes no processor time at all counts as
     one that hangs (`parallel.launched`)."""
-    try:
-        for future in futures:
-            while not future.done():
-                wait([future], timeout=LOOK_SECONDS)
-            yield future.result()
-    finally:  # after an error, the rest need not be decoded
-        for future in futures:
-            future.cancel()
+    for future in futures:
+        while not future.done():
+            wait([future], timeout=LOOK_SECONDS)
+        yield future.result()
 
 
 class ParallelDecoder:

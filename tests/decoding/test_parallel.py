@@ -15,6 +15,7 @@
 """Decoding on several processes gives what one process gives, in order, and its errors arrive."""
 
 import dataclasses
+import multiprocessing
 import os
 import pickle
 import re
@@ -53,6 +54,7 @@ def test_workers_give_the_results_of_one_process_in_order(decoder, emit, capfd):
         assert plain == decoder.decode_all(utterances)
         assert plain != with_lm == single.decode_all(utterances, config=weighted, progress="tuned")
         utterances[7][1][0, 0] = np.nan
+        several._pool.submit = None  # it is told before anything is decoded
         with pytest.raises(ValueError, match="u7: .*NaN"):
             several.decode_all(utterances)
     assert "tuned: 100%" in capfd.readouterr().err
@@ -62,15 +64,15 @@ def test_workers_give_the_results_of_one_process_in_order(decoder, emit, capfd):
 def test_ctrl_c_waits_while_workers_start_and_end(decoder, emit):
     """A worker that is interrupted in its imports leaves the pool waiting for it, and one that nobody ends any more
     stays. Afterwards Ctrl-C is the caller's again."""
-    before, seen = signal.getsignal(signal.SIGINT), []
-    answer = Future()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    seen, answer = [], Future()
     answer.set_result("decoded")
     with ParallelDecoder(decoder, workers=2) as several:
         several._pool.submit = lambda *_: seen.append(signal.getsignal(signal.SIGINT)) or answer
         several._pool.shutdown = lambda **_: seen.append(signal.getsignal(signal.SIGINT))
         assert several.decode_all([("u", emit("a", AB))]) == ["decoded"]
         assert seen == [signal.SIG_IGN] and signal.getsignal(signal.SIGINT) != signal.SIG_IGN
-    assert seen == [signal.SIG_IGN, signal.SIG_IGN] and signal.getsignal(signal.SIGINT) == before
+    assert seen == [signal.SIG_IGN, signal.SIG_IGN] and signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 @pytest.mark.unit
@@ -83,16 +85,18 @@ def test_the_first_ctrl_c_counts(decoder):
 
 
 @pytest.mark.unit
-def test_other_threads_may_decode(decoder, emit):
-    """As those of a server: only the main thread may ask for Ctrl-C, elsewhere Python raises a ValueError."""
+def test_other_threads_may_decode(decoder, emit, capfd):
+    """As those of a server: only the main thread may ask for Ctrl-C, elsewhere Python raises a ValueError. One
+    worker is no other process."""
     utterances = [("u", emit("a", AB))]
 
     def decode():
         with ParallelDecoder(decoder, workers=1) as single:
-            return single.decode_all(utterances)
+            return single.decode_all(utterances), multiprocessing.active_children()
 
     with ThreadPoolExecutor(1) as thread:
-        assert thread.submit(decode).result() == decoder.decode_all(utterances)
+        assert thread.submit(decode).result() == (decoder.decode_all(utterances), [])
+    assert not capfd.readouterr().err  # a bar, which a server's log has no use for
 
 
 SCRIPT_TO_INTERRUPT = """
