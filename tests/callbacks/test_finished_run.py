@@ -111,13 +111,15 @@ def test_a_run_that_trains_nothing_says_so(monkeypatch, begun_at, max_steps, is_
     assert [warning.partition(":")[0] for warning in warnings] == ["Nothing was trained"] * is_told
 
 
-def written_at_the_end(folder, best="best.ckpt", broadcast=lambda value: value, ckpt_path="last.ckpt", **options):
-    """``(checkpoint, .nemo)`` that split ranks write when a run of three updates ends."""
+def written_at_the_end(
+    folder, best="best.ckpt", broadcast=lambda value: value, ckpt_path="last.ckpt", updates=3, **options
+):
+    """``(checkpoint, .nemo)`` that split ranks write when a run of three updates ends behind ``updates``."""
     checkpoints = NeMoModelCheckpoint(dirpath=folder, prefix="run", monitor="val_loss", **options)
     checkpoints.best_model_path = best
     trainer = SimpleNamespace(
         max_steps=3,
-        global_step=3,
+        global_step=updates,
         checkpoint_callback=checkpoints,
         ckpt_path=ckpt_path,
         strategy=SimpleNamespace(broadcast=broadcast),
@@ -139,7 +141,9 @@ def test_the_missing_model_of_split_ranks_is_the_best_one(tmp_path, save_best, b
 
 
 def test_a_model_that_is_not_wanted_is_not_written(tmp_path):
+    """Nor that of a run that was preempted, which has seconds to end in."""
     assert not written_at_the_end(tmp_path, save_nemo_on_train_end=False)
+    assert not written_at_the_end(tmp_path, updates=2)
 
 
 def test_rank_0_says_whether_the_model_is_there(tmp_path):

@@ -381,6 +381,8 @@ def test_too_few_or_too_many_buckets_are_an_error_with_a_remedy(plain, num_bucke
     plain.num_buckets = num_buckets
     with pytest.raises(ValueError, match=f"num_buckets.*{num_buckets}.* use_bucketing=false"):
         take(plain, 1)
+    plain.use_bucketing = False  # as it says
+    assert len(take(plain, 1)) == 1
 
 
 @pytest.mark.unit
@@ -390,6 +392,8 @@ def test_more_buckets_than_utterances_that_bound_them_are_an_error(plain):
     plain.num_buckets, plain.num_cuts_for_bins_estimate = 3, 2
     with pytest.raises(ValueError, match="num_cuts_for_bins_estimate=2: .* num_buckets=3. Raise it, or lower"):
         take(plain, 1)
+    for change in ({"num_buckets": 2}, {"use_bucketing": False}, {"bucket_duration_bins": [0.7, 0.9]}):
+        assert len(take(options(**{**plain, **change}), 1)) == 1
 
 
 @pytest.mark.unit
@@ -550,6 +554,20 @@ def test_lines_at_which_nemo_ends_are_named(plain, tarred, tmp_path):
     with pytest.raises(ValueError, match="counting.json:2: a blank line"):
         take(plain, 1)
     assert len(take(tarred, STREAM)) == STREAM
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("rate", ["sampling_rate", "sample_rate"])
+def test_a_rate_is_taken_beside_whole_files_alone(plain, tmp_path, rate):
+    """NeMo recommends it, but takes the duration of a segment for that of its file then, and trains on other audio."""
+    path = tmp_path / "counting.json"
+    lines = [{**json.loads(line), rate: 16000} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(take(plain, STREAM)) == STREAM
+    lines[2].update(offset=0.1, duration=0.4)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match="counting.json:3: offset beside sampling_rate.*Remove sampling_rate"):
+        take(plain, 1)
 
 
 def lengthen(manifest, factor):

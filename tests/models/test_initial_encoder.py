@@ -199,12 +199,20 @@ def test_the_settings_that_differ_are_named_and_are_enough(other_model, save_pee
             "model.encoder.position_buckets=0",
             "missing tensors position_bias.embedding.weight, ",
         ),
+        ({"pos_conv_depth": 3}, "model.encoder.pos_conv_depth=1", "missing tensors pos_conv_embed."),
     ],
 )
 def test_one_setting_that_differs(other_model, ssl_path, settings, change, message):
     """strict=False left tensors random for the half of these, and none of them for the other half."""
     found = refusal(other_model(*settings_of(**settings)), ssl_path)
     assert overrides_in(found) == [change] and message in found
+
+
+def test_distances_that_are_bucketed_otherwise(other_model, save_peer):
+    """No tensor tells: attention would have looked up the biases of other distances."""
+    path = save_peer(make_peer("wavlm-large"), "wavlm-large")
+    message = refusal(other_model(*settings_of(**PEER_SIZES, position_buckets=32, position_max_distance=80)), path)
+    assert overrides_in(message) == ["model.encoder.position_max_distance=40"]
 
 
 def test_scaled_and_unscaled_audio(other_model, ssl_path, tiny_ctc, tmp_path):
