@@ -112,7 +112,7 @@ def test_a_run_that_trains_nothing_says_so(monkeypatch, begun_at, max_steps, is_
 
 
 def written_at_the_end(
-    folder, best="best.ckpt", broadcast=lambda value: value, ckpt_path="last.ckpt", updates=3, **options
+    folder, best="best.ckpt", broadcast=lambda value: value, ckpt_path="last.ckpt", updates=3, model=None, **options
 ):
     """``(checkpoint, .nemo)`` that split ranks write when a run of three updates ends behind ``updates``."""
     checkpoints = NeMoModelCheckpoint(dirpath=folder, prefix="run", monitor="val_loss", **options)
@@ -125,8 +125,8 @@ def written_at_the_end(
         strategy=SimpleNamespace(broadcast=broadcast),
     )
     written = []
-    model = SimpleNamespace(is_split=True, save_checkpoint_to=lambda source, target: written.append((source, target)))
-    FinishedRun().on_fit_end(trainer, model)
+    split = SimpleNamespace(is_split=True, save_checkpoint_to=lambda source, target: written.append((source, target)))
+    FinishedRun().on_fit_end(trainer, model or split)
     return written
 
 
@@ -144,6 +144,14 @@ def test_a_model_that_is_not_wanted_is_not_written(tmp_path):
     """Nor that of a run that was preempted, which has seconds to end in."""
     assert not written_at_the_end(tmp_path, save_nemo_on_train_end=False)
     assert not written_at_the_end(tmp_path, updates=2)
+
+
+def test_a_model_of_nemo_is_written_by_nemo(tmp_path, monkeypatch):
+    """Fine-tunings train those, which do not know of ranks that share a model."""
+    written = []
+    monkeypatch.setattr(NeMoModelCheckpoint, "on_train_end", lambda self, trainer, model: written.append(model))
+    model = SimpleNamespace()
+    assert not written_at_the_end(tmp_path, model=model) and written == [model]
 
 
 def test_rank_0_says_whether_the_model_is_there(tmp_path):

@@ -192,6 +192,45 @@ def test_tarred_stream_of_two_processes_continues_from_any_batch(tarred, firsts)
     assert len({name for batch in stream for name in batch["utterances"]}) == len(LENGTHS)
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize("data", ["plain", "tarred"])
+def test_crops_of_truncated_lines_are_those_of_a_resume(data, request):
+    """NeMo would take them from anywhere, by a generator that no checkpoint holds."""
+    config = request.getfixturevalue(data)
+    config.update(truncate_duration=0.6, batch_duration=1.3)
+    check_resumption(config, [0, 1, 7])
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("data", ["plain", "tarred"])
+def test_batches_are_pinned_where_asked_for(data, request):
+    """Else every copy to the GPU waits for the one before."""
+    config = request.getfixturevalue(data)
+    dataset = PretrainingDataset("maker-one", [50])
+    for wanted in (False, True):
+        config.pin_memory = wanted
+        assert training_loader(config, dataset, 0, 1).pin_memory == wanted
+
+
+class Numbers(PretrainingDataset):
+    """The number of a batch alone."""
+
+    def __getitem__(self, numbered_cuts):
+        return {"number": numbered_cuts[0]}
+
+
+@pytest.mark.integration
+def test_batches_of_streams_that_begin_anew_come_by_their_numbers(tarred):
+    """On another number of ranks, behind any batch: that of one loader process would pass for that of another, and a
+    resume would go on behind the wrong ones."""
+    tarred.num_workers = 2
+    progress = ShardProgress()
+    for first in (3, 4):  # where they begin, and a resume within them
+        loader = training_loader(tarred, Numbers("maker-one", [50]), 0, 1, first, progress=progress)
+        found = [batch["number"] for batch in itertools.islice(loader, 4)]
+        assert found == list(range(first, first + 4)) and progress.first_batch == 3
+
+
 @pytest.mark.integration
 def test_plain_stream_does_not_depend_on_the_number_of_processes(plain):
     """Plain manifests are sampled in the training process: more loader processes only make it faster."""
@@ -435,7 +474,8 @@ def test_what_the_streams_follow_from(plain, tarred):
     """What a resume names as changed must be what changes the batches: not paths, since data may move."""
     for config, follows_from_workers in ((plain, False), (tarred, True)):
         before = stream_options(config, 2)
-        assert stream_options(OmegaConf.merge(config, {"manifest_filepath": "moved.json"}), 2) == before
+        for changes_no_batch in ({"manifest_filepath": "moved.json"}, {"pin_memory": True}):
+            assert stream_options(OmegaConf.merge(config, changes_no_batch), 2) == before
         assert (stream_options(OmegaConf.merge(config, {"num_workers": 1}), 2) != before) == follows_from_workers
         assert stream_options(OmegaConf.merge(config, {"batch_duration": 1.6}), 2) != before
         assert stream_options(config, 1) != before

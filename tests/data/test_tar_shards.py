@@ -266,6 +266,8 @@ def test_other_rates_and_channels(tmp_path):
     second = epoch_of(*paths, lines=2, channel_selector=1)["b.flac"]
     assert second.channel == 1
     assert np.allclose(second.load_audio(), -cuts["a.flac"].load_audio(), atol=1e-3)
+    config = options(manifest_filepath=paths[0], tarred_audio_filepaths=paths[1], channel_selector=1)
+    assert training_loader(config, PretrainingDataset("maker-one", [50]), 0, 1).dataset.visits.channel_selector == 1
 
 
 @pytest.mark.unit

@@ -37,6 +37,7 @@ from nemo_mshubert.models import finetuning
 from nemo_mshubert.models.ctc import ssl_to_ctc
 from nemo_mshubert.models.finetuning import restore_for_finetuning
 from nemo_mshubert.models.loading import save_model
+from nemo_mshubert.models.save_restore import WholeFile
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.parallel import registration
 from tests.conftest import quiet_trainer
@@ -73,6 +74,7 @@ def test_options_of_finetuning_replace_those_of_the_file(path, overrides):
     model = restore_for_finetuning(str(path), overrides, trainer)
     original = ASRModel.restore_from(str(path), map_location="cpu")
     assert type(model) is type(original)
+    assert isinstance(model._save_restore_connector, WholeFile)  # killed as it saves, it leaves the file before
     encoder = model.encoder
     assert (encoder.layerdrop, encoder.mask_prob, encoder.feature_grad_mult) == (0.25, 0.4, 0.0)
     assert original.encoder.layerdrop == original.encoder.mask_prob == 0.0
@@ -124,6 +126,7 @@ def test_letters_of_a_changed_vocabulary(letters_path, overrides, tmp_path):
     model.save_to(str(tmp_path / "changed.nemo"))
     trainer = quiet_trainer(max_steps=10)
     model = restore_for_finetuning(str(tmp_path / "changed.nemo"), overrides, trainer)
+    assert list(model.cfg.labels) == list(model.decoder.vocabulary)  # of the .nemo that it will be saved to, too
     references = {line.split('"text": "')[1].split('"')[0] for line in open(overrides.train_ds.manifest_filepath)}
     for batch in model._train_dl:
         for row, count in zip(batch[2].tolist(), batch[3].tolist()):
