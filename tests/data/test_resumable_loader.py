@@ -17,6 +17,7 @@
 import itertools
 import json
 import os
+import random
 import signal
 from collections import Counter
 from dataclasses import asdict
@@ -113,7 +114,8 @@ def take(config, count, first=0, rank=0, ranks=1, progress=None):
     """``count`` batches from batch ``first``; of tarred data, unless ``progress`` says else, in streams that start at
     0."""
     dataset = PretrainingDataset("maker-one", [50], "shortest", seed=rank)
-    torch.manual_seed(first)  # the stream must not depend on it
+    torch.manual_seed(first)  # the stream must not depend on them
+    random.seed(first)
     if progress is None:
         progress = ShardProgress()
         training_loader(config, dataset, rank, ranks, 0, progress=progress)
@@ -282,6 +284,17 @@ def test_seed_decides_the_order(plain):
     first = names(take(plain, 6))
     plain.seed = 6
     assert names(take(plain, 6)) != first
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("kind", ["plain", "tarred"])
+def test_without_shuffling_it_does_not(kind, request):
+    """Lines are sorted by length, say, or looked at in turn."""
+    config = request.getfixturevalue(kind)
+    config.update(shuffle=False, use_bucketing=False, batch_duration=None, batch_size=1)
+    first = names(take(config, 6))
+    config.seed = 6
+    assert names(take(config, 6)) == first
 
 
 @pytest.mark.unit

@@ -373,9 +373,19 @@ def test_a_manifest_without_a_line_end_is_for_validation_alone(letters_path, ove
     overrides.validation_ds.manifest_filepath = [str(dev), str(tmp_path / "one.json")]
     model = restore_for_finetuning(str(letters_path), overrides, quiet_trainer(max_steps=1))
     assert [len(list(loader)) > 0 for loader in model._validation_dl] == [True, True]
-    overrides.train_ds.manifest_filepath = [overrides.train_ds.manifest_filepath, str(tmp_path / "one.json")]
+    training = overrides.train_ds.manifest_filepath
+    overrides.train_ds.manifest_filepath = str(tmp_path / "one.json")  # alone it is mixed with none
+    restore_for_finetuning(str(letters_path), overrides, quiet_trainer(max_steps=1))
+    overrides.train_ds.manifest_filepath = [training, str(tmp_path / "one.json")]
     with pytest.raises(ValueError, match="one.json: empty, or one line without its end"):
         restore_for_finetuning(str(letters_path), overrides, quiet_trainer(max_steps=1))
+
+
+@pytest.mark.unit
+def test_remote_manifests_are_not_looked_at():
+    """Those of a bucket were counted as local ones, of which there are none: "no utterance", whatever they hold."""
+    remote = {"manifest_filepath": "s3://speech/train.json", "tarred_audio_filepaths": "s3://speech/audio.tar"}
+    finetuning._check_set(OmegaConf.create(remote), are_mixed=True)
 
 
 @pytest.mark.integration
