@@ -14,6 +14,7 @@
 
 """Fine-tuning of CTC models: options, data that is gone on with, and data that is refused."""
 
+import itertools
 import json
 import random
 import string
@@ -33,6 +34,7 @@ from nemo_mshubert.callbacks.saved_update import SavedUpdate
 from nemo_mshubert.data.manifest import read_manifest, write_manifest
 from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.data.transcripts import check_transcript
+from nemo_mshubert.data.unreadable import CountedAudio
 from nemo_mshubert.models import finetuning
 from nemo_mshubert.models.ctc import ssl_to_ctc
 from nemo_mshubert.models.finetuning import restore_for_finetuning
@@ -312,8 +314,9 @@ def test_a_resumed_fine_tuning_draws_tars_anew(letters_path, overrides, syntheti
     def first_batches(checkpoint):
         trainer = quiet_trainer(max_steps=10, limit_train_batches=1000000000)  # as in conf/finetune
         trainer.ckpt_path = checkpoint
-        loader = iter(restore_for_finetuning(str(letters_path), overrides, trainer)._train_dl)
-        return [next(loader)[2].tolist() for _ in range(3)]
+        loader = restore_for_finetuning(str(letters_path), overrides, trainer)._train_dl
+        assert isinstance(loader.dataset.dataset.load_audio, CountedAudio)  # what cannot be decoded is counted
+        return [batch[2].tolist() for batch in itertools.islice(loader, 3)]
 
     first = first_batches(None)
     assert first == first_batches(None) != first_batches("run--val_wer=0.5-step=10-last.ckpt")
