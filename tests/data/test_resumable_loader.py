@@ -116,7 +116,6 @@ def take(config, count, first=0, rank=0, ranks=1, progress=None):
     dataset = PretrainingDataset("maker-one", [50], "shortest", seed=rank)
     torch.manual_seed(first)  # the stream must not depend on them
     random.seed(first)
-    random.random()  # whose seed shows in its state behind the first number
     if progress is None:
         progress = ShardProgress()
         training_loader(config, dataset, rank, ranks, 0, progress=progress)
