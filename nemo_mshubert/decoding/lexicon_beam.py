@@ -150,10 +150,20 @@ class LexiconBeamSearchDecoder:
         Raises:
             ValueError: NaN or wrong shape; names the utterance.
         """
+        return self.decode_n_best(log_probs_TV, utterance, 1)[0]
+
+    def decode_n_best(self, log_probs_TV: Any, utterance: str, count: int) -> List[LexiconHypothesis]:
+        """`decode`, but up to ``count`` transcriptions of different words, best first: what is left in the beam."""
         checked = checked_log_probs(log_probs_TV, len(self.labels), utterance)
         emissions = np.concatenate([checked, self._closing_frame])  # contiguous, and kept alive during the call
-        best = self._decoder.decode(emissions.ctypes.data, *emissions.shape)[0]
-        return LexiconHypothesis(self._timed_words(best), best.score)
+        found: Dict[Tuple[str, ...], LexiconHypothesis] = {}
+        for result in self._decoder.decode(emissions.ctypes.data, *emissions.shape):  # best first
+            words = self._timed_words(result)
+            # the same words may end inside different words that the lexicon goes on with: the best of them stays
+            found.setdefault(tuple(timed.word for timed in words), LexiconHypothesis(words, result.score))
+            if len(found) == count:
+                break
+        return list(found.values())
 
     def decode_all(self, utterances: Iterable[Tuple[str, Any]]) -> List[LexiconHypothesis]:
         """`decode` of ``(utterance, log_probs_TV)`` pairs."""

@@ -84,8 +84,8 @@ def test_sil_score_counts_each_delimiter_frame_but_not_the_closing_one(
 
 
 def exhaustive(log_probs_TV, labels, words, config):
-    """The best word sequence and its score, by trying every path of tokens: slow, and nothing in common with a beam
-    search."""
+    """Word sequences and their scores, best first, by trying every path of tokens: slow, and nothing in common with a
+    beam search."""
     lm, blank, scores = kenlm.Model(config.lm), len(labels), {}
     for path in itertools.product(range(blank + 1), repeat=len(log_probs_TV)):
         merged = [token for token, _ in itertools.groupby(path)]
@@ -96,12 +96,12 @@ def exhaustive(log_probs_TV, labels, words, config):
         score += config.sil_score * sum(labels[token] == " " for token in path if token != blank)
         score += config.word_score * len(found) + config.lm_weight * lm.score(" ".join(found), bos=True, eos=True)
         scores[tuple(found)] = max(scores.get(tuple(found), -math.inf), score)
-    return max(scores.items(), key=lambda item: item[1])
+    return sorted(scores.items(), key=lambda item: -item[1])
 
 
 @pytest.mark.parametrize("seed", range(24))
 def test_equals_an_exhaustive_search(write_arpa, write_lexicon_of, make_config, seed):
-    """Words and score, with random weights: a lost last word or a merged wrong path shows here."""
+    """Best and n-best words and scores, with random weights: a lost last word or a merged wrong path shows here."""
     rng = np.random.default_rng(seed)
     words = ["a", "b", "ab", "ba", "aab"]
     lm = write_arpa(
@@ -112,10 +112,16 @@ def test_equals_an_exhaustive_search(write_arpa, write_lexicon_of, make_config, 
     config = make_config(lm, write_lexicon_of(words), **{name: float(value) for name, value in weights.items()})
     log_probs = np.log(rng.dirichlet(np.ones(4), size=6)).astype(np.float32)
 
-    found = LexiconBeamSearchDecoder(AB, config).decode(log_probs, "utt")
-    text, score = exhaustive(log_probs, AB, words, config)
+    decoder = LexiconBeamSearchDecoder(AB, config)
+    found = decoder.decode(log_probs, "utt")
+    expected = exhaustive(log_probs, AB, words, config)[:5]
+    text, score = expected[0]
     assert tuple(timed.word for timed in found.words) == text
     assert found.score == pytest.approx(score, abs=1e-4)
+    best, *others = decoder.decode_n_best(log_probs, "utt", 5)
+    assert best == found
+    assert [tuple(timed.word for timed in other.words) for other in others] == [text for text, _ in expected[1:]]
+    assert [other.score for other in others] == pytest.approx([score for _, score in expected[1:]], abs=1e-4)
 
 
 @pytest.fixture
@@ -164,13 +170,27 @@ def test_upper_case_lm_gives_text_in_the_model_case(tmp_path, write_arpa, make_c
     assert best_text(LexiconBeamSearchDecoder(AB, config), emit("ab|a", AB)) == "ab a"
 
 
+def test_n_best_are_as_many_different_transcriptions_as_wanted(ab_decoder, emit):
+    """Lists to choose from by another model: a transcription twice is one choice less."""
+    log_probs = emit("ab", AB, probability=0.5)
+    found = ab_decoder.decode_n_best(log_probs, "utt", 4)
+    assert len({best.text for best in found}) == len(found) == 4
+    assert [best.score for best in found] == sorted((best.score for best in found), reverse=True)
+    everything = ab_decoder.decode_n_best(log_probs, "utt", 10_000)  # more than there are
+    assert everything[:4] == found and len({best.text for best in everything}) == len(everything) < 100
+
+
 def test_an_unfinished_word_is_none(write_arpa, write_lexicon_of, make_config, emit):
     """Where every hypothesis ends inside a word."""
     words = ["aab", "aba", "bab"]
     config = make_config(write_arpa({word: -1.0 for word in words}), write_lexicon_of(words))
     log_probs = emit("a_", AB)
     log_probs[0, [0, 3]] = -np.inf  # a letter for certain: no hypothesis is between words
-    assert LexiconBeamSearchDecoder(AB, config).decode(log_probs, "utt").words == ()
+    decoder = LexiconBeamSearchDecoder(AB, config)
+    assert decoder.decode(log_probs, "utt").words == ()
+    assert [best.text for best in decoder.decode_n_best(log_probs, "utt", 9)] == [
+        ""
+    ]  # not one for each letter reached
 
 
 def test_other_weights_share_lm_and_lexicon(sea):
