@@ -207,7 +207,7 @@ LARGE = {
 
 @pytest.mark.parametrize("size", LARGE)
 def test_large_sizes_are_those_of_hubert(size):
-    """Pre-LN, normalised audio, clipping at 1."""
+    """Pre-LN, normalised audio, clipping at 1, nothing dropped: 128 GPUs hear enough speech to do without."""
     width, blocks, inner, gpus, seconds, lr, head = LARGE[size]
     config = load_config("pretrain", f"mshubert_{size}")
     encoder = build(config)
@@ -220,6 +220,10 @@ def test_large_sizes_are_those_of_hubert(size):
     }
     assert sum(p.numel() for p in encoder.parameters()) == sum(p.numel() for p in theirs.parameters())
     assert encoder.pre_norm and config.model.encoder.conv_norm == "layer_norm"
+    assert {block.attention.num_heads for block in encoder.layers} == {16}  # no shape tells
+    dropped = ("dropout", "attention_dropout", "activation_dropout", "dropout_input", "layerdrop")
+    assert [config.model.encoder[name] for name in dropped] == [0.0] * 5
+    assert config.model.encoder.feature_grad_mult == 1.0 and config.model.optim.sched.warmup_steps == 32000
     assert config.model.preprocessor.normalize == "per_feature"
     assert (config.seconds_per_update, config.model.train_ds.batch_duration) == (gpus * seconds, seconds)
     assert (config.model.optim.lr, config.trainer.gradient_clip_val) == (lr, 1.0)

@@ -149,6 +149,18 @@ def test_options_of_fit_kmeans_arrive(handed_to, monkeypatch, tmp_path):
     assert (clusters, description, rest) == ([8, 4], features.description, ["nearest", "sklearn", 5])
 
 
+def test_defaults_are_the_papers(handed_to, tmp_path):
+    """Labels of layer 6, six sets, each but the first by look-up; 32 trials: who follows the README names none of them."""
+    function = "nemo_mshubert.models.hidden_features.load_hidden_features"
+    hidden = ["--manifest", "a.json", "--features", "hidden", "--encoder", "x.nemo", "--output", f"{tmp_path}/km.npz"]
+    assert handed_to(function, f"fit_kmeans.py {' '.join(hidden)}") == ("x.nemo", 6, "auto")
+    args = load_script("fit_kmeans").parse_args(hidden)
+    assert args.clusters == [1000, 500, 250, 125, 50, 25] and args.assignment == "nested"
+    options = "--log_probs a --lm x.bin --lexicon x.lexicon --output t.yaml"
+    config, *rest = handed_to("nemo_mshubert.decoding.tuning.tune", f"tune_decoding.py {options}")
+    assert config.beam_size == 500 and rest[2] == 32
+
+
 def test_options_of_extract_features_arrive(handed_to, capsys):
     written = handed_to(
         "nemo_mshubert.clustering.feature_files.write_features",
