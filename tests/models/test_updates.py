@@ -495,3 +495,15 @@ def test_training_metrics_by_hand():
     assert metrics["train_3/masked_accuracy"] == pytest.approx(2 / 3)
     assert metrics["train_3/unmasked_accuracy"] == pytest.approx(1 / 5)
     assert metrics["train_3/loss"] == pytest.approx(2.0)
+    assert float(metrics["train_3/label_entropy_bits"]) == pytest.approx(0.9183, abs=1e-4)  # of shares 2/3 and 1/3
+
+
+@pytest.mark.unit
+def test_each_kept_label_set_has_its_curves(config):
+    """In TensorBoard, by which a run of weeks is judged; a set that an update leaves out has no point there."""
+    model = train_split(config, [[[0, 1]]], updates=2)  # of which the second is logged
+    curves = ("loss", "masked_accuracy", "unmasked_accuracy", "label_entropy_bits")
+    expected = {f"train_{clusters}/{curve}" for clusters in model._kept_sets(1) for curve in curves}
+    logged = set(model.trainer.logged_metrics)
+    assert len(expected) == 8 and {name for name in logged if name.startswith("train_") and "/" in name} == expected
+    assert {"train_loss", "learning_rate", "feature_penalty", "grad_norm", "nonfinite_steps"} <= logged
