@@ -39,8 +39,7 @@ LIBRARIES = ("numpy", "scikit-learn", "torch", "lhotse", "scipy")
 FEATURES_DIFFER = "Use the encoder and the layer that its k-means was fitted with, or fit a k-means on this encoder."
 SCALING_DIFFERS = (
     "Encoder and layer are the same, but only for one of them is every utterance scaled to unit variance first. Give "
-    "the file of the encoder that its k-means was fitted with, or fit the k-means again: those of earlier versions do "
-    "not say that audio was scaled."
+    "the file of the encoder that its k-means was fitted with, or fit the k-means again."
 )
 
 

@@ -101,7 +101,7 @@ class FrozenFeatures:
         return CacheUse(len(lines), cached, used / GIGABYTE)
 
     def _remove_replaced(self, current: Set[Path]) -> None:
-        """Else they, and those of earlier versions, which had no state in their names, would take up the budget."""
+        """Else states of audio that was replaced would take up the budget."""
         places = {path.name[:PLACE_DIGITS] for path in current}
         for path in self.folder.glob("*.npy"):
             if path.name[:PLACE_DIGITS] in places and path not in current:
