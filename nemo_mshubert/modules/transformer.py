@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from nemo_mshubert.modules import reference
-from nemo_mshubert.modules.attention_with_dropout import attention_with_dropout
+from nemo_mshubert.modules.attention_in_parts import attend
 from nemo_mshubert.modules.autocast import to_autocast_dtype
 from nemo_mshubert.modules.dropout import Dropout, dropout
 from nemo_mshubert.modules.fft_conv import fft_conv
@@ -100,7 +100,7 @@ class SelfAttention(nn.Module):
         mask = self.attention_mask(x_BTD, key_mask_B11T, position_bias_HTT)
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(q_BHTE.dtype)
-        y_BHTE = attention_with_dropout(q_BHTE, k_BHTE, v_BHTE, mask, self.dropout if self.training else 0.0)
+        y_BHTE = attend(q_BHTE, k_BHTE, v_BHTE, mask, self.dropout if self.training else 0.0)
         return self.out_proj(take_frames(y_BHTE.transpose(1, 2).flatten(2), wanted_W))
 
     def attention_mask(

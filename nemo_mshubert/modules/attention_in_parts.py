@@ -12,11 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Attention whose weights are dropped, on CPUs a few heads at a time.
+"""Attention of CPUs a few heads at a time: with dropout, and in bf16 where no gradient is needed.
 
 PyTorch's fast kernel for CPUs has no dropout; spelled out, its weights are written to memory and read again by each of a
 dozen operations, and three tensors of them are kept for the backward pass. Here the weights of a few heads stay in the
-cache until their outputs are there. One byte a weight is kept, and the backward pass computes the weights again.
+cache until their outputs are there. One byte a weight is kept, and the backward pass computes the weights again. In bf16
+that kernel is slower than its products by themselves; in fp32 it is left to its work (docs/performance.md).
 B utterances (times views), H heads, N = B * H, T frames, E numbers of a head.
 """
 
@@ -28,26 +29,31 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from nemo_mshubert.modules import reference
 from nemo_mshubert.modules.dropout import Draws, is_drawn_here
 
 PART_SIZE = 1 << 19  # weights at once, per thread: 2 MiB of fp32, what a core's cache holds
 
 
-def attention_with_dropout(
-    q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, mask: Optional[Tensor], rate: float
-) -> Tensor:
-    """``F.scaled_dot_product_attention`` with dropout of the weights: ``[B, H, T, E]``.
+def attend(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, mask: Optional[Tensor], dropout_rate: float) -> Tensor:
+    """``F.scaled_dot_product_attention``: ``[B, H, T, E]``.
 
     Args:
         mask: True at keys to attend to, or a bias added to the scores; broadcast to ``[B, H, T, T]``.
-        rate: of dropout; 0 in inference.
+        dropout_rate: of the weights; 0 in inference.
     """
-    if not is_drawn_here(q_BHTE, rate):
-        return F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, attn_mask=mask, dropout_p=rate)
-    q, k, v = (x.flatten(0, 1) for x in (q_BHTE, k_BHTE, v_BHTE))
+    has_dropout = is_drawn_here(q_BHTE, dropout_rate)
+    if not has_dropout and not _is_slow_in_pytorch(q_BHTE, dropout_rate):
+        return F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, attn_mask=mask, dropout_p=dropout_rate)
+    q, k, v = (x.flatten(0, 1) for x in (q_BHTE / math.sqrt(q_BHTE.shape[-1]), k_BHTE, v_BHTE))
     bias = None if mask is None else _bias(q_BHTE, mask)
-    y = _AttentionWithDropout.apply(q / math.sqrt(q.shape[-1]), k, v, bias, rate)
+    y = _AttentionWithDropout.apply(q, k, v, bias, dropout_rate) if has_dropout else _attention(q, k, v, bias)
     return y.unflatten(0, q_BHTE.shape[:2])
+
+
+def _is_slow_in_pytorch(q: Tensor, dropout_rate: float) -> bool:
+    is_plain = dropout_rate == 0.0 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return is_plain and q.device.type == "cpu" and q.dtype == torch.bfloat16 and not reference.is_taken()
 
 
 def _bias(q_BHTE: Tensor, mask: Tensor) -> Tensor:
@@ -59,6 +65,17 @@ def _bias(q_BHTE: Tensor, mask: Tensor) -> Tensor:
     return bias.expand(num_rows, num_heads, *mask.shape[2:]).flatten(0, 1)
 
 
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor]) -> Tensor:
+    """Of ``[N, T, E]``; ``q`` comes divided by the square root of E."""
+    y = torch.empty_like(v)
+    for part in _parts(len(q), q.shape[1] * k.shape[1]):
+        score = torch.bmm(q[part], k[part].transpose(1, 2))
+        if bias is not None:
+            score.add_(bias[part])
+        torch.bmm(torch.softmax(score, dim=-1), v[part], out=y[part])  # its sums are in fp32
+    return y
+
+
 class _AttentionWithDropout(torch.autograd.Function):
     """Of ``[N, T, E]``; ``q`` comes divided by the square root of E."""
 
@@ -68,7 +85,7 @@ class _AttentionWithDropout(torch.autograd.Function):
         y = torch.empty_like(v)
         keep = torch.empty(*q.shape[:2], k.shape[1], dtype=torch.uint8)  # [N, T, T]
         log_sum = q.new_empty(*q.shape[:2], 1, dtype=_sum_dtype(q))
-        for part in _parts(keep):
+        for part in _parts(len(q), keep[0].numel()):
             score = _score(q, k, bias, part)
             highest = score.amax(dim=-1, keepdim=True)
             weight = score.sub_(highest).exp_()  # not divided by its sum yet; the output is
@@ -87,7 +104,7 @@ class _AttentionWithDropout(torch.autograd.Function):
         to_q, to_k, to_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         to_bias = torch.empty_like(bias) if ctx.needs_input_grad[3] else None
         to_y = gradient * ctx.scale
-        for part in _parts(keep):
+        for part in _parts(len(q), keep[0].numel()):
             weight = _score(q, k, bias, part).sub_(log_sum[part]).exp_()
             kept = keep[part].to(weight.dtype)
             to_weight = torch.bmm(to_y[part], v[part].transpose(1, 2)).to(weight.dtype).mul_(kept)
@@ -106,10 +123,9 @@ def _score(q: Tensor, k: Tensor, bias: Optional[Tensor], part: slice) -> Tensor:
     return score if bias is None else score.add_(bias[part])
 
 
-def _parts(weight_NTT: Tensor) -> Iterator[slice]:
-    num, *size = weight_NTT.shape
-    at_once = max(1, PART_SIZE * torch.get_num_threads() // max(1, math.prod(size)))
-    return (slice(first, first + at_once) for first in range(0, num, at_once))
+def _parts(num_heads: int, weights_of_each: int) -> Iterator[slice]:
+    at_once = max(1, PART_SIZE * torch.get_num_threads() // max(1, weights_of_each))
+    return (slice(first, first + at_once) for first in range(0, num_heads, at_once))
 
 
 def _sum_dtype(x: Tensor) -> torch.dtype:

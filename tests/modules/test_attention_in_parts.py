@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Attention with dropout in parts, against PyTorch's attention and finite differences."""
+"""Attention in parts, against PyTorch's attention and finite differences."""
 
 import math
 
@@ -20,9 +20,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nemo_mshubert.modules import attention_with_dropout as module
+from nemo_mshubert.modules import attention_in_parts as module
 from nemo_mshubert.modules import reference
-from nemo_mshubert.modules.attention_with_dropout import attention_with_dropout
+from nemo_mshubert.modules.attention_in_parts import attend
 from nemo_mshubert.modules.dropout import LEVELS
 
 MASKS = {
@@ -58,18 +58,18 @@ def test_attention_equals_pytorchs_but_for_dropout(mask, part_size, monkeypatch)
     gradients = []
     for rate in (nothing, 0.0):
         q, k, v = qkv()
-        y = attention_with_dropout(q, k, v, mask, rate)
+        y = attend(q, k, v, mask, rate)
         y.square().sum().backward()
         gradients.append([y.detach(), q.grad, k.grad, v.grad])
     for found, expected in zip(*gradients):
         torch.testing.assert_close(found, expected)
     called = []
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_, **options: called.append(options["dropout_p"]))
-    attention_with_dropout(*qkv(), mask, nothing)
+    attend(*qkv(), mask, nothing)
     assert not called
-    attention_with_dropout(*qkv(), mask, 0.0)
+    attend(*qkv(), mask, 0.0)
     monkeypatch.setattr(reference, "forced", True)
-    attention_with_dropout(*qkv(), mask, 0.1)
+    attend(*qkv(), mask, 0.1)
     assert called == [0.0, 0.1]
 
 
@@ -81,11 +81,11 @@ def test_attention_drops_weights_and_keeps_their_mean(mask):
     q, k, v = (x.detach() for x in qkv())
     many = 4000
 
-    def draws(attend):
-        outputs = torch.stack([attend() for _ in range(many)])
+    def draws(attention):
+        outputs = torch.stack([attention() for _ in range(many)])
         return outputs.mean(0), outputs.std(0)
 
-    mean, spread = draws(lambda: attention_with_dropout(q, k, v, mask, 0.3))
+    mean, spread = draws(lambda: attend(q, k, v, mask, 0.3))
     _, expected_spread = draws(lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=0.3))
     exact = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     assert ((mean - exact).abs() < 6 * spread / math.sqrt(many)).all()
@@ -98,11 +98,11 @@ def test_gradients_are_of_the_weights_that_were_kept(mask, part_size):
     """A backward pass that computes other weights again than the forward pass had dropped trains noise."""
     inputs = qkv() + ([double(mask).clone().requires_grad_()] if mask is not None and mask.dtype != torch.bool else [])
 
-    def attend(q, k, v, mask=mask):
+    def same_draws(q, k, v, mask=mask):
         torch.manual_seed(5)
-        return attention_with_dropout(q, k, v, mask, 0.3)
+        return attend(q, k, v, mask, 0.3)
 
-    assert torch.autograd.gradcheck(attend, inputs, fast_mode=True)
+    assert torch.autograd.gradcheck(same_draws, inputs, fast_mode=True)
 
 
 @pytest.mark.unit
@@ -114,8 +114,8 @@ def test_draws_do_not_depend_on_the_parts(monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         inputs = qkv()
         torch.manual_seed(3)
-        outputs.append(attention_with_dropout(*inputs, None, 0.3))
-    assert not torch.allclose(outputs[0], attention_with_dropout(*qkv(), None, 0.3))  # of other draws
+        outputs.append(attend(*inputs, None, 0.3))
+    assert not torch.allclose(outputs[0], attend(*qkv(), None, 0.3))  # of other draws
     torch.testing.assert_close(outputs[1], outputs[0])
     torch.testing.assert_close(outputs[2], outputs[0])
 
@@ -126,7 +126,7 @@ def test_a_byte_of_each_weight_is_kept():
     kept = []
     q, k, v = (torch.randn(2, 3, 100, 4, requires_grad=True) for _ in range(3))
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
-        attention_with_dropout(q, k, v, None, 0.1)
+        attend(q, k, v, None, 0.1)
     of_weights = [x for x in kept if x.shape[-1] == 100]
     assert [x.dtype for x in of_weights] == [torch.uint8] and of_weights[0].numel() == 2 * 3 * 100 * 100
 
@@ -138,12 +138,33 @@ def test_bf16_under_autocast():
     inputs = [(x.detach() + mean).bfloat16() for x, mean in zip(qkv(), offset)]
     exact, rounded = ([x.to(dtype).requires_grad_() for x in inputs] for dtype in (torch.float32, torch.bfloat16))
     torch.manual_seed(1)
-    y = attention_with_dropout(*exact, None, 0.5)
+    y = attend(*exact, None, 0.5)
     torch.manual_seed(1)
     with torch.autocast("cpu", torch.bfloat16):
-        y_bf16 = attention_with_dropout(*rounded, None, 0.5)
+        y_bf16 = attend(*rounded, None, 0.5)
     assert y_bf16.dtype == torch.bfloat16
     y.square().sum().backward()
     y_bf16.float().square().sum().backward()
     for found, expected in zip([y_bf16, *(x.grad for x in rounded)], [y, *(x.grad for x in exact)]):
         assert (found.float() - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_bf16_inference_equals_fp32_but_for_rounding(mask, part_size, monkeypatch):
+    """Of `evaluate.py --precision bf16`; with gradients, and in fp32, PyTorch's kernel is the faster one."""
+    q, k, v = (x.detach().bfloat16() for x in qkv())
+    bias = mask if mask is None or mask.dtype == torch.bool else mask.bfloat16()
+    exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+    called = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_, **options: called.append(options))
+    with torch.no_grad():
+        found = attend(q, k, v, bias, 0.0)
+        assert found.dtype == torch.bfloat16 and found.shape == exact.shape and not called
+        assert (found.float() - exact).norm() < 0.005 * exact.norm()
+        attend(q.float(), k.float(), v.float(), mask, 0.0)
+        monkeypatch.setattr(reference, "forced", True)
+        attend(q, k, v, bias, 0.0)
+    monkeypatch.setattr(reference, "forced", False)
+    attend(q, k, v, bias, 0.0)
+    assert len(called) == 3
