@@ -162,6 +162,8 @@ def test_bf16_inference_equals_fp32_but_for_rounding(mask, part_size, monkeypatc
         found = attend(q, k, v, bias, 0.0)
         assert found.dtype == torch.bfloat16 and found.shape == exact.shape and not called
         assert (found.float() - exact).norm() < 0.005 * exact.norm()
+        with torch.autocast("cpu", torch.bfloat16):  # a validation on a CPU
+            torch.testing.assert_close(attend(q, k, v, bias, 0.0), found, rtol=0, atol=0)
         attend(q.float(), k.float(), v.float(), mask, 0.0)
         monkeypatch.setattr(reference, "forced", True)
         attend(q, k, v, bias, 0.0)
