@@ -54,7 +54,7 @@ def test_a_row_that_fails_costs_no_other_and_is_measured_again(run, tmp_path):
     expected = f"failed: {tmp_path}/out/loader.log and {tmp_path}/out/.loader.md\nno memory left\n3 failed\n"
     assert expected in process.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert len(calls) == 9 and calls[1] == "-m pytest tests/gpu -q"
+    assert len(calls) == 10 and calls[1] == "-m pytest tests/gpu -q"
     assert {path.stem for path in (tmp_path / "out").glob("[!.]*.md")} == {
         "tests",
         "pretrain_base",
@@ -63,6 +63,7 @@ def test_a_row_that_fails_costs_no_other_and_is_measured_again(run, tmp_path):
         "inference_fp32",
         "inference_bf16",
         "labelling",
+        "labelling_with_kept_memory",
     }
     assert run().returncode == 0
     again = (tmp_path / "calls").read_text().splitlines()[len(calls) :]
