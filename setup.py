@@ -78,7 +78,7 @@ setup(
     package_dir={"": "."},
     packages=find_packages(include=["nemo_mshubert*"]) + find_namespace_packages(include=["hydra_plugins.*"]),
     install_requires=[
-        "torch>=2.6",
+        "torch>=2.7",
         "nemo_toolkit[asr]>=2.7,<4",
         "transformers>=4.46",
         "scikit-learn>=1.3",

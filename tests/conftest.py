@@ -38,6 +38,10 @@ FINETUNE = {"init_model": "ctc.nemo", "train_manifest": "train.json", "validatio
 ASKED_FOR = {"pretrain": PRETRAIN, "finetune": FINETUNE}  # what the documentation tells the user to set
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+needs_meta_weight_norm = pytest.mark.skipif(
+    not torch._C._dispatch_has_kernel_for_dispatch_key("aten::_weight_norm_interface_backward", "Meta"),
+    reason="this PyTorch has no gradient of weight_norm on the device meta",
+)
 
 # 24 wide, 4 blocks: three label sets lie at blocks 4, 2 and 1. Strides and kernels are HuBERT's.
 TINY_ENCODER = dict(

@@ -28,5 +28,4 @@ def is_taken() -> bool:
 
 def is_exporting() -> bool:
     """Whether the model is being traced: a graph must not depend on the lengths of the example."""
-    is_torch_export = getattr(torch.compiler, "is_exporting", lambda: False)  # not in older versions
-    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or is_torch_export()
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()

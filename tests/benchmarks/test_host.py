@@ -22,6 +22,7 @@ import torch
 from nemo_mshubert.benchmarks.host import CPU, benchmark, narrow
 from nemo_mshubert.benchmarks.pretraining_step import STEPS, Batch, encoder_options, load_config, variants
 from nemo_mshubert.benchmarks.traffic import META, traffic_of
+from tests.conftest import needs_meta_weight_norm
 
 pytestmark = pytest.mark.unit
 CONFIGS = Path(__file__).parents[2] / "conf" / "pretrain"
@@ -33,6 +34,7 @@ def test_rows():
     assert all(row["milliseconds"] > 0 for row in rows) and rows[0]["time_over_ours"] == 1
 
 
+@needs_meta_weight_norm
 @pytest.mark.parametrize("row", STEPS)
 @pytest.mark.parametrize("size", ["tiny", "base"])
 def test_narrow_layers_send_the_same_kernels(row, size):

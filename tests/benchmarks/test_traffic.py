@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from nemo_mshubert.benchmarks.flops import step_flops
 from nemo_mshubert.benchmarks.pretraining_step import Batch, encoder_options, load_config, variants
 from nemo_mshubert.benchmarks.traffic import META, benchmark, traffic_of
+from tests.conftest import needs_meta_weight_norm
 
 pytestmark = pytest.mark.unit
 CONFIGS = Path(__file__).parents[2] / "conf" / "pretrain"
@@ -75,6 +76,7 @@ def test_a_weight_is_converted_once_and_norms_are_in_fp32():
     assert of(normed, "dropout") == 2 * (2 * 2 * N * D + mask)
 
 
+@needs_meta_weight_norm
 @pytest.mark.parametrize("name", ["ours", "ours, no Swap", "transformers"])
 def test_flops_of_a_step_are_those_of_the_formula(name):
     """What is not counted would be missing from its bytes, too. Flash attention repeats one product of six; ours leaves
@@ -96,6 +98,7 @@ def test_flops_of_a_step_are_those_of_the_formula(name):
     assert found == pytest.approx(expected - first - left_out, rel=0.02)  # no gradient of the audio
 
 
+@needs_meta_weight_norm
 def test_rows_add_up_and_ours_moves_less():
     """The table a change of the kernels is judged by. Batches so long that weights do not matter."""
     rows = list(benchmark(CONFIGS, ["base"], [350], 12.5, teraflops=100, terabytes=1, device=torch.device("cpu")))

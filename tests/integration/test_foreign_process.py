@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import soundfile
 from nemo.collections.asr.models import ASRModel
-from nemo.core.classes import ModelPT
+from nemo.core.classes import ModelPT, common
 
 from nemo_mshubert.target_registration import OPT_OUT_VARIABLE
 
@@ -82,4 +82,7 @@ def test_opting_out_leaves_nemo_as_it_is(ssl_path, letters_path, tmp_path):
     """Shows that it is the plugin that made the process above work, and that it can be switched off."""
     process = run_stock(ssl_path, letters_path, tmp_path, **{OPT_OUT_VARIABLE: "1"})
     assert process.returncode != 0 and not (tmp_path / "found.json").exists()
-    assert "UnsafeTargetError" in process.stderr and "nemo_mshubert." in process.stderr
+    if hasattr(common, "UnsafeTargetError"):
+        assert "UnsafeTargetError" in process.stderr and "nemo_mshubert." in process.stderr
+    else:  # NeMo 2.7 makes its base class of what it does not allow
+        assert "abstract class ModelPT" in process.stderr

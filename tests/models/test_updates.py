@@ -34,6 +34,7 @@ from nemo_mshubert.models.prediction_metrics import training_metrics
 from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.modules.transformer import FeedForward
+from tests.conftest import needs_meta_weight_norm
 from tests.models import fixed_update
 from tests.models.fixed_update import collate, every_second_frame, train, train_split, utterance
 from tests.parallel.ranks_of_a_test import run_on_ranks
@@ -76,6 +77,7 @@ def test_accumulated_micro_batches_are_one_batch(config, clip, one_batch, micro_
 
 
 @pytest.mark.unit
+@needs_meta_weight_norm
 @pytest.mark.parametrize("frames", [[24, 24], [24, 20]], ids=["dense", "padded"])
 def test_the_host_queues_a_step_without_waiting_for_the_gpu(config, frames, monkeypatch):
     """Numbers read from the GPU, as lengths for the masks were, leave it idle until the host has queued more work.
