@@ -52,8 +52,8 @@ def attend(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, mask: Optional[Tensor
 
 
 def _is_slow_in_pytorch(q: Tensor, dropout_rate: float) -> bool:
-    is_plain = dropout_rate == 0.0 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return is_plain and q.device.type == "cpu" and q.dtype == torch.bfloat16 and not reference.is_taken()
+    is_plain = dropout_rate == 0.0 and q.dtype == torch.bfloat16 and not torch.is_grad_enabled()
+    return is_plain and reference.takes_cpu_kernels(q)
 
 
 def _bias(q_BHTE: Tensor, mask: Tensor) -> Tensor:
@@ -69,10 +69,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor]) -> Tenso
     """Of ``[N, T, E]``; ``q`` comes divided by the square root of E."""
     y = torch.empty_like(v)
     for part in _parts(len(q), q.shape[1] * k.shape[1]):
-        score = torch.bmm(q[part], k[part].transpose(1, 2))
-        if bias is not None:
-            score.add_(bias[part])
-        torch.bmm(torch.softmax(score, dim=-1), v[part], out=y[part])  # its sums are in fp32
+        weight = torch.softmax(_score(q, k, bias, part, q.dtype), dim=-1)  # whose sums are in fp32
+        torch.bmm(weight, v[part], out=y[part])
     return y
 
 
@@ -86,7 +84,7 @@ class _AttentionWithDropout(torch.autograd.Function):
         keep = torch.empty(*q.shape[:2], k.shape[1], dtype=torch.uint8)  # [N, T, T]
         log_sum = q.new_empty(*q.shape[:2], 1, dtype=_sum_dtype(q))
         for part in _parts(len(q), keep[0].numel()):
-            score = _score(q, k, bias, part)
+            score = _score(q, k, bias, part, _sum_dtype(q))
             highest = score.amax(dim=-1, keepdim=True)
             weight = score.sub_(highest).exp_()  # not divided by its sum yet; the output is
             total = weight.sum(dim=-1, keepdim=True)
@@ -105,7 +103,7 @@ class _AttentionWithDropout(torch.autograd.Function):
         to_bias = torch.empty_like(bias) if ctx.needs_input_grad[3] else None
         to_y = gradient * ctx.scale
         for part in _parts(len(q), keep[0].numel()):
-            weight = _score(q, k, bias, part).sub_(log_sum[part]).exp_()
+            weight = _score(q, k, bias, part, _sum_dtype(q)).sub_(log_sum[part]).exp_()
             kept = keep[part].to(weight.dtype)
             to_weight = torch.bmm(to_y[part], v[part].transpose(1, 2)).to(weight.dtype).mul_(kept)
             to_score = torch._softmax_backward_data(to_weight, weight, -1, weight.dtype)  # in one pass
@@ -118,8 +116,8 @@ class _AttentionWithDropout(torch.autograd.Function):
         return to_q, to_k, to_v, to_bias, None
 
 
-def _score(q: Tensor, k: Tensor, bias: Optional[Tensor], part: slice) -> Tensor:
-    score = torch.bmm(q[part], k[part].transpose(1, 2)).to(_sum_dtype(q))
+def _score(q: Tensor, k: Tensor, bias: Optional[Tensor], part: slice, dtype: torch.dtype) -> Tensor:
+    score = torch.bmm(q[part], k[part].transpose(1, 2)).to(dtype)
     return score if bias is None else score.add_(bias[part])
 
 

@@ -47,9 +47,7 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
 
 def is_drawn_here(x: Tensor, rate: float) -> bool:
     """Whether `Draws` decide what falls, or PyTorch."""
-    if x.device.type != "cpu" or not 0.0 < rate < 1.0:
-        return False
-    return not torch.compiler.is_compiling() and not reference.is_taken()
+    return 0.0 < rate < 1.0 and reference.takes_cpu_kernels(x)
 
 
 class Draws:

@@ -26,6 +26,11 @@ def is_taken() -> bool:
     return forced or is_exporting()
 
 
+def takes_cpu_kernels(x: torch.Tensor) -> bool:
+    """Whether ``x`` may go through kernels of this project that neither compiled nor exported graphs can hold."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_taken()
+
+
 def is_exporting() -> bool:
     """Whether the model is being traced: a graph must not depend on the lengths of the example."""
     return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()
