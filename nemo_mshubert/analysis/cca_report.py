@@ -188,7 +188,8 @@ def write_csv(runs: Sequence[Run], stream) -> None:
 def plot_curves(runs: Sequence[Run], ylabel: str):
     """The curves of all models over the layers, a `matplotlib.figure.Figure`, as in the paper's Figure 2."""
     from matplotlib.figure import Figure  # takes a second to import; without pyplot it needs no display
-    from matplotlib.ticker import MaxNLocator
+
+    from nemo_mshubert.analysis.layer_axis import draw_layer_axis
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
@@ -199,11 +200,8 @@ def plot_curves(runs: Sequence[Run], ylabel: str):
         if len(group) > 1:
             layers, lowest, highest = range(scores.shape[1]), scores.min(axis=0), scores.max(axis=0)
             axes.fill_between(layers, lowest, highest, color=line.get_color(), alpha=0.2)
-    axes.set(xlabel="layer (0: input of the transformer)", ylabel=ylabel)
-    if axes.dataLim.ymin > 0:
-        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # so that small differences look small, and flat curves are whole
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
+    axes.set_ylabel(ylabel)
+    draw_layer_axis(axes, from_zero=axes.dataLim.ymin > 0)
     figure.legend(loc="outside upper center", ncols=2, fontsize=9)  # a legend inside would hide curves
     return figure
 

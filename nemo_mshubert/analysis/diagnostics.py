@@ -266,7 +266,8 @@ def plot_diagnoses(diagnoses: Sequence[Diagnosis]):
     Several runs (seeds) of one name are a curve of their mean, within their range.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+
+    from nemo_mshubert.analysis.layer_axis import draw_layer_axis
 
     with_pnmi = any("pnmi" in diagnosis for diagnosis in diagnoses)
     figure = Figure(figsize=(5, 6.4 if with_pnmi else 3.2), layout="constrained")
@@ -283,9 +284,7 @@ def plot_diagnoses(diagnoses: Sequence[Diagnosis]):
     if with_pnmi:
         axes[1].set_ylabel("PNMI of clusters with phones")
     for one in axes:
-        one.set_xlabel("layer (0: input of the transformer)")
-        one.xaxis.set_major_locator(MaxNLocator(integer=True))
-        one.grid(alpha=0.3)
+        draw_layer_axis(one)
         # above: inside it would lie on curves
         one.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False, fontsize=8)
     return figure

@@ -20,16 +20,15 @@ from typing import Any, Dict, Sequence
 def plot_layer_weights(results: Sequence[Dict[str, Any]]):
     """Learned weights over the layers, a curve per model: a `matplotlib.figure.Figure`."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+
+    from nemo_mshubert.analysis.layer_axis import draw_layer_axis
 
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()
     for result in results:
         label = f"{result['name']}, {result['task'].upper()}"
         axes.plot(result["layer_weights"], marker="o", markersize=4, label=label)
-    axes.set(xlabel="layer (0: input of the transformer)", ylabel="weight")
-    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # else equal weights, as of a short probe, lie on the upper edge
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
+    axes.set_ylabel("weight")
+    draw_layer_axis(axes, from_zero=True)
     axes.legend(frameon=False, fontsize=8)
     return figure
