@@ -54,7 +54,8 @@ def test_a_lock_that_was_removed_behind_the_open_holds_nobody_off(tmp_path, monk
         tries.append(stream.fileno())
         if len(tries) == 1:
             lock.unlink()
-            lock.touch() if made_anew else None
+            if made_anew:
+                lock.touch()
         return True
 
     monkeypatch.setattr(file_lock, "try_to_lock", ended_meanwhile)

@@ -36,13 +36,8 @@ SWITCHES += ("trainer.use_distributed_sampler",)
 OPTIONS = ("name", "train_manifest", "train_tars", "validation_manifest", "max_updates", "validate_every_updates")
 OPTIONS += ("seconds_per_update", "model", "trainer", "exp_manager")
 FINETUNING = ("init_model", "freeze_encoder_updates", "max_nonfinite_steps")
-PRETRAINING = (
-    "label_maker",
-    "init_encoder",
-    "init_from_nemo_model",
-    "init_from_pretrained_model",
-    "init_from_ptl_ckpt",
-)
+PRETRAINING = ("label_maker", "init_encoder", "init_from_nemo_model", "init_from_pretrained_model")
+PRETRAINING += ("init_from_ptl_ckpt",)
 PRETRAINING_MODEL = ("sample_rate", "seed", "label_maker", "label_sets", "label_layers", "swap", "loss_views")
 PRETRAINING_MODEL += ("unmasked_weight", "drop_label_sets", "compile", "max_nonfinite_steps", "masking")
 PRETRAINING_MODEL += ("preprocessor", "encoder", "label_heads", "loss", "train_ds", "validation_ds", "optim")

@@ -188,9 +188,8 @@ def test_an_unfinished_word_is_none(write_arpa, write_lexicon_of, make_config, e
     log_probs[0, [0, 3]] = -np.inf  # a letter for certain: no hypothesis is between words
     decoder = LexiconBeamSearchDecoder(AB, config)
     assert decoder.decode(log_probs, "utt").words == ()
-    assert [best.text for best in decoder.decode_n_best(log_probs, "utt", 9)] == [
-        ""
-    ]  # not one for each letter reached
+    # not one for each letter reached
+    assert [best.text for best in decoder.decode_n_best(log_probs, "utt", 9)] == [""]
 
 
 def test_other_weights_share_lm_and_lexicon(sea):
