@@ -17,7 +17,16 @@
 Its kernel is as long as a fifth of a long utterance, and its groups as narrow as 48 channels. cuDNN has no fast kernel
 for that: it took a fifth of the pre-training step of base on an H200 (docs/performance.md). As a product of spectra it is
 a small matrix product per frequency.
+
+On CPUs frames go through transforms of one size, in blocks that overlap by a kernel (overlap-save): the spectra of the
+kernels, by far the largest there, are the same for every length of utterance, and stay small for long ones. Batches that
+fill a GPU are larger, and blocks that overlap are more bytes: each utterance goes through one transform.
+
+N blocks of an utterance, M = B * N, S samples of a transform, F frequencies, G groups, I and O channels of a group.
 """
+
+from dataclasses import dataclass
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -25,8 +34,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from nemo_mshubert.modules.autocast import to_autocast_dtype
-
-FFT_STEP = 64  # frames: few sizes, whose plans are made once and then kept
 
 
 def fft_conv(x_BTD: Tensor, weight_OIK: Tensor, bias_O: Tensor, groups: int) -> Tensor:
@@ -40,54 +47,135 @@ def fft_conv(x_BTD: Tensor, weight_OIK: Tensor, bias_O: Tensor, groups: int) -> 
         ``[B, T, O]``, computed in fp32 (fp64 in fp64), in the dtype of autocast, without it in that of ``x_BTD``.
     """
     x_BTD = to_autocast_dtype(x_BTD)
-    dtype = torch.promote_types(x_BTD.dtype, torch.float32)
+    dtype = _dtype_of_transforms(x_BTD)
     with torch.autocast(x_BTD.device.type, enabled=False):
         y_BTO = _FFTConv.apply(x_BTD.to(dtype), weight_OIK.to(dtype), groups) + bias_O.to(dtype)
         return y_BTO.to(x_BTD.dtype)
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """``number`` blocks, a transform of ``size`` samples each, of which ``frames`` come out whole."""
+
+    size: int
+    frames: int
+    number: int
+
+
+def overlapping_blocks(num_frames: int, kernel: int) -> Blocks:
+    """Transforms that hold two kernels, and do not depend on the utterance."""
+    size = -(-2 * kernel // 256) * 256
+    frames = size - kernel + 1
+    return Blocks(size, frames, -(-num_frames // frames))
+
+
+def one_block(num_frames: int, kernel: int) -> Blocks:
+    """What wraps around meets the zeros before the first frame. The gradient has as many numbers as the kernel. In steps
+    of 64: few sizes, whose plans are made once and then kept."""
+    return Blocks(-(-max(num_frames + kernel // 2, kernel) // 64) * 64, num_frames, 1)
+
+
+def blocks_for(x_BTD: Tensor, kernel: int) -> Blocks:
+    """Overlapping ones on CPUs, else one."""
+    return (overlapping_blocks if x_BTD.device.type == "cpu" else one_block)(x_BTD.shape[1], kernel)
+
+
+class KeptSpectra:
+    """`fft_conv` without a gradient: kernels are transformed when they change, which is looked at in every call."""
+
+    def __init__(self):
+        self._kept: Optional[Tuple[Tensor, Tensor]] = None  # [O, I, K] and its [G, F, O / G, I]
+
+    def convolve(self, x_BTD: Tensor, weight_OIK: Tensor, bias_O: Tensor, groups: int) -> Tensor:
+        """As `fft_conv`."""
+        x_BTD = to_autocast_dtype(x_BTD)
+        dtype = _dtype_of_transforms(x_BTD)
+        with torch.no_grad(), torch.autocast(x_BTD.device.type, enabled=False):
+            blocks = overlapping_blocks(x_BTD.shape[1], weight_OIK.shape[2])
+            spectra_GFOI = self._spectra_of(weight_OIK.to(dtype), blocks.size, groups)
+            y_BTO, _ = _convolve(x_BTD.to(dtype), spectra_GFOI, weight_OIK.shape[2], blocks)
+            return (y_BTO + bias_O.to(dtype)).to(x_BTD.dtype)
+
+    def _spectra_of(self, weight_OIK: Tensor, size: int, groups: int) -> Tensor:
+        kept = self._kept  # one look, as threads may share a model
+        if kept is None or kept[0].dtype != weight_OIK.dtype or not torch.equal(kept[0], weight_OIK):
+            self._kept = kept = (weight_OIK.clone(), _kernel_spectra(weight_OIK, size, groups))
+        return kept[1]
+
+    def __reduce__(self):  # copies of a model, and files of one, begin without
+        return KeptSpectra, ()
+
+
 class _FFTConv(torch.autograd.Function):
     """``y[t] = sum_k x[t + k - K // 2] w[k]``, of which the gradients, too, are products of spectra.
 
-    Autograd's own would pad each spectrum to its full length, negative frequencies included. Spectra lie frequency by
-    frequency, as the products want them; the weight's, by far the largest, is re-ordered once and never conjugated.
+    Autograd's own would pad each spectrum to its full length, negative frequencies included. The weight's is re-ordered
+    once and never conjugated.
     """
 
     @staticmethod
     def forward(ctx, x_BTD, weight_OIK, groups):
-        num_frames, kernel = x_BTD.shape[1], weight_OIK.shape[2]
-        # What wraps around meets the zeros before the first frame. The gradient has as many numbers as the kernel.
-        size = -(-max(num_frames + kernel // 2, kernel) // FFT_STEP) * FFT_STEP
-        x_GFBI = _spectrum(x_BTD, kernel // 2, size, groups)
-        weight_GOIF = torch.fft.rfft(weight_OIK, size).unflatten(0, (groups, -1))
-        weight_GFOI = weight_GOIF.permute(0, 3, 1, 2).contiguous()
-        y_GFBO = (x_GFBI.conj() @ weight_GFOI.mT).conj()
-        ctx.save_for_backward(x_GFBI, weight_GFOI)
-        ctx.num_frames, ctx.kernel, ctx.size = num_frames, kernel, size
-        return _signal(y_GFBO, 0, num_frames, size)
+        ctx.kernel = weight_OIK.shape[2]
+        ctx.blocks = blocks_for(x_BTD, ctx.kernel)
+        weight_GFOI = _kernel_spectra(weight_OIK, ctx.blocks.size, groups)
+        y_BTO, x_GFMI = _convolve(x_BTD, weight_GFOI, ctx.kernel, ctx.blocks)
+        ctx.save_for_backward(x_GFMI, weight_GFOI)
+        return y_BTO
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_BTO):
-        x_GFBI, weight_GFOI = ctx.saved_tensors
-        grad_GFBO = _spectrum(grad_BTO, 0, ctx.size, groups=len(x_GFBI))
+        x_GFMI, weight_GFOI = ctx.saved_tensors
+        blocks, first, num_frames = ctx.blocks, ctx.kernel // 2, grad_BTO.shape[1]
+        grad_BOT, surplus = grad_BTO.transpose(1, 2), blocks.number * blocks.frames - num_frames
+        if surplus:  # to pad by nothing is a copy
+            grad_BOT = F.pad(grad_BOT, (0, surplus))
+        grad_GFMO = _spectra(grad_BOT.unflatten(2, (blocks.number, -1)), blocks.size, groups=len(x_GFMI))
         grad_x_BTD = grad_weight_OIK = None
         if ctx.needs_input_grad[0]:
-            grad_x_BTD = _signal(grad_GFBO @ weight_GFOI, ctx.kernel // 2, ctx.num_frames, ctx.size)
+            grad_BNDS = _signals(grad_GFMO @ weight_GFOI, len(grad_BTO), blocks.size)
+            grad_x_BTD = _overlap_add(grad_BNDS, blocks)[..., first : first + num_frames].transpose(1, 2)
         if ctx.needs_input_grad[1]:
-            grad_weight_GOIF = (grad_GFBO.mH @ x_GFBI).permute(0, 2, 3, 1)
-            grad_weight_OIK = torch.fft.irfft(grad_weight_GOIF.flatten(0, 1), ctx.size)[..., : ctx.kernel]
+            grad_weight_GOIF = (grad_GFMO.mH @ x_GFMI).permute(0, 2, 3, 1)
+            grad_weight_OIK = torch.fft.irfft(grad_weight_GOIF.flatten(0, 1), blocks.size)[..., : ctx.kernel]
         return grad_x_BTD, grad_weight_OIK, None
 
 
-def _spectrum(x_BTC: Tensor, zeros_before: int, size: int, groups: int) -> Tensor:
-    """``[B, T, C]`` -> ``[G, F, B, C / G]``."""
-    zeros_after = size - zeros_before - x_BTC.shape[1]
-    x_BCF = torch.fft.rfft(F.pad(x_BTC.transpose(1, 2), (zeros_before, zeros_after)))
-    return x_BCF.unflatten(1, (groups, -1)).permute(1, 3, 0, 2).contiguous()
+def _dtype_of_transforms(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
-def _signal(x_GFBC: Tensor, first: int, num_frames: int, size: int) -> Tensor:
-    """``[G, F, B, C]`` -> ``[B, num_frames, G * C]``."""
-    x_BCT = torch.fft.irfft(x_GFBC.permute(2, 0, 3, 1).flatten(1, 2), size)
-    return x_BCT[..., first : first + num_frames].transpose(1, 2)
+def _convolve(x_BTD: Tensor, weight_GFOI: Tensor, kernel: int, blocks: Blocks) -> Tuple[Tensor, Tensor]:
+    """-> ``[B, T, G * O]`` and the spectra of the blocks, ``[G, F, M, I]``."""
+    num_frames, padded_frames = x_BTD.shape[1], (blocks.number - 1) * blocks.frames + blocks.size
+    x_BDT = F.pad(x_BTD.transpose(1, 2), (kernel // 2, padded_frames - num_frames - kernel // 2))
+    x_GFMI = _spectra(x_BDT.unfold(2, blocks.size, blocks.frames), blocks.size, groups=len(weight_GFOI))
+    y_BNOS = _signals((x_GFMI.conj() @ weight_GFOI.mT).conj(), len(x_BTD), blocks.size)
+    return y_BNOS[..., : blocks.frames].transpose(2, 3).flatten(1, 2)[:, :num_frames], x_GFMI
+
+
+def _kernel_spectra(weight_OIK: Tensor, size: int, groups: int) -> Tensor:
+    """``[O, I, K]`` -> ``[G, F, O / G, I]``, frequency by frequency, as the products want them."""
+    return torch.fft.rfft(weight_OIK, size).unflatten(0, (groups, -1)).permute(0, 3, 1, 2).contiguous()
+
+
+def _spectra(x_BCNS: Tensor, size: int, groups: int) -> Tensor:
+    """``[B, C, N, S or fewer]`` -> ``[G, F, M, C / G]``."""
+    x_BGCNF = torch.fft.rfft(x_BCNS, size).unflatten(1, (groups, -1))
+    return x_BGCNF.permute(1, 4, 0, 3, 2).contiguous().flatten(2, 3)
+
+
+def _signals(x_GFMC: Tensor, num_rows: int, size: int) -> Tensor:
+    """``[G, F, M, C]`` -> ``[B, N, G * C, S]``."""
+    return torch.fft.irfft(x_GFMC.permute(2, 0, 3, 1).flatten(1, 2), size).unflatten(0, (num_rows, -1))
+
+
+def _overlap_add(x_BNCS: Tensor, blocks: Blocks) -> Tensor:
+    """The sum of blocks that begin every ``blocks.frames``, ``[B, C, frames of all]``."""
+    if blocks.number == 1:
+        return x_BNCS[:, 0]
+    num_rows, _, channels, _ = x_BNCS.shape
+    sum_BCNT = x_BNCS.new_zeros(num_rows, channels, blocks.number + 1, blocks.frames)
+    sum_BCNT[:, :, :-1] = x_BNCS[..., : blocks.frames].transpose(1, 2)
+    sum_BCNT[:, :, 1:, : blocks.size - blocks.frames] += x_BNCS[..., blocks.frames :].transpose(1, 2)
+    return sum_BCNT.flatten(2)

@@ -30,7 +30,7 @@ from nemo_mshubert.modules import reference
 from nemo_mshubert.modules.attention_in_parts import attend
 from nemo_mshubert.modules.autocast import to_autocast_dtype
 from nemo_mshubert.modules.dropout import Dropout, dropout
-from nemo_mshubert.modules.fft_conv import fft_conv
+from nemo_mshubert.modules.fft_conv import KeptSpectra, fft_conv
 from nemo_mshubert.modules.layer_norm import LayerNorm
 
 INIT_STD = 0.02  # fairseq: init_bert_params
@@ -53,20 +53,23 @@ class ConvPositionalEmbedding(nn.Module):
         nn.init.zeros_(conv.bias)
         self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)
         self.num_surplus_frames = 1 - kernel % 2
+        self.spectra = KeptSpectra()
 
     def forward(self, x_BTD: Tensor, valid_BT: Optional[Tensor] = None) -> Tensor:
         """``[B, T, D]``, zero beyond each utterance -> ``[B, T, D]``; ``valid_BT`` is for `stacked_pos_conv`."""
         conv = self.conv
-        if _is_faster_by_fft(x_BTD) and not reference.is_taken():
-            return F.gelu(fft_conv(x_BTD, conv.weight, conv.bias, conv.groups))
-        y_BDT = conv(x_BTD.transpose(1, 2))
-        return F.gelu(y_BDT[..., : y_BDT.shape[-1] - self.num_surplus_frames]).transpose(1, 2)
+        if not _takes_fourier_transforms(x_BTD):
+            y_BDT = conv(x_BTD.transpose(1, 2))
+            return F.gelu(y_BDT[..., : y_BDT.shape[-1] - self.num_surplus_frames]).transpose(1, 2)
+        operands = x_BTD, conv.weight, conv.bias, conv.groups
+        no_gradient = not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in operands[:3]))
+        # A GPU would have to wait for the comparison of kernels, and transforms them in no time.
+        by_kept_spectra = no_gradient and reference.takes_cpu_kernels(x_BTD)
+        return F.gelu(self.spectra.convolve(*operands) if by_kept_spectra else fft_conv(*operands))
 
 
-def _is_faster_by_fft(x_BTD: Tensor) -> bool:
-    """On a CPU the spectra of the kernels, the same for every batch, cost as much as the convolution of two or three
-    utterances of base. It was not tried on Apple's GPUs."""
-    return x_BTD.device.type != "mps" and (x_BTD.device.type != "cpu" or len(x_BTD) >= 4)
+def _takes_fourier_transforms(x: Tensor) -> bool:
+    return x.device.type != "mps" and not reference.is_taken()  # they were not tried on Apple's GPUs
 
 
 class SelfAttention(nn.Module):

@@ -63,9 +63,9 @@ def weights_after(path, batches, accumulate, devices=1):
 
 
 @pytest.fixture(autouse=True)
-def one_convolution_for_any_number_of_rows(monkeypatch):
-    """Few rows are convolved by another algorithm than many; their rounding would be all that differs here."""
-    monkeypatch.setattr(transformer, "_is_faster_by_fft", lambda x_BTD: False)
+def without_fourier_transforms(monkeypatch):
+    """Their rounding, which the number of rows decides, would be all that differs here."""
+    monkeypatch.setattr(transformer, "_takes_fourier_transforms", lambda x: False)
 
 
 @pytest.fixture

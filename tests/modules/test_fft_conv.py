@@ -14,14 +14,20 @@
 
 """The GPU's positional convolution against PyTorch's own; it runs anywhere."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from nemo_mshubert.modules.fft_conv import fft_conv
+from nemo_mshubert.modules import fft_conv as fft_conv_module
+from nemo_mshubert.modules.fft_conv import KeptSpectra, fft_conv, one_block
 
-# kernel, frames: HuBERT's long even kernel, odd ones, utterances shorter than the kernel, a size without room to spare
+# kernel, frames: HuBERT's long even kernel, odd ones, utterances shorter than the kernel, one transform without room to
+# spare, several blocks
 CASES = [(16, 120), (16, 56), (16, 57), (9, 60), (9, 61), (5, 1), (32, 7), (1, 64), (96, 10), (257, 40)]
+CASES += [(16, 241), (16, 242), (9, 600), (1, 512)]
 
 
 def operands(kernel, num_frames, dtype=torch.float32):
@@ -35,16 +41,38 @@ def by_conv1d(x_BTD, weight, bias):
     return y_BDT[..., : x_BTD.shape[1]].transpose(1, 2)
 
 
+def on_gpus(monkeypatch):
+    """Utterances in one transform, as they go through on a GPU."""
+    monkeypatch.setattr(fft_conv_module, "blocks_for", lambda x_BTD, kernel: one_block(x_BTD.shape[1], kernel))
+
+
 @pytest.mark.unit
+@pytest.mark.parametrize("blocks", [on_gpus, None])
 @pytest.mark.parametrize("kernel, num_frames", CASES)
-def test_equals_conv1d_forward_and_backward(kernel, num_frames):
+def test_equals_conv1d_forward_and_backward(kernel, num_frames, blocks, monkeypatch):
     """A shifted frame or what wraps around the end would give GPUs other positions than CPUs."""
+    if blocks is on_gpus:
+        on_gpus(monkeypatch)
     inputs = operands(kernel, num_frames)
     ours, theirs = fft_conv(*inputs, groups=3), by_conv1d(*inputs)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(KeptSpectra().convolve(*inputs, groups=3), theirs, rtol=1e-4, atol=1e-5)
     gradient = torch.randn_like(theirs)
     for our, their in zip(torch.autograd.grad(ours, inputs, gradient), torch.autograd.grad(theirs, inputs, gradient)):
         torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("kernel, num_frames", [(128, 129), (128, 130), (128, 700), (265, 504), (265, 505)])
+def test_blocks_join_without_a_seam(kernel, num_frames):
+    """Base's kernel, whose gradients of two blocks overlap in all frames but one, and a longer one; one block of frames,
+    a frame more, several. What a block loses or counts twice would be a click every two or three seconds."""
+    inputs = operands(kernel, num_frames, torch.float64)
+    ours, theirs = fft_conv(*inputs, groups=3), by_conv1d(*inputs)
+    torch.testing.assert_close(ours, theirs)
+    gradient = torch.randn_like(theirs)
+    for our, their in zip(torch.autograd.grad(ours, inputs, gradient), torch.autograd.grad(theirs, inputs, gradient)):
+        torch.testing.assert_close(our, their)
 
 
 @pytest.mark.unit
@@ -63,9 +91,11 @@ def test_computes_in_fp32_and_returns_the_precision_of_its_surroundings():
 
 
 @pytest.mark.unit
-def test_numerical_gradient():
+def test_numerical_gradient(monkeypatch):
     """The backward is hand-written: against finite differences."""
     inputs = operands(4, 9, torch.float64)
+    assert torch.autograd.gradcheck(lambda *tensors: fft_conv(*tensors, groups=3), inputs)
+    on_gpus(monkeypatch)
     assert torch.autograd.gradcheck(lambda *tensors: fft_conv(*tensors, groups=3), inputs)
 
 
@@ -80,3 +110,44 @@ def test_frozen_inputs(frozen):
     theirs = torch.autograd.grad(by_conv1d(*inputs).square().sum(), wanted)
     for our, their in zip(ours, theirs):
         torch.testing.assert_close(our, their)
+
+
+@pytest.mark.unit
+def test_kept_spectra_follow_the_weights(monkeypatch):
+    """A validation after training, a checkpoint that is loaded, weights written behind PyTorch's back: spectra of other
+    weights would give other positions, silently. Spectra computed for every batch take most of the time."""
+    transforms = []
+    transform = fft_conv_module._kernel_spectra
+    monkeypatch.setattr(fft_conv_module, "_kernel_spectra", lambda *given: transforms.append(1) or transform(*given))
+    x_BTD, weight, bias = (tensor.detach() for tensor in operands(16, 50))
+    spectra = KeptSpectra()
+
+    def is_right():
+        found = spectra.convolve(x_BTD, weight, bias, groups=3)
+        torch.testing.assert_close(found, by_conv1d(x_BTD, weight, bias), rtol=1e-3, atol=1e-3)
+        assert found.dtype == x_BTD.dtype
+        return len(transforms)
+
+    assert [is_right(), is_right()] == [1, 1]
+    x_BTD = x_BTD[:1, :20]
+    assert is_right() == 1
+    weight.data[17, 3, 15] += 1.0
+    assert [is_right(), is_right()] == [2, 2]
+    x_BTD, weight, bias = x_BTD.double(), weight.double(), bias.double()
+    assert is_right() == 3
+    weight = weight[..., :9]
+    assert is_right() == 4
+
+
+@pytest.mark.unit
+def test_kept_spectra_stay_out_of_copies_and_files():
+    """They are six times as large as the weights: no copy of a model, no file and no process gets them."""
+    x_BTD, weight, bias = operands(16, 50)
+    spectra = KeptSpectra()
+    spectra.convolve(x_BTD, weight, bias, groups=3)
+    empty = pickle.dumps(KeptSpectra())
+    assert pickle.dumps(spectra) == pickle.dumps(copy.deepcopy(spectra)) == empty
+    assert copy.deepcopy(spectra)._kept is None
+    torch.testing.assert_close(
+        pickle.loads(empty).convolve(x_BTD, weight, bias, groups=3), spectra.convolve(x_BTD, weight, bias, groups=3)
+    )

@@ -21,6 +21,7 @@ from transformers.models.hubert import modeling_hubert as hf
 
 from nemo_mshubert.benchmarks.peers import first_output
 from nemo_mshubert.modules import reference
+from nemo_mshubert.modules.fft_conv import KeptSpectra
 from nemo_mshubert.modules.transformer import (
     ConvPositionalEmbedding,
     SelfAttention,
@@ -66,22 +67,34 @@ def test_attention_converts_its_input_once_under_autocast():
 
 @pytest.mark.unit
 @pytest.mark.parametrize("kernel", [8, 9])
-@pytest.mark.parametrize("num_rows, by_conv1d", [(3, True), (4, False)])
-def test_positional_embedding_equals_transformers(kernel, num_rows, by_conv1d, monkeypatch):
-    """Even kernels drop their surplus frame at the end, odd ones have none. Few rows by ``conv1d``, more by `fft_conv`."""
+@pytest.mark.parametrize("gradient", [True, False])
+def test_positional_embedding_equals_transformers(kernel, gradient, monkeypatch):
+    """Even kernels drop their surplus frame at the end, odd ones have none. By `fft_conv`, with spectra that are kept
+    where no gradient is wanted, and by ``conv1d`` in the reference path."""
     config = HubertConfig(**{**CONFIG.to_dict(), "num_conv_pos_embeddings": kernel})
     theirs = hf.HubertPositionalConvEmbedding(config)
-    ours = copy_of(theirs, ConvPositionalEmbedding(24, kernel, 3))
-    x_BTD = torch.randn(num_rows, 13, 24)
+    ours = copy_of(theirs, ConvPositionalEmbedding(24, kernel, 3)).requires_grad_(gradient)
+    kept, convolved = [], []
+    count_calls(monkeypatch, KeptSpectra, "convolve", kept)
+    count_calls(monkeypatch, torch.nn.Conv1d, "forward", convolved)
+    x_BTD = torch.randn(2, 13, 24)
     expected = theirs(x_BTD)
-    called = []
-    convolve = torch.nn.Conv1d.forward
-    monkeypatch.setattr(torch.nn.Conv1d, "forward", lambda *arguments: called.append(1) or convolve(*arguments))
+    convolved.clear()
     torch.testing.assert_close(ours(x_BTD), expected, rtol=1e-5, atol=1e-5)
-    assert bool(called) == by_conv1d
+    assert len(kept) == (not gradient) and not convolved
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x_BTD), expected, rtol=1e-5, atol=1e-5)
+    assert len(kept) == 2 - gradient
+    x_BTD.requires_grad_()
+    assert ours(x_BTD).requires_grad and len(kept) == 2 - gradient
     monkeypatch.setattr(reference, "forced", True)
     torch.testing.assert_close(ours(x_BTD), expected, rtol=1e-5, atol=1e-5)
-    assert called
+    assert convolved
+
+
+def count_calls(monkeypatch, owner, name, calls):
+    function = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *arguments: calls.append(name) or function(*arguments))
 
 
 @pytest.mark.unit
