@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The GPU's positional convolution against PyTorch's own; it runs anywhere."""
+"""The positional convolution of CPUs and of GPUs against PyTorch's own; both run anywhere."""
 
 import copy
 import pickle
@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from nemo_mshubert.modules import fft_conv as fft_conv_module
-from nemo_mshubert.modules.fft_conv import KeptSpectra, fft_conv, one_block
+from nemo_mshubert.modules.fft_conv import Blocks, KeptSpectra, blocks_for, fft_conv, one_block
 
 # kernel, frames: HuBERT's long even kernel, odd ones, utterances shorter than the kernel, one transform without room to
 # spare, several blocks
@@ -82,8 +82,10 @@ def test_computes_in_fp32_and_returns_the_precision_of_its_surroundings():
     expected = by_conv1d(*inputs)
     with torch.autocast("cpu", torch.bfloat16):
         under_autocast = fft_conv(*inputs, groups=3)
-    converted = fft_conv(*(tensor.bfloat16() for tensor in inputs), groups=3)
-    for found in (under_autocast, converted):
+        kept_under_autocast = KeptSpectra().convolve(*inputs, groups=3)
+    halves = [tensor.bfloat16() for tensor in inputs]
+    converted, kept_converted = fft_conv(*halves, groups=3), KeptSpectra().convolve(*halves, groups=3)
+    for found in (under_autocast, converted, kept_under_autocast, kept_converted):
         assert found.dtype == torch.bfloat16
         torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.1)
     gradients = torch.autograd.grad(under_autocast.float().sum(), inputs)
@@ -113,13 +115,20 @@ def test_frozen_inputs(frozen):
 
 
 @pytest.mark.unit
+def test_only_cpus_cut_utterances_into_blocks():
+    """The other way round costs each of them most of the speed of these convolutions, and shows nowhere else."""
+    assert blocks_for(torch.empty(1, 1000, 4), 128) == Blocks(size=256, frames=129, number=8)
+    assert blocks_for(torch.empty(1, 1000, 4, device="meta"), 128) == Blocks(size=1088, frames=1000, number=1)
+
+
+@pytest.mark.unit
 def test_kept_spectra_follow_the_weights(monkeypatch):
     """A validation after training, a checkpoint that is loaded, weights written behind PyTorch's back: spectra of other
     weights would give other positions, silently. Spectra computed for every batch take most of the time."""
     transforms = []
     transform = fft_conv_module._kernel_spectra
     monkeypatch.setattr(fft_conv_module, "_kernel_spectra", lambda *given: transforms.append(1) or transform(*given))
-    x_BTD, weight, bias = (tensor.detach() for tensor in operands(16, 50))
+    x_BTD, weight, bias = (tensor.detach() for tensor in operands(16, 600))
     spectra = KeptSpectra()
 
     def is_right():

@@ -66,7 +66,10 @@ def test_logits_are_fp32_under_autocast():
     )
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits.double(), expected / 0.1, rtol=1e-5, atol=1e-5)  # not rounded on the way
-    heads({5: torch.zeros(1, 6)})[5].sum().backward()  # an all-zero frame must not give NaN
+    torch.nn.init.zeros_(heads.heads["5"].final_proj.bias)
+    logits = heads({5: torch.zeros(1, 6)})[5]
+    logits.sum().backward()
+    assert not logits.any()  # an all-zero frame must not give NaN
     assert all(parameter.grad.isfinite().all() for parameter in heads.parameters())
 
 
@@ -148,6 +151,7 @@ def test_explicit_placement_overrides():
         ([10], 12, {13: 10}, r"blocks \[13\] do not exist; the encoder has blocks 1 to 12"),
         ([10], 12, {0: 10}, r"blocks \[0\] do not exist"),
         ([10], 12, {"top": 10}, r"label_layers \{'top': 10\}: expected block numbers and cluster counts"),
+        ([10], 12, {12: None}, r"label_layers \{12: None\}: expected block numbers and cluster counts"),
         ([10], 12, "top", "label_layers top: expected block numbers and cluster counts"),
     ],
 )

@@ -96,6 +96,15 @@ def test_channels_are_masked_as_in_transformers(mask_prob, channels):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("channels", [2, 24, 64])
+def test_models_narrower_than_a_span_of_channels_keep_some(channels):
+    """The default span of 64 channels must neither stop a small model nor blank its features."""
+    masks = [channel_mask(3, channels, 0.9, 64, generator(seed)) for seed in range(20)]
+    counts = torch.stack(masks).sum(dim=2)
+    assert counts.max() == channels - 1 and (counts == counts[:, :1]).all()
+
+
+@pytest.mark.unit
 def test_starts_are_uniform():
     """Frames in the middle are masked alike; only the edges, with fewer spans over them, less."""
     share_T = span_mask([100] * 4000, 0.5, 10, same_count=False, generator=generator()).float().mean(dim=0)
@@ -129,6 +138,13 @@ def test_every_length_is_masked_in_part(mask_prob, same_count):
                 assert row.sum() > 10, length
     for length in (0, 1):
         assert not span_mask([length], mask_prob, 10, generator=generator()).any()
+
+
+@pytest.mark.unit
+def test_the_frame_that_short_rows_show_is_any():
+    """Always the last one, and of short words the end alone would be heard and the beginning alone predicted."""
+    shown = torch.cat([~span_mask([3], 1.0, 10, generator=generator(seed)) for seed in range(30)])
+    assert shown.any(dim=0).all() and shown.sum(dim=1).tolist() == [1] * 30
 
 
 @pytest.mark.unit
