@@ -87,10 +87,12 @@ def test_flops_are_those_that_pytorch_counts(config):
     step = Step(PEERS["transformers"]({**TINY_ENCODER, **BASE_OR_LARGE[0]}), config, batch, TINY_CLUSTERS, True)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         views = step.encoder.forward_views(batch.audio, batch.length, batch.mask_BT, [1, 2, 4])
-        rows = {k: views.at(layer, batch.masked_M).flatten(0, 1) for k, layer in step.layer_of_set.items()}
-        step.heads(rows)
-    ours = forward_flops(TINY_ENCODER, batch.num_rows, batch.num_samples, 2, batch.num_masked, TINY_CLUSTERS, 8)
-    assert ours == pytest.approx(counter.get_total_flops(), rel=0.02)  # an even kernel convolves one frame more
+    with FlopCounterMode(display=False) as counter_of_heads:
+        step.heads({k: views.at(layer, batch.masked_M).flatten(0, 1) for k, layer in step.layer_of_set.items()})
+    sizes = TINY_ENCODER, batch.num_rows, batch.num_samples, 2, batch.num_masked
+    of_encoder, of_all = (forward_flops(*sizes, sets, 8) for sets in ([], TINY_CLUSTERS))
+    assert of_encoder == pytest.approx(counter.get_total_flops(), rel=0.02)  # an even kernel convolves one frame more
+    assert of_all - of_encoder == counter_of_heads.get_total_flops()
 
 
 def test_base_model_costs_what_its_parts_add_up_to():

@@ -157,6 +157,34 @@ def test_dropout(sequence_parallel):
     assert len(own0) == 2 and all(mine != others for mine, others in zip(own0, own1))  # heads, and inner units
 
 
+def precisions_under_autocast():
+    """On a rank: what all split linear layers of a frozen encoder give under autocast to bf16, and what is trained."""
+    from megatron.core import parallel_state
+
+    from nemo_mshubert.modules.transformer_megatron import Columns, Rows, split_blocks
+
+    torch.distributed.init_process_group("gloo")
+    torch.cuda.current_device = lambda: "cpu"
+    parallel_state.initialize_model_parallel(2)
+    found, trained = [], []
+    for sequence_parallel in (False, True):
+        encoder = make({}).float().requires_grad_(False)
+        split_blocks(encoder.layers, sequence_parallel)
+        for part in encoder.layers.modules():
+            if isinstance(part, (Columns, Rows)):
+                part.register_forward_hook(lambda _, inputs, y: found.append(y.dtype))
+        with torch.autocast("cpu", torch.bfloat16):
+            encoder.hidden_states(torch.randn(1, 1, 4000), torch.tensor([4000]))
+        trained += [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
+    return found, trained
+
+
+def test_split_layers_keep_precision_and_stay_frozen():
+    """A bias in fp32 would make fp32 of all that follows: twice the memory. A frozen encoder would be trained."""
+    found, trained = run_on_ranks(2, precisions_under_autocast)[0]
+    assert found == [torch.bfloat16] * (2 * 4 * 6) and not trained  # ways, blocks, linear layers
+
+
 def test_blocks_that_cannot_be_split():
     """The reason, before a cluster is rented for it."""
 
