@@ -181,7 +181,7 @@ def _measured_step(reports: Reports, size: str, config: DictConfig) -> Mapping[s
     """The row of our step of the size, as it is configured, whose batch is the nearest; or what is needed."""
     with_swap = "ours, compiled" if config.model.get("compile") else "ours"
     wanted = (with_swap if config.model.swap else "ours, no Swap", size)
-    rows = [row for row in reports.get("pretrain", []) if (row["row"], row["size"]) == wanted and row.get("seconds")]
+    rows = [row for row in reports.get("pretrain", []) if (row["row"], row["size"]) == wanted]
     batch_seconds = config.model.train_ds.batch_duration
     return min(rows, key=lambda row: abs(row["batch_seconds"] - batch_seconds)) if rows else {"needed": size}
 

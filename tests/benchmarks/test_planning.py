@@ -105,6 +105,15 @@ def test_plan_of_the_paper(reports):
     assert lines["labels of the corpus"] == pytest.approx(0.96)
 
 
+@pytest.mark.parametrize("gpus, strategy, seconds", [(128, "auto", 11200), (32, "megatron_tp2", 2800)])
+def test_updates_of_more_gpus_and_of_shared_models(reports, gpus, strategy, seconds):
+    """No update is less than a batch per GPU; GPUs that share a model are, at best, twice as fast with one batch."""
+    made = plan(load("mshubert_base"), "base", 960, Cluster(gpus, 8, strategy), reports)
+    lines = {line.quantity: line.value for line in made}
+    assert lines["audio per update"] == seconds
+    assert lines["updates per day"] == pytest.approx(86400 * 4000 * gpus / seconds)
+
+
 def test_gpus_that_share_a_model_all_read_its_data(reports):
     """Nodes with cores for one reader of each group would starve their GPUs."""
     cores = {}
