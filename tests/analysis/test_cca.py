@@ -14,6 +14,8 @@
 
 """CCA against closed forms and two independent implementations; weights against the published formula; splits."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from scipy.linalg import eigh
@@ -326,6 +328,23 @@ def test_samples_below_dimensions():
         check_counts(4000, 768, 500)
     with pytest.raises(ValueError, match="1 unit"):
         check_counts(4000, 24, 1)
+
+
+@pytest.mark.parametrize(
+    "samples, features, units, suffices",
+    [(100, 9, 79, True), (100, 10, 79, False), (100, 9, 80, False), (101, 9, 79, False)],
+)
+def test_as_many_samples_as_dimensions_are_too_few(samples, features, units, suffices):
+    """Ten splits of 100 leave 80 and 10; of 101, two of eleven leave 79. With as many dimensions all correlates."""
+    with nullcontext() if suffices else pytest.raises(ValueError, match="are needed"):
+        check_counts(samples, features, units)
+
+
+def test_dimensions_below_epsilon_are_left_out(rng):
+    """As in the code of Raghu et al.: their inverse would be noise. Variances are parts of the largest one."""
+    x = rng.normal(size=(500, 3)) * [10, 0.04, 0.02]
+    y = rng.normal(size=(500, 2))
+    assert TrainingViews(x, y).fit(1e-5, 1e-5).x.kept.tolist() == [True, True, False]
 
 
 def test_features_without_a_solution(rng):

@@ -85,6 +85,15 @@ def test_wrong_shape(edit, name):
 
 
 @pytest.mark.unit
+def test_wrong_number_of_dimensions(edit):
+    def flatten(state):
+        state["feature_projection.projection.weight"] = state["feature_projection.projection.weight"].flatten()
+
+    with pytest.raises(ValueError, match=r"feature_projection.projection.weight is \[384\], expected 2 dimensions"):
+        read_huggingface(edit(flatten))
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize("name", ["encoder.layers.0.adapter.weight", "encoders.0.layer_norm.weight", "spk.weight"])
 def test_unknown_tensor(edit, name):
     def add(state):

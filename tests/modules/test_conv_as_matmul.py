@@ -56,10 +56,12 @@ def test_numerical_gradient():
 
 
 @pytest.mark.unit
-def test_views_and_frozen_inputs():
-    """A crop of a longer batch is a view with gaps; the first layer's input and frozen weights need no gradient."""
+@pytest.mark.parametrize("part", [(slice(None), slice(4, 17)), (slice(1, None), slice(None))], ids=["crop", "rows"])
+def test_views_and_frozen_inputs(part):
+    """A crop of a longer batch is a view with gaps, its last rows one that begins later; the first layer's input and
+    frozen weights need no gradient."""
     x_BTC, weight, _ = operands(3, 30, False)
-    crop = x_BTC.detach()[:, 4:17]
+    crop = x_BTC.detach()[part]
     expected = F.conv1d(crop.transpose(1, 2), weight, stride=2).transpose(1, 2)
     ours = conv_as_matmul(crop, weight, None, 2)
     torch.testing.assert_close(ours, expected)

@@ -139,7 +139,11 @@ def test_group_norm_is_exact_far_from_zero():
     valid_BTC = x_BTC[:, :100].double()
     expected = (valid_BTC - valid_BTC.mean()) / valid_BTC.std(correction=0)
     torch.testing.assert_close(y_BTC.double(), expected, rtol=1e-3, atol=1e-3)
-    assert norm(x_BTC.bfloat16(), torch.tensor([100]), True).dtype == torch.bfloat16
+    x_BTC = x_BTC.bfloat16()
+    found, exact = (norm(x, torch.tensor([100]), True) for x in (x_BTC, x_BTC.float()))
+    assert found.dtype == torch.bfloat16 and torch.equal(found, exact.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norm(x_BTC, torch.tensor([200]), False).dtype == torch.bfloat16
 
 
 @pytest.mark.unit

@@ -15,13 +15,15 @@
 """Dropout from sixteen random bits, against PyTorch's own dropout."""
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from nemo_mshubert.modules import reference
-from nemo_mshubert.modules.dropout import Dropout, dropout
+from nemo_mshubert.modules.dropout import LEVELS, Draws, Dropout, dropout
 
 
 @pytest.fixture
@@ -44,6 +46,17 @@ def test_share_and_scale(rate, dropped_by_pytorch):
     torch.testing.assert_close(y[~zero], (x / (1 - rate))[~zero], rtol=2e-4, atol=0)  # the rate is a multiple of 2^-16
     assert y.mean().item() == pytest.approx(x.mean().item(), rel=0.01)
     assert not dropped_by_pytorch
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_every_level_is_kept_or_falls_as_the_scale_says(rate):
+    """Of each random number once, the share that is kept times the scale is 1: the mean of activations stays."""
+    draws, levels = Draws(rate), np.arange(LEVELS, dtype=np.uint16).view(np.uint64)
+    draws._stream = SimpleNamespace(random_raw=lambda words: levels[:words])
+    kept = draws.keep(torch.empty(1, LEVELS, dtype=torch.uint8)).sum().item()
+    assert LEVELS - kept == int(rate * LEVELS)
+    assert kept / LEVELS * draws.scale == pytest.approx(1, rel=1e-12)
 
 
 @pytest.mark.unit

@@ -32,6 +32,7 @@ def test_stays_in_bf16_with_statistics_in_fp32():
     x_BTC = (100 + torch.randn(2, 5, 64)).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         y_BTC = norm(x_BTC)
+        assert norm(x_BTC.float()).dtype == torch.bfloat16
     assert y_BTC.dtype == torch.bfloat16
     torch.testing.assert_close(y_BTC.float(), expected(x_BTC.float()), rtol=0.02, atol=0.02)
     gradients = torch.autograd.grad(y_BTC.float().sum(), norm.parameters())
