@@ -19,7 +19,13 @@ import math
 import pytest
 import torch
 
-from nemo_mshubert.modules.frames import HOP_SAMPLES, HUBERT_KERNELS_AND_STRIDES, RECEPTIVE_FIELD_SAMPLES, frame_count
+from nemo_mshubert.modules.frames import (
+    HOP_SAMPLES,
+    HUBERT_KERNELS_AND_STRIDES,
+    RECEPTIVE_FIELD_SAMPLES,
+    frame_count,
+    valid_positions,
+)
 
 LENGTHS = [*range(0, 1200), 15999, 16000, 16001, 250_000]
 
@@ -48,6 +54,13 @@ def test_frame_count_is_that_of_the_convolutions(convolved_frames):
     assert frame_count(torch.tensor(LENGTHS)).tolist() == convolved_frames
     naive = [length // HOP_SAMPLES for length in LENGTHS]  # the usual mistake is another number
     assert naive != convolved_frames
+
+
+@pytest.mark.unit
+def test_valid_positions_end_with_the_utterance():
+    """One more, and every utterance has a frame of padding."""
+    expected = [[False, False, False], [True, False, False], [True, True, True], [True, True, True]]
+    assert valid_positions(torch.tensor([0, 1, 3, 5]), 3).tolist() == expected
 
 
 @pytest.mark.unit
