@@ -605,6 +605,7 @@ def test_mask_embedding_has_a_gradient_when_nothing_is_masked(tiny_encoder, batc
     score(encoder(audio_signal=batch[0], length=batch[1])[0].transpose(1, 2)).backward()
     assert all(parameter.grad is not None for parameter in encoder.parameters())
     assert not encoder.mask_embedding.grad.any()
+    assert encoder.feature_extractor.conv_layers[0].conv.weight.grad.any()  # nor is the rest frozen
 
 
 # --- NeMo's contract -------------------------------------------------------------------------------------------------
@@ -649,9 +650,21 @@ def test_input_example_runs(tiny_encoder):
 
 
 @pytest.mark.unit
+def test_no_graph_is_kept_without_gradients(tiny_encoder, batch):
+    """A front end whose convolutions are kept for a backward pass takes most of the memory of an inference."""
+    encoder, kept = tiny_encoder(), []
+    encoder.feature_extractor.register_forward_hook(lambda module, inputs, outputs: kept.append(outputs[0].grad_fn))
+    with torch.no_grad():
+        outputs, _ = encoder(audio_signal=batch[0], length=batch[1])
+    assert kept == [None] and not outputs.requires_grad
+
+
+@pytest.mark.unit
 def test_an_unfrozen_front_end_that_is_not_trained_has_zero_gradients(tiny_encoder, batch):
     """NeMo's unfreeze() of a fine-tuned model: DDP would stop the run at parameters without a gradient."""
     encoder = tiny_encoder(feature_grad_mult=0.0).train()
+    # else weight decay would shrink them
+    assert not any(parameter.requires_grad for parameter in encoder.feature_extractor.parameters())
     encoder.freeze()
     encoder.unfreeze()
     encoder.train()
