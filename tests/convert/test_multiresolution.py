@@ -153,8 +153,9 @@ def test_scripts_take_it_as_an_encoder_only(tmp_path, audio):
     assert abs(first - alone).max() < 1e-5
     with pytest.raises(ValueError, match="mrhubert.pt: an MR-HuBERT. It gives features"):
         read_checkpoint(tmp_path / "mrhubert.pt")
-    with pytest.raises(ValueError, match="layer 6: the encoder has blocks 1 to 5"):
-        HiddenFeatures(encoder, layer=6)
+    for layer in (0, 6):
+        with pytest.raises(ValueError, match=f"layer {layer}: the encoder has blocks 1 to 5"):
+            HiddenFeatures(encoder, layer=layer)
 
 
 @pytest.mark.unit

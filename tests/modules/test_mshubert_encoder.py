@@ -323,12 +323,13 @@ def test_empty_and_short_utterances_have_no_frames_and_spoil_nothing(tiny_encode
 
 
 @pytest.mark.unit
-def test_gradients_stay_finite_with_an_empty_utterance(tiny_encoder):
-    """One empty row in training must not turn the weights into NaN."""
+@pytest.mark.parametrize("samples, frames", [(5000, 15), (0, 0)])
+def test_gradients_stay_finite_with_empty_utterances(tiny_encoder, samples, frames):
+    """One empty row in training, or nothing else, must not turn the weights into NaN."""
     encoder = tiny_encoder().train()
-    lengths = torch.tensor([5000, 0])
+    lengths = torch.tensor([samples, 0])
     signal = torch.randn(2, 1, 5000) * (torch.arange(5000) < lengths[:, None, None])
-    mask_BT = span_mask([15, 0], 0.5, 4)
+    mask_BT = span_mask([frames, 0], 0.5, 4, num_positions=15)
     views = encoder.forward_views(signal, lengths, mask_BT, [4])
     (score(views.tapped[4][:, mask_BT]) + views.feature_penalty).backward()
     assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
