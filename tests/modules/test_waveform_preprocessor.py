@@ -14,6 +14,7 @@
 
 """The preprocessor slot: NeMo's contract for raw samples."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import Wav2Vec2FeatureExtractor
@@ -79,3 +80,10 @@ def test_options_of_spectrograms_are_refused(arguments):
     """A config of another model family; with its stride, timestamps would be 160 times as late."""
     with pytest.raises(ValueError, match="expected null or per_feature|1 feature|one sample, 6.25e-05; found 0.01"):
         WaveformPreprocessor(**arguments)
+
+
+@pytest.mark.unit
+def test_floor_of_the_variance_is_that_of_transformers():
+    """Quiet recordings: with fairseq's 1e-5 their samples would be a third of what the large models were given."""
+    quiet = np.array([1e-3, -1e-3], np.float32)
+    assert to_unit_variance(quiet) == pytest.approx(quiet / (1e-6 + 1e-7) ** 0.5)
