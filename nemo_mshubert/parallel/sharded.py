@@ -67,3 +67,12 @@ class ShardedStrategy(ModelParallelStrategy):
             fully_shard(part, mesh=mesh)
         fully_shard(model.encoder, mesh=mesh)
         register_fsdp_forward_method(model.encoder, "forward_views")
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Sums over the shards of a copy in every micro-batch, but over the copies, between nodes, in the last one of
+        an update. Not with layerdrop: a block that the last one skips would keep its sums to itself."""
+        model = self.lightning_module
+        over_copies = model.encoder.layerdrop > 0 or not model.trainer.fit_loop._should_accumulate()
+        for part in [model.encoder, *model.label_heads.heads.values()]:
+            part.set_requires_all_reduce(over_copies)
+        return super().training_step(*args, **kwargs)

@@ -332,6 +332,35 @@ def test_copies_of_shards_are_one_model(config, tmp_path):
     assert_same_training(tmp_path / "copies", tmp_path / "ddp")
 
 
+@pytest.mark.parametrize("layerdrop, micro_batches", [(0.0, 4), (0.3, 6)])
+def test_copies_are_summed_once_in_an_update(config, monkeypatch, layerdrop, micro_batches):
+    """Four updates of two epochs with three micro-batches, so that every second one is of the odd one alone. A sum in
+    each micro-batch makes nodes wait for their network; one that is missed makes the copies different models."""
+    config = config.copy()
+    config.encoder.layerdrop, config.drop_label_sets = layerdrop, 0
+    options = dict(accumulate_grad_batches=2, gradient_clip_val=CLIP)
+    whole = [collate([utterance((first + rank) % 4) for rank in range(4)]) for first in range(3)]
+    expected = train(config, [whole], 4, **options).state_dict()
+    sums, all_reduce = [], torch.distributed.all_reduce
+
+    def noted(tensor, *args, group=None, **kwargs):
+        sums.append(group is not None and group.size() == 2)  # not those over all ranks
+        return all_reduce(tensor, *args, group=group, **kwargs)
+
+    def rank():
+        monkeypatch.setattr(torch.distributed, "all_reduce", noted)
+        parts = [[collate([utterance((first + rank) % 4)]) for first in range(3)] for rank in range(4)]
+        model = train(config, parts, 4, 4, strategy=ShardedStrategy(shard_size=2), **options)
+        weights = model.trainer.strategy.lightning_module_state_dict()
+        return weights, sum(sums)
+
+    results = run_on_ranks(4, rank)
+    assert difference(results[0][0], expected) < 1e-5
+    units = len(config.label_sets) + config.encoder.num_layers + 1  # heads, blocks, and what is around these
+    assert all(count <= micro_batches * units for _, count in results)  # none of a block that is skipped
+    assert layerdrop > 0 or results[0][1] == micro_batches * units
+
+
 def test_sharded_training_resumes(ddp, config, tmp_path):
     """From a checkpoint of DDP."""
     half = ddp[0] / "half.ckpt"
