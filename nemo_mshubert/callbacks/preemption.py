@@ -19,6 +19,7 @@ Unlike NeMo's ``PreemptionCallback`` and ``StatelessTimer``, on CPUs and without
 middle of accumulated micro-batches, whose gradients no checkpoint holds.
 """
 
+import multiprocessing
 import re
 import signal
 import sys
@@ -81,6 +82,7 @@ class SaveWhenPreempted(pl.Callback):
         self._stop_listening()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        _kill_loader_processes()
         self._stop_listening()
 
     def _stop_listening(self) -> None:
@@ -136,3 +138,13 @@ class SaveWhenPreempted(pl.Callback):
         asked = torch.tensor(int(self._asked), device=device)
         torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
         return bool(asked)
+
+
+def _kill_loader_processes() -> None:
+    """Python ends them by SIGTERM when it exits, and waits; their mask would have it wait forever."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's would raise an error of its own
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+            process.join()
+    signal.signal(signal.SIGCHLD, handler)

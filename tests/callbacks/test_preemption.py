@@ -185,6 +185,20 @@ def test_loader_processes_outlive_the_signal(config, tmp_path, monkeypatch):
     assert not multiprocessing.active_children()
 
 
+def test_loader_processes_do_not_outlive_an_error(config, tmp_path, monkeypatch):
+    """Python waits for them when it exits: behind the traceback of a loader's error the run would hang, and with it the
+    other ranks."""
+
+    def fail(batch):
+        raise FileNotFoundError("audio_3.tar")
+
+    monkeypatch.setattr("tests.models.fixed_update.DataLoader", partial(DataLoader, num_workers=2, collate_fn=fail))
+    with pytest.raises(FileNotFoundError, match="audio_3.tar") as error:
+        train_updates(config, tmp_path, SaveWhenPreempted())
+    assert error.traceback  # which holds the loader, as that of an error which nobody catches does
+    assert not multiprocessing.active_children()
+
+
 def test_all_ranks_stop_when_one_is_preempted(config, tmp_path):
     """The one that is not rank 0, and no other."""
 
