@@ -14,6 +14,7 @@
 
 """Utterances that training cannot read: they are skipped, named and counted, and too many of them end the run."""
 
+import sys
 from typing import Optional, Set, Tuple
 
 import torch
@@ -21,6 +22,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset.collation import collate_vectors
 from nemo.utils import logging
+from nemo.utils.get_rank import is_global_rank_zero
 
 MAX_UNREADABLE = 100
 
@@ -61,7 +63,10 @@ class UnreadableCount:
         self._utterances.add(utterance)
         self.count += 1
         self._in_a_row += 1
-        logging.warning(f"Skipped utterance {utterance} ({self.count} so far in this process): {problem}")
+        message = f"Skipped utterance {utterance} ({self.count} so far in this process): {problem}"
+        logging.warning(message)
+        if not is_global_rank_zero():  # there NeMo's logger shows nothing
+            print(f"On another rank than 0: {message}", file=sys.stderr, flush=True)
         if max(len(self._utterances), self._in_a_row) > self.limit:
             failed = f"{len(self._utterances)} utterances could not be used"
             if len(self._utterances) <= self.limit:

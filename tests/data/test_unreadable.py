@@ -21,7 +21,7 @@ import torch
 from lhotse import CutSet, Recording
 
 from nemo_mshubert.data import unreadable
-from nemo_mshubert.data.unreadable import CountedAudio, UnreadableAudioError
+from nemo_mshubert.data.unreadable import CountedAudio, UnreadableAudioError, UnreadableCount
 
 pytestmark = pytest.mark.unit
 
@@ -72,3 +72,10 @@ def test_a_first_batch_without_readable_audio_is_an_error(cuts):
     match = f"No utterance of the first batch could be read.*: {broken.id}. Repair"
     with pytest.raises(UnreadableAudioError, match=match):
         CountedAudio(limit=10)(CutSet.from_cuts([broken]))
+
+
+def test_what_other_ranks_skip_is_seen(capsys, monkeypatch):
+    """NeMo's logger is silent on them: of eight ranks, seven left out utterances that nobody heard of."""
+    monkeypatch.setenv("RANK", "5")
+    UnreadableCount(limit=3).add("u7", "NaN or infinite samples")
+    assert "Skipped utterance u7 (1 so far in this process): NaN or infinite samples" in capsys.readouterr().err
