@@ -113,7 +113,7 @@ def _cca_section(found) -> Finding:
 
 def _superb_section(found) -> Finding:
     rows = []
-    for folder, results in found:
+    for _, results in found:
         best = results["best"]
         for name, test in results["tests"].items():
             sweep = ", ".join(_sweep_entry(line) for line in results["sweep"])

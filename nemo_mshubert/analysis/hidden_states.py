@@ -14,14 +14,14 @@
 
 """All hidden states of an encoder, and utterances in groups whose states fit the memory."""
 
-from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Tuple
+from typing import Any, Iterable, Iterator, Optional, Sequence
 
 import torch
 from torch import nn
 
 from nemo_mshubert.clustering.audio_windows import Utterance, audio_windows
 from nemo_mshubert.clustering.features import HiddenFeatures
-from nemo_mshubert.data.manifest import SAMPLE_RATE
+from nemo_mshubert.data.manifest import SAMPLE_RATE, Line
 from nemo_mshubert.modules.frames import FRAME_RATE, HOP_SAMPLES
 from nemo_mshubert.whole_files import PathLike
 
@@ -71,7 +71,7 @@ def groups_of(utterances: Sequence[Any]) -> Iterator[Sequence[Any]]:
         yield utterances[first : first + UTTERANCES_AT_ONCE]
 
 
-def utterance_groups(lines: Iterable[Tuple[str, Dict[str, Any]]]) -> Iterator[Sequence[Utterance]]:
+def utterance_groups(lines: Iterable[Line]) -> Iterator[Sequence[Utterance]]:
     """Groups of utterances with their audio, those of similar lengths in a window together."""
     for window in audio_windows(lines):
         yield from groups_of(sorted(window, key=lambda utterance: len(utterance.samples)))  # less padding

@@ -14,7 +14,7 @@
 
 """The audio of a manifest as a stream, and features of it: what labels, k-means and analyses are made of."""
 
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Callable, Iterable, Iterator, List, NamedTuple, Optional, Union
 
 import numpy as np
 import torch
@@ -22,25 +22,23 @@ from torch import Tensor
 
 from nemo_mshubert.clustering.features import FeatureMaker
 from nemo_mshubert.data.audio import load_audio_and_rate
-from nemo_mshubert.data.manifest import SAMPLE_RATE, utterance_id
+from nemo_mshubert.data.manifest import SAMPLE_RATE, Entry, Line, utterance_id
 from nemo_mshubert.data.read_ahead import read_ahead
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
 
 WINDOW_SECONDS = 600  # of audio; within it, feature makers batch utterances of similar length
-LeaveOut = Callable[[Dict[str, Any], str], None]  # entry, reason
+LeaveOut = Callable[[Entry, str], None]  # entry, reason
 
 
 class Utterance(NamedTuple):
     where: str  # "file:line"
-    entry: Dict[str, Any]
+    entry: Entry
     samples: np.ndarray  # float32 [S], 16 kHz
     file_rate: Optional[int] = None  # Hz, of the audio file itself
 
 
-def audio_windows(
-    lines: Iterable[Tuple[str, Dict[str, Any]]], leave_out: Optional[LeaveOut] = None
-) -> Iterator[List[Utterance]]:
-    """Load the audio of ``("<file>:<line>", entry)`` pairs, in order, in windows of at least `WINDOW_SECONDS`.
+def audio_windows(lines: Iterable[Line], leave_out: Optional[LeaveOut] = None) -> Iterator[List[Utterance]]:
+    """Load the audio of lines, in order, in windows of at least `WINDOW_SECONDS`.
 
     Args:
         leave_out: called with the entry of a line whose audio is missing or unusable, and the reason; None: that is an
@@ -76,7 +74,7 @@ def window_features(window: List[Utterance], features: FeatureMaker) -> List[Ten
     return outputs
 
 
-def _load(where: str, entry: Dict[str, Any]) -> Utterance:
+def _load(where: str, entry: Entry) -> Utterance:
     samples, file_rate = load_audio_and_rate(entry, where)
     if len(samples) < RECEPTIVE_FIELD_SAMPLES:
         raise ValueError(
@@ -86,7 +84,7 @@ def _load(where: str, entry: Dict[str, Any]) -> Utterance:
     return Utterance(where, entry, samples, file_rate)
 
 
-def _load_or_reason(line: Tuple[str, Dict[str, Any]]) -> Union[Utterance, Exception]:
+def _load_or_reason(line: Line) -> Union[Utterance, Exception]:
     """The error carries the entry of its line."""
     try:
         return _load(*line)

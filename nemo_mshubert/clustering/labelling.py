@@ -36,6 +36,7 @@ from nemo_mshubert.clustering.left_out import RATE_FIELDS, LeftOut, left_out_pat
 from nemo_mshubert.data.labels import FrameLabels
 from nemo_mshubert.data.manifest import (
     SAMPLE_RATE,
+    Line,
     count_lines,
     iter_manifest,
     manifest_lines,
@@ -262,7 +263,7 @@ def _rate_field(utterance: Utterance) -> Dict[str, int]:
     return {"sampling_rate": utterance.file_rate}
 
 
-def _lines_of(manifest: PathLike, lines: range) -> Iterator[Tuple[str, Dict[str, Any]]]:
+def _lines_of(manifest: PathLike, lines: range) -> Iterator[Line]:
     """``("<file>:<line>", entry)`` of some lines, counted from 0."""
     return itertools.islice(iter_manifest(manifest), lines.start, lines.stop)
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Tuple
 
 import numpy as np
 
-from nemo_mshubert.data.manifest import SAMPLE_RATE, audio_path, iter_lines
+from nemo_mshubert.data.manifest import SAMPLE_RATE, Line, audio_path, iter_lines
 from nemo_mshubert.whole_files import PathLike
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def no_audio_file(entry: Dict[str, Any]) -> str:
     )
 
 
-def iter_with_audio(manifest: PathLike) -> Iterator[Tuple[str, Dict[str, Any]]]:
+def iter_with_audio(manifest: PathLike) -> Iterator[Line]:
     """Yield what `iter_manifest` yields, and look for the audio file of every line, where it is local.
 
     Stock loaders pass over what is missing, and end in an error of their own where that is all of a batch.

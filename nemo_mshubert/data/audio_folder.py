@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from nemo_mshubert.data.audio_files import find_audio
 from nemo_mshubert.data.audio_header import AudioHeader, read_audio_header
-from nemo_mshubert.data.manifest import SAMPLE_RATE, manifest_lines
+from nemo_mshubert.data.manifest import SAMPLE_RATE, Entry, manifest_lines
 from nemo_mshubert.data.mono_mix import mix_to_mono
 from nemo_mshubert.data.problems import report_problems
 from nemo_mshubert.whole_files import PathLike, atomic_write
@@ -45,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 SEGMENT_SECONDS = 15.6  # of lines, at most: what base hears of one
 DEV_SHARE = 0.01  # of the files
-Entry = Dict[str, Any]
 
 
 class Recording(NamedTuple):

@@ -28,7 +28,8 @@ SAMPLE_RATE = 16000  # Hz
 NEMO_LOOKS_UP = 255  # characters: NeMo looks for shorter names alone beside the manifest
 GZIP = b"\x1f\x8b"  # first bytes of a file of gzip
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # escaped; two of them may be one character
-Line = Tuple[str, Dict[str, Any]]  # "<file>:<line>" and what it holds
+Entry = Dict[str, Any]  # what a line holds
+Line = Tuple[str, Entry]  # "<file>:<line>" and its entry
 
 
 def iter_manifest(path: PathLike) -> Iterator[Line]:

@@ -31,12 +31,13 @@ import torch
 from lhotse.cut import Cut
 from nemo.utils import logging
 
-from nemo_mshubert.data.tar_shards import Entry, Shard
+from nemo_mshubert.data.manifest import Entry
+from nemo_mshubert.data.tar_shards import Shard
 
 LINE, EMPTY = "_mshubert_line", "_mshubert_empty"  # keys of a cut's custom fields
 EMPTY_EPOCHS = 30  # visits of that many epochs in a row without an utterance: none is usable, rather than bad luck
 # Visit, line (counted among the usable ones), number of lines of the visit; 0: nothing to read.
-Line = Tuple[int, int, int]
+VisitLine = Tuple[int, int, int]
 
 
 class VisitRecord:
@@ -59,7 +60,7 @@ class VisitRecord:
         """Visits that are not done, without end."""
         return (visit for visit in itertools.count(self._first_open) if visit not in self._done)
 
-    def note(self, lines: Iterable[Line]) -> None:
+    def note(self, lines: Iterable[VisitLine]) -> None:
         """Note the lines of a batch."""
         for visit, line, count in lines:
             if self.is_done(visit):
@@ -180,7 +181,7 @@ class Visits:
         return replace(self.shards[self._order[place]])  # a copy: its index of the tar goes when its cuts have gone
 
 
-def lines_of(cuts: Iterable[Cut]) -> List[Line]:
+def lines_of(cuts: Iterable[Cut]) -> List[VisitLine]:
     """What a batch of cuts of `Visits` holds, for `VisitRecord.note`."""
     lines = []
     for cut in cuts:

@@ -27,7 +27,7 @@ from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import BinaryIO, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from lhotse import AudioSource, MonoCut, Recording
 from lhotse.cut import Cut, MultiCut
@@ -35,10 +35,9 @@ from lhotse.serialization import open_best
 from lhotse.utils import fastcopy
 from nemo.collections.common.data.lhotse.nemo_adapters import LazyNeMoTarredIterator, expand_sharded_filepaths
 
-from nemo_mshubert.data.manifest import SAMPLE_RATE, iter_lines, parse_lines
+from nemo_mshubert.data.manifest import SAMPLE_RATE, Entry, iter_lines, parse_lines
 from nemo_mshubert.data.tarred import is_local
 
-Entry = Dict[str, Any]
 MEMBER = "_mshubert_member"  # key of a cut's custom fields
 # NeMo's converter names the lines of the segments of one member <stem>-sub1, -sub2...
 SUB = re.compile(r"-sub\d+(?P<ext>\.\w+)?$")

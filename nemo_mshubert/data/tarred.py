@@ -29,20 +29,19 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import Any, Dict, List, Tuple, Union
+from typing import Dict, List, Tuple, Union
 
 import soundfile
 from tqdm import tqdm
 
 from nemo_mshubert.data.audio import check_length, load_audio, require_audio_file
 from nemo_mshubert.data.digest import file_digest
-from nemo_mshubert.data.manifest import SAMPLE_RATE, read_manifest
+from nemo_mshubert.data.manifest import SAMPLE_RATE, Entry, read_manifest
 from nemo_mshubert.file_lock import alone
 from nemo_mshubert.whole_files import PathLike, atomic_write, claim_json, remove_left_over
 
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)  # two zero blocks close an archive
 SOURCE = "source.json"  # in a tarred dataset: what it was made of
-Entry = Dict[str, Any]
 
 
 def make_tarred(manifest: PathLike, output: PathLike, num_shards: int, seed: int = 0, num_workers: int = 2) -> Path:

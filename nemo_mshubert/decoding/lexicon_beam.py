@@ -92,7 +92,7 @@ class LexiconBeamSearchDecoder:
         start = self._lm.start(False)
         unknown_score = self._lm.score(start, self._unknown)[1]
         known = 0
-        for index, (word, variants) in enumerate(spellings.items()):
+        for index, variants in enumerate(spellings.values()):
             score = self._lm.score(start, index)[1]
             known += score != unknown_score
             for letters in variants:

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from nemo_mshubert.analysis.superb.features import FrozenFeatures, Line
+from nemo_mshubert.analysis.superb.features import FrozenFeatures
+from nemo_mshubert.data.manifest import Line
 
 
 @dataclass

@@ -35,13 +35,12 @@ from nemo_mshubert.analysis.audio_source import audio_place, file_state
 from nemo_mshubert.analysis.hidden_states import AllHiddenStates, groups_of, utterance_groups
 from nemo_mshubert.clustering.audio_windows import Utterance, window_features
 from nemo_mshubert.data.audio import load_audio
-from nemo_mshubert.data.manifest import utterance_id
+from nemo_mshubert.data.manifest import Line, utterance_id
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
 from nemo_mshubert.whole_files import PathLike, atomic_write
 
 GIGABYTE = 1e9
 PLACE_DIGITS, STATE_DIGITS = 32, 8  # of the name of a file, hexadecimal
-Line = Tuple[str, Dict[str, Any]]  # ("<file>:<line>", entry)
 
 
 class CacheUse(NamedTuple):

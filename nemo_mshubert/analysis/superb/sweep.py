@@ -40,14 +40,14 @@ from nemo_mshubert.alphabet import ENGLISH_LABELS
 from nemo_mshubert.analysis.audio_source import audio_source
 from nemo_mshubert.analysis.hidden_states import load_hidden_states
 from nemo_mshubert.analysis.superb.batches import Targets, UtteranceBatches, endless, length_batches, loader
-from nemo_mshubert.analysis.superb.features import FrozenFeatures, Line
+from nemo_mshubert.analysis.superb.features import FrozenFeatures
 from nemo_mshubert.analysis.superb.plots import plot_layer_weights
 from nemo_mshubert.analysis.superb.probe import DEV_ERROR, CtcProbe
 from nemo_mshubert.analysis.superb.pronunciations import EspeakPronunciations, Pronunciations
 from nemo_mshubert.callbacks.nonfinite_guard import NonfiniteGuard
 from nemo_mshubert.callbacks.step_guard import NonFiniteTrainingError
 from nemo_mshubert.data.audio import require_audio_file
-from nemo_mshubert.data.manifest import iter_manifest, utterance_id
+from nemo_mshubert.data.manifest import Line, iter_manifest, utterance_id
 from nemo_mshubert.decoding.error_rates import ErrorCounts
 from nemo_mshubert.device import one_device
 from nemo_mshubert.file_lock import alone
