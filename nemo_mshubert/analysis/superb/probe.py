@@ -19,7 +19,6 @@ Legend: B utterances, T frames, L + 1 hidden states, D their width, P width of t
 blank.
 """
 
-from itertools import groupby
 from typing import List, Sequence, Tuple
 
 import lightning.pytorch as pl
@@ -34,6 +33,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 from nemo_mshubert.analysis.superb.batches import Batch
 from nemo_mshubert.analysis.superb.features import FrozenFeatures
 from nemo_mshubert.decoding.error_rates import ErrorCounts, error_counts
+from nemo_mshubert.decoding.greedy import greedy_ids
 
 DEV_ERROR = "dev_error"  # the logged rate that chooses checkpoint and learning rate
 
@@ -182,10 +182,9 @@ class CtcProbe(pl.LightningModule):
         self.log(DEV_ERROR, self.errors.rate, prog_bar=True)
 
     def decode(self, log_probs_BTV: Tensor, frames_B: Tensor) -> List[List[int]]:
-        """Greedy: the best token of each frame, repeats merged, blanks dropped."""
-        best_BT, blank = log_probs_BTV.argmax(dim=-1).cpu(), len(self.vocabulary)
-        rows = (row[:count].tolist() for row, count in zip(best_BT, frames_B.tolist()))
-        return [[token for token, _ in groupby(row) if token != blank] for row in rows]
+        """`greedy_ids` of each utterance."""
+        rows = log_probs_BTV.detach().float().cpu().numpy()
+        return [greedy_ids(row[:count]) for row, count in zip(rows, frames_B.tolist())]
 
     def count_errors(self, reference: List[int], hypothesis: List[int]) -> ErrorCounts:
         """Errors in words where tokens are letters, else in tokens."""
