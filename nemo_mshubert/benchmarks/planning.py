@@ -35,7 +35,7 @@ from omegaconf import DictConfig
 from nemo_mshubert.benchmarks.measurement import NOT_MEASURED
 from nemo_mshubert.benchmarks.pretraining_step import encoder_options
 from nemo_mshubert.markdown import markdown_table
-from nemo_mshubert.models.training_setup import num_data_parts
+from nemo_mshubert.models.training_setup import micro_batches_per_update, num_data_parts
 from nemo_mshubert.modules.frames import FRAME_RATE
 from nemo_mshubert.modules.label_heads import LabelHeads
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
@@ -214,9 +214,8 @@ def _memory(config: DictConfig, sizes: Sizes, cluster: Cluster, step: Mapping[st
 
 
 def _time(config: DictConfig, hours: float, cluster: Cluster, step: Mapping[str, Any]) -> List[Line]:
-    micro_batch = config.model.train_ds.batch_duration * cluster.data_parts
-    accumulated = max(1, round(config.seconds_per_update / micro_batch))
-    seconds = accumulated * micro_batch
+    accumulated = micro_batches_per_update(config, cluster.data_parts)
+    seconds = accumulated * config.model.train_ds.batch_duration * cluster.data_parts
     total = config.max_updates * seconds
     lines = [
         Line(

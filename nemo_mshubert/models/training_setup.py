@@ -67,12 +67,16 @@ def num_data_parts(trainer_config: DictConfig) -> int:
     return max(num_ranks(trainer_config) // tensor_parallel_size(trainer_config.get("strategy", "auto")), 1)
 
 
+def micro_batches_per_update(cfg: DictConfig, data_parts: int) -> int:
+    """Accumulated micro-batches that come nearest to ``seconds_per_update`` of audio, at least one; each is of
+    ``batch_duration`` on each of ``data_parts``."""
+    return max(1, round(cfg.seconds_per_update / (cfg.model.train_ds.batch_duration * data_parts)))
+
+
 def plan_updates(cfg: DictConfig) -> None:
     """Set ``trainer.accumulate_grad_batches`` so that an update sees ``seconds_per_update`` of audio, whatever the
     number of GPUs, and ``trainer.val_check_interval`` (which Lightning counts in micro-batches) from
     ``validate_every_updates``. Without a validation, checkpoints are written as often as it would have been.
-
-    The number of micro-batches is rounded to the nearest, and at least one.
 
     Raises:
         ValueError: options that are missing, or that contradict the counting in updates.
@@ -81,15 +85,15 @@ def plan_updates(cfg: DictConfig) -> None:
     check_strategy(cfg.trainer.get("strategy", "auto"))
     _check_launch(cfg.trainer)
     _choose_device(cfg.trainer)
-    per_micro_batch = cfg.model.train_ds.batch_duration * num_data_parts(cfg.trainer)
-    accumulate = max(1, round(cfg.seconds_per_update / per_micro_batch))
+    data_parts = num_data_parts(cfg.trainer)
+    accumulate = micro_batches_per_update(cfg, data_parts)
     interval = min(cfg.validate_every_updates, cfg.max_updates) * accumulate
     with open_dict(cfg.trainer):
         cfg.trainer.accumulate_grad_batches = accumulate
         cfg.trainer.val_check_interval = interval
     if not cfg.validation_manifest or cfg.trainer.get("limit_val_batches") == 0:
         _save_without_validation(cfg)
-    asked, planned = cfg.seconds_per_update, accumulate * per_micro_batch
+    asked, planned = cfg.seconds_per_update, accumulate * cfg.model.train_ds.batch_duration * data_parts
     logging.info(f"{accumulate} micro-batches per update: up to {planned:g} s of audio, asked for {asked:g} s.")
     if not math.isclose(asked, planned, rel_tol=0.1):
         logging.warning(f"An update sees up to {planned:g} s of audio instead of {asked:g} s: change batch_duration.")
