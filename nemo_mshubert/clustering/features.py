@@ -125,7 +125,8 @@ class MfccFeatures(FeatureMaker):
 
 
 class HiddenFeatures(FeatureMaker):
-    """Output of a transformer layer of an encoder, unmasked, in fp32.
+    """Output of a transformer layer of an encoder, unmasked, in fp32. On GPUs cuDNN's convolutions are
+    TF32, PyTorch's default.
 
     Utterances longer than ``max_chunk_seconds`` are cut into chunks of about equal length, so that no chunk is a few
     frames long; neighbours share the 80 samples by which a frame's 400 samples exceed the hop, so that no frame is
