@@ -90,38 +90,9 @@ class MSHuBERTModel(ModelPT):
     def __init__(self, cfg: DictConfig, trainer: Optional[Trainer] = None):
         super().__init__(cfg=cfg, trainer=trainer)
         self._save_restore_connector = WholeFile()
+        self.layer_of_set = self._place_label_sets()
+        self._check_options()
         cfg = self._cfg
-        if not OmegaConf.is_list(cfg.label_sets):
-            raise ValueError(f"model.label_sets={cfg.label_sets}: expected a list of numbers, as in [500,250].")
-        unknown = set(cfg.label_sets) - set(self.label_maker.sets)
-        if unknown:
-            raise ValueError(
-                f"model.label_sets {sorted(unknown)} are not in the label maker {cfg.label_maker}, which has "
-                f"{self.label_maker.sets}. Give the k-means file that has them, or set model.label_sets. Coarser sets "
-                "of a published k-means: scripts/fit_kmeans.py --centres."
-            )
-        self.layer_of_set = {
-            clusters: layer
-            for layer, clusters in place_label_sets(
-                cfg.label_sets, cfg.encoder.num_layers, cfg.get("label_layers")
-            ).items()
-        }
-        for name in ("swap", "compile"):
-            if cfg.get(name) not in (True, False, None):  # Hydra reads "no" and "off" as words, which count as true
-                raise ValueError(f"model.{name}={cfg[name]}: expected true or false.")
-        if cfg.loss_views not in LOSS_VIEWS:
-            raise ValueError(f"model.loss_views: expected one of {LOSS_VIEWS}, found {cfg.loss_views!r}.")
-        if not 0 <= cfg.drop_label_sets < len(self.layer_of_set):
-            raise ValueError(
-                f"model.drop_label_sets: {cfg.drop_label_sets} of {len(self.layer_of_set)} sets; at least one must be "
-                "kept."
-            )
-        if cfg.masking.mask_prob <= 0 or cfg.masking.mask_length < 1:
-            raise ValueError(
-                f"model.masking: mask_prob {cfg.masking.mask_prob} with mask_length {cfg.masking.mask_length} masks no "
-                "frame, and val_loss, which is of masked frames, would be 0. Both must be above 0."
-            )
-
         with torch.random.fork_rng(devices=[]):  # who restores a model goes on with random numbers of his own
             torch.default_generator.manual_seed(seed_of(cfg.seed, "initial weights"))  # not those of GPUs
             self.preprocessor = self.from_config_dict(cfg.preprocessor)
@@ -141,6 +112,40 @@ class MSHuBERTModel(ModelPT):
         self.data_position = DataPosition()
         self.step_guard = StepGuard(cfg.max_nonfinite_steps)
         self.register_buffer("masked_rows", torch.zeros((), dtype=torch.float64), persistent=False)  # of this update
+
+    def _place_label_sets(self) -> Dict[int, int]:
+        """Cluster count -> block; raises ``ValueError`` for sets that the label maker lacks, or that have no block."""
+        cfg = self._cfg
+        if not OmegaConf.is_list(cfg.label_sets):
+            raise ValueError(f"model.label_sets={cfg.label_sets}: expected a list of numbers, as in [500,250].")
+        unknown = set(cfg.label_sets) - set(self.label_maker.sets)
+        if unknown:
+            raise ValueError(
+                f"model.label_sets {sorted(unknown)} are not in the label maker {cfg.label_maker}, which has "
+                f"{self.label_maker.sets}. Give the k-means file that has them, or set model.label_sets. Coarser sets "
+                "of a published k-means: scripts/fit_kmeans.py --centres."
+            )
+        placed = place_label_sets(cfg.label_sets, cfg.encoder.num_layers, cfg.get("label_layers"))
+        return {clusters: layer for layer, clusters in placed.items()}
+
+    def _check_options(self) -> None:
+        """Raise ``ValueError`` for an option of training that cannot be met."""
+        cfg = self._cfg
+        for name in ("swap", "compile"):
+            if cfg.get(name) not in (True, False, None):  # Hydra reads "no" and "off" as words, which count as true
+                raise ValueError(f"model.{name}={cfg[name]}: expected true or false.")
+        if cfg.loss_views not in LOSS_VIEWS:
+            raise ValueError(f"model.loss_views: expected one of {LOSS_VIEWS}, found {cfg.loss_views!r}.")
+        if not 0 <= cfg.drop_label_sets < len(self.layer_of_set):
+            raise ValueError(
+                f"model.drop_label_sets: {cfg.drop_label_sets} of {len(self.layer_of_set)} sets; at least one must be "
+                "kept."
+            )
+        if cfg.masking.mask_prob <= 0 or cfg.masking.mask_length < 1:
+            raise ValueError(
+                f"model.masking: mask_prob {cfg.masking.mask_prob} with mask_length {cfg.masking.mask_length} masks no "
+                "frame, and val_loss, which is of masked frames, would be 0. Both must be above 0."
+            )
 
     @cached_property
     def label_maker(self) -> LabelMaker:
