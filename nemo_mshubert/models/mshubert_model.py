@@ -104,6 +104,14 @@ class MSHuBERTModel(ModelPT):
                 f"model.encoder.conv_layers={cfg.encoder.conv_layers}: labels and masks are of HuBERT's frames, so "
                 f"(kernel, stride) must be {HUBERT_KERNELS_AND_STRIDES}. Channels may be others."
             )
+        sources = {"d_model": ("model.encoder.d_model", self.encoder.d_model)}
+        sources["label_sets"] = ("model.label_sets", cfg.label_sets)
+        for name, (source, value) in sources.items():
+            if cfg.label_heads[name] != value:
+                raise ValueError(
+                    f"model.label_heads.{name}={cfg.label_heads[name]}: it follows from {source}, which is {value}. "
+                    "Remove it, or set that."
+                )
         for clusters in self.layer_of_set:
             table = torch.as_tensor(self.label_maker.tables[clusters].astype("int64"))
             self.register_buffer(f"table_{clusters}", table, persistent=False)  # the label maker's file holds it

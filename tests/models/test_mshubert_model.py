@@ -310,6 +310,12 @@ def test_nemo_file_holds_weights_and_label_maker(make_model, labelled, batch, tm
             ["model.encoder.conv_layers=[[8,10,5],[8,3,2],[8,3,2],[8,3,2],[8,3,2],[8,2,2]]"],
             r"labels and masks are of HuBERT's frames, so \(kernel, stride\) must be \(\(10, 5\), \(3, 2\)",
         ),
+        # a shape of a product and a KeyError, in the first update
+        (["model.label_heads.d_model=8"], "label_heads.d_model=8: it follows from model.encoder.d_model, which is 24"),
+        (
+            ["model.label_heads.label_sets=[40]"],
+            r"label_sets=\[40\]: it follows from model.label_sets, which is \[40, 20",
+        ),
         (["model.swap=no"], "model.swap=no: expected true or false"),  # was Swap
         (["model.compile=off"], "model.compile=off: expected true or false"),
     ],
