@@ -19,11 +19,14 @@ import shutil
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import List
 
 import lightning.pytorch as pl
+from nemo.constants import NEMO_ENV_VARNAME_VERSION
 from nemo.utils import logging
 from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
+from nemo.utils.exp_manager import get_log_dir
 from omegaconf import DictConfig
 
 from nemo_mshubert.models.run_lock import hold_folder
@@ -34,11 +37,20 @@ PATIENCE_SECONDS = 1200.0  # of other ranks, while rank 0 copies what may be gig
 
 
 def checkpoint_folder(exp_manager_config: DictConfig) -> Path:
-    """Where NeMo's exp_manager keeps the checkpoints of a run without versions, as conf has them."""
+    """Where NeMo's exp_manager keeps the checkpoints of a run. Of one that does not resume it chooses the version now."""
     config = exp_manager_config
     runs = "nemo_experiments" if config.get("exp_dir") is None else config.exp_dir
-    log_folder = config.get("explicit_log_dir") or Path(runs) / (config.name or "default")
+    log_folder = config.get("explicit_log_dir") or Path(runs) / (config.name or "default") / _version(config)
     return Path(config.checkpoint_callback_params.get("dirpath") or Path(log_folder) / "checkpoints")
+
+
+def _version(config: DictConfig) -> str:
+    """That of the run, if any. NeMo notes in the environment which it has chosen, and asks there first."""
+    version = config.get("version") or os.environ.get(NEMO_ENV_VARNAME_VERSION)
+    if not version and not config.get("resume_if_exists", True):
+        new = {name: config[name] for name in ("exp_dir", "name", "use_datetime_version") if name in config}
+        *_, version = get_log_dir(SimpleNamespace(logger=None), **new)
+    return version or ""
 
 
 def claim_folder(folder: Path, save_top_k: int, trainer: pl.Trainer) -> None:

@@ -100,6 +100,21 @@ def test_pretraining_from_an_encoder(handed_over, tiny_command_line, letters_pat
     assert not torch.equal(resumed.model.encoder.mask_embedding, start["mask_embedding"])
 
 
+def test_runs_that_do_not_resume_have_folders_of_their_own(handed_over, tiny_command_line, tmp_path, monkeypatch):
+    """Lock and mark lay in a folder that all versions shared: a second run was refused while the first was under way,
+    and what a kill had left in the folder of a version that was named again was not set in order."""
+    command = ["pretrain.py", "--config-name=mshubert_tiny", *tiny_command_line]
+    leave_an_unfinished_checkpoint(tmp_path / "exp" / "mshubert_tiny" / "mine" / "checkpoints")
+    fresh = "exp_manager.resume_if_exists=false"
+    for option, version in ((fresh, "version_0"), (fresh, "version_1"), ("+exp_manager.version=mine", "mine")):
+        monkeypatch.setenv("NEMO_EXPM_VERSION", "of an earlier test")
+        monkeypatch.delenv("NEMO_EXPM_VERSION")  # a new process
+        found = handed_over(*command, option)
+        folder = tmp_path / "exp" / "mshubert_tiny" / version / "checkpoints"
+        assert (folder / "run.lock").is_file() and Path(found.trainer.checkpoint_callback.dirpath) == folder
+        assert not list(folder.glob("*.ckpt"))
+
+
 def test_fine_tuning(handed_over, letters_path, synthetic_corpus, tmp_path):
     """The same guards, the frozen encoder, the loss of an update over utterances, and a seed that is the config's."""
     folder = tmp_path / "exp" / "finetune_tiny" / "checkpoints"
