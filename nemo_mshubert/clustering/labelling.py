@@ -43,6 +43,7 @@ from nemo_mshubert.data.manifest import (
     utterance_id,
     write_manifest,
 )
+from nemo_mshubert.file_lock import alone
 from nemo_mshubert.partial_file import locked_partial
 from nemo_mshubert.whole_files import PathLike
 
@@ -91,7 +92,7 @@ def label_manifest(
         FileNotFoundError, ValueError: ``features`` are not those of ``maker``; ``output``, or that of the shard, is the
             manifest, or another file than one labelled by ``maker``; or the first line whose audio is missing or
             unusable, or whose labels fail their checks; with ``skip_unusable``, no line that can be labelled.
-        RuntimeError: another process labels these lines.
+        RuntimeError: another process labels these lines, or others into ``output``.
     """
     maker.check_features(features.description)
     total = count_lines(manifest)
@@ -105,8 +106,10 @@ def label_manifest(
     _check_output(manifest, output, maker.id)
     left_out = LeftOut(output)
     leave_out = left_out.add if skip_unusable else None
-    work = "is labelling these lines. Wait for it, or give this one another --shard."
-    with locked_partial(output, maker.id, work) as (partial, stream):
+    remedy = "Wait for it, or give this one another --shard or --output."
+    # with another k-means it has lines of its own, and the same manifest of those left out
+    lock = alone(output.with_name(f".{output.name}.lock"), f"is labelling into this file. {remedy}")
+    with lock, locked_partial(output, maker.id, f"is labelling these lines. {remedy}") as (partial, stream):
         if _is_complete(manifest, output, maker.id, lines):  # by another process, since the look above
             partial.unlink()
             return False

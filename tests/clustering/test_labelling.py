@@ -533,6 +533,23 @@ def test_labels_of_another_kmeans_that_were_finished_first_stay(corpus, maker, t
     assert label_manifest(corpus, output, maker, WindowFeatures(fail_at_call=1)) is True  # its own are kept
 
 
+def test_two_kmeans_do_not_label_into_one_file(with_bad_lines, maker, tmp_path, held_elsewhere):
+    """The second emptied the list of what the first had left out, wrote its own into it, and failed after hours."""
+    output = tmp_path / "labelled.json"
+    listed = output.with_suffix(".left_out.json")
+    write_manifest(listed, read_manifest(with_bad_lines)[:1])  # of the first
+    content = listed.read_bytes()
+    first = held_elsewhere(tmp_path / ".labelled.json.lock")
+    with pytest.raises(RuntimeError, match="labelled.json.lock: another process is labelling into this file. Wait"):
+        label_manifest(with_bad_lines, output, maker, WindowFeatures(), skip_unusable=True)
+    assert listed.read_bytes() == content and not output.exists()
+    first.kill()
+    first.wait()
+    listed.unlink()
+    label_manifest(with_bad_lines, output, maker, WindowFeatures(), skip_unusable=True)
+    assert len(left_out_of(output)) == 3 and not list(tmp_path.glob(".labelled*"))
+
+
 def test_shards_are_joined_by_one_process(corpus, maker, tmp_path, monkeypatch):
     output, write = tmp_path / "labelled.json", labelling.write_manifest
     for index in (0, 1):
