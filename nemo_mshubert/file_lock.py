@@ -18,7 +18,8 @@ import errno
 import fcntl
 import logging
 import os
-from contextlib import contextmanager
+import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Callable, Iterator
 
@@ -87,3 +88,20 @@ def alone(lock: Path, work: str) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def in_turn(lock: Path, work: str) -> Iterator[None]:
+    """`alone`, but behind a process that has the file: where the second goes on with what the first has made."""
+    with ExitStack() as stack:
+        is_told = False
+        while True:
+            try:
+                stack.enter_context(alone(lock, work))
+                break
+            except RuntimeError as error:
+                if not is_told:
+                    logger.warning("%s This one waits for it.", error)
+                is_told = True
+                time.sleep(1)
+        yield

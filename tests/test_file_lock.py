@@ -22,7 +22,7 @@ import re
 import pytest
 
 from nemo_mshubert import file_lock
-from nemo_mshubert.file_lock import alone
+from nemo_mshubert.file_lock import alone, in_turn
 
 pytestmark = pytest.mark.unit
 
@@ -42,6 +42,26 @@ def test_a_second_process_is_told_of_the_first(tmp_path, held_elsewhere):
     with pytest.raises(KeyboardInterrupt), alone(lock, "packs. Wait for it."):
         raise KeyboardInterrupt
     assert not lock.exists()
+
+
+def test_a_second_process_waits_for_its_turn(tmp_path, held_elsewhere, monkeypatch, caplog):
+    lock = tmp_path / "out" / ".lock"
+    first, waits = held_elsewhere(lock), []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:
+            first.kill()
+            first.wait()
+
+    monkeypatch.setattr(file_lock.time, "sleep", sleep)
+    with in_turn(lock, "fills this cache."):
+        assert len(waits) == 2 and lock.exists()
+    assert not lock.exists()
+    assert caplog.text.count("another process fills this cache. This one waits for it.") == 1
+    with pytest.raises(RuntimeError, match="of the work itself"), in_turn(lock, "fills this cache."):
+        raise RuntimeError("of the work itself")
+    assert len(waits) == 2 and not lock.exists()
 
 
 @pytest.mark.parametrize("made_anew", [False, True])

@@ -36,6 +36,7 @@ from nemo_mshubert.analysis.hidden_states import AllHiddenStates, groups_of, utt
 from nemo_mshubert.clustering.audio_windows import Utterance, window_features
 from nemo_mshubert.data.audio import load_audio
 from nemo_mshubert.data.manifest import Line, utterance_id
+from nemo_mshubert.file_lock import in_turn
 from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
 from nemo_mshubert.whole_files import PathLike, atomic_write
 
@@ -77,6 +78,7 @@ class FrozenFeatures:
     def fill(self, lines: Sequence[Line]) -> CacheUse:
         """Put utterances into the cache, window by window, until the budget is spent; those that are there cost nothing.
 
+        Of two processes, as of two tasks, the second waits: it would compute the same, and spend the budget once more.
         States of audio that has been replaced are removed.
 
         Raises:
@@ -84,6 +86,10 @@ class FrozenFeatures:
         """
         if self.folder is None:
             return CacheUse(len(lines), 0, 0.0)
+        with in_turn(self.folder / ".lock", "fills this cache."):
+            return self._fill(lines)
+
+    def _fill(self, lines: Sequence[Line]) -> CacheUse:
         paths = {where: self._path(entry) for where, entry in lines}  # of the audio as it is before it is read
         self._remove_replaced(set(paths.values()))
         used = sum(path.stat().st_size for path in self.folder.glob("*.npy"))

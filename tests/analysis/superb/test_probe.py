@@ -24,6 +24,7 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
+from nemo_mshubert import file_lock
 from nemo_mshubert.analysis.hidden_states import AllHiddenStates
 from nemo_mshubert.analysis.superb.batches import endless, length_batches
 from nemo_mshubert.analysis.superb.features import FrozenFeatures
@@ -292,6 +293,21 @@ def test_the_budget_is_of_all_sets_together(hidden_states, lines, tmp_path):
     size = sum(path.stat().st_size for path in (tmp_path / "part").rglob("*.npy")) / 1e9
     assert 0 < uses[0].gigabytes < size <= 0.6 * everything and uses[1].cached < len(lines[1::2])
     assert uses[1].gigabytes == pytest.approx(size, rel=0.01)
+
+
+@pytest.mark.unit
+def test_two_tasks_fill_one_cache_in_turn(hidden_states, lines, tmp_path, held_elsewhere, monkeypatch):
+    """Speech and phone recognition at the same time: both computed all states, and each spent the whole budget."""
+    features = FrozenFeatures(hidden_states, tmp_path, 1)
+    first, files = held_elsewhere(features.folder / ".lock"), []
+
+    def end_first(_):
+        files.extend(tmp_path.rglob("*.npy"))
+        first.kill()
+        first.wait()
+
+    monkeypatch.setattr(file_lock.time, "sleep", end_first)
+    assert features.fill(lines).cached == len(lines) and first.poll() is not None and not files
 
 
 @pytest.mark.unit
