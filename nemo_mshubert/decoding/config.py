@@ -14,6 +14,7 @@
 
 """Settings of the lexicon beam search, written by tuning, read by evaluation; defaults are in conf/decode."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Mapping, Optional, Type, TypeVar
@@ -42,11 +43,14 @@ class LexiconBeamConfig:
 
     def __post_init__(self):
         letters = 1 if self.beam_size_token is None else self.beam_size_token
-        if self.beam_size < 1 or self.beam_threshold <= 0 or letters < 1:
+        if self.beam_size < 1 or not self.beam_threshold > 0 or letters < 1:
             raise ValueError(
                 f"beam_size {self.beam_size}, beam_threshold {self.beam_threshold}, beam_size_token "
                 f"{self.beam_size_token}: all must be positive (beam_size_token may be null for all letters)."
             )
+        for name in ("lm_weight", "word_score", "sil_score"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} {getattr(self, name)}: expected a finite number.")
 
 
 def read_config(path: PathLike, **overrides: Any) -> LexiconBeamConfig:

@@ -55,6 +55,10 @@ def test_written_config_reads_back_from_anywhere(tmp_path, monkeypatch):
         ("beam_size: 0", "positive"),
         ("beam_threshold: 0", "positive"),
         ("beam_size_token: 0", "positive"),  # it was taken for null, all letters
+        ("beam_threshold: .nan", "positive"),  # with these the search found no word, or any
+        ("lm_weight: .nan", "lm_weight nan: expected a finite number"),
+        ("word_score: -.inf", "word_score -inf: expected a finite"),
+        ("sil_score: .inf", "sil_score inf: expected a finite"),
         ("beam_size: [", "expected the node content"),
     ],
 )
