@@ -37,6 +37,7 @@ from nemo_mshubert.decoding.log_probs import checked_log_probs
 
 FRAME_SECONDS = 0.02  # HuBERT's 320 samples at 16 kHz
 UNKNOWN_WORD = "<unk>"
+UNFINISHED = -1e6  # nats: more than any two hypotheses differ by
 
 
 class TimedWord(NamedTuple):
@@ -123,9 +124,10 @@ class LexiconBeamSearchDecoder:
             options, self._trie, self._lm, self._delimiter, self._blank, self._unknown, [], False
         )
         # Unlike fairseq, NeMo's transcripts do not end with the delimiter, so models need not emit one after the last
-        # word, and flashlight would drop that word. One more frame lets it end, or nothing happen, at no cost.
+        # word, and flashlight would drop that word. One more frame lets it end, or the delimiter go on, at no cost. Other
+        # words stay unfinished: what they lead to would take the place of the ended word in a narrow beam.
         self._closing_frame = np.full((1, len(self.labels) + 1), -np.inf, dtype=np.float32)
-        self._closing_frame[0, self._blank] = 0.0
+        self._closing_frame[0, self._blank] = UNFINISHED
         self._closing_frame[0, self._delimiter] = -config.sil_score
 
     def with_config(self, config: LexiconBeamConfig) -> "LexiconBeamSearchDecoder":
@@ -159,8 +161,9 @@ class LexiconBeamSearchDecoder:
         found: Dict[Tuple[str, ...], LexiconHypothesis] = {}
         for result in self._decoder.decode(emissions.ctypes.data, *emissions.shape):  # best first
             words = self._timed_words(result)
+            score = result.score - (UNFINISHED if result.tokens[-2] == self._blank else 0.0)  # in the closing frame
             # the same words may end inside different words that the lexicon goes on with: the best of them stays
-            found.setdefault(tuple(timed.word for timed in words), LexiconHypothesis(words, result.score))
+            found.setdefault(tuple(timed.word for timed in words), LexiconHypothesis(words, score))
             if len(found) == count:
                 break
         return list(found.values())

@@ -163,6 +163,21 @@ def test_the_last_word_needs_no_delimiter(ab_decoder, emit):
     assert best_text(ab_decoder, log_probs) == "ab"
 
 
+@pytest.mark.parametrize("beam_size", [1, 2, 3, 4])
+def test_the_last_word_ends_in_narrow_beams_too(write_arpa, write_lexicon_of, make_config, emit, beam_size):
+    """A word that costs something when it ends gave way to itself unfinished, and to a longer one of which it is the
+    beginning: nearly every utterance lost its last word in a beam of one, and some in beams of two and three."""
+    words = ["the", "cat", "cats", "cart"]
+    lm = write_arpa({"the": -1.0, "cat": -1.5, "cats": -1.2, "cart": -1.2})
+    config = make_config(lm, write_lexicon_of(words), lm_weight=2.0, word_score=-1.0, beam_size=beam_size)
+    decoder = LexiconBeamSearchDecoder(ENGLISH_LABELS, config)
+    log_probs = emit("the|cat", ENGLISH_LABELS)
+    for letter in ("r", " "):
+        log_probs[-1, ENGLISH_LABELS.index(letter)] = log_probs[-1, ENGLISH_LABELS.index("t")] - 1.0
+    assert best_text(decoder, log_probs) == "the cat"
+    assert best_text(decoder, emit("the|cat|", ENGLISH_LABELS)) == "the cat"
+
+
 def test_upper_case_lm_gives_text_in_the_model_case(tmp_path, write_arpa, make_config, emit):
     """The official LibriSpeech LM is upper case; a transcript in upper case would count every word as an error."""
     (tmp_path / "upper").write_text("AB\ta b |\nA\ta |\n")
@@ -187,7 +202,8 @@ def test_an_unfinished_word_is_none(write_arpa, write_lexicon_of, make_config, e
     log_probs = emit("a_", AB)
     log_probs[0, [0, 3]] = -np.inf  # a letter for certain: no hypothesis is between words
     decoder = LexiconBeamSearchDecoder(AB, config)
-    assert decoder.decode(log_probs, "utt").words == ()
+    best = decoder.decode(log_probs, "utt")
+    assert best.words == () and best.score == pytest.approx(log_probs.max(axis=1).sum(), abs=1e-5)
     # not one for each letter reached
     assert [best.text for best in decoder.decode_n_best(log_probs, "utt", 9)] == [""]
 
