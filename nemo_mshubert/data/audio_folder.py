@@ -258,3 +258,5 @@ def write_manifests(manifests: Dict[str, List[Entry]]) -> None:
             stream = stack.enter_context(atomic_write(path))
             stream.writelines(manifest_lines(path, entries))
             stream.flush()  # a full disk is noticed now, before the first of them has its name
+        for path in list(manifests)[:-1]:  # the last of them gets its name first: no kill leaves it beside an old one
+            Path(path).unlink(missing_ok=True)

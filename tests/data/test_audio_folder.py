@@ -507,6 +507,25 @@ def test_both_manifests_are_written_or_none(add, prepare_both, tmp_path, monkeyp
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
+def test_a_kill_leaves_no_new_dev_beside_an_old_train(add, prepare_both, tmp_path, monkeypatch):
+    """With another --dev_share the recordings that the model is judged by were among those that it is trained on."""
+    for number in range(20):
+        add(f"{number}.wav")
+    prepare_both(dev_share=0.2)
+    replace, renamed = os.replace, []
+
+    def killed_between(source, target):
+        if renamed:
+            raise KeyboardInterrupt
+        renamed.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed_between)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_both(dev_share=0.8)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [Path(renamed[0]).name] == ["dev.json"]
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
