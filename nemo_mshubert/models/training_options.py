@@ -179,6 +179,11 @@ def _check_what_nemo_cannot_do(cfg: DictConfig) -> None:
             "exp_manager.checkpoint_callback_params.monitor=null: NeMo names checkpoints by it. Give val_loss or another "
             "metric of the validation; the last checkpoint is kept beside the best."
         )
+    if OmegaConf.select(cfg, "exp_manager.disable_validation_on_resume"):
+        raise ValueError(
+            "exp_manager.disable_validation_on_resume=true: NeMo would also leave out one that was due when the run was "
+            "ended, and its weights could not become the best. Remove it: none is made twice."
+        )
     if "sched" in cfg.model.optim and cfg.model.optim.sched is None:
         raise ValueError("model.optim.sched=null: for a constant rate remove it, ~model.optim.sched.")
 

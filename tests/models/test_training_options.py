@@ -192,6 +192,10 @@ def test_epochs_are_refused(group, name):
         ("model.train_ds.batch_duration=null", "model.train_ds.batch_duration: give seconds of audio"),
         ("trainer.precision=bf16-true", "trainer.precision=bf16-true: weights are kept in fp32"),
         ("+trainer.max_time=00:01:00:00", "Set exp_manager.max_time_per_run instead"),
+        (
+            "exp_manager.disable_validation_on_resume=true",
+            "disable_validation_on_resume=true: NeMo would also leave out one that was due",
+        ),
         ("+exp_manager.ema.enable=true", "exp_manager.ema.enable=true: NeMo cannot load the checkpoints"),
         (
             "+exp_manager.checkpoint_callback_params.save_weights_only=true",
