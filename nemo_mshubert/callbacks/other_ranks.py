@@ -12,13 +12,14 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A fine-tuning goes on at its place in the data with another number of ranks than before."""
+"""A fine-tuning goes on at its place in the data, also with another number of ranks, or of batches in an update."""
 
 from dataclasses import asdict, replace
 from typing import Any, Dict, Optional
 
 import lightning.pytorch as pl
 
+from nemo_mshubert.data.resumable_loader import data_options, warn_of_other_data
 from nemo_mshubert.data.resumed_sampler import ResumedSampler
 from nemo_mshubert.data.shared_batches import Place
 
@@ -29,13 +30,19 @@ class OtherRanks(pl.Callback):
     """Tell the sampler of a resumed fine-tuning which batches of its epoch all ranks together have trained on, and
     Lightning, which counts those of one rank, a count for the ranks that there are now.
 
-    Of tarred data, whose order is drawn anew on a resume, the count alone.
+    Of tarred data, whose order is drawn anew on a resume, the count alone. Of others it warns where they, or the options
+    of their batches, have changed.
     """
+
+    def __init__(self):
+        self._data_options: Optional[Dict[str, Any]] = None
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Dict[str, Any]
     ) -> None:
         sampler = _sampler(pl_module)
+        if sampler:
+            checkpoint["data_options"] = self._options(trainer, pl_module)
         place = sampler.place if sampler else Place(_epochs(checkpoint)["processed"])
         checkpoint[KEY] = {"ranks": trainer.world_size, **asdict(place)}
 
@@ -51,13 +58,20 @@ class OtherRanks(pl.Callback):
             # The run ended by its number of updates, which Lightning takes for the end of the epoch.
             epochs.update(processed=place.epoch, completed=place.epoch)
         place = place.in_epoch(epochs["processed"]).when_next_is(batches["completed"], before)
-        if trainer.world_size != before:
+        if trainer.world_size != before or batches["completed"] % trainer.accumulate_grad_batches:
             number = place.batches // trainer.world_size
             number -= number % trainer.accumulate_grad_batches  # an update begins with it
             batches.update(dict.fromkeys(batches, number))
             place = replace(place, number=number)
         if sampler:
             sampler.place = place
+            if trainer.global_step == 0:  # not of the best checkpoint, at the end of training
+                warn_of_other_data(checkpoint["data_options"], self._options(trainer, pl_module))
+
+    def _options(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Dict[str, Any]:
+        if self._data_options is None:  # as the data was at first, which is what is trained on
+            self._data_options = data_options(pl_module.cfg.train_ds, trainer.world_size)
+        return self._data_options
 
 
 def _epochs(checkpoint: Dict[str, Any]) -> Dict[str, int]:

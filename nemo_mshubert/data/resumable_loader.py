@@ -20,6 +20,7 @@ A resumed run asks for the stream from the number of batches it has consumed. Sk
 
 import itertools
 import json
+import os
 from functools import partial
 from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
@@ -36,7 +37,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from nemo_mshubert.data.shard_visits import ShardProgress, Visits, lines_of
 from nemo_mshubert.data.shared_batches import Place, SharedBatches, last_before
 from nemo_mshubert.data.tar_shards import only_path, shards_of, with_audio
-from nemo_mshubert.data.tarred import all_paths, has_remote_paths
+from nemo_mshubert.data.tarred import all_paths, has_remote_paths, local_paths
 from nemo_mshubert.data.usable_utterances import count_utterances, log_hours, usable_lines
 
 VISITS = "mshubert_shard_visits"  # our type of source for NeMo's loader
@@ -271,6 +272,28 @@ def stream_options(config: DictConfig, world_size: int) -> Dict[str, Any]:
     if not tarred:  # plain manifests are sampled in the training process
         options.pop("num_workers", None)
     return {"ranks": world_size, "tarred": tarred, **options}
+
+
+def data_options(config: DictConfig, world_size: int) -> Dict[str, Any]:
+    """`stream_options`, and how many lines the local manifests have, by which one that was edited is noticed."""
+    lines = 0
+    for path in filter(os.path.isfile, local_paths(config.manifest_filepath)):  # a run outlives its manifest
+        with open(path, "rb") as stream:
+            lines += sum(1 for _ in stream)
+    return {**stream_options(config, world_size), "lines": lines}
+
+
+def warn_of_other_data(before: Dict[str, Any], now: Dict[str, Any]) -> None:
+    """Name what has changed in the `data_options` of a run since its checkpoint."""
+    changes = [
+        f"{name} was {before.get(name)}, is {now.get(name)}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+    if changes:
+        logging.warning(
+            f"The data goes on, but not exactly as it would have without the interruption: {'; '.join(changes)}."
+        )
 
 
 def _options_of_streams(config: DictConfig) -> Dict[str, Any]:

@@ -37,7 +37,7 @@ from nemo_mshubert.callbacks.step_guard import StepGuard
 from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.data.labels import check_labels_of
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
-from nemo_mshubert.data.resumable_loader import stream_options, training_loader, validation_loader
+from nemo_mshubert.data.resumable_loader import data_options, training_loader, validation_loader, warn_of_other_data
 from nemo_mshubert.data.tarred import check_shards, local_paths
 from nemo_mshubert.data.unreadable import MAX_UNREADABLE
 from nemo_mshubert.models.data_position import DataPosition
@@ -455,7 +455,7 @@ class MSHuBERTModel(ModelPT):
         checkpoint["place"] = asdict(self.data_position.place(own_batches, self.data_ranks.count))
         if self._cfg.train_ds.get("tarred_audio_filepaths") is not None:
             checkpoint["shards"] = self.data_position.shards.state()
-        checkpoint["data_options"] = stream_options(self._cfg.train_ds, self.data_ranks.count)
+        checkpoint["data_options"] = self._data_options
         checkpoint["task"] = self._task()
 
     def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
@@ -467,7 +467,7 @@ class MSHuBERTModel(ModelPT):
         """
         self._check_checkpoint(checkpoint)
         if self._trainer and self.trainer.global_step == 0:  # not of the best checkpoint, at the end of training
-            self._compare_data_options(checkpoint)
+            warn_of_other_data(checkpoint["data_options"], self._data_options)
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         self.data_position.resume(
             checkpoint["batches_of_all_ranks"],
@@ -482,18 +482,9 @@ class MSHuBERTModel(ModelPT):
         if "shards" in checkpoint:  # of tarred data
             self.data_position.shards.load(checkpoint["shards"])
 
-    def _compare_data_options(self, checkpoint: Dict[str, Any]) -> None:
-        now = stream_options(self._cfg.train_ds, self.data_ranks.count)
-        before = checkpoint["data_options"]
-        changes = [
-            f"{name} was {before.get(name)}, is {now.get(name)}"
-            for name in {**before, **now}
-            if before.get(name) != now.get(name)
-        ]
-        if changes:
-            logging.warning(
-                f"The data goes on, but not exactly as it would have without the interruption: {'; '.join(changes)}."
-            )
+    @cached_property
+    def _data_options(self) -> Dict[str, Any]:
+        return data_options(self._cfg.train_ds, self.data_ranks.count)
 
     def _task(self) -> Dict[str, Any]:
         """What the weights of a checkpoint have learned to predict, and from what."""

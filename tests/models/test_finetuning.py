@@ -31,6 +31,7 @@ from omegaconf import OmegaConf
 from nemo_mshubert.alphabet import ENGLISH_LABELS
 from nemo_mshubert.callbacks.other_ranks import OtherRanks
 from nemo_mshubert.callbacks.saved_update import SavedUpdate
+from nemo_mshubert.data import resumable_loader
 from nemo_mshubert.data.manifest import read_manifest, write_manifest
 from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.data.transcripts import check_transcript
@@ -298,6 +299,44 @@ def test_a_fine_tuning_goes_on_with_other_ranks(letters_path, overrides, tmp_pat
     # and again on as many, after five batches and two more
     assert heard(2, 4, tmp_path / "3.ckpt") == [[epoch[5]], [epoch[6]]]
     assert heard(2, 5, tmp_path / "4.ckpt") == [[epoch[7]], [epoch[8]]]
+
+
+@pytest.mark.unit
+def test_updates_are_whole_where_a_resumed_fine_tuning_accumulates_more(
+    letters_path, overrides, tmp_path, monkeypatch
+):
+    """With another seconds_per_update the first update was made of a part of its batches. Other batches or lines are
+    named: as many batches are passed over, which are more or fewer utterances than were trained on."""
+    warnings, counts = [], []
+
+    def train(updates, resume=None, accumulate=1, changes=None):
+        counts.append(0)
+        callback = Heard(tmp_path)
+        steps = pl.callbacks.LambdaCallback(
+            on_train_batch_start=lambda *_: counts.append(counts.pop() + 1),
+            on_before_optimizer_step=lambda *_: counts.append(0),
+        )
+        callbacks = [callback, steps, SavedUpdate(), OtherRanks()]
+        trainer = quiet_trainer(
+            max_steps=updates, max_epochs=-1, accumulate_grad_batches=accumulate, callbacks=callbacks
+        )
+        options = OmegaConf.merge(overrides, {"train_ds": changes or {}})
+        trainer.fit(restore_for_finetuning(str(letters_path), options, trainer), ckpt_path=resume)
+        return callback.tokens
+
+    overrides.train_ds.batch_duration = 2  # an utterance
+    (epoch,) = [train(9)]
+    monkeypatch.setattr(resumable_loader.logging, "warning", warnings.append)
+    counts.clear()
+    assert train(5, tmp_path / "3.ckpt", accumulate=2) == epoch[3:7]
+    assert counts == [2, 2, 0]
+    assert not [warning for warning in warnings if "The data goes on" in warning]
+    lines = Path(overrides.train_ds.manifest_filepath).read_text().splitlines(keepends=True)
+    (tmp_path / "shorter.json").write_text("".join(lines[:-1]))
+    changes = {"batch_duration": 4, "manifest_filepath": str(tmp_path / "shorter.json")}
+    train(4, tmp_path / "3.ckpt", changes=changes)
+    (found,) = [warning for warning in warnings if "The data goes on" in warning]
+    assert found.endswith(f"batch_duration was 2, is 4; lines was {len(lines)}, is {len(lines) - 1}.")
 
 
 @pytest.mark.unit
