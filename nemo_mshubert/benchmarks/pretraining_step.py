@@ -157,6 +157,8 @@ def benchmark(
         utterance_seconds: of each utterance of a batch.
     """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # as in training (training_setup.py), for peers, too
     reachable = matmul_flops(device, dtype)
     for size in sizes:
         config = load_config(configs, size)

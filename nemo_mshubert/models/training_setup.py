@@ -133,6 +133,14 @@ def _choose_device(trainer_config: DictConfig) -> None:
             trainer_config.accelerator = "cpu"
 
 
+def _allow_tf32(trainer_config: DictConfig) -> None:
+    """Of training in half precision on a GPU: the few products that autocast leaves in fp32, those of label heads and of
+    spectra, go through tensor cores, which round to 10 bits what layers before them have rounded to 7 or 10."""
+    half = str(trainer_config.get("precision")).startswith(("bf16", "16"))
+    if half and torch.cuda.is_available() and trainer_config.get("accelerator") != "cpu":
+        torch.set_float32_matmul_precision("high")
+
+
 def _save_without_validation(cfg: DictConfig) -> None:
     """Lightning writes checkpoints behind validations: without one, a run that is killed would start anew."""
     with open_dict(cfg.exp_manager):
@@ -150,6 +158,7 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> pl.T
 
     Its time limit is taken out of the config, as `take_time_limit` does: call it before NeMo's ``exp_manager``.
     """
+    _allow_tf32(cfg.trainer)
     strategy = own_strategy(cfg.trainer.get("strategy"))
     options = resolve_trainer_cfg(OmegaConf.merge(cfg.trainer, {"strategy": "auto"}) if strategy else cfg.trainer)
     if strategy:
