@@ -18,9 +18,9 @@ Its kernel is as long as a fifth of a long utterance, and its groups as narrow a
 for that: it took a fifth of the pre-training step of base on an H200 (docs/performance.md). As a product of spectra it is
 a small matrix product per frequency.
 
-On CPUs frames go through transforms of one size, in blocks that overlap by a kernel (overlap-save): the spectra of the
-kernels, by far the largest there, are the same for every length of utterance, and stay small for long ones. Batches that
-fill a GPU are larger, and blocks that overlap are more bytes: each utterance goes through one transform.
+On CPUs long utterances go through transforms of one size, in blocks that overlap by a kernel (overlap-save): the spectra
+of the kernels, by far the largest there, stay small, and can be kept for every length of utterance. Batches that fill a
+GPU are larger, and blocks that overlap are more bytes: each utterance goes through one transform.
 
 N blocks of an utterance, M = B * N, S samples of a transform, F frequencies, G groups, I and O channels of a group.
 """
@@ -64,7 +64,7 @@ class Blocks:
 
 def overlapping_blocks(num_frames: int, kernel: int) -> Blocks:
     """Transforms that hold two kernels, and do not depend on the utterance."""
-    size = -(-2 * kernel // 256) * 256
+    size = -(-2 * kernel // 128) * 128
     frames = size - kernel + 1
     return Blocks(size, frames, -(-num_frames // frames))
 
@@ -76,8 +76,9 @@ def one_block(num_frames: int, kernel: int) -> Blocks:
 
 
 def blocks_for(x_BTD: Tensor, kernel: int) -> Blocks:
-    """Overlapping ones on CPUs, else one."""
-    return (overlapping_blocks if x_BTD.device.type == "cpu" else one_block)(x_BTD.shape[1], kernel)
+    """One block, or on CPUs overlapping ones if their transforms are smaller."""
+    one, several = one_block(x_BTD.shape[1], kernel), overlapping_blocks(x_BTD.shape[1], kernel)
+    return several if x_BTD.device.type == "cpu" and several.size < one.size else one
 
 
 class KeptSpectra:

@@ -368,8 +368,8 @@ def test_a_handful_of_utterances_is_learned_by_heart(model_config, labelled, tmp
     config = model_config(
         f"train_manifest={manifest}",
         f"validation_manifest={manifest}",
-        "model.encoder.d_model=64",
-        "model.encoder.d_inner=128",
+        "model.encoder.d_model=96",
+        "model.encoder.d_inner=192",
         "model.label_heads.d_head=32",
         "model.train_ds.use_bucketing=false",
         "model.train_ds.crop=pad",
