@@ -65,7 +65,9 @@ class OtherRanks(pl.Callback):
             place = replace(place, number=number)
         if sampler:
             sampler.place = place
-            if trainer.global_step == 0:  # not of the best checkpoint, at the end of training
+            if (
+                trainer.global_step == 0 and "data_options" in checkpoint
+            ):  # not of the best one, at the end of training
                 warn_of_other_data(checkpoint["data_options"], self._options(trainer, pl_module))
 
     def _options(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Dict[str, Any]:

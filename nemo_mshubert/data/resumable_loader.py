@@ -275,12 +275,9 @@ def stream_options(config: DictConfig, world_size: int) -> Dict[str, Any]:
 
 
 def data_options(config: DictConfig, world_size: int) -> Dict[str, Any]:
-    """`stream_options`, and how many lines the local manifests have, by which one that was edited is noticed."""
-    lines = 0
-    for path in filter(os.path.isfile, local_paths(config.manifest_filepath)):  # a run outlives its manifest
-        with open(path, "rb") as stream:
-            lines += sum(1 for _ in stream)
-    return {**stream_options(config, world_size), "lines": lines}
+    """`stream_options`, and the size of the local manifests, by which one that was edited is noticed."""
+    paths = filter(os.path.isfile, local_paths(config.manifest_filepath))  # a run outlives its manifest
+    return {**stream_options(config, world_size), "manifest_bytes": sum(map(os.path.getsize, paths))}
 
 
 def warn_of_other_data(before: Dict[str, Any], now: Dict[str, Any]) -> None:

@@ -336,7 +336,8 @@ def test_updates_are_whole_where_a_resumed_fine_tuning_accumulates_more(
     changes = {"batch_duration": 4, "manifest_filepath": str(tmp_path / "shorter.json")}
     train(4, tmp_path / "3.ckpt", changes=changes)
     (found,) = [warning for warning in warnings if "The data goes on" in warning]
-    assert found.endswith(f"batch_duration was 2, is 4; lines was {len(lines)}, is {len(lines) - 1}.")
+    before, now = (len("".join(some).encode()) for some in (lines, lines[:-1]))
+    assert found.endswith(f"batch_duration was 2, is 4; manifest_bytes was {before}, is {now}.")
 
 
 @pytest.mark.unit
