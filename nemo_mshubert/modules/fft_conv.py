@@ -26,7 +26,7 @@ N blocks of an utterance, M = B * N, S samples of a transform, F frequencies, G 
 """
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Dict, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -85,14 +85,15 @@ class KeptSpectra:
     """`fft_conv` without a gradient: kernels are transformed when they change, which is looked at in every call."""
 
     def __init__(self):
-        self._kept: Optional[Tuple[Tensor, Tensor]] = None  # [O, I, K] and its [G, F, O / G, I]
+        # [O, I, K] and, by the size of their transforms, which are few on CPUs, its [G, F, O / G, I]
+        self._kept: Optional[Tuple[Tensor, Dict[int, Tensor]]] = None
 
     def convolve(self, x_BTD: Tensor, weight_OIK: Tensor, bias_O: Tensor, groups: int) -> Tensor:
-        """As `fft_conv`."""
+        """As `fft_conv`, bit by bit."""
         x_BTD = to_autocast_dtype(x_BTD)
         dtype = _dtype_of_transforms(x_BTD)
         with torch.no_grad(), torch.autocast(x_BTD.device.type, enabled=False):
-            blocks = overlapping_blocks(x_BTD.shape[1], weight_OIK.shape[2])
+            blocks = blocks_for(x_BTD, weight_OIK.shape[2])
             spectra_GFOI = self._spectra_of(weight_OIK.to(dtype), blocks.size, groups)
             y_BTO, _ = _convolve(x_BTD.to(dtype), spectra_GFOI, weight_OIK.shape[2], blocks)
             return (y_BTO + bias_O.to(dtype)).to(x_BTD.dtype)
@@ -100,8 +101,11 @@ class KeptSpectra:
     def _spectra_of(self, weight_OIK: Tensor, size: int, groups: int) -> Tensor:
         kept = self._kept  # one look, as threads may share a model
         if kept is None or kept[0].dtype != weight_OIK.dtype or not torch.equal(kept[0], weight_OIK):
-            self._kept = kept = (weight_OIK.clone(), _kernel_spectra(weight_OIK, size, groups))
-        return kept[1]
+            self._kept = kept = (weight_OIK.clone(), {})
+        spectra = kept[1]
+        if size not in spectra:
+            spectra[size] = _kernel_spectra(weight_OIK, size, groups)
+        return spectra[size]
 
     def __reduce__(self):  # copies of a model, and files of one, begin without
         return KeptSpectra, ()

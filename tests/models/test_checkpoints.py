@@ -21,8 +21,8 @@ import torch
 from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import OmegaConf
 
+from nemo_mshubert.data import resumable_loader
 from nemo_mshubert.data.pretraining_dataset import collate
-from nemo_mshubert.models import mshubert_model
 from tests.callbacks.short_runs import At, last, train_updates
 from tests.models.fixed_update import train, utterance
 from tests.parallel.ranks_of_a_test import run_on_ranks
@@ -82,7 +82,7 @@ def test_a_resume_says_which_options_of_the_data_have_changed(config, tmp_path, 
     """A smaller batch for a smaller GPU: the epoch does not go on exactly, and the user must not believe it."""
     warnings = []
     train_updates(config, tmp_path)
-    monkeypatch.setattr(mshubert_model.logging, "warning", warnings.append)
+    monkeypatch.setattr(resumable_loader.logging, "warning", warnings.append)
     changed = OmegaConf.merge(config, {"train_ds": change})
     model = train_updates(changed, tmp_path / "on", resume=tmp_path / "last.ckpt")
     model.on_load_checkpoint(last(tmp_path))  # as NeMo restores the best one at the end: nothing goes on from it

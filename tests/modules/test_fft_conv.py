@@ -127,7 +127,8 @@ def test_only_cpus_cut_utterances_into_blocks():
 @pytest.mark.unit
 def test_kept_spectra_follow_the_weights(monkeypatch):
     """A validation after training, a checkpoint that is loaded, weights written behind PyTorch's back: spectra of other
-    weights would give other positions, silently. Spectra computed for every batch take most of the time."""
+    weights would give other positions, silently. Spectra computed for every batch take most of the time. Frozen encoders
+    compute what others do."""
     transforms = []
     transform = fft_conv_module._kernel_spectra
     monkeypatch.setattr(fft_conv_module, "_kernel_spectra", lambda *given: transforms.append(1) or transform(*given))
@@ -137,23 +138,30 @@ def test_kept_spectra_follow_the_weights(monkeypatch):
     def is_right():
         found = spectra.convolve(x_BTD, weight, bias, groups=3)
         torch.testing.assert_close(found, by_conv1d(x_BTD, weight, bias), rtol=1e-3, atol=1e-3)
-        assert found.dtype == x_BTD.dtype
-        return len(transforms)
+        count = len(transforms)
+        assert torch.equal(found, fft_conv(x_BTD, weight, bias, groups=3)) and found.dtype == x_BTD.dtype
+        del transforms[count:]
+        return count
 
+    long, short = x_BTD, x_BTD[:1, :20]  # transforms of 128 and of 64
     assert [is_right(), is_right()] == [1, 1]
-    x_BTD = x_BTD[:1, :20]
+    x_BTD = long[:, :500]
     assert is_right() == 1
-    weight.data[17, 3, 15] += 1.0
+    x_BTD = short
     assert [is_right(), is_right()] == [2, 2]
+    x_BTD = long
+    assert is_right() == 2
+    weight.data[17, 3, 15] += 1.0
+    assert [is_right(), is_right()] == [3, 3]
     x_BTD, weight, bias = x_BTD.double(), weight.double(), bias.double()
-    assert is_right() == 3
-    weight = weight[..., :9]
     assert is_right() == 4
+    weight = weight[..., :9]
+    assert is_right() == 5
 
 
 @pytest.mark.unit
 def test_kept_spectra_stay_out_of_copies_and_files():
-    """They are six times as large as the weights: no copy of a model, no file and no process gets them."""
+    """They are several times as large as the weights: no copy of a model, no file and no process gets them."""
     x_BTD, weight, bias = operands(16, 50)
     spectra = KeptSpectra()
     spectra.convolve(x_BTD, weight, bias, groups=3)
