@@ -65,9 +65,8 @@ class OtherRanks(pl.Callback):
             place = replace(place, number=number)
         if sampler:
             sampler.place = place
-            if (
-                trainer.global_step == 0 and "data_options" in checkpoint
-            ):  # not of the best one, at the end of training
+            is_resumed = trainer.global_step == 0  # else it is the best checkpoint, at the end of training
+            if is_resumed and "data_options" in checkpoint:
                 warn_of_other_data(checkpoint["data_options"], self._options(trainer, pl_module))
 
     def _options(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Dict[str, Any]:

@@ -103,9 +103,10 @@ class MSHuBERTModel(ModelPT):
                 f"model.encoder.conv_layers={cfg.encoder.conv_layers}: labels and masks are of HuBERT's frames, so "
                 f"(kernel, stride) must be {HUBERT_KERNELS_AND_STRIDES}. Channels may be others."
             )
-        sources = {"d_model": ("model.encoder.d_model", self.encoder.d_model)}
-        sources["label_sets"] = ("model.label_sets", cfg.label_sets)
-        for name, (source, value) in sources.items():
+        for name, source, value in (
+            ("d_model", "model.encoder.d_model", self.encoder.d_model),
+            ("label_sets", "model.label_sets", cfg.label_sets),
+        ):
             if cfg.label_heads[name] != value:
                 raise ValueError(
                     f"model.label_heads.{name}={cfg.label_heads[name]}: it follows from {source}, which is {value}. "

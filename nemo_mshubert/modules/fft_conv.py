@@ -26,7 +26,7 @@ N blocks of an utterance, M = B * N, S samples of a transform, F frequencies, G 
 """
 
 from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
+from typing import Callable, Dict, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -46,11 +46,7 @@ def fft_conv(x_BTD: Tensor, weight_OIK: Tensor, bias_O: Tensor, groups: int) -> 
     Returns:
         ``[B, T, O]``, computed in fp32 (fp64 in fp64), in the dtype of autocast, without it in that of ``x_BTD``.
     """
-    x_BTD = to_autocast_dtype(x_BTD)
-    dtype = _dtype_of_transforms(x_BTD)
-    with torch.autocast(x_BTD.device.type, enabled=False):
-        y_BTO = _FFTConv.apply(x_BTD.to(dtype), weight_OIK.to(dtype), groups) + bias_O.to(dtype)
-        return y_BTO.to(x_BTD.dtype)
+    return _in_fp32(lambda x_BTD, weight_OIK: _FFTConv.apply(x_BTD, weight_OIK, groups), x_BTD, weight_OIK, bias_O)
 
 
 @dataclass(frozen=True)
@@ -90,13 +86,14 @@ class KeptSpectra:
 
     def convolve(self, x_BTD: Tensor, weight_OIK: Tensor, bias_O: Tensor, groups: int) -> Tensor:
         """As `fft_conv`, bit by bit."""
-        x_BTD = to_autocast_dtype(x_BTD)
-        dtype = _dtype_of_transforms(x_BTD)
-        with torch.no_grad(), torch.autocast(x_BTD.device.type, enabled=False):
+
+        def by_spectra(x_BTD: Tensor, weight_OIK: Tensor) -> Tensor:
             blocks = blocks_for(x_BTD, weight_OIK.shape[2])
-            spectra_GFOI = self._spectra_of(weight_OIK.to(dtype), blocks.size, groups)
-            y_BTO, _ = _convolve(x_BTD.to(dtype), spectra_GFOI, weight_OIK.shape[2], blocks)
-            return (y_BTO + bias_O.to(dtype)).to(x_BTD.dtype)
+            spectra_GFOI = self._spectra_of(weight_OIK, blocks.size, groups)
+            return _convolve(x_BTD, spectra_GFOI, weight_OIK.shape[2], blocks)[0]
+
+        with torch.no_grad():
+            return _in_fp32(by_spectra, x_BTD, weight_OIK, bias_O)
 
     def _spectra_of(self, weight_OIK: Tensor, size: int, groups: int) -> Tensor:
         kept = self._kept  # one look, as threads may share a model
@@ -146,8 +143,14 @@ class _FFTConv(torch.autograd.Function):
         return grad_x_BTD, grad_weight_OIK, None
 
 
-def _dtype_of_transforms(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def _in_fp32(
+    convolve: Callable[[Tensor, Tensor], Tensor], x_BTD: Tensor, weight_OIK: Tensor, bias_O: Tensor
+) -> Tensor:
+    """What ``convolve`` makes of frames and kernels in the dtype of transforms, and the bias, in the dtype of `fft_conv`."""
+    x_BTD = to_autocast_dtype(x_BTD)
+    dtype = torch.promote_types(x_BTD.dtype, torch.float32)
+    with torch.autocast(x_BTD.device.type, enabled=False):
+        return (convolve(x_BTD.to(dtype), weight_OIK.to(dtype)) + bias_O.to(dtype)).to(x_BTD.dtype)
 
 
 def _convolve(x_BTD: Tensor, weight_GFOI: Tensor, kernel: int, blocks: Blocks) -> Tuple[Tensor, Tensor]:
