@@ -24,7 +24,13 @@ from omegaconf import OmegaConf
 
 from nemo_mshubert.convert.checkpoint import ENGLISH_LETTERS, SPECIALS, CtcHead, PredictionHead
 from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
-from nemo_mshubert.convert.fairseq import from_fairseq, parse_conv_layers, read_fairseq, to_fairseq
+from nemo_mshubert.convert.fairseq import (
+    declared_architecture,
+    from_fairseq,
+    parse_conv_layers,
+    read_fairseq,
+    to_fairseq,
+)
 from nemo_mshubert.convert.huggingface import read_huggingface, write_huggingface
 from tests.convert.conftest import FAMILIES, assert_same_weights, fairseq_options, spell_as_fairseq
 
@@ -73,7 +79,7 @@ def test_hidden_states_equal_transformers(peer, difference, tmp_path, family):
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("container", ["plain", "namespace", "omegaconf", "s3prl", "flat"])
+@pytest.mark.parametrize("container", ["plain", "namespace", "omegaconf", "s3prl", "s3prl-omegaconf", "flat"])
 @pytest.mark.parametrize("legacy", [False, True])
 def test_containers_of_the_config(peer, tmp_path, dictionary, container, legacy):
     """Old fairseq pickles argparse, new fairseq OmegaConf, s3prl and Microsoft their own; none of them is imported."""
@@ -82,9 +88,14 @@ def test_containers_of_the_config(peer, tmp_path, dictionary, container, legacy)
     task = {"normalize": True, "labels": ["km"]}
     content = {
         "plain": {"cfg": {"model": options, "task": task}, "model": state},
-        "namespace": {"args": argparse.Namespace(**options, **task), "model": state},
+        "namespace": {"args": argparse.Namespace(**options, **{**task, "task": "hubert_pretraining"}), "model": state},
         "omegaconf": {"cfg": OmegaConf.create({"model": options, "task": task}), "model": state},
         "s3prl": {"model_cfg": options, "task_cfg": task, "model_weight": state, "dictionaries_symbols": []},
+        "s3prl-omegaconf": {
+            "model_cfg": OmegaConf.create(options),
+            "task_cfg": OmegaConf.create(task),
+            "model_weight": state,
+        },
         "flat": {"cfg": {**options, "normalize": True}, "model": state},
     }[container]
     content["task_state"] = {"dictionaries": [dictionary("abc")]}
@@ -142,6 +153,18 @@ def test_fine_tuned_wrapper(peer, difference, tmp_path, dictionary):
 
 
 @pytest.mark.unit
+def test_fine_tuned_wrapper_of_old_versions(peer, tmp_path):
+    """Namespaces: the task is a name, w2v_args are flat, and only the wrapper says that audio is normalised."""
+    theirs = peer("wav2vec2-base")
+    tensors = {f"w2v_encoder.w2v_model.{name}": tensor for name, tensor in spell_as_fairseq(theirs).items()}
+    inner = argparse.Namespace(**fairseq_options(theirs))
+    args = argparse.Namespace(task="audio_pretraining", arch="wav2vec_ctc", normalize=True, w2v_args=inner)
+    torch.save({"args": args, "model": tensors}, tmp_path / "model.pt")
+    checkpoint = read_fairseq(tmp_path / "model.pt")
+    assert checkpoint.encoder["num_heads"] == 2 and checkpoint.normalize is True and checkpoint.notes == []
+
+
+@pytest.mark.unit
 def test_heads_of_the_authors_layout_are_split(peer):
     """MS-HuBERT in s3prl's file: stacked projections, stacked embeddings, four special rows per set."""
     theirs = peer("hubert-base")
@@ -154,13 +177,15 @@ def test_heads_of_the_authors_layout_are_split(peer):
         "dictionaries_symbols": symbols,
     }
     checkpoint = from_fairseq(content, "iter3.pt")
-    assert [len(head.embeddings) for head in checkpoint.prediction_heads] == sets
+    assert [len(head.embeddings) for head in checkpoint.prediction_heads] == sets and checkpoint.notes == []
     second = checkpoint.prediction_heads[1]
     assert torch.equal(second.weight, heads["final_proj.weight"][8:16])
     assert torch.equal(second.embeddings, heads["label_embs_concat"][16 + 4 : 16 + 4 + 6])
-    content["dictionaries_symbols"] = symbols[:2]
-    with pytest.raises(ValueError, match="iter3.pt: final_proj .* do not fit dictionaries of .*Use the file that"):
-        from_fairseq(content, "iter3.pt")
+    two_as_one = [symbols[0] + symbols[1], symbols[2]]
+    for wrong in (symbols[:2], two_as_one, [*symbols[:2], symbols[1]]):
+        content["dictionaries_symbols"] = wrong
+        with pytest.raises(ValueError, match="iter3.pt: final_proj .* do not fit dictionaries of .*Use the file that"):
+            from_fairseq(content, "iter3.pt")
     del content["dictionaries_symbols"]
     with pytest.raises(ValueError, match="3 label sets share label_embs_concat"):
         from_fairseq(content, "iter3.pt")
@@ -204,6 +229,9 @@ def test_wav2vec2_heads_and_data2vec_teacher_are_dropped(peer):
     notes = from_fairseq(state, "wav2vec_small.pt").notes
     assert notes[0] == "dropped quantizer.vars, project_q.bias, _ema"
     assert notes[-1] == "dropped final_proj.weight, final_proj.bias: no prediction heads of HuBERT"
+    state = {**spell_as_fairseq(peer("hubert-base")), "label_embs_concat": torch.zeros(9, 8)}  # as fine-tuning leaves it
+    notes = from_fairseq(state, "hubert_ft.pt").notes
+    assert notes[-1] == "dropped label_embs_concat: no prediction heads of HuBERT"
 
 
 @pytest.mark.unit
@@ -214,6 +242,7 @@ def test_wav2vec2_heads_and_data2vec_teacher_are_dropped(peer):
         (dict(layer_type="conformer"), "layer_type 'conformer'"),
         (dict(encoder_layers=4), "num_layers 4, its tensors say 3"),
         (dict(extractor_mode="layer_norm"), "conv_norm layer_norm"),
+        (dict(conv_pos=32), r"pos_conv_kernel 32, its tensors say 16 \(encoder.pos_conv.0.weight_v: \[24, 6, 16\]\)"),
         (dict(conv_feature_layers="__import__('os').system('true')"), "cannot read conv_feature_layers"),
     ],
 )
@@ -239,11 +268,19 @@ def test_missing_tensor_is_named_as_fairseq_spells_it(peer):
 
 @pytest.mark.unit
 def test_conv_layers_are_read_without_python():
-    text = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] + [(512,2,2)]"
+    text = " [(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] + [(512,2,2)]"
     assert parse_conv_layers(text) == [[512, 10, 5]] + [[512, 3, 2]] * 4 + [[512, 2, 2]] * 2
+    assert len(parse_conv_layers("[(512,10,5)] * 1000000000")) == 100  # not gigabytes
     for broken in ("[(512,10,5)] +", "open('x')", "[(512,10,5)] * 1e9", "[a]", "3 + [1]"):
         with pytest.raises(ValueError, match="cannot read conv_feature_layers .* Write it in the config as fairseq"):
             parse_conv_layers(broken)
+
+
+@pytest.mark.unit
+def test_defaults_of_wavlm_in_fairseqs_layout():
+    """Those of WavLM's own code where its config leaves them out; another distance puts far frames elsewhere."""
+    declared = declared_architecture({"relative_position_embedding": True}, "wavlm.pt")
+    assert declared == {"position_buckets": 320, "position_max_distance": 1280}
 
 
 # --- Out -------------------------------------------------------------------------------------------------------------
@@ -260,9 +297,10 @@ def test_what_we_write_is_spelled_like_fairseq(peer, save_peer, tmp_path, family
     assert_same_weights(content["model"], spell_as_fairseq(theirs))
     options = content["cfg"]["model"]
     assert options.pop("gru_rel_pos", True)
-    expected = {key: value for key, value in fairseq_options(theirs).items() if key in options}
+    expected = fairseq_options(theirs)
     expected["conv_feature_layers"] = options["conv_feature_layers"]
-    assert {**options, "_name": expected["_name"]} == expected
+    left_out = dict(pos_conv_depth=1, relative_position_embedding=False, num_buckets=320, max_distance=800)
+    assert {**left_out, **options, "_name": expected["_name"]} == expected
     again = read_fairseq(tmp_path / "model.pt")
     write_huggingface(again, tmp_path / "ours")
     last = read_huggingface(tmp_path / "ours")
@@ -289,12 +327,16 @@ def test_letters_travel_bit_equal(folder):
     """fairseq's special rows are added so that they never win, and dropped again."""
     checkpoint = read_huggingface(folder)
     tokens = ["<pad>", "|", "b", "a"]
-    checkpoint.ctc = CtcHead(torch.randn(4, 24), torch.randn(4), tokens)
+    checkpoint.ctc = CtcHead(torch.randn(4, 24), torch.randn(4) - 100, tokens)
     content = to_fairseq(checkpoint)
+    model = content["cfg"]["model"]
+    assert model["_name"] == "hubert_ctc" and model["w2v_args"]["model"]["encoder_layers"] == 3
+    assert model["normalize"] is model["w2v_args"]["task"]["normalize"] is checkpoint.normalize
     logits = (
         torch.randn(7, 24) @ content["model"]["w2v_encoder.proj.weight"].T + content["model"]["w2v_encoder.proj.bias"]
     )
     assert logits.shape[1] == 4 + 3 and not set(logits.argmax(-1).tolist()) & {1, 2, 3}
+    assert content["model"]["w2v_encoder.proj.bias"].half().isfinite().all()
     again = from_fairseq(content, "x").ctc.letters()
     for ours, other in zip(checkpoint.ctc.letters()[1:], again[1:]):
         assert torch.equal(ours, other)
