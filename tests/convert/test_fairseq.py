@@ -150,6 +150,14 @@ def test_fine_tuned_wrapper(peer, difference, tmp_path, dictionary):
     assert torch.equal(letters.bias[letters.labels.index("e")], tensors["w2v_encoder.proj.bias"][5])
     del content["task_state"]
     assert "assumed the letters of LibriSpeech" in from_fairseq(content, "model.pt").notes[0]
+    content["task_state"] = {"target_dictionary": {"symbols": [*SPECIALS, "|", "a"]}}
+    checkpoint = from_fairseq(content, "model.pt")
+    assert checkpoint.notes == ["its dictionary of 6 symbols does not fit an output layer of 32 rows"]
+    assert checkpoint.ctc.tokens is None
+    del content["task_state"]
+    tensors.update({"w2v_encoder.proj.weight": torch.randn(7, 24), "w2v_encoder.proj.bias": torch.randn(7)})
+    checkpoint = from_fairseq(content, "model.pt")
+    assert checkpoint.notes == [] and checkpoint.ctc.tokens is None
 
 
 @pytest.mark.unit
@@ -296,7 +304,9 @@ def test_what_we_write_is_spelled_like_fairseq(peer, save_peer, tmp_path, family
     content = torch.load(tmp_path / "model.pt", weights_only=True)
     assert_same_weights(content["model"], spell_as_fairseq(theirs))
     options = content["cfg"]["model"]
-    assert options.pop("gru_rel_pos", True)
+    names = {"wavlm": "wavlm", "data2vec-audio": "data2vec_audio"}  # by which fairseq finds the class
+    assert options["_name"] == names.get(theirs.config.model_type, "hubert")
+    assert options.pop("gru_rel_pos", False) is family.startswith("wavlm")
     expected = fairseq_options(theirs)
     expected["conv_feature_layers"] = options["conv_feature_layers"]
     left_out = dict(pos_conv_depth=1, relative_position_embedding=False, num_buckets=320, max_distance=800)
@@ -318,6 +328,7 @@ def test_heads_travel_bit_equal(folder):
     content = to_fairseq(checkpoint)
     assert content["model"]["label_embs_concat"].shape == (10 + 4 + 5 + 4, 8)
     assert not content["model"]["label_embs_concat"][:4].any()
+    assert content["cfg"]["model"]["untie_final_proj"] is True and content["cfg"]["model"]["final_dim"] == 8
     for ours, again in zip(checkpoint.prediction_heads, from_fairseq(content, "x").prediction_heads, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(ours, again))
 
@@ -326,11 +337,16 @@ def test_heads_travel_bit_equal(folder):
 def test_letters_travel_bit_equal(folder):
     """fairseq's special rows are added so that they never win, and dropped again."""
     checkpoint = read_huggingface(folder)
+    checkpoint.encoder["position_buckets"] = 0  # as in the config of a .nemo: no WavLM
     tokens = ["<pad>", "|", "b", "a"]
     checkpoint.ctc = CtcHead(torch.randn(4, 24), torch.randn(4) - 100, tokens)
+    checkpoint.prediction_heads = [PredictionHead(torch.randn(8, 24), torch.randn(8), torch.rand(10, 8))]
     content = to_fairseq(checkpoint)
+    assert content["dictionaries_symbols"] == [[*SPECIALS, "|", "a", "b"]]  # not the labels of the heads
+    assert content["cfg"]["task"]["sample_rate"] == 16000 and "label_embs_concat" not in content["model"]
     model = content["cfg"]["model"]
-    assert model["_name"] == "hubert_ctc" and model["w2v_args"]["model"]["encoder_layers"] == 3
+    assert model["_name"] == "hubert_ctc" and model["w2v_args"]["model"]["_name"] == "hubert"
+    assert model["w2v_args"]["model"]["encoder_layers"] == 3
     assert model["normalize"] is model["w2v_args"]["task"]["normalize"] is checkpoint.normalize
     logits = (
         torch.randn(7, 24) @ content["model"]["w2v_encoder.proj.weight"].T + content["model"]["w2v_encoder.proj.bias"]
@@ -341,3 +357,13 @@ def test_letters_travel_bit_equal(folder):
     for ours, other in zip(checkpoint.ctc.letters()[1:], again[1:]):
         assert torch.equal(ours, other)
     assert again.labels == [" ", "a", "b"]
+
+
+@pytest.mark.unit
+def test_a_file_is_written_whole_or_not_at_all(folder, tmp_path, monkeypatch):
+    """A model of before stays until the new one is there."""
+    (tmp_path / "model.pt").write_bytes(b"before")
+    monkeypatch.setattr("nemo_mshubert.convert.fairseq.to_fairseq", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_checkpoint(read_huggingface(folder), tmp_path / "model.pt")
+    assert (tmp_path / "model.pt").read_bytes() == b"before"
