@@ -253,6 +253,9 @@ def test_broken_json_and_missing_files(folder, tmp_path):
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json: not JSON"):
         read_huggingface(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="config.json: expected a JSON object, found list. Get it again"):
+        read_huggingface(folder)
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="no config.json"):
         read_huggingface(folder)
@@ -277,6 +280,8 @@ def test_other_families(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="holds a list, expected a dictionary of weights. Use the file"):
         read_checkpoint(tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="list.pt: holds a list, expected a state dict"):
+        read_checkpoint(tmp_path / "list.pt", "torchaudio")
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     with pytest.raises(ValueError, match="tensor.pt: holds a Tensor, expected a dictionary of weights. Use the file"):
         read_checkpoint(tmp_path / "tensor.pt")

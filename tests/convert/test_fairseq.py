@@ -237,7 +237,10 @@ def test_wav2vec2_heads_and_data2vec_teacher_are_dropped(peer):
     notes = from_fairseq(state, "wav2vec_small.pt").notes
     assert notes[0] == "dropped quantizer.vars, project_q.bias, _ema"
     assert notes[-1] == "dropped final_proj.weight, final_proj.bias: no prediction heads of HuBERT"
-    state = {**spell_as_fairseq(peer("hubert-base")), "label_embs_concat": torch.zeros(9, 8)}  # as fine-tuning leaves it
+    state = {
+        **spell_as_fairseq(peer("hubert-base")),
+        "label_embs_concat": torch.zeros(9, 8),
+    }  # as fine-tuning leaves it
     notes = from_fairseq(state, "hubert_ft.pt").notes
     assert notes[-1] == "dropped label_embs_concat: no prediction heads of HuBERT"
 

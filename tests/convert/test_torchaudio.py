@@ -77,6 +77,7 @@ def test_output_layer(peer, rows):
     assert "its texts are wrong" in checkpoint.notes[-1]
     # 32 rows, too, in another order: 20 of 28 letters were others
     assert from_torchaudio(state, "dir/wav2vec2_voxpopuli_base_10k_asr_en.pt").ctc.letters() is None
+    assert from_torchaudio(state, "voxpopuli/model.pt").ctc.letters().labels == letters.labels  # of another origin
     state.update({"aux.weight": torch.randn(7, 24), "aux.bias": torch.randn(7)})
     assert from_torchaudio(state, "model.pt").ctc.letters() is None
 
