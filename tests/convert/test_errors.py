@@ -286,8 +286,10 @@ def test_other_families(tmp_path):
     with pytest.raises(ValueError, match="tensor.pt: holds a Tensor, expected a dictionary of weights. Use the file"):
         read_checkpoint(tmp_path / "tensor.pt")
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="give its folder"):
-        read_checkpoint(tmp_path / "model.safetensors")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        with pytest.raises(ValueError, match="give its folder"):
+            read_checkpoint(tmp_path / name)
 
 
 @pytest.mark.unit

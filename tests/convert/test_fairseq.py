@@ -194,6 +194,11 @@ def test_heads_of_the_authors_layout_are_split(peer):
         content["dictionaries_symbols"] = wrong
         with pytest.raises(ValueError, match="iter3.pt: final_proj .* do not fit dictionaries of .*Use the file that"):
             from_fairseq(content, "iter3.pt")
+    content["dictionaries_symbols"] = symbols
+    content["model_weight"] = {**content["model_weight"], "final_proj.weight": torch.zeros(25, 24)}
+    with pytest.raises(ValueError, match=r"iter3.pt: final_proj \[25, 24\] and label_embs_concat .* do not fit"):
+        from_fairseq(content, "iter3.pt")
+    content["model_weight"].update(heads)
     del content["dictionaries_symbols"]
     with pytest.raises(ValueError, match="3 label sets share label_embs_concat"):
         from_fairseq(content, "iter3.pt")

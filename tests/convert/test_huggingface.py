@@ -192,6 +192,29 @@ def test_the_blank_is_the_pad_that_the_tokenizer_added(peer, save_peer):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_feature_extractor_inside_a_processor(folder, normalize):
+    """Where transformers 5 keeps it; without it, a wav2vec 2.0 base would hear audio of another scale."""
+    (folder / "preprocessor_config.json").unlink()
+    nested = {"feature_extractor": {"do_normalize": normalize, "sampling_rate": 16000}}
+    (folder / "processor_config.json").write_text(json.dumps(nested))
+    checkpoint = read_huggingface(folder)
+    assert checkpoint.normalize is normalize and checkpoint.notes == []
+    nested["feature_extractor"]["sampling_rate"] = 8000
+    (folder / "processor_config.json").write_text(json.dumps(nested))
+    with pytest.raises(ValueError, match="expects 8000 Hz"):
+        read_huggingface(folder)
+
+
+@pytest.mark.unit
+def test_a_vocabulary_per_language_gives_the_encoder(peer, save_peer):
+    """MMS: which language the output layer is of, the folder does not say."""
+    folder = save_peer(peer("hubert-base", "ForCTC", vocab_size=8), "hubert-base")
+    (folder / "vocab.json").write_text(json.dumps({"eng": {"a": 0}, "deu": {"b": 0}}))
+    assert read_huggingface(folder).ctc.tokens is None
+
+
+@pytest.mark.unit
 def test_contentvec_gives_its_encoder(peer, save_peer, difference):
     """As published for transformers: a projection beside the encoder, without the labels that it is for."""
     theirs = peer("hubert-base")
