@@ -97,6 +97,10 @@ def test_dropout_follows_every_recurrent_layer():
     output = layers(torch.randn(1, 20, 4), torch.tensor([20]))
     assert 0.4 < (output == 0).float().mean() < 0.6
     assert (layers.eval()(torch.randn(1, 20, 4), torch.tensor([20])) != 0).all()
+    layers = RecurrentLayers(4, hidden=5, layers=2, dropout=0.5).train()
+    layers.dropout.eval()
+    same, frames = torch.randn(1, 20, 4), torch.tensor([20])
+    assert not torch.equal(layers(same, frames), layers(same, frames))  # between the two
 
 
 def test_greedy_decoding_and_word_errors(probe):
@@ -353,3 +357,18 @@ def test_more_tokens_than_frames_are_no_infinite_loss(probe):
     loss = probe.loss(log_probs=log_probs_BTV, targets=targets_BN, input_lengths=frames_B, target_lengths=lengths_B)
     loss.backward()
     assert loss.isfinite() and log_probs_BTV.grad.isfinite().all() and log_probs_BTV.grad[1].any()
+
+
+@pytest.mark.unit
+def test_the_loss_is_that_of_s3prl(probe):
+    """torch's mean over utterances of the loss per token: s3prl's learning rates are for it."""
+    log_probs_BTV = torch.randn(2, 9, 5).log_softmax(dim=-1)
+    targets_BN, lengths_B = torch.tensor([[0, 1, 2, 0], [3, 1, 0, 0]]), torch.tensor([4, 2])
+    frames_B = torch.tensor([9, 6])
+    loss = probe.loss(log_probs=log_probs_BTV, targets=targets_BN, input_lengths=frames_B, target_lengths=lengths_B)
+    rows = zip(log_probs_BTV, targets_BN, frames_B.tolist(), lengths_B.tolist())
+    alone = [
+        torch.nn.functional.ctc_loss(x[:frames], tokens[:count], (frames,), (count,), blank=4, reduction="sum") / count
+        for x, tokens, frames, count in rows
+    ]
+    assert loss.item() == pytest.approx(sum(alone).item() / 2, rel=1e-5)

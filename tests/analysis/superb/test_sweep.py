@@ -279,8 +279,9 @@ def test_bad_input(config, features, tmp_path):
         run_superb(config("pr", "pronunciations=null"), features)
     with pytest.raises(ValueError, match="updates 6 is no multiple of eval_every 4"):
         run_superb(config("asr", "updates=6", "eval_every=4"), features)
-    with pytest.raises(ValueError, match="batch_size=0: expected 1 or more"):  # batches without end
-        run_superb(config("asr", "batch_size=0"), features)
+    for key in ("batch_size", "updates", "eval_every", "accumulate"):  # batches without end, a division by zero
+        with pytest.raises(ValueError, match=f"{key}=0: expected 1 or more"):
+            run_superb(config("asr", f"{key}=0"), features)
     cfg = config("asr")
     for name in ("dev.json", "few.json"):  # the best on dev would be that on the test set; two sets would be one
         with pytest.raises(ValueError, match="told apart by file name.*Rename a manifest"):
@@ -436,3 +437,94 @@ def test_test_sets_are_scored_without_dropout(config, features):
     for _ in range(2):
         sweep.score_probe(probe, data, "few")
     assert len(seen) == 2 and torch.equal(*seen)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "changed",
+    ["task=asr", "probe.projection=8", "updates=7", "eval_every=7", "batch_size=7", "accumulate=7", "clip=7", "seed=7"]
+    + ["halve_above_seconds=7", "max_nonfinite_steps=7"],
+)
+def test_each_setting_of_a_probe_is_of_its_folder(config, features, changed):
+    """The sweep would choose among probes of two settings, and the results name the last one."""
+    splits, cfg = {"train": sweep.Targets([], []), "dev": sweep.Targets([], [])}, config("pr")
+    output = Path(cfg.output)
+    output.mkdir()
+    sweep._claim(output, cfg, features, splits)
+    sweep._claim(output, config("pr", "learning_rates=[0.02]", "num_workers=7", "device=cuda"), features, splits)
+    key, value = changed.split("=")
+    other = OmegaConf.merge(cfg, OmegaConf.from_dotlist([changed]))
+    with pytest.raises(ValueError, match=f"a probe with other {key.partition('.')[0]}. Give another output"):
+        sweep._claim(output, other, features, splits)
+
+
+@pytest.mark.unit
+def test_each_set_has_batches_of_its_own(config, features):
+    """The best on the training set is the longest trained; tested on dev, the probe looks better than it is."""
+    cfg = config("pr")
+    lines = sweep.read_lines(cfg.train_manifests)
+    parts = {"train": lines[:1], "dev": lines[1:3], "few": lines[3:]}
+    splits = {name: sweep.Targets(part, [[0]] * len(part)) for name, part in parts.items()}
+    data = sweep.ProbeData(cfg, features, splits)
+    data.trainer = SimpleNamespace(current_epoch=0)
+    loaders = {"train": data.train_dataloader(), "dev": data.val_dataloader(), "few": data.loader_of("few")}
+    for name, loader in loaders.items():
+        assert next(iter(loader)).lines == sorted(parts[name], key=lambda line: -line[1]["duration"]), name
+
+
+@pytest.mark.unit
+def test_each_update_has_dropout_and_masks_of_its_own(config, features, monkeypatch):
+    """Seeded alike, all updates would drop the same units, and SpecAugment mask the same frames."""
+    seeds, log_probs = [], sweep.CtcProbe._log_probs
+
+    def note(self, batch):
+        if self.training:
+            seeds.append(torch.initial_seed())
+        return log_probs(self, batch)
+
+    monkeypatch.setattr(sweep.CtcProbe, "_log_probs", note)
+    run_superb(config("pr", "updates=4", "eval_every=2", "accumulate=2"), features)
+    assert len(seeds) == len(set(seeds)) == 8
+
+
+@pytest.mark.unit
+def test_the_seed_is_that_of_the_config(config, features):
+    """Else probes of several seeds, for the spread of their scores, are the same one."""
+    first, again, other = (config("pr", f"seed={seed}", "batch_size=1") for seed in (1, 1, 2))
+    lines = sweep.read_lines(first.train_manifests)
+    units = sweep.make_units(first, {"train": lines})
+    weights, orders = [], []
+    for cfg in (first, again, other):
+        weights.append(sweep._probe(cfg, 0.01, features, units).output.weight)
+        data = sweep.ProbeData(
+            OmegaConf.merge(cfg, {"eval_every": 40}), features, {"train": sweep.Targets(lines, [[]])}
+        )
+        data.trainer = SimpleNamespace(current_epoch=0)
+        orders.append(data.train_dataloader().sampler)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.unit
+def test_phones_have_stress_where_the_config_says_so(config, tmp_path):
+    """s3prl's phones: a rate of 39 in place of 69 is lower, and comparable with no published one."""
+    (tmp_path / "lexicon.txt").write_text("A AH0\nBED B EH1 D\n")
+    for stress, count, phones in ((True, 69, "AH0 B EH1 D"), (False, 39, "AH B EH D")):
+        units = sweep.make_units(config("pr", f"stress={stress}"), {"dev": [("dev.json:1", {"text": "a bed"})]})
+        assert len(units.vocabulary) == count
+        assert [units.vocabulary[token] for token in units.tokens("A BED")] == phones.split()
+
+
+@pytest.mark.unit
+def test_words_of_the_test_sets_are_looked_up_before_training(config, tmp_path):
+    """A KeyError when every learning rate has been trained."""
+    (tmp_path / "lexicon.txt").write_text("A AH0\n")
+    lines = {name: [(f"{name}.json:1", {"text": text})] for name, text in (("train", "a"), ("dev", "a"), ("x", "zyx"))}
+    with pytest.raises(ValueError, match="1 of 2 words have no pronunciation in .*: zyx. Add"):
+        sweep.make_units(config("pr"), lines)
+
+
+@pytest.mark.unit
+def test_letters_of_any_case_are_those_of_the_task():
+    """LibriSpeech's transcripts are upper case in some manifests: no line could be used."""
+    assert sweep.Letters().tokens("THE  Sea") == sweep.Letters().tokens("the sea")
