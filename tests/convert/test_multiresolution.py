@@ -27,6 +27,8 @@ from nemo_mshubert.clustering.features import HiddenFeatures
 from nemo_mshubert.convert.conversion import read_checkpoint
 from nemo_mshubert.convert.multiresolution import from_multiresolution
 from nemo_mshubert.models.loading import load_encoder
+from nemo_mshubert.modules.mshubert_encoder import HUBERT_CONV_LAYERS
+from nemo_mshubert.modules.multiresolution import MultiresolutionEncoder
 from tests.convert.conftest import LARGE, SMALL, assert_same_weights, fairseq_options, spell_as_fairseq
 
 DEPTHS = (2, 1, 2)
@@ -35,23 +37,20 @@ DEPTHS = (2, 1, 2)
 class SlowMultires(torch.nn.Module):
     """The U-net in plain lines: one utterance, 50 and 25 Hz, a resampling kernel of 1 or 3."""
 
-    def __init__(self, pre_norm, kernel):
+    def __init__(self, pre_norm, kernel, plain):
         super().__init__()
         config = transformers.HubertConfig(
             **{**SMALL, **(LARGE if pre_norm else {}), "num_hidden_layers": max(DEPTHS)}
         )
         config._attn_implementation = "eager"
-        self.pre_norm, self.kernel = pre_norm, kernel
+        self.pre_norm, self.kernel, self.plain = pre_norm, kernel, plain
         self.hubert = transformers.HubertModel(config)  # its front end, and the first stack
         block = hubert.HubertEncoderLayerStableLayerNorm if pre_norm else hubert.HubertEncoderLayer
         self.middle, self.decoder = (torch.nn.ModuleList(block(config) for _ in range(n)) for n in DEPTHS[1:])
         self.middle_norm, self.decoder_norm = torch.nn.LayerNorm(24), torch.nn.LayerNorm(24)
-        self.conv = torch.nn.ParameterDict(
-            {f"{way}_{part}": torch.randn(24, 24, kernel) for way in ("down", "up") for part in ("up", "down")}
-        )
-        self.norm = torch.nn.ModuleDict(
-            {f"{way}_{part}": torch.nn.GroupNorm(1, 24) for way in ("down", "up") for part in ("up", "down")}
-        )
+        names = [f"{way}_{part}" for way in ("down", "up") for part in ("up", "down") if way == part or not plain]
+        self.conv = torch.nn.ParameterDict({name: torch.randn(24, 24, kernel) for name in names})
+        self.norm = torch.nn.ModuleDict({name: torch.nn.GroupNorm(1, 24) for name in names})
 
     def stack(self, x, layers, norm):
         states = []
@@ -64,14 +63,17 @@ class SlowMultires(torch.nn.Module):
         return states
 
     def resample(self, x, way, up, down):
-        x = x.transpose(1, 2)
+        """With ``plain`` the one convolution that changes the rate."""
+        y = x = x.transpose(1, 2)
         repeated = torch.stack([x] * up, -1).flatten(-2)
-        y = F.conv_transpose1d(x, self.conv[f"{way}_up"], stride=up, output_padding=up - 1)
-        y = F.gelu(self.norm[f"{way}_up"](y))[..., : repeated.shape[-1]]
-        y = (y + repeated) * 0.4**0.5
-        z = F.conv1d(y, self.conv[f"{way}_down"], stride=down, padding=(self.kernel - 1) // 2)
-        z = (F.gelu(self.norm[f"{way}_down"](z)) + y[..., ::down]) * 0.4**0.5
-        return ((z + repeated[..., ::down]) * 0.4**0.5).transpose(1, 2)
+        if f"{way}_up" in self.conv:
+            y = F.conv_transpose1d(x, self.conv[f"{way}_up"], stride=up, output_padding=up - 1)
+            y = F.gelu(self.norm[f"{way}_up"](y))[..., : repeated.shape[-1]]
+            z = y = (y + repeated) * 0.4**0.5
+        if f"{way}_down" in self.conv:
+            z = F.conv1d(y, self.conv[f"{way}_down"], stride=down, padding=(self.kernel - 1) // 2)
+            z = (F.gelu(self.norm[f"{way}_down"](z)) + y[..., ::down]) * 0.4**0.5
+        return z.transpose(1, 2) if self.plain else ((z + repeated[..., ::down]) * 0.4**0.5).transpose(1, 2)
 
     def forward(self, signal):
         encoder = self.hubert.encoder
@@ -111,9 +113,9 @@ def spell(slow):
     return state
 
 
-def make(pre_norm=False, kernel=1):
+def make(pre_norm=False, kernel=1, plain=False):
     torch.manual_seed(0)
-    slow = SlowMultires(pre_norm, kernel).eval()
+    slow = SlowMultires(pre_norm, kernel, plain).eval()
     with torch.no_grad():
         for parameter in slow.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -123,10 +125,10 @@ def make(pre_norm=False, kernel=1):
 
 @pytest.mark.unit
 @pytest.mark.parametrize("pre_norm", [False, True])
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_every_block_equals_the_slow_model(audio, pre_norm, kernel):
+@pytest.mark.parametrize("kernel, plain", [(1, False), (3, False), (1, True)])
+def test_every_block_equals_the_slow_model(audio, pre_norm, kernel, plain):
     """In a padded batch, too, with odd numbers of frames."""
-    slow, content = make(pre_norm, kernel)
+    slow, content = make(pre_norm, kernel, plain)
     encoder, notes = from_multiresolution(content, "mrhubert.pt")
     assert encoder.num_layers == sum(DEPTHS) and encoder.normalized_input is pre_norm
     assert len(notes) == 1 and "final_projs.0.weight" in notes[0]
@@ -141,34 +143,43 @@ def test_every_block_equals_the_slow_model(audio, pre_norm, kernel):
 
 
 @pytest.mark.unit
-def test_fine_tuned_wrapper_in_half_precision(audio):
-    """Its names have prefixes, it has an output layer, and its options may leave out what all of them have."""
-    _, content = make()
-    halves = {name: tensor.detach().half() for name, tensor in content["model"].items()}
-    expected, _ = from_multiresolution({**content, "model": {name: t.float() for name, t in halves.items()}}, "x.pt")
-    tensors = {f"w2v_encoder.w2v_model.{name}": tensor for name, tensor in halves.items()}
-    tensors["w2v_encoder.proj.bias"] = tensors["w2v_encoder.w2v_model.target_glus.0.0.bias"] = torch.zeros(9)
-    options = dict(content["cfg"]["model"])
-    del options["label_rate_ratios"]
-    found, notes = from_multiresolution({"cfg": {"model": options, "task": {}}, "model": tensors}, "tuned.pt")
-    assert_same_weights(found.state_dict(), expected.state_dict())
-    with torch.no_grad():
-        ours, other = (encoder.extract_features(*audio, 5)[0] for encoder in (found, expected))
-    assert torch.equal(ours, other) and found.normalized_input is False
-    assert notes[0] == "assumed two resolutions, 50 Hz and 25 Hz" and "w2v_encoder.proj.bias" in notes[1]
-    del options["encoder_attention_heads"]
-    _, notes = from_multiresolution({"cfg": {"model": options}, "model": tensors}, "tuned.pt")
-    assert notes[-1] == "assumed 1 attention heads"
+from nemo_mshubert.modules.mshubert_encoder import HUBERT_CONV_LAYERS
+from nemo_mshubert.modules.multiresolution import MultiresolutionEncoder
+from tests.convert.conftest import LARGE, SMALL, fairseq_options, spell_as_fairseq
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("pre_norm", [False, True])
-@pytest.mark.parametrize("stated", [None, False, True])
-def test_whether_audio_is_normalised(pre_norm, stated):
-    """As the file says; else as its front end tells. Features of audio of another scale are others."""
-    _, content = make(pre_norm)
-    content["cfg"]["task"] = {} if stated is None else {"normalize": stated}
-    assert from_multiresolution(content, "mrhubert.pt")[0].normalized_input is (pre_norm if stated is None else stated)
+def test_three_rates_are_nested(audio):
+    """50, 25 and 16.7 Hz: resampled up in the order of the way down, features would be of another time."""
+    conv_layers = [(8, kernel, stride) for _, kernel, stride in HUBERT_CONV_LAYERS]
+    sizes = dict(conv_layers=conv_layers, d_model=24, num_heads=2, d_inner=32, pos_conv_kernel=8, pos_conv_groups=4)
+    torch.manual_seed(0)
+    encoder = MultiresolutionEncoder([1] * 5, [(1, 2), (2, 3)], **sizes).eval()
+    (signal, *_), (length, *_) = audio
+    down, further, up, top = encoder.resamplers
+    assert [(one.up, one.down) for one in encoder.resamplers] == [(1, 2), (2, 3), (3, 2), (2, 1)]
+    with torch.no_grad():
+        found = [encoder.extract_features(signal[None], length[None], layer)[0][0] for layer in range(1, 6)]
+        x, _ = encoder.feature_extractor(signal[None, None], length[None], padded=False)
+        first, second, middle, third, last = (lambda x, stack=stack: stack(x)[-1] for stack in encoder.stacks)
+        high = first(encoder.feature_projection(x))
+        low = second(down(high))
+        lowest = further(low)
+        inner = middle(lowest) + lowest
+        raised = third(up(inner))[:, : low.shape[1]]
+        back = raised + low[:, : raised.shape[1]]
+        output = last(top(back))[:, : high.shape[1]]
+    frame = torch.arange(high.shape[1])
+    at_base = [
+        high,
+        low[:, frame // 2],
+        inner[:, frame // 2 * 2 // 3],
+        back[:, (frame // 2).clamp(max=len(back[0]) - 1)],
+    ]
+    for expected, state in zip([*at_base, output + high[:, : output.shape[1]]], found):
+        torch.testing.assert_close(state[: expected.shape[1]], expected[0], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="3 stacks of blocks do not fit 2 changes of the rate"):
+        MultiresolutionEncoder([1] * 3, [(1, 2), (2, 3)], **sizes)
 
 
 @pytest.mark.unit
