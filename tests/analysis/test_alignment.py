@@ -108,6 +108,7 @@ def test_what_cannot_be_aligned(model):
         align_words(model, log_probs, "abcdef")
     with pytest.raises(CannotAlign, match="5 frames for 5 tokens"):
         align_words(model, log_probs, "aabcd")
+    assert align_words(model, log_probs, "aacd")[0] == [("aacd", 0.0, 0.1)]  # a frame for each, and the blank
     with pytest.raises(CannotAlign, match="the model has no letter '9', as in 'b9'"):
         align_words(model, log_probs, "a b9")
     with pytest.raises(CannotAlign, match="300000 frames with 5000 tokens need too much memory: cut the recording"):

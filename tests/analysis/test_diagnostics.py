@@ -37,7 +37,7 @@ from nemo_mshubert.data.audio import load_audio
 from nemo_mshubert.data.manifest import iter_manifest, read_manifest, write_manifest
 from nemo_mshubert.models.loading import restore_model
 from nemo_mshubert.modules.swap import swap, swap_source
-from tests.conftest import load_script
+from tests.conftest import load_script, quiet_trainer
 
 
 @pytest.fixture
@@ -222,6 +222,37 @@ def test_script(script, ssl_path, labelled, synthetic_corpus, tmp_path, capsys, 
 
 
 @pytest.mark.unit
+def test_predictions_are_the_validation_of_the_given_manifest(model, labelled):
+    """Those on the manifest of its training would be shown as if they were of this one."""
+    found = {path: diagnostics.validate(model, path) for path in (labelled.dev, labelled.test)}
+    for path, sets in found.items():
+        model.setup_validation_data({**model.cfg.validation_ds, "manifest_filepath": str(path)})
+        (logged,) = quiet_trainer().validate(model, verbose=False)
+        for clusters, values in sets.items():
+            assert values == {name: pytest.approx(logged[f"val_{clusters}/{name}"]) for name in values}
+    assert found[labelled.dev]["40"]["loss"] != pytest.approx(found[labelled.test]["40"]["loss"])
+
+
+@pytest.mark.unit
+def test_masks_scaling_and_sizes_are_those_asked_for(model, labelled, alignments, monkeypatch):
+    """Views of other masks than it was trained with, or clusters of audio at another scale, tell of another model."""
+    seen = {}
+
+    def views(model, lines, *masks, with_exchange):
+        seen["masks"] = masks
+
+    def pnmi(states, lines, alignments, *sizes):
+        seen.update(normalized=states.normalized, sizes=sizes)
+        return [{"pnmi": 0.5, "pnmi_chance": 0.1, "aligned_frames": 9}]
+
+    for name, measure in (("validate", lambda *_: {}), ("view_cosines", views), ("layer_pnmi", pnmi)):
+        monkeypatch.setattr(diagnostics, name, measure)
+    model.cfg.masking.update(mask_prob=0.35, mask_length=7)
+    diagnostics.diagnose(model, labelled.dev, alignments, 12, 345)
+    assert seen == {"masks": (0.35, 7), "normalized": True, "sizes": (12, 345)}
+
+
+@pytest.mark.unit
 def test_models_are_diagnosed_in_evaluation_mode(ssl_path):
     """Dropout and layerdrop of training would be in the cosines of the views: other numbers at every call."""
     assert not any(module.training for module in load_pretrained(ssl_path).modules())
@@ -249,6 +280,9 @@ def test_other_settings_or_data_are_measured_anew(ssl_path, labelled, tmp_path, 
             (found,) = diagnose_models([("tiny", ssl_path)], manifest, tmp_path, None, clusters, max_frames)
             assert found["call"] == number
     assert calls == wanted
+    monkeypatch.setattr(diagnostics, "METHOD_VERSION", diagnostics.METHOD_VERSION + 1)
+    (found,) = diagnose_models([("tiny", ssl_path)], *wanted[0][:1], tmp_path, None, *wanted[0][1:])
+    assert found["call"] == 5
 
 
 def test_refusals(letters_path, ssl_path, labelled, tmp_path):
