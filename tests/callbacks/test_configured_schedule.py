@@ -128,6 +128,18 @@ def test_a_resumed_run_without_a_schedule_has_the_rate_of_its_config(config, tmp
     assert rates_of(config, tmp_path, 4, {}, tmp_path / "last.ckpt") == [1e-3] * 4
 
 
+def test_parts_without_a_schedule_have_the_rates_that_they_began_with():
+    """The parts of a model whose schedule had come to its end were not trained any more."""
+    parts = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.1, 0.2)]
+    optimizer = torch.optim.SGD(parts)
+    for group in optimizer.param_groups:
+        group.update(initial_lr=group["lr"], lr=0.0)
+    resumed = ConfiguredSchedule()
+    resumed.on_load_checkpoint(None, None, {})
+    resumed.on_train_start(SimpleNamespace(optimizers=[optimizer], lr_scheduler_configs=[]), None)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
+
+
 def test_a_schedule_that_follows_a_loss_is_not_told_an_update_in_its_place():
     """The number of the update would be the best loss there is on a resume, and the rate fall with every one behind it."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.5)
