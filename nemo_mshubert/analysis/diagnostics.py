@@ -224,7 +224,7 @@ def layer_pnmi(
         ValueError: fewer than four aligned frames per cluster, or an aligned utterance that occurs twice.
     """
     aligned = list(aligned_lines(lines, alignments))
-    frames = sample_frames(_frames_with_units(states, aligned, alignments), max_frames, SEED) if aligned else []
+    frames = sample_frames(_frames_with_units(states, aligned, alignments), max_frames, SEED)
     if len(frames) < 4 * clusters:
         raise ValueError(
             f"{len(frames)} aligned frames in {len(aligned)} of {len(lines)} utterances are too few for {clusters} "

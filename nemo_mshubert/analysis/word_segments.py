@@ -58,7 +58,7 @@ def commonest_units(alignments: Alignments, top: Optional[int]) -> List[str]:
     counts = np.zeros(len(alignments.names), np.int64)
     for _, _, unit in alignments.intervals.values():
         np.add.at(counts, unit, 1)
-    found = {name: count for name, count in zip(alignments.names, counts) if count and not _is_silence(name)}
+    found = {name: count for name, count in zip(alignments.names, counts) if not _is_silence(name)}
     if top is not None and len(found) < top:
         raise ValueError(
             f"{len(found)} different {alignments.kind}s in the alignments of {len(alignments.intervals)} utterances, "

@@ -258,9 +258,10 @@ def test_utterances_without_alignment_are_left_out_and_counted(model, synthetic_
     write_manifest(tmp_path / "none.json", [{**entries[0], "text": "9"}])
     with pytest.raises(ValueError, match="none of 1 utterances can be aligned"):
         align_manifest(model, tmp_path / "none.json", tmp_path / "n.jsonl")
-    write_manifest(tmp_path / "bad.json", [{**entries[0], "text": None}])
-    with pytest.raises(ValueError, match='bad.json:1: .* lacks "text" or "duration"'):
-        align_manifest(model, tmp_path / "bad.json", tmp_path / "b.jsonl")
+    for key in ("text", "duration"):
+        write_manifest(tmp_path / "bad.json", [{**entries[0], key: None}])
+        with pytest.raises(ValueError, match='bad.json:1: .* lacks "text" or "duration"'):
+            align_manifest(model, tmp_path / "bad.json", tmp_path / "b.jsonl")
     write_manifest(tmp_path / "twice.json", [entries[0], entries[0]])
     with pytest.raises(ValueError, match="twice.json:2: utterance .* is at .*twice.json:1 already"):
         align_manifest(model, tmp_path / "twice.json", tmp_path / "t.jsonl")
@@ -317,6 +318,9 @@ def test_offsets_by_hand():
     assert result["starts"]["mean_ms"] == pytest.approx(20) and result["ends"]["mean_ms"] == pytest.approx(-75)
     assert (result["starts"]["within_20_ms"], result["starts"]["within_50_ms"]) == (0.5, 1.0)
     assert (result["ends"]["within_20_ms"], result["ends"]["within_100_ms"]) == (0.5, 0.5)
+    assert result["ends"]["median_abs_ms"] == pytest.approx(75)
+    upper = Alignments("word", [name.upper() for name in known.names], known.intervals)
+    assert compare_times(found, upper) == result  # LibriSpeech's transcripts are upper case
     paused = times(u=[("", 0.0, 0.09), ("a", 0.09, 0.30), ("<eps>", 0.30, 0.40), ("b", 0.40, 0.85), ("sp", 0.85, 1.0)])
     found = times(u=[("a", 0.10, 0.30), ("b", 0.43, 0.70)])
     again = compare_times(found, paused)  # TextGrids have intervals for pauses
@@ -331,9 +335,11 @@ def test_what_is_no_alignment_is_not_replaced(model, synthetic_corpus, tmp_path,
     manifest = tmp_path / "some.json"
     write_manifest(manifest, read_manifest(synthetic_corpus.dev)[:1])
     (tmp_path / "notes.txt").write_text("kept\n")
+    (tmp_path / "list.json").write_text("[1, 2]\n")
     for output, message in (
         (manifest, "no alignment"),
         (tmp_path / "notes.txt", "no alignment"),
+        (tmp_path / "list.json", "no alignment"),
         (tmp_path, "a folder"),
     ):
         with pytest.raises(ValueError, match=f"{output}: .*{message}"):

@@ -36,6 +36,7 @@ from nemo_mshubert.data.alignments import read_alignments
 from nemo_mshubert.data.audio import load_audio
 from nemo_mshubert.data.manifest import iter_manifest, read_manifest, write_manifest
 from nemo_mshubert.models.loading import restore_model
+from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.swap import swap, swap_source
 from tests.conftest import load_script, quiet_trainer
 
@@ -97,7 +98,7 @@ def test_cosines_are_those_of_the_frames_one_by_one(model, labelled, monkeypatch
     expected = slow_cosines(model, lines, masks)
     for (mode, kind, layer), value in expected.items():
         assert views[mode][kind][layer] == pytest.approx(value, abs=2e-5), (mode, kind, layer)
-    assert len(expected) == 2 * 2 * 5
+    assert len(expected) == 2 * 2 * 5 and len({int(mask.sum()) for mask in masks}) == 3  # by their lengths
     assert views["apart"]["masked"][-1] < views["apart"]["unmasked"][-1]
 
 
@@ -184,6 +185,8 @@ def test_clusters_are_measured_on_frames_they_were_not_fitted_on(
     places = [set(map(tuple, rows[0][:, :2].tolist())) for rows in (fitted, measured)]
     assert not places[0] & places[1] and abs(len(places[0]) - len(places[1])) <= 1
     assert [{utterance for utterance, _ in half} for half in places] == [set(range(len(utterances)))] * 2
+    units = [alignments.frame_units(utterance, frame_count(samples)) for samples, utterance in utterances.items()]
+    assert sum(map(len, places)) == sum((unit >= 0).sum() for unit in units)  # none is left out
 
 
 # --- The command -----------------------------------------------------------------------------------------------------
@@ -341,6 +344,8 @@ def test_plot_and_table_of_models_with_and_without_swap():
     }
     cosine, pnmi = plot_diagnoses([without, with_swap]).axes
     assert [line.get_label() for line in cosine.get_lines()] == ["- Swap, apart", "ours, apart", "ours, exchanged"]
+    assert [line.get_ydata().tolist() for line in cosine.get_lines()] == [[0.1, 0.2]] * 3  # of masked frames
+    assert len({(line.get_color(), line.get_linestyle()) for line in cosine.get_lines()}) == 3
     assert pnmi.get_lines()[0].get_ydata().tolist() == [0.2, 0.3]
     assert all(axes.get_legend() is not None for axes in (cosine, pnmi))  # else the labels are not to be seen
     assert [line.get_label() for line in pnmi.get_lines()] == ["ours", "ours, by chance"]
@@ -350,3 +355,14 @@ def test_plot_and_table_of_models_with_and_without_swap():
     table = diagnosis_table([without, with_swap])
     assert "| - Swap | 50 | 12.34 | 50.00 | 2.000 | 7 | 5.00 | 2.50 |" in table
     assert "PNMI of 9 clusters: 0.200 0.300" in table
+
+
+@pytest.mark.unit
+def test_seeds_of_one_name_are_their_mean_within_their_range():
+    """The best of three seeds, drawn as if it were all of them, would win a comparison by chance."""
+    runs = [{"name": "ours", "views": {"apart": {"masked": [value, value]}}} for value in (0.1, 0.6, 0.2)]
+    (axes,) = plot_diagnoses(runs).axes
+    (line,), (band,) = axes.get_lines(), axes.collections
+    assert line.get_ydata().tolist() == pytest.approx([0.3, 0.3])
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((0.1, 0.6))

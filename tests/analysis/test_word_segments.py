@@ -18,6 +18,7 @@ import gzip
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,10 +85,10 @@ def test_spans_are_never_empty_and_never_outside():
 
 
 def test_commonest_units_leave_out_silence_and_the_unknown(tmp_path):
-    text = "b a b c a b sil spn sp <unk> <UNK> <unk> <unk> <unk> c a d"
+    text = "b a b c a b sil spn sp <sil> <sil> <eps> [unk] [UNK] <unk> <UNK> <unk> <unk> <unk> c a d"
     alignments = read_alignments([write_alignments(tmp_path / "a.jsonl", {"u": spoken(text)})], "word")
     assert commonest_units(alignments, 3) == ["a", "b", "c"]  # alphabetical where counts are equal
-    assert commonest_units(alignments, None) == ["a", "b", "c", "d"]
+    assert commonest_units(alignments, None) == commonest_units(alignments, 4) == ["a", "b", "c", "d"]
     phones = write_alignments(tmp_path / "phones.jsonl", {"u": spoken("S EY1 EY0 sil")}, "phone")
     assert commonest_units(read_alignments([phones], "phone"), None) == ["EY", "S"]
     with pytest.raises(ValueError, match="4 different words in the alignments of 1 utterances, fewer than the 500"):
@@ -143,6 +144,15 @@ def test_other_audio_under_the_same_name_is_another_sample(manifest, alignments,
         os.utime(path, ns=(changed, changed))
         ids.append(sample_instances([manifest], alignments, ["the"], instances=15).id)
     assert len(set(ids)) == 4 and sample_instances([manifest], alignments, ["the"], instances=15).id == ids[-1]
+
+
+@pytest.mark.unit
+def test_other_times_or_units_are_another_sample(manifest, alignments):
+    """With repaired alignments, the states of the old times would be taken from the files of an earlier call."""
+    sample = sample_instances([manifest], alignments, ["the"], instances=15)
+    others = [{"start": sample.start - 0.01}, {"end": sample.end + 0.01}, {"names": ["of"]}, {"kind": "phone"}]
+    others.append({"utterance": sample.utterance[::-1]})
+    assert len({sample.id, *(replace(sample, **change).id for change in others)}) == 1 + len(others)
 
 
 def test_unusable_manifests(manifest, alignments, tmp_path):

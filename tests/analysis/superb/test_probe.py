@@ -132,7 +132,8 @@ def test_time_warp_moves_a_point_and_keeps_the_length():
 
 def test_masks_are_of_the_published_number_and_width():
     augment = FeatureAugmentation(time_warp=0, time_masks=2, time_width=4, freq_masks=3, freq_width=5)
-    frames, dimensions = [], []
+    frames, dimensions, lengths = [], [], []
+    augment.masks.register_forward_pre_hook(lambda _, __, inputs: lengths.append(inputs["length"]), with_kwargs=True)
     for _ in range(40):
         first, second = augment([torch.ones(50, 40), torch.ones(30, 40)])
         assert first.shape == (50, 40) and second.shape == (30, 40)
@@ -140,6 +141,7 @@ def test_masks_are_of_the_published_number_and_width():
         dimensions.append(int((first == 0).all(dim=0).sum()))
     assert 0 < max(frames) <= 2 * 4 and 0 < max(dimensions) <= 3 * 5
     assert np.mean(frames) > 1 and np.mean(dimensions) > 3
+    assert lengths[0].tolist() == [50, 30]  # or the masks of a short utterance fall behind its end
 
 
 def test_masked_features_have_gradients_where_they_are_not_masked():

@@ -296,6 +296,9 @@ def test_bad_input(config, features, tmp_path):
         cfg.dev_manifests = [str(tmp_path / "bad.json")]
         with pytest.raises(ValueError, match=message):
             run_superb(cfg, features)
+    write_manifest(tmp_path / "bad.json", [])
+    with pytest.raises(ValueError, match="bad.json: no utterances"):
+        run_superb(cfg, features)
 
 
 @pytest.mark.parametrize(
@@ -516,12 +519,15 @@ def test_phones_have_stress_where_the_config_says_so(config, tmp_path):
 
 
 @pytest.mark.unit
-def test_words_of_the_test_sets_are_looked_up_before_training(config, tmp_path):
+def test_words_of_the_test_sets_are_looked_up_before_training(config, tmp_path, monkeypatch):
     """A KeyError when every learning rate has been trained."""
     (tmp_path / "lexicon.txt").write_text("A AH0\n")
     lines = {name: [(f"{name}.json:1", {"text": text})] for name, text in (("train", "a"), ("dev", "a"), ("x", "zyx"))}
     with pytest.raises(ValueError, match="1 of 2 words have no pronunciation in .*: zyx. Add"):
         sweep.make_units(config("pr"), lines)
+    monkeypatch.setitem(sweep.FALLBACKS, "espeak", lambda: lambda word: ["Z", "IH1"])
+    units = sweep.make_units(config("pr", "g2p=espeak"), lines)
+    assert [units.vocabulary[token] for token in units.tokens("a zyx")] == ["AH", "Z", "IH"]
 
 
 @pytest.mark.unit
