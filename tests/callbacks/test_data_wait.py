@@ -63,6 +63,8 @@ def test_validations_are_no_part_of_a_micro_batch(clock):
     """Else the speed of a run depends on how often it is validated."""
     timing, logged = DataWait(), {}
     trainer, module = SimpleNamespace(log_every_n_steps=2), SimpleNamespace(log=logged.__setitem__)
+    timing.on_validation_start(trainer, module)  # Lightning's sanity check
+    timing.on_validation_end(trainer, module)
     timing.on_train_start(trainer, module)
     for _ in range(2):
         timing.on_train_batch_start(trainer, module, None, 0)

@@ -17,6 +17,7 @@
 import os
 import signal
 from contextlib import suppress
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -108,6 +109,13 @@ def test_updates_are_counted_where_an_epoch_is_shorter_than_one():
     """Ten minutes of speech are four micro-batches where the recipe has eight: every 500 updates became every 1000."""
     trainer, validated = fit(8, every=3, accumulate=4, num_batches=6)  # updates of 4 and 2 micro-batches
     assert validated == [3, 6, 8] and trainer.current_epoch == 4
+
+
+@pytest.mark.parametrize("interval, updates", [(12, 3), (3, 1), (0.5, None)])
+def test_an_interval_is_whole_updates_or_lightnings_share_of_an_epoch(interval, updates):
+    """One shorter than an update would be in its middle, and a share of an epoch be an update."""
+    trainer = SimpleNamespace(val_check_interval=interval, accumulate_grad_batches=4)
+    assert ValidationSchedule._updates_between(trainer) == updates
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
