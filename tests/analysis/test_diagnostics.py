@@ -355,6 +355,9 @@ def test_plot_and_table_of_models_with_and_without_swap():
     table = diagnosis_table([without, with_swap])
     assert "| - Swap | 50 | 12.34 | 50.00 | 2.000 | 7 | 5.00 | 2.50 |" in table
     assert "PNMI of 9 clusters: 0.200 0.300" in table
+    for kind, values in (("masked", "0.100 0.200"), ("unmasked", "0.900 0.800")):
+        assert f"cosine of the views, exchanged, {kind} frames: {values}" in table
+    assert "ours, layers 0 to 1:" in table
 
 
 @pytest.mark.unit

@@ -14,10 +14,13 @@
 
 """Checkpoints are written between updates only; that they count right is in test_preemption.py."""
 
+from types import SimpleNamespace
+
 import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from nemo_mshubert.callbacks.saved_update import SavedUpdate
 from nemo_mshubert.data.pretraining_dataset import collate
 from tests.models.fixed_update import train, utterance
 
@@ -47,3 +50,11 @@ def test_a_resumed_run_without_validation_saves_between_updates_only(config, tmp
 
     assert saves(4) == [4, 8]
     assert saves(8, tmp_path / "last.ckpt") == [12, 16]
+
+
+def test_the_validation_that_a_run_resumes_with_is_saved(tmp_path):
+    """One that a preemption cut off: its weights, which may be the best, were taken for those of a checkpoint."""
+    validated, stepped = ModelCheckpoint(tmp_path), ModelCheckpoint(tmp_path, every_n_train_steps=2)
+    for checkpoints, last_saved in ((validated, 0), (stepped, 4)):
+        SavedUpdate().on_train_start(SimpleNamespace(checkpoint_callback=checkpoints, global_step=4), None)
+        assert checkpoints._last_global_step_saved == last_saved

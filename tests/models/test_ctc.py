@@ -479,3 +479,10 @@ def test_a_frozen_encoder_goes_back_to_training(tiny_encoder):
     encoder.eval()  # whoever says so means it
     encoder.unfreeze(partial=True)
     assert not encoder.training
+    encoder.train().freeze()
+    encoder.freeze()  # twice is once
+    encoder.unfreeze(partial=True)
+    assert encoder.training
+    encoder.eval().freeze()
+    encoder.unfreeze()
+    assert encoder.training  # as NeMo's

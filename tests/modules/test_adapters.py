@@ -65,6 +65,9 @@ def test_a_new_adapter_changes_nothing_and_a_trained_one_can_be_switched(model):
     torch.testing.assert_close(hidden(model), before)
     model.set_enabled_adapters(enabled=False)
     assert torch.equal(hidden(model), before)
+    assert model.encoder.adapter_names() == ["german", "noise"]  # they are there, for whoever converts the model
+    model.add_adapter("encoder:wide", OmegaConf.structured(LinearAdapterConfig(in_features=99, dim=4)))
+    torch.testing.assert_close(hidden(model), before)  # it was made to fit
     with pytest.raises(ValueError, match="already exists"):
         model.add_adapter("encoder:german", adapter())
 
