@@ -191,6 +191,13 @@ def test_masks_without_length_are_refused(kind):
         MSHuBERTEncoder(**{f"{kind}_length": 0, f"{kind}_prob": 0.5})
 
 
+@pytest.mark.unit
+def test_an_unknown_backend_is_refused():
+    """A mistyped one would train in plain blocks, without a word."""
+    with pytest.raises(ValueError, match="transformer_backend: expected one of .* found 'megatorn'"):
+        MSHuBERTEncoder(transformer_backend="megatorn")
+
+
 # --- The default model -----------------------------------------------------------------------------------------------
 
 
