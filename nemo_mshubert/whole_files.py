@@ -26,8 +26,10 @@ from uuid import uuid4
 
 PathLike = Union[str, Path]
 
-# What safetensors, NumPy and torch.save say of a full disk, in errors without its number.
-FULL_DISK = re.compile(r"\(os error 28\)|^\d+ requested and \d+ written|unexpected pos \d+ vs \d+")
+# What safetensors, NumPy (of rows that lie apart, too) and torch.save say of a full disk, in errors without its number.
+FULL_DISK = re.compile(
+    r"\(os error 28\)|^\d+ requested and \d+ written|^problem writing element \d+ to file|unexpected pos \d+ vs \d+"
+)
 NAME_CHARACTERS = 50  # of a file's name, in that of its temporary neighbour
 
 

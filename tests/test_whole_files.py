@@ -93,10 +93,11 @@ def as_safetensors():
     "write",
     [
         lambda: np.zeros(100_000).tofile("/dev/full"),
+        lambda: np.zeros((1000, 200))[:, :100].tofile("/dev/full"),
         lambda: torch.save(torch.zeros(1_000_000), "/dev/full"),
         as_safetensors,
     ],
-    ids=["NumPy", "torch", "safetensors"],
+    ids=["NumPy", "NumPy, rows that lie apart", "torch", "safetensors"],
 )
 def test_a_full_disk_is_named_whichever_library_writes(write):
     """They tell of an "unexpected pos" or of bytes that were requested, and no file."""
