@@ -19,7 +19,7 @@ from typing import Any, Mapping
 
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 
-from nemo_mshubert.whole_files import atomic_path
+from nemo_mshubert.whole_files import atomic_path, naming
 
 
 class WholeFile(SaveRestoreConnector):
@@ -29,6 +29,10 @@ class WholeFile(SaveRestoreConnector):
     def _make_nemo_file_from_folder(filename: str, source_dir: str) -> None:
         with atomic_path(Path(filename), ".nemo") as temporary:
             SaveRestoreConnector._make_nemo_file_from_folder(str(temporary), source_dir)
+
+    def _save_state_dict_to_disk(self, state_dict: Mapping[str, Any], filepath: str) -> None:
+        with naming(filepath):  # in the folder of temporary files, which may be of another disk
+            super()._save_state_dict_to_disk(state_dict, filepath)
 
 
 class WholeWeights(WholeFile):

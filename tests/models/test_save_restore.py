@@ -17,8 +17,10 @@
 import tarfile
 
 import pytest
+import torch
 
 from nemo_mshubert.models.loading import restore_model
+from nemo_mshubert.whole_files import naming
 
 pytestmark = pytest.mark.unit
 
@@ -42,3 +44,15 @@ def test_a_save_that_is_cut_short_leaves_the_file_before(make_model, tmp_path, m
             model.save_to(str(tmp_path / "other.nemo"))
     assert path.read_bytes() == before and [found.name for found in tmp_path.iterdir()] == ["model.nemo"]
     restore_model(path)
+
+
+def test_a_full_folder_of_temporary_files_is_named(make_model, tmp_path, monkeypatch):
+    """The weights go there first: told of the disk of the run, the user looked at one with room."""
+
+    def full_disk(*_):
+        raise RuntimeError("unexpected pos 64 vs 0")  # as PyTorch tells it
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left on device: '.*/model_weights.ckpt'"), naming(tmp_path):
+        make_model().save_to(str(tmp_path / "model.nemo"))
+    assert not list(tmp_path.iterdir())
