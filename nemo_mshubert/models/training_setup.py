@@ -36,6 +36,7 @@ from nemo_mshubert.callbacks.unknown_score import UnknownScore
 from nemo_mshubert.callbacks.updates_bar import UpdatesProgressBar
 from nemo_mshubert.callbacks.validation_schedule import ValidationSchedule
 from nemo_mshubert.models.training_options import check_options
+from nemo_mshubert.models.whole_checkpoints import WholeCheckpoints
 from nemo_mshubert.parallel.registration import check_strategy, own_strategy, tensor_parallel_size
 
 ALL_DEVICES = (-1, "-1", "auto", None)  # as Lightning takes them
@@ -168,4 +169,5 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> pl.T
     callbacks += [ConfiguredSchedule(), UnknownScore(), SavedUpdate(), ValidationSchedule(), FinishedRun()]
     if options.get("enable_progress_bar", True) and not any(isinstance(one, ProgressBar) for one in callbacks):
         callbacks.append(UpdatesProgressBar())
-    return pl.Trainer(**{**options, "callbacks": callbacks})
+    plugins = [*(options.get("plugins") or []), WholeCheckpoints()]
+    return pl.Trainer(**{**options, "callbacks": callbacks, "plugins": plugins})

@@ -33,7 +33,6 @@ from typing import Any, Dict, List, Optional, Sequence
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_mshubert.alphabet import ENGLISH_LABELS
@@ -52,6 +51,7 @@ from nemo_mshubert.decoding.error_rates import ErrorCounts
 from nemo_mshubert.device import one_device
 from nemo_mshubert.file_lock import alone
 from nemo_mshubert.markdown import markdown_table
+from nemo_mshubert.models.whole_checkpoints import WholeCheckpoints
 from nemo_mshubert.whole_files import PathLike, atomic_write, write_json
 
 logger = logging.getLogger(__name__)
@@ -159,14 +159,6 @@ class ProbeData(pl.LightningDataModule):
     def loader_of(self, split: str):
         """All of a test set."""
         return self._loader(split, self._batches(split))
-
-
-class WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's own go through the folder of temporary files; from another disk a kill leaves half of one."""
-
-    def save_checkpoint(self, checkpoint: Dict[str, Any], path: PathLike, storage_options: Any = None) -> None:
-        with atomic_write(path, "wb") as stream:
-            torch.save(checkpoint, stream)
 
 
 class BestProbe(ModelCheckpoint):
