@@ -22,6 +22,7 @@ The word is written as the language model writes it, the spelling as the acousti
 model is decoded with the upper-case LibriSpeech 4-gram.
 """
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Dict, Iterable, List, Sequence, Tuple
@@ -30,14 +31,17 @@ from nemo_mshubert.alphabet import SPACE, WRITTEN_SPACE
 from nemo_mshubert.whole_files import PathLike, atomic_write
 
 
-def fold_case(text: str, labels: Sequence[str]) -> str:
+def fold_case(text: str, labels: Iterable[str]) -> str:
     """``text`` in the case of the model's letters: lower, upper, or unchanged where the model has both cases.
 
-    Models with the dotless i or the dotted I of Turkish get its pairs of letters.
+    Models with the dotless i or the dotted I of Turkish get its pairs of letters; an İ may be I and U+0307, its
+    dot, and in small letters of other programs i and U+0307.
     """
     letters = "".join(labels)
     if letters == letters.lower():
-        return (text.replace("I", "ı").replace("İ", "i") if "ı" in letters else text).lower()
+        if "ı" in letters:
+            text = re.sub("İ|[Ii]\u0307", "i", text).replace("I", "ı")
+        return text.lower()
     if letters == letters.upper():
         return (text.replace("i", "İ") if "İ" in letters else text).upper()
     return text
@@ -83,7 +87,8 @@ def require_same_alphabet(words: Sequence[str], labels: Sequence[str], where: st
         letters = "".join(letter for letter, _ in strange.most_common(10))
         raise ValueError(
             f"{where}: {len(foreign)} of {len(words)} words hold letters that the model lacks ({letters!r}, as in "
-            f"{foreign[0]!r}); its letters are {''.join(labels)!r}. Give the text or ARPA of the model's language."
+            f"{foreign[0]!r}); its letters are {''.join(labels)!r}. Give the text or ARPA of the model's language, "
+            "or the model's own letters as --letters."
         )
 
 

@@ -90,7 +90,8 @@ def _compatible(word: str, labels: Sequence[str]) -> str:
 
 
 def _spaced_words(text: str, labels: Sequence[str]) -> List[str]:
-    text = text.replace("\u2019", "'").replace("\u2018", "'")
+    if "\u2019" not in labels:  # a letter of some Ukrainian models
+        text = text.replace("\u2019", "'").replace("\u2018", "'")
     kept = (letter if letter in labels or unicodedata.category(letter)[0] in "LNM" else " " for letter in text)
     return "".join(kept).split()
 

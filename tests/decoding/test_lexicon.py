@@ -114,3 +114,9 @@ def test_case_follows_the_model():
     assert fold_case("The", ["A", "B"]) == "THE"
     assert fold_case("The", ["a", "B"]) == "The"
     assert can_spell("AB", ["a", "b"]) and not can_spell("AC", ["a", "b"]) and not can_spell("", ["a"])
+
+
+@pytest.mark.parametrize("text", ["\u0130I\u011eI", "I\u0307I\u011eI", "i\u0307\u0131\u011f\u0131"])
+def test_the_dot_of_a_turkish_capital_may_be_a_character_of_its_own(text):
+    """Text of macOS has it, and what Python and others make of it in small letters: such words were in no lexicon."""
+    assert fold_case(text, list("ab\u011f\u0131i")) == "i\u0131\u011f\u0131"

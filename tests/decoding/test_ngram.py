@@ -80,9 +80,11 @@ TURKISH = "abcçdefgğhıijklmnoöprsştuüvyz"
         (JAMO, "\u1112\u1161\u11ab \u1100\u1173\u11af.", "\u1112\u1161\u11ab \u1100\u1173\u11af"),
         (TURKISH, "\u0130stanbul, I\u015f\u0131k", "istanbul \u0131\u015f\u0131k"),
         (TURKISH.replace("i", "\u0130").upper(), "\u0130stanbul I\u015f\u0131k", "\u0130STANBUL I\u015eIK"),
+        (TURKISH, "I\u0307stanbul, Is\u0327\u0131k", "istanbul \u0131\u015f\u0131k"),
         ("abc\u00e4fi", "a\u0308b \ufb01 \uff21c", "\u00e4b fi ac"),
+        ("п\u2019ять", "П\u2019ЯТЬ, п\u2019ять", "п\u2019ять п\u2019ять"),
     ],
-    ids=["Thai", "Korean", "Turkish", "Turkish capitals", "German"],
+    ids=["Thai", "Korean", "Turkish", "Turkish capitals", "Turkish in parts", "German", "Ukrainian"],
 )
 def test_letters_of_the_model_stay_as_they_are(letters, text, expected):
     """Words of which NFKC or English capitals make others were missing from the lexicon, and from the LM."""
