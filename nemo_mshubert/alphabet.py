@@ -14,11 +14,14 @@
 
 """The letters of CTC models: NeMo's labels, of which the space ends a word, and what others write in its place."""
 
+import re
 import string
+from typing import Iterable, List
 
 SPACE = " "  # the label
 WRITTEN_SPACE = "|"  # in lexicon files, whose letters white space separates, and in vocabularies of other ecosystems
 ENGLISH_LABELS = [SPACE, *string.ascii_lowercase, "'"]  # LibriSpeech; the CTC blank follows as the last index
+SPECIAL_PIECE = re.compile(r"<.*>|\[.*\]")  # <unk>, [CLS]
 
 
 def written(label: str) -> str:
@@ -29,3 +32,8 @@ def written(label: str) -> str:
 def label_of(token: str) -> str:
     """The label of what others have written."""
     return SPACE if token == WRITTEN_SPACE else token
+
+
+def pieces_of_text(labels: Iterable[str]) -> List[str]:
+    """The labels of a model of word pieces without <unk>, [CLS] and the like, whose case is not that of the text."""
+    return [label for label in labels if not SPECIAL_PIECE.fullmatch(label)]

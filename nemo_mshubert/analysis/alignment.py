@@ -26,7 +26,6 @@ import glob
 import hashlib
 import json
 import logging
-import re
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -35,12 +34,13 @@ import torch
 from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
 from nemo.collections.asr.parts.utils.aligner_utils import viterbi_decoding
 
-from nemo_mshubert.alphabet import SPACE
+from nemo_mshubert.alphabet import SPACE, pieces_of_text
 from nemo_mshubert.analysis.word_segments import SILENCES
 from nemo_mshubert.data.alignments import Alignments
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import distinct_utterances, iter_manifest, not_empty, utterance_id
 from nemo_mshubert.data.maybe_gzip import open_maybe_gzip, write_maybe_gzip
+from nemo_mshubert.data.transcripts import in_form, other_form
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.lexicon import fold_case
 from nemo_mshubert.decoding.log_probs import checked_log_probs
@@ -56,7 +56,6 @@ MAX_LATTICE = 2 * 10**9  # bytes, of which NeMo's search needs twice: about 20 m
 UTTERANCES_PER_WINDOW = 200  # whose log-probabilities are in memory
 BATCH_SECONDS = 120  # of padded audio
 TOLERANCES_MS = (20, 50, 100)
-SPECIAL_PIECE = re.compile(r"<.*>|\[.*\]")  # <unk>, [CLS]
 
 
 class WordTime(NamedTuple):
@@ -130,14 +129,15 @@ def _tokens(model: EncDecCTCModel, words: Sequence[str]) -> Tuple[List[int], Lis
 def _letter_tokens(word: str, labels: List[str]) -> List[int]:
     letters = fold_case(word, labels)
     missing = sorted(set(letters) - set(labels))
+    if missing and (form := other_form(letters, labels)):
+        raise CannotAlign(in_form(form, word))
     if missing:
         raise CannotAlign(f"the model has no letter {missing[0]!r}, as in {word!r}")
     return [labels.index(letter) for letter in letters]
 
 
 def _piece_tokens(model: EncDecCTCModelBPE, word: str, labels: List[str]) -> List[int]:
-    pieces = [label for label in labels if not SPECIAL_PIECE.fullmatch(label)]  # whose case is not that of the text
-    tokens = model.tokenizer.text_to_ids(fold_case(word, pieces))
+    tokens = model.tokenizer.text_to_ids(fold_case(word, pieces_of_text(labels)))
     if not tokens:  # SentencePiece makes a space of a zero-width one
         raise CannotAlign(f"the tokenizer makes no token of the word {word!r}")
     if model.tokenizer.unk_id in tokens:  # which the model never emits

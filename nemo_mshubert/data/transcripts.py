@@ -15,7 +15,8 @@
 """Transcripts to train on or to count errors by: there, and in the model's letters; NeMo drops other letters
 silently."""
 
-from typing import Any, Dict, Optional, Sequence
+import unicodedata
+from typing import Any, Dict, Iterable, Optional, Sequence
 
 from nemo_mshubert.data.manifest import iter_manifest, not_empty
 from nemo_mshubert.whole_files import PathLike
@@ -43,8 +44,36 @@ def check_transcript(
     if not isinstance(entry.get(field), str):
         raise ValueError(f'{where}: no "{field}". Add the transcript or remove the line.')
     foreign = "".join(sorted(set(entry[field]) - set(letters))) if letters else ""
+    if foreign and (form := other_form(entry[field], letters)):
+        raise ValueError(f"{where}: {in_form(form, entry[field])}")
     if foreign:
+        shown = ascii(foreign) if any(map(unicodedata.combining, foreign)) else repr(foreign)  # no accent on a quote
         raise ValueError(
-            f"{where}: the model's letters are {''.join(letters)!r}, the text has {foreign!r}. Write the text in "
+            f"{where}: the model's letters are {''.join(letters)!r}, the text has {shown}. Write the text in "
             "these letters (lower case, numbers spelled out), or make a model of others: ssl_to_ctc.py --letters."
         )
+
+
+def other_form(text: str, letters: Iterable[str]) -> Optional[str]:
+    """The form of Unicode in which ``text`` has the fewest letters that are not among ``letters``; None for its own.
+
+    Programs of macOS write "ä" as "a" and an accent, those of Japanese and Chinese letters and digits of double width.
+    """
+    known = set(letters)
+    words = "".join(text.split())  # white space is another matter
+
+    def count_foreign(text: str) -> int:
+        return sum(letter not in known for letter in text)
+
+    foreign = {form: count_foreign(unicodedata.normalize(form, words)) for form in ("NFC", "NFKC", "NFD")}
+    best = min(foreign, key=foreign.get)
+    return best if foreign[best] < count_foreign(words) else None
+
+
+def in_form(form: str, text: str) -> str:
+    """What is wrong with a ``text`` that should be in another form, and the remedy; the two look the same."""
+    changed = next(word for word in text.split() if not unicodedata.is_normalized(form, word))
+    return (
+        f"{changed!r} holds the characters {ascii(changed)}, the model's letters are in another form of Unicode. Write "
+        f'the "text" of all lines in {form}: unicodedata.normalize("{form}", text) in Python.'
+    )

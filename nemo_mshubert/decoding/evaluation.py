@@ -16,19 +16,20 @@
 
 import os
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set
 
 import numpy as np
 import torch
 from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
 
+from nemo_mshubert.alphabet import pieces_of_text
 from nemo_mshubert.data.manifest import utterance_id, write_manifest
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.config import LexiconBeamConfig
 from nemo_mshubert.decoding.error_rates import ErrorCounts, character_errors, word_errors
 from nemo_mshubert.decoding.greedy import greedy_ids, greedy_text
 from nemo_mshubert.decoding.log_probs import checked_log_probs, write_log_probs
-from nemo_mshubert.decoding.references import read_references, require_case
+from nemo_mshubert.decoding.references import read_references, require_writing
 from nemo_mshubert.decoding.results import (
     Results,
     earlier_results,
@@ -65,6 +66,12 @@ def load_ctc_model(path: str, device: str = "auto", precision: str = "fp32") -> 
 def letters_of(model: EncDecCTCModel) -> Optional[List[str]]:
     """The labels of a letter model; None of one with BPE tokens."""
     return None if isinstance(model, EncDecCTCModelBPE) else list(model.decoder.vocabulary)
+
+
+def characters_of(model: EncDecCTCModel) -> Set[str]:
+    """What its texts may hold: of letters or, except for the space, of word pieces."""
+    letters = letters_of(model)
+    return set(letters if letters else "".join(pieces_of_text(model.decoder.vocabulary)))
 
 
 def greedy_decoder(model: EncDecCTCModel) -> Decode:
@@ -134,10 +141,10 @@ def evaluate_manifests(
 
     Raises:
         FileNotFoundError, ValueError: before the model runs, what `read_references` finds in any manifest, texts in
-            another case than the model's letters, or ``output`` holds results of another model, or of another
+            another case or form of Unicode than the model's letters, or ``output`` holds results of another model, or of another
             manifest of the same file name; then unreadable audio, or NaN.
     """
-    sets = {manifest: _read(manifest, letters_of(model)) for manifest in manifests}
+    sets = {manifest: _read(manifest, characters_of(model)) for manifest in manifests}
     path, new = Path(output) / "results.json", {}
     stored = earlier_results(path, name, weights_fingerprint(model))
     sources = {manifest: source_of(manifest) for manifest in manifests}
@@ -153,11 +160,10 @@ def evaluate_manifests(
     return new or None
 
 
-def _read(manifest: PathLike, letters: Optional[Sequence[str]]) -> List[Dict[str, Any]]:
+def _read(manifest: PathLike, characters: Set[str]) -> List[Dict[str, Any]]:
     lines = read_references(manifest)
-    if letters:
-        for where, entry in lines:
-            require_case(entry["text"], letters, where)
+    for where, entry in lines:
+        require_writing(entry["text"], characters, where)
     return [entry for _, entry in lines]
 
 

@@ -14,11 +14,11 @@
 
 """Manifests that errors can be counted on; what is wrong with one is found before any is decoded."""
 
-from typing import List, Optional, Sequence
+from typing import Collection, List, Optional, Sequence
 
 from nemo_mshubert.data.audio import require_audio_file
 from nemo_mshubert.data.manifest import Line, iter_manifest, not_empty
-from nemo_mshubert.data.transcripts import check_transcript
+from nemo_mshubert.data.transcripts import check_transcript, in_form, other_form
 from nemo_mshubert.decoding.lexicon import fold_case
 from nemo_mshubert.whole_files import PathLike
 
@@ -45,11 +45,13 @@ def read_references(manifest: PathLike, letters: Optional[Sequence[str]] = None)
     return lines
 
 
-def require_case(reference: str, letters: Sequence[str], where: str) -> None:
-    """Raise ``ValueError`` where ``reference`` is in another case than the model's letters: each word would be an
-    error."""
+def require_writing(reference: str, letters: Collection[str], where: str) -> None:
+    """Raise ``ValueError`` where ``reference`` is in another case or form of Unicode than the model's letters: each word
+    would be an error."""
     if reference != fold_case(reference, letters):
         raise ValueError(
             f"{where}: the reference {reference[:40]!r} is not in the case of the model's letters. Write the "
             "manifest's texts as the model does."
         )
+    if form := other_form(reference, letters):
+        raise ValueError(f"{where}: {in_form(form, reference)}")

@@ -14,6 +14,7 @@
 
 """CTC models around our encoder. They are NeMo's own classes, so that every stock script takes the ``.nemo``."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -74,8 +75,10 @@ def ssl_to_ctc(
             white space or ``|``, or together with a tokenizer.
     """
     unfit = [letter for letter in letters or "" if letter.isspace() or letter == WRITTEN_SPACE]
-    if letters is not None and (tokenizer_dir or not letters or len(set(letters)) < len(letters) or unfit):
+    twice = [letter for letter, count in Counter(letters or "").items() if count > 1]
+    if letters is not None and (tokenizer_dir or not letters or twice or unfit):
         found = f"; {unfit} cannot be among them" if unfit else ""
+        found += f"; {ascii(twice)} are there twice" if twice else ""  # an umlaut in two parts looks like one in one
         raise ValueError(
             f"letters {letters!r}{found}: give each letter once, and no tokenizer with them. The space is added; no "
             f"other white space can be written in a lexicon, where {WRITTEN_SPACE!r}, as in other ecosystems, "

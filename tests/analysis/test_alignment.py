@@ -111,6 +111,8 @@ def test_what_cannot_be_aligned(model):
     assert align_words(model, log_probs, "aacd")[0] == [("aacd", 0.0, 0.1)]  # a frame for each, and the blank
     with pytest.raises(CannotAlign, match="the model has no letter '9', as in 'b9'"):
         align_words(model, log_probs, "a b9")
+    with pytest.raises(CannotAlign, match='Write the "text" of all lines in NFKC'):
+        align_words(model, log_probs, "a \uff42")  # a letter of double width
     with pytest.raises(CannotAlign, match="300000 frames with 5000 tokens need too much memory: cut the recording"):
         align_words(model, np.broadcast_to(np.float32(0), (300_000, len(ENGLISH_LABELS) + 1)), "a" * 5000)
     with pytest.raises(CannotAlign, match="no words"):

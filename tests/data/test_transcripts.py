@@ -18,7 +18,7 @@ import json
 
 import pytest
 
-from nemo_mshubert.data.transcripts import check_transcripts
+from nemo_mshubert.data.transcripts import check_transcripts, other_form
 
 pytestmark = pytest.mark.unit
 
@@ -48,3 +48,29 @@ def test_subwords_write_any_text_and_an_empty_text_is_one(tmp_path):
     check_transcripts(tmp_path / "m.json")
     with pytest.raises(FileNotFoundError, match="gone.json: no such manifest"):
         check_transcripts(tmp_path / "gone.json")
+
+
+@pytest.mark.parametrize(
+    "letters, text, form",
+    [
+        ("abu\u00fc", "a bu\u0308b", "NFC"),
+        ("abu\u0308", "a b\u00fcb", "NFD"),
+        ("ab\u30ac", "\uff41 \uff76\uff9e", "NFKC"),
+        ("abu", "a b\u00fcb", None),  # a letter that the model lacks in every form
+        ("abu", "bu\u0308b", None),
+        ("abu\u00fc", "b\u00fcb 1\u00bd", None),
+        ("\u0e17\u0e33", "\u0e17\u0e33", None),  # NFKC would take the vowel apart
+        ("ab", "a\u00a0b", None),
+    ],
+)
+def test_the_form_of_unicode_in_which_a_text_is_the_models(letters, text, form):
+    """What looks the same and is not: the message named an accent alone, printed on a quotation mark."""
+    assert other_form(text, [" ", *letters]) == form
+
+
+def test_accents_of_macos_are_named_with_the_remedy(tmp_path):
+    (tmp_path / "m.json").write_text('{"audio_filepath": "x.wav", "text": "b bu\u0308b"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"m.json:1: .*bu\\u0308b.*Write the \"text\" of all lines in NFC"):
+        check_transcripts(tmp_path / "m.json", [" ", *"bu\u00fc"])
+    with pytest.raises(ValueError, match=r"m.json:1: .*the text has '\\u0308'"):
+        check_transcripts(tmp_path / "m.json", [" ", *"bu"])

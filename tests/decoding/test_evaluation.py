@@ -430,6 +430,24 @@ def test_texts_in_another_case_are_refused_for_letters(letters_path, manifest, t
 
 
 @pytest.mark.parametrize(
+    "change, message",
+    [
+        (str.upper, "test.json:1: the reference 'THE SEA IS FAR' is not in the case"),
+        (lambda text: text.replace("s", "\uff53"), "test.json:1: .*in NFKC"),
+    ],
+)
+@pytest.mark.parametrize("name", ["letters_path", "bpe_path"])
+def test_texts_that_the_model_never_writes_are_refused(name, request, manifest, tmp_path, change, message):
+    """A tokenizer takes capitals and wide letters for others, as in training: its model learns, and each word counts as
+    an error."""
+    entries = [{**entry, "text": change(entry["text"])} for entry in read(manifest)]
+    manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    model = load_ctc_model(str(request.getfixturevalue(name)), device="cpu")
+    with pytest.raises(ValueError, match=message):
+        evaluate_manifests(model, "a.nemo", [manifest], tmp_path / "out", {"greedy": greedy_decoder(model)})
+
+
+@pytest.mark.parametrize(
     "changes, message",
     [
         ({"text": "A CAT SAT"}, "last.json:2: the reference 'A CAT SAT' is not in the case"),

@@ -130,6 +130,8 @@ def test_letters_of_another_language(ssl_path, waves, tmp_path):
     for letters in ("", "aba", "a b"):
         with pytest.raises(ValueError, match="give each letter once"):
             ssl_to_ctc(str(ssl_path), letters=letters)
+    with pytest.raises(ValueError, match=r"\['a', '\\u0308'\] are there twice"):  # which look like two letters
+        ssl_to_ctc(str(ssl_path), letters="ba\u0308oa\u0308")
     with pytest.raises(ValueError, match="no tokenizer with them"):
         ssl_to_ctc(str(ssl_path), "tokenizer", letters="abc")
 
