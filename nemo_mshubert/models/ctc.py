@@ -93,7 +93,8 @@ def ssl_to_ctc(
     for name in ("tokenizer.model", "vocab.txt") if tokenizer_dir else ():
         if not (Path(tokenizer_dir) / name).is_file():
             raise FileNotFoundError(
-                f"{tokenizer_dir}: no {name}. Make one with NeMo's scripts/tokenizers/process_asr_text_tokenizer.py."
+                f"{tokenizer_dir}: no {name}. Make one with NeMo's "
+                "scripts/tokenizers/process_asr_text_tokenizer.py --tokenizer spe."
             )
     preprocessor, encoder = (
         OmegaConf.to_container(ssl_model.cfg[name], resolve=True) for name in ("preprocessor", "encoder")
