@@ -21,7 +21,8 @@
 #
 # Every stage is one of the public scripts, printed as it is run; some run at the same time. Run it again: finished
 # stages are skipped, an interrupted one goes on; where a finished one had other options, it says what to remove.
-# Of several train*.json and dev*.json the first by name is used, of test*.json all.
+# Of several train*.json and dev*.json the first by name is used, of test*.json all. Transcripts are English, or at least in
+# its small letters; for another alphabet see docs/decoding.md, "Your own language".
 # --exp DIR: where everything goes (exp/quickstart).  --alignments PATH: words or phones in time of train and dev, JSONL (.gz) or
 # a folder of TextGrids, for the quality of the labels.  --updates N and --finetune_updates N: of either pre-training and
 # fine-tuning.

@@ -21,6 +21,7 @@
 Folds of Libri-Light: 10 minutes are fold 0 of the hour, 10 hours are 1h and 9h together.
 """
 
+import logging
 import re
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,8 @@ from nemo_mshubert.data.audio_header import read_audio_header
 from nemo_mshubert.data.manifest import write_manifest
 from nemo_mshubert.data.problems import report_problems
 from nemo_mshubert.whole_files import PathLike
+
+logger = logging.getLogger(__name__)
 
 TRAIN_960 = ("train-clean-100", "train-clean-360", "train-other-500")
 LIBRILIGHT = ("10min", "1h", "10h")
@@ -154,13 +157,15 @@ def normalize_text(text: str) -> str:
 
 
 class Chapter(NamedTuple):
-    """What one chapter gave: manifest entries, and complaints that name the file."""
+    """What one chapter gave: manifest entries, complaints that name the file, and texts with letters of others than
+    English, which entries have without accents."""
 
     entries: List[Dict[str, Any]]
     problems: List[str]
+    respelled: List[str]
 
 
-def _read_transcripts(folder: Path, problems: List[str]) -> Dict[str, Optional[str]]:
+def _read_transcripts(folder: Path, problems: List[str], respelled: List[str]) -> Dict[str, Optional[str]]:
     """Utterance id -> normalised text, None where the text is unusable (that has been complained of)."""
     texts: Dict[str, Optional[str]] = {}
     for path in sorted(folder.glob("[!.]*.trans.txt")):
@@ -176,6 +181,8 @@ def _read_transcripts(folder: Path, problems: List[str]) -> Dict[str, Optional[s
             except ValueError as error:
                 texts[utt_id] = None
                 problems.append(f"{path}:{number}: {utt_id}: transcript {text!r}: {error}")
+            if any(unicodedata.category(char)[0] in "LM" for char in text if not char.isascii()):
+                respelled.append(text)
     return texts
 
 
@@ -197,7 +204,8 @@ def read_chapter(folder: Path, subset: str, genders: Dict[str, str]) -> Chapter:
     gender = {"gender": genders[speaker]} if speaker in genders else {}
     entries: List[Dict[str, Any]] = []
     problems: List[str] = []
-    texts = _read_transcripts(folder, problems)
+    respelled: List[str] = []
+    texts = _read_transcripts(folder, problems, respelled)
     audio = {path.stem: path for path in sorted(folder.glob("[!.]*.flac"))}
     if not texts and not audio:
         problems.append(f"{folder}: neither audio nor transcripts")
@@ -219,7 +227,7 @@ def read_chapter(folder: Path, subset: str, genders: Dict[str, str]) -> Chapter:
             # With the rate NeMo need not open every file before training, and a file that breaks later is skipped.
             entry["sampling_rate"] = sampling_rate
             entries.append({**entry, "speaker": speaker, **gender, "subset": subset})
-    return Chapter(entries, problems)
+    return Chapter(entries, problems, respelled)
 
 
 def _chapters(folder: Path) -> Iterator[Path]:
@@ -253,12 +261,21 @@ def prepare_librispeech(
     jobs = [(chapter, subset, genders) for subset in needed for chapter in _chapters(found[subset])]
     entries: Dict[str, List[Dict[str, Any]]] = {subset: [] for subset in needed}
     problems = [] if subsets else _missing_folds(found)
+    respelled: List[str] = []
     with ThreadPoolExecutor(workers) as pool:
         results = pool.map(lambda job: read_chapter(*job), jobs)
         for (_, subset, _), chapter in zip(jobs, tqdm(results, total=len(jobs), desc="reading", unit="chapter")):
             entries[subset] += chapter.entries
             problems += chapter.problems
+            respelled += chapter.respelled
     report_problems(Path(output), problems, skip_broken)
+    if respelled:
+        logger.warning(
+            "%d transcripts have other letters than English ones, which are written without accents, the first %r. Of "
+            "another language make the manifests yourself: docs/decoding.md, Your own language.",
+            len(respelled),
+            respelled[0],
+        )
 
     manifests = {name: [entry for part in parts for entry in entries[part]] for name, parts in plan.items()}
     for name, lines in manifests.items():

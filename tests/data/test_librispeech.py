@@ -162,6 +162,21 @@ def test_every_bad_transcript_is_named_with_its_line(corpus, tmp_path):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("text", ["SCHÖN", "SCHO\u0308N"])
+def test_accents_of_another_language_are_not_dropped_silently(corpus, tmp_path, caplog, text):
+    """A model trained on it writes "schon" for "schön", which is another word."""
+    prepare_librispeech(corpus, tmp_path / "out")
+    assert not caplog.records
+    add_chapter(corpus / "LibriSpeech/dev-clean", "900", "1", ["DAS IST ALT", text, "CAFÉ"])
+    entries = prepare_librispeech(corpus, tmp_path / "out")["dev-clean"]
+    assert [entry["text"] for entry in entries if entry["speaker"] == "900"] == ["das ist alt", "schon", "cafe"]
+    assert (
+        f"2 transcripts have other letters than English ones, which are written without accents, the first {text!r}"
+        in (caplog.text)
+    )
+
+
+@pytest.mark.unit
 def test_problems_of_an_earlier_run_do_not_stay(corpus, tmp_path):
     """A stale list sends people after files that are sound."""
     path = corpus / "LibriSpeech/dev-clean/84/121123/84-121123-0001.flac"
