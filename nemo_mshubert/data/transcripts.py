@@ -60,14 +60,13 @@ def other_form(text: str, letters: Iterable[str]) -> Optional[str]:
     Programs of macOS write "ä" as "a" and an accent, those of Japanese and Chinese letters and digits of double width.
     """
     known = set(letters)
-    words = "".join(text.split())  # white space is another matter
 
     def count_foreign(text: str) -> int:
-        return sum(letter not in known for letter in text)
+        return sum(letter not in known and not letter.isspace() for letter in text)  # white space is another matter
 
-    foreign = {form: count_foreign(unicodedata.normalize(form, words)) for form in ("NFC", "NFKC", "NFD")}
+    foreign = {form: count_foreign(unicodedata.normalize(form, text)) for form in ("NFC", "NFKC", "NFD")}
     best = min(foreign, key=foreign.get)
-    return best if foreign[best] < count_foreign(words) else None
+    return best if foreign[best] < count_foreign(text) else None
 
 
 def in_form(form: str, text: str) -> str:

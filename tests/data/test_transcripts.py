@@ -61,6 +61,7 @@ def test_subwords_write_any_text_and_an_empty_text_is_one(tmp_path):
         ("abu\u00fc", "b\u00fcb 1\u00bd", None),
         ("\u0e17\u0e33", "\u0e17\u0e33", None),  # NFKC would take the vowel apart
         ("ab", "a\u00a0b", None),
+        ("abu\u00fc", "u \u0308b", None),  # an accent on nothing
     ],
 )
 def test_the_form_of_unicode_in_which_a_text_is_the_models(letters, text, form):
