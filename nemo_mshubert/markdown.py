@@ -43,8 +43,4 @@ def markdown_table(
 
 
 def _line(cells: Sequence[Any]) -> str:
-    return f"| {' | '.join(_escaped(cell) for cell in cells)} |"
-
-
-def _escaped(cell: Any) -> str:
-    return str(cell).replace("|", "\\|")
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"

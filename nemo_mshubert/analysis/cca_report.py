@@ -86,9 +86,7 @@ def analyze_models(
     return runs
 
 
-def score_model(
-    features: AllHiddenStates, sample: Sample, output: Path, settings: CcaSettings, where: str = "model"
-) -> Run:
+def score_model(features: AllHiddenStates, sample: Sample, output: Path, settings: CcaSettings, where: str) -> Run:
     """Layers and areas of one model, from the files of an earlier call as far as there are any."""
     key = f"{features.fingerprint}{features.scaling}-{sample.id}"
     path = output / "scores" / f"{key}-{_short_hash(settings)}.json"
@@ -98,12 +96,12 @@ def score_model(
         check_counts(len(sample.unit), features.width, len(np.unique(sample.unit)), settings)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    pooled = PooledFeatures(output / "features" / f"{key}.npz")
-    if not pooled.exists():
-        pooled.write(pool_instances(sample, features))
+    pooled = output / "features" / f"{key}.npz"
+    if not pooled.is_file():
+        write_pooled(pooled, pool_instances(sample, features))
     layers = []
     for layer in range(features.num_states):
-        layers.append(_score_layer(pooled.layer(layer), sample, settings, layer, where))
+        layers.append(_score_layer(read_pooled(pooled, layer), sample, settings, layer, where))
         logger.info("layer %2d: %.4f", layer, layers[-1]["score"])
     run = {"encoder": features.fingerprint, **areas([row["score"] for row in layers]), "layers": layers}
     write_json(path, run)
@@ -124,25 +122,19 @@ def _score_layer(pooled: np.ndarray, sample: Sample, settings: CcaSettings, laye
     }
 
 
-class PooledFeatures:
-    """Pooled hidden states on disk, one float32 ``[N, D]`` per layer, so that one layer is in memory at a time."""
+def write_pooled(path: Path, pooled: np.ndarray) -> None:
+    """Pooled hidden states, an array float32 ``[N, D]`` per layer, so that one layer is in memory at a time."""
+    with atomic_write(path, "wb") as stream:
+        np.savez(stream, **{f"layer_{number}": states for number, states in enumerate(pooled)})
 
-    def __init__(self, path: Path):
-        self.path = path
 
-    def exists(self) -> bool:
-        return self.path.is_file()
-
-    def write(self, pooled: np.ndarray) -> None:
-        with atomic_write(self.path, "wb") as stream:
-            np.savez(stream, **{f"layer_{number}": states for number, states in enumerate(pooled)})
-
-    def layer(self, number: int) -> np.ndarray:
-        try:
-            with np.load(self.path) as arrays:
-                return arrays[f"layer_{number}"]
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{self.path}: damaged ({error}). Delete it; the next call makes it again.") from error
+def read_pooled(path: Path, layer: int) -> np.ndarray:
+    """One layer of what `write_pooled` wrote; raises ``ValueError`` where the file is damaged."""
+    try:
+        with np.load(path) as arrays:
+            return arrays[f"layer_{layer}"]
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: damaged ({error}). Delete it; the next call makes it again.") from error
 
 
 def areas(scores: Sequence[float]) -> Dict[str, float]:

@@ -15,9 +15,8 @@
 """What the analyses of a run have found: their JSON files below a folder, as tables and plots for the report."""
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 from nemo_mshubert.analysis.cca_report import plot_curves, summary_rows
 from nemo_mshubert.analysis.curves import Plot, png_of
@@ -26,6 +25,7 @@ from nemo_mshubert.analysis.superb.plots import plot_layer_weights
 from nemo_mshubert.markdown import Table
 
 ABSENT = "–"
+Findings = Dict[str, List[Tuple[str, Dict[str, Any]]]]  # kind, of `FILES` -> folder and content of each file, if any
 
 
 class Finding(NamedTuple):
@@ -36,25 +36,12 @@ class Finding(NamedTuple):
     plots: List[Plot]
 
 
-FILES = {  # of each kind: their names, and a key of all
+FILES = {  # kind: names of its files, and a key of all
     "cca": ("cca.json", "areas"),
     "superb": ("superb.json", "sweep"),
     "diagnostics": ("diagnostics.json", "models"),
     "benchmarks": ("benchmark*.json", "benchmark"),
 }
-
-
-@dataclass
-class Findings:
-    """Files by kind, each with the folder that it was found in."""
-
-    cca: List[Tuple[str, Dict[str, Any]]] = field(default_factory=list)
-    superb: List[Tuple[str, Dict[str, Any]]] = field(default_factory=list)
-    diagnostics: List[Tuple[str, Dict[str, Any]]] = field(default_factory=list)
-    benchmarks: List[Tuple[str, Dict[str, Any]]] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.cca or self.superb or self.diagnostics or self.benchmarks)
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
@@ -66,7 +53,7 @@ def read_findings(folder: Path) -> Findings:
     Raises:
         ValueError: a file of such a name is damaged; names it.
     """
-    findings = Findings()
+    findings: Findings = {}
     for kind, (pattern, key) in FILES.items():
         for path in sorted(folder.rglob(pattern)):
             try:
@@ -77,7 +64,7 @@ def read_findings(folder: Path) -> Findings:
                     f"{path}: not the expected JSON ({error}). Repeat the command that made it."
                 ) from error
             if is_ours:
-                getattr(findings, kind).append((path.parent.relative_to(folder).as_posix(), content))
+                findings.setdefault(kind, []).append((path.parent.relative_to(folder).as_posix(), content))
     return findings
 
 
@@ -86,13 +73,13 @@ def read_findings(folder: Path) -> Findings:
 
 def sections(findings: Findings) -> List[Finding]:
     """One per kind of analysis that there is."""
-    makers: Sequence[Tuple[list, Callable[..., Finding]]] = (
-        (findings.cca, _cca_section),
-        (findings.superb, _superb_section),
-        (findings.diagnostics, _diagnostics_section),
-        (findings.benchmarks, _benchmark_section),
-    )
-    return [make(found) for found, make in makers if found]
+    makers = {
+        "cca": _cca_section,
+        "superb": _superb_section,
+        "diagnostics": _diagnostics_section,
+        "benchmarks": _benchmark_section,
+    }
+    return [make(findings[kind]) for kind, make in makers.items() if kind in findings]
 
 
 def _cca_section(found) -> Finding:

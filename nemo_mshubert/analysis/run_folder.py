@@ -68,7 +68,7 @@ class Run:
     labels: List[LabelMetrics] = field(default_factory=list)
     scores: Dict[str, Scores] = field(default_factory=dict)  # by model
     experiments: List[Experiment] = field(default_factory=list)
-    findings: Findings = field(default_factory=Findings)
+    findings: Findings = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.stages or self.labels or self.scores or self.experiments or self.findings)
@@ -133,8 +133,9 @@ def read_runs(folders: Sequence[PathLike]) -> Run:
         together.labels += [label._replace(iteration=f"{run.name}: {label.iteration}") for label in run.labels]
         together.scores.update({f"{run.name}: {MODELS.get(key, key)}": value for key, value in run.scores.items()})
         together.experiments += [replace(one, name=f"{run.name}/{one.name}") for one in run.experiments]
-        for kind, files in vars(together.findings).items():
-            files += [(f"{run.name}/{folder}", content) for folder, content in getattr(run.findings, kind)]
+        for kind, files in run.findings.items():
+            named = [(f"{run.name}/{folder}", content) for folder, content in files]
+            together.findings.setdefault(kind, []).extend(named)
     return together
 
 
@@ -187,6 +188,5 @@ def read_scores(folder: Path) -> Dict[str, Scores]:
 
 
 def _natural_order(path: Path):
-    return [
-        int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.as_posix())
-    ]  # iter10 after iter9
+    """iter10 after iter9."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.as_posix())]

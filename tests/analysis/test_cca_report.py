@@ -28,13 +28,14 @@ import torch
 from nemo_mshubert.analysis import cca_report
 from nemo_mshubert.analysis.cca import CcaSettings
 from nemo_mshubert.analysis.cca_report import (
-    PooledFeatures,
     analyze_models,
     areas,
     load_hidden_states,
     plot_curves,
+    read_pooled,
     results_table,
     summary_table,
+    write_pooled,
 )
 from nemo_mshubert.analysis.word_segments import AllHiddenStates, pool_instances, sample_instances
 from nemo_mshubert.data.alignments import read_alignments
@@ -229,14 +230,13 @@ def test_one_encoder_of_scaled_and_of_plain_audio_has_two_curves(sample, tiny_en
 
 def test_pooled_features_on_disk(sample, load, tmp_path):
     pooled = pool_instances(sample, load("1.nemo"))
-    stored = PooledFeatures(tmp_path / "features.npz")
-    assert not stored.exists()
-    stored.write(pooled)
+    path = tmp_path / "features.npz"
+    write_pooled(path, pooled)
     for layer, states in enumerate(pooled):
-        np.testing.assert_array_equal(stored.layer(layer), states)
-    stored.path.write_bytes(stored.path.read_bytes()[:1000])
+        np.testing.assert_array_equal(read_pooled(path, layer), states)
+    path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="features.npz: damaged.*Delete it"):
-        stored.layer(0)
+        read_pooled(path, 0)
 
 
 def test_a_file_in_place_of_the_output_folder_is_noticed_before_any_audio(sample, load, tmp_path):

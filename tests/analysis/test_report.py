@@ -291,7 +291,7 @@ def test_findings_of_all_analyses_are_shown(analysed):
     )
     assert "| ours | PR | test-clean | 12.34 |" in markdown_report(read_run(analysed))
     assert "Dotted there: what clusters that know nothing of phones reach" in html
-    (folder, diagnoses) = read_run(analysed).findings.diagnostics[0]
+    (folder, diagnoses) = read_run(analysed).findings["diagnostics"][0]
     unaligned = {key: value for key, value in diagnoses["models"][0].items() if not key.startswith("pnmi")}
     write_json(analysed / folder / "diagnostics.json", {**diagnoses, "models": [unaligned]})
     assert "Dotted there" not in html_report(read_run(analysed))
@@ -302,7 +302,7 @@ def test_analyses_may_lie_among_the_results(analysed):
     """Such a folder ended the report, with the advice to repeat scripts/evaluate.py."""
     (analysed / "cca").rename(analysed / "results" / "cca")
     moved = read_run(analysed)
-    assert set(moved.scores) == {"pretrained", "scratch"} and len(moved.findings.cca) == 1
+    assert set(moved.scores) == {"pretrained", "scratch"} and len(moved.findings["cca"]) == 1
 
 
 @pytest.mark.unit
@@ -310,7 +310,7 @@ def test_findings_are_in_the_order_of_their_names(tmp_path):
     """The order in a folder is the file system's: the same results would be another report on another machine."""
     for name in "dbeac":
         write_json(tmp_path / f"benchmark_{name}.json", {"benchmark": name, "machine": {}, "rows": []})
-    assert [content["benchmark"] for _, content in read_run(tmp_path).findings.benchmarks] == list("abcde")
+    assert [content["benchmark"] for _, content in read_run(tmp_path).findings["benchmarks"]] == list("abcde")
 
 
 def test_a_folder_of_analyses_alone_is_a_run(analysed):
