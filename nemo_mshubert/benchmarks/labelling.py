@@ -34,7 +34,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from nemo_mshubert.benchmarks.measurement import Column, Row, median_seconds
 from nemo_mshubert.benchmarks.pretraining_step import encoder_options, load_config
-from nemo_mshubert.clustering.features import HiddenFeatures
+from nemo_mshubert.clustering.features import MAX_CHUNK_SAMPLES, HiddenFeatures
 from nemo_mshubert.clustering.kmeans import FULL_BATCH, fit_kmeans
 from nemo_mshubert.clustering.label_maker import fit_label_maker
 from nemo_mshubert.clustering.labelling import label_manifest
@@ -113,7 +113,7 @@ def first_seconds(entries: List[Dict[str, Any]], seconds: float) -> List[Dict[st
 def encoder_alone(features: HiddenFeatures, waves: List[np.ndarray], device: torch.device) -> Callable[[], None]:
     """A call that runs the encoder over the batches of `HiddenFeatures`, which lie ready on the device."""
     ready = []
-    for batch in batches_by_length([len(wave) for wave in waves], features.max_chunk_samples):
+    for batch in batches_by_length([len(wave) for wave in waves], MAX_CHUNK_SAMPLES):
         audio = pad_sequence([torch.from_numpy(waves[index]) for index in batch], batch_first=True)
         length = torch.tensor([len(waves[index]) for index in batch])  # on the host, as `HiddenFeatures` has it
         ready.append((audio.to(device), length))

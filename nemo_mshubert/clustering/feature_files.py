@@ -16,7 +16,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict
 
 import numpy as np
 from tqdm import tqdm
@@ -44,10 +44,11 @@ def write_features(manifest: PathLike, folder: PathLike, features: FeatureMaker)
             audio of the same id, as of a recording that was cut into other segments.
     """
     folder = Path(folder)
-    lines = list(_lines_with_paths(manifest, folder))
+    lines = list(distinct_utterances(iter_manifest(manifest)))
+    paths = [_path(entry, folder, where) for where, entry in lines]
     _describe(folder, features)
     missing = []
-    for where, entry, path in lines:
+    for (where, entry), path in zip(lines, paths):
         if path.is_file():
             _check_length(path, entry, where)
         else:
@@ -60,11 +61,6 @@ def write_features(manifest: PathLike, folder: PathLike, features: FeatureMaker)
                     np.save(stream, rows.float().cpu().numpy())
             progress.update(len(window))
     return len(missing)
-
-
-def _lines_with_paths(manifest: PathLike, folder: Path) -> Iterator[Tuple[str, Dict[str, Any], Path]]:
-    for where, entry in distinct_utterances(iter_manifest(manifest)):
-        yield where, entry, _path(entry, folder, where)
 
 
 def _path(entry: Dict[str, Any], folder: Path, where: str) -> Path:

@@ -37,7 +37,7 @@ from nemo_mshubert.modules.unit_variance import to_unit_variance
 
 MFCC_HOP_SAMPLES = 160  # 10 ms
 NORMALIZED = "-normalized"  # behind the fingerprint of an encoder whose audio is scaled to unit variance
-MAX_CHUNK_SECONDS = 100  # fairseq: dump_hubert_feature.py, max_chunk 1,600,000 samples
+MAX_CHUNK_SAMPLES = 100 * SAMPLE_RATE  # fairseq: dump_hubert_feature.py, max_chunk
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class MfccFeatures(FeatureMaker):
 
     @torch.inference_mode()
     def _features(self, waveform: np.ndarray) -> Tensor:
-        chunks = cut_at_frames(len(waveform), MAX_CHUNK_SECONDS * SAMPLE_RATE, MFCC_HOP_SAMPLES)
+        chunks = cut_at_frames(len(waveform), MAX_CHUNK_SAMPLES, MFCC_HOP_SAMPLES)
         if not chunks:
             return torch.empty(0, self.dimension)
         samples = torch.from_numpy(waveform)[None]
@@ -128,9 +128,10 @@ class HiddenFeatures(FeatureMaker):
     """Output of a transformer layer of an encoder, unmasked, in fp32. On GPUs cuDNN's convolutions are
     TF32, PyTorch's default.
 
-    Utterances longer than ``max_chunk_seconds`` are cut into chunks of about equal length, so that no chunk is a few
-    frames long; neighbours share the 80 samples by which a frame's 400 samples exceed the hop, so that no frame is
-    lost (fairseq cuts without overlap and loses one per cut). Chunks do not see each other.
+    Utterances longer than `MAX_CHUNK_SAMPLES` (which no padded batch exceeds) are cut into chunks of about equal
+    length, so that no chunk is a few frames long; neighbours share the 80 samples by which a frame's 400 samples exceed
+    the hop, so that no frame is lost (fairseq cuts without overlap and loses one per cut). Chunks do not see each
+    other.
 
     Args:
         encoder: has ``extract_features(audio [B, S], length [B], layer) -> (features [B, T, D], frames [B])`` that
@@ -138,14 +139,12 @@ class HiddenFeatures(FeatureMaker):
             ``normalized_input`` is true, every utterance is scaled to zero mean and unit variance before it is cut.
         layer: transformer layer, counted from 1.
         device: where to run.
-        max_chunk_seconds: longest chunk, and padded audio of one batch.
     """
 
-    def __init__(self, encoder: nn.Module, layer: int, device="cpu", max_chunk_seconds: float = MAX_CHUNK_SECONDS):
+    def __init__(self, encoder: nn.Module, layer: int, device="cpu"):
         self.device = torch.device(device)
         self.encoder = encoder.to(self.device).eval()
         self.layer = layer
-        self.max_chunk_samples = int(max_chunk_seconds * SAMPLE_RATE)
         self.fingerprint = weights_fingerprint(encoder)
         (one_frame,) = self._run([np.zeros(RECEPTIVE_FIELD_SAMPLES, np.float32)])
         self.description = FeatureDescription("hidden", one_frame.shape[1], layer, self.fingerprint + self.scaling)
@@ -165,11 +164,11 @@ class HiddenFeatures(FeatureMaker):
         for owner, waveform in enumerate(waveforms):
             if self.normalized:
                 waveform = to_unit_variance(waveform)
-            chunks = cut_at_frames(len(waveform), self.max_chunk_samples, HOP_SAMPLES)
+            chunks = cut_at_frames(len(waveform), MAX_CHUNK_SAMPLES, HOP_SAMPLES)
             pieces += [waveform[chunk] for chunk in chunks]
             owners += [owner] * len(chunks)
         outputs: List[Optional[Tensor]] = [None] * len(pieces)
-        for batch in batches_by_length([len(piece) for piece in pieces], self.max_chunk_samples):
+        for batch in batches_by_length([len(piece) for piece in pieces], MAX_CHUNK_SAMPLES):
             for index, output in zip(batch, self._run([pieces[index] for index in batch])):
                 outputs[index] = output
         parts: List[List[Tensor]] = [[] for _ in waveforms]

@@ -36,9 +36,7 @@ def check_cluster_counts(cluster_counts: Sequence[int]) -> None:
         )
 
 
-def fit_hierarchy(
-    frames: np.ndarray, cluster_counts: Sequence[int], backend: str = "auto", seed: int = 0
-) -> Dict[int, np.ndarray]:
+def fit_hierarchy(frames: np.ndarray, cluster_counts: Sequence[int], backend: str, seed: int) -> Dict[int, np.ndarray]:
     """Centres ``{clusters: float32 [clusters, D]}``, the finest set on ``frames [N, D]``, each next on the centres
     before.
 
@@ -49,9 +47,7 @@ def fit_hierarchy(
     return coarsen(finest, cluster_counts[1:], backend, seed)
 
 
-def coarsen(
-    finest: np.ndarray, cluster_counts: Sequence[int], backend: str = "auto", seed: int = 0
-) -> Dict[int, np.ndarray]:
+def coarsen(finest: np.ndarray, cluster_counts: Sequence[int], backend: str, seed: int) -> Dict[int, np.ndarray]:
     """`fit_hierarchy` where the finest centres ``[K, D]`` are there; ``cluster_counts`` are those below K."""
     check_cluster_counts([len(finest), *cluster_counts])
     centres = {len(finest): finest}

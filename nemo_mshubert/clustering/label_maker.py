@@ -179,7 +179,7 @@ def fit_label_maker(
 
 
 def coarsen_label_maker(
-    maker: LabelMaker, cluster_counts: Sequence[int], assignment: str = "nested", backend: str = "auto", seed: int = 0
+    maker: LabelMaker, cluster_counts: Sequence[int], assignment: str, backend: str, seed: int
 ) -> LabelMaker:
     """The finest set of ``maker``, and coarser ones of ``cluster_counts`` fitted on its centres as `fit_label_maker`
     does; its own coarser sets are left out. The labels of the finest set stay."""

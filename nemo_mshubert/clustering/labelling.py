@@ -259,9 +259,7 @@ def _rate_field(utterance: Utterance) -> Dict[str, int]:
     """
     entry, found = utterance.entry, len(utterance.samples) / SAMPLE_RATE
     duration = entry.get("duration", found)
-    if utterance.file_rate is None or entry.get("offset") is not None or duration is None:
-        return {}
-    if abs(duration - found) > MAX_ROUNDING:
+    if entry.get("offset") is not None or duration is None or abs(duration - found) > MAX_ROUNDING:
         return {}
     return {"sampling_rate": utterance.file_rate}
 

@@ -100,7 +100,7 @@ def test_mfcc_frame_covers_the_samples_of_its_hubert_frame():
 def test_mfcc_of_long_audio_is_not_changed_by_chunks(monkeypatch):
     waveform = noise(50000)
     (whole,) = MfccFeatures()([waveform])
-    monkeypatch.setattr("nemo_mshubert.clustering.features.MAX_CHUNK_SECONDS", 1)
+    monkeypatch.setattr("nemo_mshubert.clustering.features.MAX_CHUNK_SAMPLES", 16000)
     (chunked,) = MfccFeatures()([waveform])
     np.testing.assert_allclose(chunked, whole, rtol=1e-5, atol=1e-5)
 
@@ -136,9 +136,10 @@ def encoder():
     return LocalEncoder()
 
 
-def test_hidden_features_do_not_depend_on_chunks_or_neighbours(encoder):
+def test_hidden_features_do_not_depend_on_chunks_or_neighbours(encoder, monkeypatch):
     waveforms = [noise(length, seed) for seed, length in enumerate(LENGTHS)]
-    chunked = HiddenFeatures(encoder, layer=3, max_chunk_seconds=0.5)
+    monkeypatch.setattr("nemo_mshubert.clustering.features.MAX_CHUNK_SAMPLES", 8000)
+    chunked = HiddenFeatures(encoder, layer=3)
     encoder.batches.clear()
     outputs = chunked(waveforms)
     assert all(rows * samples <= 8000 for rows, samples in encoder.batches)  # the memory a batch needs is bounded
@@ -195,7 +196,7 @@ def test_an_encoder_of_another_frame_rate_is_refused(encoder, monkeypatch):
 
 
 @pytest.mark.unit
-def test_audio_is_scaled_for_encoders_that_were_trained_on_scaled_audio():
+def test_audio_is_scaled_for_encoders_that_were_trained_on_scaled_audio(monkeypatch):
     """Otherwise the labels of a large model come from audio it has never seen the like of."""
 
     class Samples(torch.nn.Module):
@@ -210,6 +211,7 @@ def test_audio_is_scaled_for_encoders_that_were_trained_on_scaled_audio():
     scaled = (waveform - waveform.mean()) / waveform.std()
     np.testing.assert_allclose(features[2], scaled[640:643], rtol=1e-4)
     waveform[2500:] *= 0.01  # a long file is scaled before it is cut: what is quiet stays quiet
-    (features,) = HiddenFeatures(Samples(), layer=1, max_chunk_seconds=0.1)([waveform])
+    monkeypatch.setattr("nemo_mshubert.clustering.features.MAX_CHUNK_SAMPLES", 1600)
+    (features,) = HiddenFeatures(Samples(), layer=1)([waveform])
     scaled = (waveform - waveform.mean()) / waveform.std()
     np.testing.assert_allclose(features[12], scaled[3840:3843], rtol=1e-4)

@@ -91,6 +91,13 @@ def maker(corpus):
     return fit_label_maker(frames, [12, 4], WindowFeatures.description, backend="sklearn")
 
 
+@pytest.fixture
+def other(corpus):
+    """The label maker of another k-means of the same features."""
+    frames = sample_corpus_frames([corpus], WindowFeatures(), 10**6, seed=0)
+    return fit_label_maker(frames, [9], WindowFeatures.description, backend="sklearn")
+
+
 @pytest.mark.unit
 def test_windows_are_full_but_the_last(corpus):
     """An encoder runs utterances of similar length together: one at a time, labelling takes many times as long."""
@@ -238,10 +245,8 @@ def test_two_processes_do_not_label_the_same_lines(corpus, maker, tmp_path):
     assert label_manifest(corpus, output, maker, WindowFeatures(fail_at_call=1)) is False
 
 
-def test_shards_and_interrupted_ones_of_another_maker_are_kept(corpus, maker, tmp_path):
+def test_shards_and_interrupted_ones_of_another_maker_are_kept(corpus, maker, other, tmp_path):
     """Hours of labels: a job with another k-means and the same --output wrote over shards that were not yet joined."""
-    frames = np.random.default_rng(3).normal(size=(200, 3)).astype(np.float32)
-    other = fit_label_maker(frames, [12], WindowFeatures.description, seed=9)
     output = tmp_path / "labelled.json"
     label_manifest(corpus, output, maker, WindowFeatures(), Shard(0, 2))
     with pytest.raises(RuntimeError, match="power cut"):
@@ -301,10 +306,8 @@ def test_an_interrupted_shard_goes_on(corpus, maker, tmp_path):
     assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
 
 
-def test_shards_of_another_maker_are_not_joined(corpus, maker, tmp_path):
+def test_shards_of_another_maker_are_not_joined(corpus, maker, other, tmp_path):
     """Labels of two k-means in one manifest would train a model on noise."""
-    frames = sample_corpus_frames([corpus], WindowFeatures(), 10**6, seed=0)
-    other = fit_label_maker(frames, [9], WindowFeatures.description, backend="sklearn")
     for index, labelled_by in enumerate((maker, other)):
         label_manifest(corpus, tmp_path / "labelled.json", labelled_by, WindowFeatures(), Shard(index, 2))
     with pytest.raises(ValueError, match=r"shards \[1\] of 2"):
@@ -322,12 +325,10 @@ def test_shard_on_the_command_line(capsys, text):
     )
 
 
-def test_progress_of_another_maker_is_not_continued(corpus, maker, tmp_path):
+def test_progress_of_another_maker_is_not_continued(corpus, maker, other, tmp_path):
     output = tmp_path / "labelled.json"
     with pytest.raises(RuntimeError):
         label_manifest(corpus, output, maker, WindowFeatures(fail_at_call=3))
-    frames = sample_corpus_frames([corpus], WindowFeatures(), 10**6, seed=0)
-    other = fit_label_maker(frames, [9], WindowFeatures.description, backend="sklearn")
     label_manifest(corpus, output, other, WindowFeatures())
     assert check_labelled_manifest(output, other.id)["utterances"] == 12
 
@@ -343,10 +344,8 @@ def test_a_finished_output_is_recognised(corpus, maker, tmp_path):
     assert len(read_manifest(output)) == 11
 
 
-def test_other_files_are_not_overwritten(corpus, maker, tmp_path):
+def test_other_files_are_not_overwritten(corpus, maker, other, tmp_path):
     """A mistyped --output would cost a manifest, or labels that a model is being trained on."""
-    frames = sample_corpus_frames([corpus], WindowFeatures(), 10**6, seed=0)
-    other = fit_label_maker(frames, [9], WindowFeatures.description, backend="sklearn")
     labelled, dev, link = (tmp_path / name for name in ("labelled.json", "dev.json", "link.json"))
     label_manifest(corpus, labelled, maker, WindowFeatures())
     dev.write_bytes(corpus.read_bytes())
@@ -514,10 +513,8 @@ def test_what_another_process_has_just_finished_is_left_alone(with_bad_lines, ma
     assert names == {"labelled.json", "labelled.left_out.json"}
 
 
-def test_labels_of_another_kmeans_that_were_finished_first_stay(corpus, maker, tmp_path):
+def test_labels_of_another_kmeans_that_were_finished_first_stay(corpus, maker, other, tmp_path):
     """Both calls found no output; the one that ended last wrote over the labels of the other."""
-    frames = sample_corpus_frames([corpus], WindowFeatures(), 10**6, seed=0)
-    other = fit_label_maker(frames, [9], WindowFeatures.description, backend="sklearn")
     output = tmp_path / "labelled.json"
 
     class Slow(WindowFeatures):
