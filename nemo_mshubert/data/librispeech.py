@@ -186,18 +186,6 @@ def _read_transcripts(folder: Path, problems: List[str], respelled: List[str]) -
     return texts
 
 
-def _duration_and_rate(path: Path) -> Tuple[float, int]:
-    """Seconds and samples per second.
-
-    Raises:
-        ValueError: empty, unreadable, cut off, or not mono.
-    """
-    header = read_audio_header(path)
-    if header.channels != 1:
-        raise ValueError(f"{header.channels} channels, expected 1")
-    return header.seconds, header.sampling_rate
-
-
 def read_chapter(folder: Path, subset: str, genders: Dict[str, str]) -> Chapter:
     """Read ``<speaker>/<chapter>/``: every transcript needs its audio, every audio its transcript."""
     speaker = folder.parent.name
@@ -217,15 +205,17 @@ def read_chapter(folder: Path, subset: str, genders: Dict[str, str]) -> Chapter:
         if utt_id not in texts:
             problems.append(f"{path}: no transcript")
         try:
-            seconds, sampling_rate = _duration_and_rate(path)
+            header = read_audio_header(path)
+            if header.channels != 1:
+                raise ValueError(f"{header.channels} channels, expected 1")
         except ValueError as error:
             problems.append(f"{path}: {error}")
             continue
         text = texts.get(utt_id)
         if text is not None:
-            entry = {"audio_filepath": str(path), "duration": seconds, "text": text, "utt_id": utt_id}
+            entry = {"audio_filepath": str(path), "duration": header.seconds, "text": text, "utt_id": utt_id}
             # With the rate NeMo need not open every file before training, and a file that breaks later is skipped.
-            entry["sampling_rate"] = sampling_rate
+            entry["sampling_rate"] = header.sampling_rate
             entries.append({**entry, "speaker": speaker, **gender, "subset": subset})
     return Chapter(entries, problems, respelled)
 

@@ -30,7 +30,7 @@ def report_problems(folder: Path, problems: List[str], skip_broken: bool) -> Non
         ValueError: there are some, and ``skip_broken`` is not set.
     """
     path = folder / "problems.txt"
-    path.unlink(missing_ok=True)  # of an earlier run
+    path.unlink(missing_ok=True)
     if not problems:
         return
     with atomic_write(path) as stream:

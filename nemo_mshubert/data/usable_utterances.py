@@ -90,9 +90,8 @@ def count_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
     if world_size > 1:
         of_ranks = [(0, Counts())] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(of_ranks, (rank, counts))
-        counts = Counts(
-            *map(sum, zip(*dict(of_ranks).values()))
-        )  # ranks that share a part of the data counted the same
+        # By rank, since ranks that share a part of the data counted the same.
+        counts = Counts(*map(sum, zip(*dict(of_ranks).values())))
     if has_remote_paths(config.manifest_filepath):
         return None
     check_counts(config, counts)

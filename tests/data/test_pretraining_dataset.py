@@ -26,6 +26,8 @@ from nemo.collections.common.data.lhotse import get_lhotse_dataloader_from_confi
 from omegaconf import OmegaConf
 
 from nemo_mshubert.data import unreadable
+from nemo_mshubert.data.audio import load_audio
+from nemo_mshubert.data.labels import FrameLabels
 from nemo_mshubert.data.manifest import read_manifest, write_manifest
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset, collate
 from nemo_mshubert.data.unreadable import UnreadableAudioError
@@ -150,8 +152,6 @@ def test_segments_of_a_file_keep_their_labels(counting_corpus):
     # Frame t of the segment is hop 25 + t of the file: give it the labels check_row expects there.
     segment = {**entry, "offset": 0.5, "duration": 1.0}
     frames = frame_count(16000)
-    from nemo_mshubert.data.labels import FrameLabels
-
     stream = ((25 + np.arange(frames)) % 50).astype(np.uint16)
     segment["labels"] = FrameLabels(MAKER, 16000, {50: stream}, offset=0.5).to_manifest()
     write_manifest(path, [segment, entries[1]])
@@ -178,13 +178,9 @@ def test_a_recording_may_hold_the_labelled_segment_alone(counting_corpus):
 @pytest.mark.parametrize("rate", [8000, 44100])
 def test_other_sample_rates_are_resampled_to_the_frames_of_their_labels(tmp_path, rate):
     """8 kHz and 44.1 kHz corpora: the crop is of the resampled audio, at the place its labels are of."""
-    from nemo_mshubert.data.audio import load_audio
-    from nemo_mshubert.data.labels import FrameLabels
-
     seconds, path = 2.0, tmp_path / "u0.wav"
-    tone = np.sin(
-        2 * np.pi * np.linspace(50, 800, int(rate * seconds)).cumsum() / rate
-    )  # each place has its own pitch
+    pitch = np.linspace(50, 800, int(rate * seconds))  # each place has its own
+    tone = np.sin(2 * np.pi * pitch.cumsum() / rate)
     soundfile.write(path, 0.5 * tone, rate)
     whole = load_audio({"audio_filepath": str(path)})
     frames = frame_count(len(whole))

@@ -82,11 +82,8 @@ def test_nothing_is_lost_or_changed(counting_corpus, tmp_path):
     for name, entry in originals.items():
         line = {key: value for key, value in lines[name].items() if key != "shard_id"}
         assert line == {**entry, "audio_filepath": name}
-    assert sorted(map(len, (path.read_bytes().splitlines() for path in joined.parent.glob("*/manifest_*")))) == [
-        2,
-        2,
-        3,
-    ]
+    of_shards = [path.read_bytes().splitlines() for path in joined.parent.glob("*/manifest_*")]
+    assert sorted(map(len, of_shards)) == [2, 2, 3]
     assert [json.loads(line) for line in joined.read_text().splitlines()] == [
         json.loads(line)
         for shard in range(3)

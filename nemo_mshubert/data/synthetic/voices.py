@@ -18,9 +18,8 @@ import random
 from typing import List, NamedTuple
 
 SUBSETS = ("train-clean", "dev-clean", "test-clean")
-ACCENTS = (
-    "en-us en en-gb-x-rp en-us-nyc en-gb-scotland en-029 en-gb-x-gbclan en-gb-x-gbcwmd".split()
-)  # "en" is espeak's British English
+# "en" is espeak's British English
+ACCENTS = "en-us en en-gb-x-rp en-us-nyc en-gb-scotland en-029 en-gb-x-gbclan en-gb-x-gbcwmd".split()
 # espeak's voice variants that sound like a person; each is one speaker, so no timbre is heard in two subsets.
 FEMALE = {
     "train-clean": "f1 f2 f4 Andrea Annie belinda linda steph steph3 aunty".split(),
