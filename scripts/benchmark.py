@@ -33,15 +33,6 @@ from nemo_mshubert.device import choose_device
 from nemo_mshubert.whole_files import make_place
 
 CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "pretrain"
-MODULES = {  # subcommand: module of nemo_mshubert.benchmarks, which has COLUMNS and benchmark(...)
-    "pretrain": "pretraining_step",
-    "traffic": "traffic",
-    "host": "host",
-    "loader": "loader",
-    "labelling": "labelling",
-    "inference": "inference",
-    "decoding": "decoding",
-}
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,17 +41,18 @@ def parse_args() -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--threads", type=int, help="CPU threads; PyTorch's default")
     common.add_argument("--output", help="JSON file")
+    confs = argparse.ArgumentParser(add_help=False, parents=[common])
+    confs.set_defaults(configs=CONFIGS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    pretrain = commands.add_parser("pretrain", parents=[common], help="the pre-training step")
+    pretrain = commands.add_parser("pretrain", parents=[confs], help="the pre-training step")
     pretrain.add_argument("--sizes", nargs="+", choices=sizes, default=["base"] if on_gpu else ["tiny"])
     pretrain.add_argument("--batch_seconds", type=float, nargs="+", default=[87.5, 350] if on_gpu else [32])
     pretrain.add_argument("--utterance_seconds", type=float, default=12.5 if on_gpu else 4)
     pretrain.add_argument("--repeats", type=int, default=20 if on_gpu else 5)
-    pretrain.set_defaults(configs=CONFIGS)
 
-    traffic = commands.add_parser("traffic", parents=[common], help="memory traffic of the step on a GPU, without one")
+    traffic = commands.add_parser("traffic", parents=[confs], help="memory traffic of the step on a GPU, without one")
     traffic.add_argument("--sizes", nargs="+", choices=sizes, default=["base"])
     traffic.add_argument("--batch_seconds", type=float, nargs="+", default=[87.5, 350])
     traffic.add_argument("--utterance_seconds", type=float, default=12.5)
@@ -68,30 +60,26 @@ def parse_args() -> argparse.Namespace:
         "--teraflops", type=float, default=680, help="of bf16 products per second; an H200 reaches 680"
     )
     traffic.add_argument("--terabytes", type=float, default=4.8, help="of memory per second; an H200 has 4.8")
-    traffic.set_defaults(configs=CONFIGS)
 
-    host = commands.add_parser("host", parents=[common], help="the host's part of the step, without the arithmetic")
+    host = commands.add_parser("host", parents=[confs], help="the host's part of the step, without the arithmetic")
     host.add_argument("--sizes", nargs="+", choices=sizes, default=["base"])
     host.add_argument("--repeats", type=int, default=50)
-    host.set_defaults(configs=CONFIGS)
 
-    loader = commands.add_parser("loader", parents=[common], help="the training loader, from tarred FLAC")
+    loader = commands.add_parser("loader", parents=[confs], help="the training loader, from tarred FLAC")
     loader.add_argument("--manifest", required=True, help="labelled, of FLAC files; packed into shards for the run")
     loader.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4, 8])
     loader.add_argument("--seconds", type=float, default=20, help="for which each row is measured")
     loader.add_argument("--shards", type=int, default=8)
-    loader.set_defaults(configs=CONFIGS)
 
-    labelling = commands.add_parser("labelling", parents=[common], help="features, labels and k-means")
+    labelling = commands.add_parser("labelling", parents=[confs], help="features, labels and k-means")
     labelling.add_argument("--size", choices=sizes, default="base", help="with random weights")
     labelling.add_argument("--manifest", required=True)
     labelling.add_argument("--seconds", type=float, default=3600 if on_gpu else 120, help="of audio")
     labelling.add_argument("--clusters", type=int, default=1000 if on_gpu else 100)
     labelling.add_argument("--frames", type=int, default=100_000 if on_gpu else 20_000, help="that k-means sees")
     labelling.add_argument("--repeats", type=int, default=3)
-    labelling.set_defaults(configs=CONFIGS)
 
-    inference = commands.add_parser("inference", parents=[common], help="greedy CTC, from audio to text")
+    inference = commands.add_parser("inference", parents=[confs], help="greedy CTC, from audio to text")
     inference.add_argument("--model", help=".nemo of a letter CTC model; random weights without it")
     inference.add_argument("--size", choices=sizes, default="base", help="for random weights")
     inference.add_argument("--manifest", required=True)
@@ -99,7 +87,6 @@ def parse_args() -> argparse.Namespace:
     inference.add_argument("--batch_seconds", type=float, default=120)
     inference.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of both sides")
     inference.add_argument("--repeats", type=int, default=3)
-    inference.set_defaults(configs=CONFIGS)
 
     decoding = commands.add_parser("decoding", parents=[common], help="the lexicon beam search")
     decoding.add_argument("--log_probs", required=True, help="file of scripts/evaluate.py")
@@ -128,7 +115,8 @@ def main() -> None:
     if threads:
         torch.set_num_threads(threads)
     device = torch.device(choose_device("auto"))
-    module = importlib.import_module(f"nemo_mshubert.benchmarks.{MODULES[command]}")
+    name = "pretraining_step" if command == "pretrain" else command
+    module = importlib.import_module(f"nemo_mshubert.benchmarks.{name}")  # has COLUMNS and benchmark(...)
     rows = module.benchmark(**arguments, device=device)
     publish(command, arguments, rows, module.COLUMNS, device, output)
 

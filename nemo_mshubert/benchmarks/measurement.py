@@ -143,11 +143,11 @@ def _resident_bytes(key: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
-def matmul_flops(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix product: what this machine reaches at best, the base of a utilisation."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / median_seconds({"product": lambda: torch.mm(a, b)}, repeats, device)["product"]
+    return 2 * size**3 / median_seconds({"product": lambda: torch.mm(a, b)}, 5, device)["product"]
 
 
 def describe_machine(device: torch.device) -> Dict[str, Any]:

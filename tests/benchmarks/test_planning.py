@@ -16,7 +16,6 @@
 
 import json
 import re
-import runpy
 from pathlib import Path
 
 import pytest
@@ -32,10 +31,12 @@ from nemo_mshubert.benchmarks.planning import (
     read_reports,
     state_bytes,
 )
+from tests.conftest import load_script
 
 pytestmark = pytest.mark.unit
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "conf" / "pretrain"
+main = load_script("plan").main
 
 
 def load(name):
@@ -52,24 +53,14 @@ def write(path, benchmark, rows, **machine):
 
 @pytest.fixture
 def reports(tmp_path):
-    steps = [
-        {"row": "ours", "size": "base", "batch_seconds": 87.5, "seconds": 0.02, "audio_seconds_per_second": 4000.0},
-        {"row": "ours", "size": "base", "batch_seconds": 350.0, "seconds": 0.1, "audio_seconds_per_second": 9999.0},
-        {
-            "row": "transformers",
-            "size": "base",
-            "batch_seconds": 87.5,
-            "seconds": 1.0,
-            "audio_seconds_per_second": 1.0,
-        },
-        {
-            "row": "ours, no Swap",
-            "size": "base",
-            "batch_seconds": 87.5,
-            "seconds": 0.0125,
-            "audio_seconds_per_second": 7000.0,
-        },
+    rows = [
+        ("ours", 87.5, 0.02, 4000.0),
+        ("ours", 350.0, 0.1, 9999.0),
+        ("transformers", 87.5, 1.0, 1.0),
+        ("ours, no Swap", 87.5, 0.0125, 7000.0),
     ]
+    keys = ("row", "batch_seconds", "seconds", "audio_seconds_per_second")
+    steps = [{"size": "base", **dict(zip(keys, row))} for row in rows]
     steps[0]["peak_gib"] = 96_050_000 * 12 / 2**30 + 17.5  # weights, moments and activations
     loader = [
         {"row": "decoding alone", "per_process": 999.0, "bytes_per_audio_second": 16000.0},
@@ -178,7 +169,6 @@ def test_bytes_of_gradients_copies():
 )
 def test_script_prints_the_plan(capsys, parallel, strategy, copies):
     """Hydra has an override for a group of parallel, and none for its absence."""
-    main = runpy.run_path(str(REPOSITORY / "scripts" / "plan.py"))["main"]
     main(["--hours", "960", "--gpus", "32", *parallel])
     table = capsys.readouterr().out
     assert f"fp32, strategy {strategy} |" in table and copies in table
@@ -217,7 +207,6 @@ def test_another_file_is_refused(tmp_path, content):
 )
 def test_wrong_options_are_named(capsys, option, message):
     """Otherwise Hydra's traceback, or a division by zero."""
-    main = runpy.run_path(str(REPOSITORY / "scripts" / "plan.py"))["main"]
     with pytest.raises(SystemExit):
         main(["--hours", "960", "--gpus", "32", option])
     assert re.search(message.replace("(", r"\("), capsys.readouterr().err)
@@ -225,7 +214,6 @@ def test_wrong_options_are_named(capsys, option, message):
 
 def test_gpus_that_cannot_share_models_are_refused():
     """The run itself would end before it begins."""
-    main = runpy.run_path(str(REPOSITORY / "scripts" / "plan.py"))["main"]
     with pytest.raises(SystemExit, match=r"12 GPUs are no multiple of the 8 that share a model \(megatron_tp8\)"):
         main(["--hours", "960", "--gpus", "12", "--parallel", "megatron_tp8"])
 
@@ -236,7 +224,6 @@ def test_the_measured_rows_plan_with_overrides(capsys):
     steps = read_reports(files)["pretrain"]
     row = next(row for row in steps if row["row"] == "ours, compiled" and 349 < row["batch_seconds"] < 351)
     speed = row["audio_seconds_per_second"]
-    main = runpy.run_path(str(REPOSITORY / "scripts" / "plan.py"))["main"]
     overrides = ["--overrides", "model.train_ds.batch_duration=350", "model.compile=true"]
     main(["--hours", "960", "--gpus", "8", *overrides, "--benchmarks", *map(str, files)])
     printed = capsys.readouterr().out
