@@ -26,7 +26,7 @@ from nemo_mshubert.alphabet import pieces_of_text
 from nemo_mshubert.data.manifest import utterance_id, write_manifest
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.config import LexiconBeamConfig
-from nemo_mshubert.decoding.error_rates import ErrorCounts, character_errors, word_errors
+from nemo_mshubert.decoding.error_rates import character_errors, word_errors
 from nemo_mshubert.decoding.greedy import greedy_ids, greedy_text
 from nemo_mshubert.decoding.log_probs import checked_log_probs, write_log_probs
 from nemo_mshubert.decoding.references import read_references, require_writing
@@ -226,11 +226,7 @@ def error_summary(entries: Sequence[Dict[str, Any]], texts: Sequence[str]) -> Di
 def _predictions(entries: Sequence[Dict[str, Any]], texts: Sequence[str]) -> List[Dict[str, Any]]:
     lines = []
     for entry, text in zip(entries, texts):
-        errors: ErrorCounts = word_errors([(entry["text"], text)])
-        counts = {
-            "substitutions": errors.substitutions,
-            "insertions": errors.insertions,
-            "deletions": errors.deletions,
-        }
+        counts = word_errors([(entry["text"], text)])._asdict()
+        del counts["reference_length"]
         lines.append({**entry, "pred_text": text, "word_errors": counts})
     return lines

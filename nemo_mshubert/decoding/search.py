@@ -29,9 +29,8 @@ from nemo_mshubert.whole_files import PathLike, atomic_write
 
 # fairseq examples/hubert/config/decode/ax_sweep/ngram.yaml
 RANGES = {"lm_weight": (0.0, 8.0), "word_score": (-5.0, 5.0), "sil_score": (-10.0, 0.0)}
-INITIAL_TRIALS = (
-    8  # the first is the config's own weights, then Sobol points; from then on the Gaussian process proposes
-)
+# The first is the config's own weights, then Sobol points; from then on the Gaussian process proposes.
+INITIAL_TRIALS = 8
 
 
 @dataclass(frozen=True)

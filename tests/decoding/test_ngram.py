@@ -51,6 +51,17 @@ def kenlm_is_built():
 needs_kenlm = pytest.mark.skipif(not kenlm_is_built(), reason="lmplz is not built; see scripts/build_kenlm.sh")
 
 
+@pytest.fixture
+def run_script(monkeypatch):
+    """``run_script("--text", path, ...)``: scripts/train_ngram.py in this process."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train_ngram.py", *map(str, arguments)])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+    return run
+
+
 @pytest.mark.unit
 @pytest.mark.parametrize(
     "text, expected",
@@ -170,38 +181,35 @@ def test_text_that_is_not_utf8_is_named_before_training(tmp_path, suffix):
 
 
 @pytest.mark.unit
-def test_a_word_list_that_is_not_utf8_is_named_before_training(tmp_path, monkeypatch):
+def test_a_word_list_that_is_not_utf8_is_named_before_training(tmp_path, run_script):
     """It is needed when the LM is there; found then, it costs the training."""
     (tmp_path / "text.txt").write_text("the sea\n")
     (tmp_path / "words.txt").write_bytes("the\ncaf\u00e9\n".encode("latin1"))
     arguments = ["--text", tmp_path / "text.txt", "--words", tmp_path / "words.txt", "--output", tmp_path / "lm"]
-    monkeypatch.setattr(sys, "argv", ["train_ngram.py", *map(str, arguments)])
     with pytest.raises(ValueError, match="words.txt:2: not UTF-8 .byte 0xe9 at column 4"):
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        run_script(*arguments)
     assert not (tmp_path / "lm.arpa").exists()
 
 
 @pytest.mark.unit
-def test_files_of_one_name_are_made_by_one_process(tmp_path, monkeypatch, held_elsewhere):
+def test_files_of_one_name_are_made_by_one_process(tmp_path, run_script, held_elsewhere):
     """Of two calls with other texts the lexicon was that of the one and the LM that of the other."""
     (tmp_path / "text.txt").write_text("the sea\n")
     held_elsewhere(tmp_path / ".lm.lock")
     arguments = ["--text", tmp_path / "text.txt", "--output", tmp_path / "lm"]
-    monkeypatch.setattr(sys, "argv", ["train_ngram.py", *map(str, arguments)])
     with pytest.raises(RuntimeError, match="another process makes these files. Wait for it, or give another --output"):
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        run_script(*arguments)
     assert not list(tmp_path.glob("lm*"))
 
 
 @pytest.mark.unit
-def test_an_empty_word_list_is_refused_before_training(tmp_path, monkeypatch):
+def test_an_empty_word_list_is_refused_before_training(tmp_path, run_script):
     """It was when the LM had been trained, hours later, since the LM knows none of no words."""
     (tmp_path / "text.txt").write_text("the sea\n")
     (tmp_path / "words.txt").write_text("\n \n")
     arguments = ["--text", tmp_path / "text.txt", "--words", tmp_path / "words.txt", "--output", tmp_path / "lm"]
-    monkeypatch.setattr(sys, "argv", ["train_ngram.py", *map(str, arguments)])
     with pytest.raises(ValueError, match="words.txt: no words. Give one a line, or leave it out"):
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        run_script(*arguments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt", "words.txt"]
 
 
@@ -249,13 +257,12 @@ def test_a_byte_order_mark_is_no_part_of_the_first_word(tmp_path, write_arpa):
 
 
 @pytest.mark.unit
-def test_listed_words_that_the_lm_does_not_know_are_counted(tmp_path, write_arpa, monkeypatch, capsys):
+def test_listed_words_that_the_lm_does_not_know_are_counted(tmp_path, write_arpa, run_script, monkeypatch, capsys):
     """A lexicon of half of the list looked like one of all of it."""
     (tmp_path / "words.txt").write_text("the\nsea\ndogs\nthe\n")
     arguments = ["--arpa", write_arpa({"the": -1.0, "sea": -1.0}), "--words", tmp_path / "words.txt"]
-    monkeypatch.setattr(sys, "argv", ["train_ngram.py", *map(str, arguments), "--output", str(tmp_path / "lm")])
     monkeypatch.setattr(ngram, "binarize", lambda *_: None)
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    run_script(*arguments, "--output", tmp_path / "lm")
     output = capsys.readouterr().out
     assert "words.txt: 1 of 3 words left out, which the LM does not know" in output
     assert "lm.lexicon: 2 words; 0 left out" in output
@@ -273,18 +280,17 @@ def test_word_list_in_another_case_than_the_arpa_is_refused(tmp_path, write_arpa
 
 
 @pytest.mark.unit
-def test_an_arpa_of_another_alphabet_is_refused(tmp_path, write_arpa, monkeypatch):
+def test_an_arpa_of_another_alphabet_is_refused(tmp_path, write_arpa, run_script):
     """No word of it could be heard; and a mistyped word list is found before the LM is trained."""
     arpa = write_arpa({"\u043c\u0438\u0440": -1.0, "\u0434\u043e\u043c": -1.0, "ok": -1.0})
-    monkeypatch.setattr(sys, "argv", ["train_ngram.py", "--arpa", arpa, "--output", str(tmp_path / "lm")])
+    arguments = ["--arpa", arpa, "--output", tmp_path / "lm"]
     with pytest.raises(
         ValueError, match="2 of 3 words hold letters that the model lacks .*ARPA of the model's language"
     ):
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        run_script(*arguments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.arpa"]
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--words", str(tmp_path / "gone.txt")])
     with pytest.raises(SystemExit):
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        run_script(*arguments, "--words", tmp_path / "gone.txt")
 
 
 @pytest.mark.unit

@@ -102,6 +102,7 @@ def test_names_become_folders():
 @pytest.fixture
 def write_inputs(tmp_path, write_arpa):
     """``write_inputs()``: all the files that `write_spec` names, in order; what is given is written instead."""
+    pytest.importorskip("ax", reason="the inputs are checked with Ax at hand")
 
     def write(texts=None, words=("the", "sea"), lm_words=("the", "sea")):
         write_arpa({word: -1.0 for word in lm_words}, name="lm.arpa")
@@ -133,7 +134,6 @@ def check(path):
 )
 def test_data_and_lm_that_do_not_fit_are_refused_first(write_inputs, write_spec, inputs, message):
     """An empty dev set, another case, another alphabet: found after the fine-tuning, they cost days."""
-    pytest.importorskip("ax")
     write_inputs()
     check(write_spec())
     write_inputs(**inputs)
@@ -142,7 +142,6 @@ def test_data_and_lm_that_do_not_fit_are_refused_first(write_inputs, write_spec,
 
 
 def test_a_lexicon_of_other_letters_is_refused_first(write_inputs, write_spec, tmp_path):
-    pytest.importorskip("ax")
     write_inputs()
     for spelling, message in (("T H E |", "lm.lexicon:1: .*wrong case"), ("t h \u00e9 |", "not among the model's")):
         (tmp_path / "lm.lexicon").write_text(f"the\t{spelling}\n")
@@ -152,7 +151,6 @@ def test_a_lexicon_of_other_letters_is_refused_first(write_inputs, write_spec, t
 
 @pytest.mark.parametrize("name", ["ssl.nemo", "train.json", "dev.json", "test.json", "lm.arpa", "lm.lexicon"])
 def test_absent_files_are_named_first(write_inputs, write_spec, tmp_path, name):
-    pytest.importorskip("ax")
     write_inputs()
     (tmp_path / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"{name}: no such"):
@@ -160,7 +158,6 @@ def test_absent_files_are_named_first(write_inputs, write_spec, tmp_path, name):
 
 
 def test_an_absent_recipe_is_named_first(write_inputs, write_spec, tmp_path):
-    pytest.importorskip("ax")
     write_inputs()
     splits = {"1h": {"config": "one_hour", "train_manifest": str(tmp_path / "train.json")}}
     with pytest.raises(FileNotFoundError, match="one_hour.yaml: no such recipe for the split '1h'"):
@@ -173,7 +170,6 @@ def test_an_absent_recipe_is_named_first(write_inputs, write_spec, tmp_path):
 @pytest.mark.parametrize("name", ["dev", "test"])
 def test_sets_that_cannot_be_evaluated_are_named_first(write_inputs, write_spec, tmp_path, name):
     """Found by the first evaluation, when the first model had been fine-tuned for a day."""
-    pytest.importorskip("ax")
     write_inputs()
     path = tmp_path / f"{name}.json"
     line = path.read_text()
