@@ -108,7 +108,7 @@ class Step:
         self.loss = MulticlusterMPLLoss(model.loss.penalty_weight)
         self.use_swap = use_swap
         self.parameters = [*self.encoder.parameters(), *self.heads.parameters()]
-        self.fused = config.model.optim.fused
+        self.fused = model.optim.fused
         self.batch = batch
 
     @cached_property

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
+from torch.nn.utils.rnn import pad_sequence
 
 from nemo_mshubert.data.labels import FrameLabels
 from nemo_mshubert.data.unreadable import MAX_UNREADABLE, UnreadableCount, reason
@@ -141,14 +142,10 @@ class PretrainingDataset(torch.utils.data.Dataset):
 def collate(examples: List[Example]) -> Dict[str, Any]:
     """Pad examples into a batch."""
     ids, waves, labels = zip(*examples)
+    audio = pad_sequence([torch.from_numpy(wave).float() for wave in waves], batch_first=True)  # [B, S]
     length = torch.tensor([len(wave) for wave in waves])
-    audio = torch.zeros(len(waves), int(length.max()))  # [B, S]
-    for row, wave in zip(audio, waves):
-        row[: len(wave)] = torch.from_numpy(wave)
-    num_frames = max(len(next(iter(sets.values()))) for sets in labels)
     padded = {}
     for clusters in labels[0]:
-        padded[clusters] = torch.full((len(waves), num_frames), IGNORED_LABEL)  # [B, T]
-        for row, sets in zip(padded[clusters], labels):
-            row[: len(sets[clusters])] = torch.from_numpy(sets[clusters].astype(np.int64))
+        rows = [torch.from_numpy(sets[clusters]) for sets in labels]
+        padded[clusters] = pad_sequence(rows, batch_first=True, padding_value=IGNORED_LABEL)  # [B, T]
     return {"audio": audio, "length": length, "labels": padded, "utterances": list(ids)}

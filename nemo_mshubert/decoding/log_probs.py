@@ -58,13 +58,10 @@ def write_log_probs(path: PathLike, labels: Sequence[str], utterances: Iterable[
     Raises:
         ValueError: no utterances, or a shape or value that `checked_log_probs` refuses.
     """
-    ids, references, arrays = [], [], []
-    for utterance, reference, log_probs_TV in utterances:
-        arrays.append(checked_log_probs(log_probs_TV, len(labels), utterance))
-        ids.append(utterance)
-        references.append(reference)
-    if not ids:
+    checked = [(name, text, checked_log_probs(array, len(labels), name)) for name, text, array in utterances]
+    if not checked:
         raise ValueError(f"{path}: no utterances to write. Is the manifest of this set empty?")
+    ids, references, arrays = zip(*checked)
     tensors = {"log_probs": np.concatenate(arrays), "ends": np.cumsum([len(array) for array in arrays])}
     header = {"labels": list(labels), "utterances": ids, "references": references}
     with atomic_write(path, "wb") as stream:
