@@ -28,7 +28,7 @@ ABSENT = "–"
 Findings = Dict[str, List[Tuple[str, Dict[str, Any]]]]  # kind, of `FILES` -> folder and content of each file, if any
 
 
-class Finding(NamedTuple):
+class Section(NamedTuple):
     """A section of the report."""
 
     title: str
@@ -71,7 +71,7 @@ def read_findings(folder: Path) -> Findings:
 # --- Sections --------------------------------------------------------------------------------------------------------
 
 
-def sections(findings: Findings) -> List[Finding]:
+def sections(findings: Findings) -> List[Section]:
     """One per kind of analysis that there is."""
     makers = {
         "cca": _cca_section,
@@ -82,7 +82,7 @@ def sections(findings: Findings) -> List[Finding]:
     return [make(findings[kind]) for kind, make in makers.items() if kind in findings]
 
 
-def _cca_section(found) -> Finding:
+def _cca_section(found) -> Section:
     tables, plots = [], []
     for folder, results in found:
         units = results["sample"]["units"]
@@ -95,10 +95,10 @@ def _cca_section(found) -> Finding:
         tables.append(Table(f"CCA with {units} ({folder})", header, rows, (0,), note))
         figure = plot_curves(results["models"], f"PWCCA with {units}")
         plots.append(Plot(f"CCA with {units} by layer ({folder}); bands are the range of the runs.", png_of(figure)))
-    return Finding("What the layers know", tables, plots)
+    return Section("What the layers know", tables, plots)
 
 
-def _superb_section(found) -> Finding:
+def _superb_section(found) -> Section:
     rows = []
     for _, results in found:
         best = results["best"]
@@ -113,7 +113,7 @@ def _superb_section(found) -> Finding:
     for task in dict.fromkeys(results["task"] for _, results in found):
         figure = plot_layer_weights([results for _, results in found if results["task"] == task])
         plots.append(Plot(f"Learned weights of the layers, {task.upper()}.", png_of(figure)))
-    return Finding("SUPERB", [table], plots)
+    return Section("SUPERB", [table], plots)
 
 
 def _sweep_entry(line: Dict[str, Any]) -> str:
@@ -121,7 +121,7 @@ def _sweep_entry(line: Dict[str, Any]) -> str:
     return f"{line['learning_rate']:g}: {error}"
 
 
-def _diagnostics_section(found) -> Finding:
+def _diagnostics_section(found) -> Section:
     tables, plots = [], []
     for folder, results in found:
         tables.append(prediction_table(results["models"], f"Predictions ({folder})"))
@@ -130,10 +130,10 @@ def _diagnostics_section(found) -> Finding:
             caption += " Below: agreement of k-means clusters of each layer with phones, on held-out frames."
             caption += " Dotted there: what clusters that know nothing of phones reach on as many frames."
         plots.append(Plot(f"{folder}. {caption}", png_of(plot_diagnoses(results["models"]))))
-    return Finding("Diagnostics", tables, plots)
+    return Section("Diagnostics", tables, plots)
 
 
-def _benchmark_section(found) -> Finding:
+def _benchmark_section(found) -> Section:
     tables = []
     for folder, results in found:
         keys = list(dict.fromkeys(key for row in results["rows"] for key in row))
@@ -141,7 +141,7 @@ def _benchmark_section(found) -> Finding:
         texts = tuple(n for n, key in enumerate(keys) if any(isinstance(row.get(key), str) for row in results["rows"]))
         machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
         tables.append(Table(f"Speed: {results['benchmark']} ({folder})", keys, rows, texts, machine))
-    return Finding("Benchmarks", tables, [])
+    return Section("Benchmarks", tables, [])
 
 
 def _value(value: Any) -> str:

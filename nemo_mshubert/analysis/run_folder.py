@@ -45,7 +45,7 @@ class Score(NamedTuple):
     words: int
 
 
-class LabelMetrics(NamedTuple):
+class LabelSetMetrics(NamedTuple):
     """Metrics of one label set of a manifest, as scripts/label.py writes them."""
 
     iteration: str
@@ -65,7 +65,7 @@ class Run:
 
     name: str
     stages: List[Stage] = field(default_factory=list)
-    labels: List[LabelMetrics] = field(default_factory=list)
+    labels: List[LabelSetMetrics] = field(default_factory=list)
     scores: Dict[str, Scores] = field(default_factory=dict)  # by model
     experiments: List[Experiment] = field(default_factory=list)
     findings: Findings = field(default_factory=dict)
@@ -156,7 +156,7 @@ def read_stages(path: Path) -> List[Stage]:
     return list(stages.values())
 
 
-def read_label_metrics(folder: Path) -> List[LabelMetrics]:
+def read_label_metrics(folder: Path) -> List[LabelSetMetrics]:
     """Metrics of all iterations, manifests and sets below ``labels/``, in this order."""
     rows = []
     for path in sorted(folder.glob("*/*.metrics.json"), key=_natural_order):
@@ -166,7 +166,7 @@ def read_label_metrics(folder: Path) -> List[LabelMetrics]:
             for clusters, values in report["sets"].items():
                 values["entropy_bits"], values["dead_clusters"]  # all files have these; alignments add the others
                 unit = report.get("unit", ABSENT)
-                rows.append(LabelMetrics(path.parent.name, name, report["features"], unit, clusters, values))
+                rows.append(LabelSetMetrics(path.parent.name, name, report["features"], unit, clusters, values))
         except KeyError as error:
             raise ValueError(f"{path}: lacks {error}. {remedy}") from error
         except (ValueError, TypeError, AttributeError) as error:
