@@ -178,12 +178,8 @@ def test_options_of_extract_features_arrive(handed_to, capsys):
 
 def test_options_of_ssl_to_ctc_arrive(handed_to):
     options = "--ssl a.nemo --output b.nemo --tokenizer_dir tok --letters abc --from_scratch --seed 7"
-    assert handed_to("nemo_mshubert.models.ctc.ssl_to_ctc", f"ssl_to_ctc.py {options}") == (
-        "a.nemo",
-        "tok",
-        True,
-        "abc",
-    )
+    handed = handed_to("nemo_mshubert.models.ctc.ssl_to_ctc", f"ssl_to_ctc.py {options}")
+    assert handed == ("a.nemo", "tok", True, "abc")
     assert torch.initial_seed() == 7
 
 

@@ -285,10 +285,8 @@ def test_findings_of_all_analyses_are_shown(analysed):
         assert row in cells, row
     headings = re.findall("<h2>(.*?)</h2>", html)
     assert headings[:5] == ["Error rates", "What the layers know", "SUPERB", "Diagnostics", "Benchmarks"]
-    assert (
-        sum(caption.startswith(("CCA with words", "Learned weights", "diagnostics.")) for caption in captions(html))
-        == 3
-    )
+    of_analyses = ("CCA with words", "Learned weights", "diagnostics.")
+    assert sum(caption.startswith(of_analyses) for caption in captions(html)) == 3
     assert "| ours | PR | test-clean | 12.34 |" in markdown_report(read_run(analysed))
     assert "Dotted there: what clusters that know nothing of phones reach" in html
     (folder, diagnoses) = read_run(analysed).findings["diagnostics"][0]

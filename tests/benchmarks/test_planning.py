@@ -76,11 +76,14 @@ def reports(tmp_path):
     )
 
 
+def values_of(experiment, cluster, reports):
+    """The values of a plan at base size for 960 hours, by quantity."""
+    return {line.quantity: line.value for line in plan(load(experiment), "base", 960, cluster, reports)}
+
+
 def test_plan_of_the_paper(reports):
     """LibriSpeech on 32 GPUs: 400,000 updates of 2,800 s at 4,000 audio-s/s per GPU."""
-    lines = {
-        line.quantity: line.value for line in plan(load("mshubert_base"), "base", 960, Cluster(32, 8, "auto"), reports)
-    }
+    lines = values_of("mshubert_base", Cluster(32, 8, "auto"), reports)
     assert lines["parameters"] == pytest.approx(96.05, abs=0.01)
     assert lines["activations per GPU"] == pytest.approx(17.5, rel=1e-3)
     # Gradients of the update before, and DDP's copies, lie there when a forward pass has made all activations.
@@ -99,8 +102,7 @@ def test_plan_of_the_paper(reports):
 @pytest.mark.parametrize("gpus, strategy, seconds", [(128, "auto", 11200), (32, "megatron_tp2", 2800)])
 def test_updates_of_more_gpus_and_of_shared_models(reports, gpus, strategy, seconds):
     """No update is less than a batch per GPU; GPUs that share a model are, at best, twice as fast with one batch."""
-    made = plan(load("mshubert_base"), "base", 960, Cluster(gpus, 8, strategy), reports)
-    lines = {line.quantity: line.value for line in made}
+    lines = values_of("mshubert_base", Cluster(gpus, 8, strategy), reports)
     assert lines["audio per update"] == seconds
     assert lines["updates per day"] == pytest.approx(86400 * 4000 * gpus / seconds)
 
@@ -109,19 +111,19 @@ def test_gpus_that_share_a_model_all_read_its_data(reports):
     """Nodes with cores for one reader of each group would starve their GPUs."""
     cores = {}
     for strategy in ("auto", "fsdp2", "megatron_tp2", "megatron_tp8"):
-        lines = plan(load("mshubert_base"), "base", 960, Cluster(32, 8, strategy), reports)
-        cores[strategy] = {line.quantity: line.value for line in lines}["loader cores per GPU"]
+        lines = values_of("mshubert_base", Cluster(32, 8, strategy), reports)
+        cores[strategy] = lines["loader cores per GPU"]
     assert cores == {"auto": 8, "fsdp2": 8, "megatron_tp2": 16, "megatron_tp8": 64}
 
 
 def test_hubert_is_planned_by_the_step_without_swap(reports):
     """Two views cost 1.6 to 1.8 times one: its days would be too many."""
     cluster = Cluster(32, 8, "auto")
-    lines = {line.quantity: line.value for line in plan(load("hubert_iter2_base"), "base", 960, cluster, reports)}
-    assert lines["updates per day"] == pytest.approx(86400 * 7000 * 32 / 2800)
+    assert values_of("hubert_iter2_base", cluster, reports)["updates per day"] == pytest.approx(
+        86400 * 7000 * 32 / 2800
+    )
     del reports["pretrain"][-1]
-    lines = {line.quantity: line.value for line in plan(load("hubert_iter2_base"), "base", 960, cluster, reports)}
-    assert lines["updates per day"] is None
+    assert values_of("hubert_iter2_base", cluster, reports)["updates per day"] is None
 
 
 def test_memory_of_a_cpu_says_nothing_about_a_gpu(tmp_path):

@@ -535,9 +535,19 @@ def test_a_shard_that_vanishes_is_named(tarred, tmp_path, num_workers):
         list(itertools.islice(loader, STREAM))
 
 
-def check_on_a_rank(config, paths):
+@pytest.fixture
+def halves(plain, tmp_path):
+    """Two manifests, each of every second line of ``plain``, which names them now."""
+    lines = Path(plain.manifest_filepath).read_text().splitlines(keepends=True)
+    paths = [tmp_path / "even.json", tmp_path / "odd.json"]
+    for first, path in enumerate(paths):
+        path.write_text("".join(lines[first::2]))
+    plain.manifest_filepath = [[str(path)] for path in paths]
+    return paths
+
+
+def check_on_a_rank(config):
     torch.distributed.init_process_group("gloo")
-    config.manifest_filepath = [[path] for path in paths]
     try:
         count_utterances(config, torch.distributed.get_rank(), 2)
     except ValueError as error:
@@ -556,37 +566,25 @@ def test_too_few_utterances_for_lhotses_number_of_buckets(plain):
 
 
 @pytest.mark.unit
-def test_ranks_share_the_check_of_the_manifests(plain, tmp_path):
+def test_ranks_share_the_check_of_the_manifests(plain, halves):
     """One rank alone would need hours for a million hours of speech, and the others would not wait."""
-    lines = open(plain.manifest_filepath, encoding="utf-8").read().splitlines()
-    parts = [tmp_path / "even.json", tmp_path / "odd.json"]
-    for first, path in enumerate(parts):
-        path.write_text("\n".join(lines[first::2]) + "\n")
-    plain.num_buckets = len(lines)
-    assert run_on_ranks(2, check_on_a_rank, plain, [str(path) for path in parts]) == [None, None]
-    plain.num_buckets = len(lines) + 1
-    assert all(
-        "too few for num_buckets" in told
-        for told in run_on_ranks(2, check_on_a_rank, plain, [str(path) for path in parts])
-    )
+    plain.num_buckets = len(LENGTHS)
+    assert run_on_ranks(2, check_on_a_rank, plain) == [None, None]
+    plain.num_buckets = len(LENGTHS) + 1
+    assert all("too few for num_buckets" in told for told in run_on_ranks(2, check_on_a_rank, plain))
 
 
-def usable_on_a_rank(config, paths):
+def usable_on_a_rank(config):
     torch.distributed.init_process_group("gloo")
-    config.manifest_filepath = [[path] for path in paths]
     return count_utterances(config, torch.distributed.get_rank() // 2, 2).usable
 
 
 @pytest.mark.unit
-def test_ranks_that_share_a_model_count_once(plain, tmp_path):
+def test_ranks_that_share_a_model_count_once(plain, halves):
     """Two read the same share of the manifests: as many buckets as there are utterances would be twice too many."""
-    lines = Path(plain.manifest_filepath).read_text().splitlines(keepends=True)
-    parts = [tmp_path / "even.json", tmp_path / "odd.json"]
-    for first, path in enumerate(parts):
-        path.write_text("".join(lines[first::2]))
-    assert run_on_ranks(4, usable_on_a_rank, plain, [str(path) for path in parts]) == [len(LENGTHS)] * 4
-    parts[1].write_text(lines[1].rstrip())  # NeMo mixes both, though a rank looks at one of them
-    plain.manifest_filepath = [str(path) for path in parts]
+    assert run_on_ranks(4, usable_on_a_rank, plain) == [len(LENGTHS)] * 4
+    first_line, _ = halves[1].read_text().split("\n", 1)
+    halves[1].write_text(first_line)  # NeMo mixes both, though a rank looks at one of them
     with pytest.raises(ValueError, match="odd.json: empty, or one line without its end"):
         count_utterances(plain, rank=1, world_size=2)
 
@@ -657,22 +655,18 @@ def test_lines_that_are_left_out_are_not_counted_as_unheard(plain):
     assert "Training on 4 utterances. They last 1.08 h, of which an epoch hears 1.03 h" in info and not warnings
 
 
-def hours_on_a_rank(config, paths):
+def hours_on_a_rank(config):
     torch.distributed.init_process_group("gloo")
-    config.manifest_filepath = [[path] for path in paths]
     return messages_of(config, torch.distributed.get_rank(), 2)
 
 
 @pytest.mark.unit
-def test_ranks_tell_the_hours_of_all(plain, tmp_path):
+def test_ranks_tell_the_hours_of_all(plain, halves):
     """Each reads a share of the manifests, of which the hours must not be."""
-    lengthen(plain.manifest_filepath, 1000)
-    lines = Path(plain.manifest_filepath).read_text().splitlines()
-    parts = [tmp_path / "even.json", tmp_path / "odd.json"]
-    for first, path in enumerate(parts):
-        path.write_text("\n".join(lines[first::2]) + "\n")
+    for path in halves:
+        lengthen(path, 1000)
     plain.truncate_duration = 150
-    one, other = run_on_ranks(2, hours_on_a_rank, plain, [str(path) for path in parts])
+    one, other = run_on_ranks(2, hours_on_a_rank, plain)
     (info,), (warning,) = one
     assert one == other and "12 utterances. They last 2.58 h, of which an epoch hears 0.50 h" in info
     assert "0.50 of 2.58 h" in warning

@@ -41,6 +41,7 @@ from nemo_mshubert.decoding.results import results_table
 from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.parallel.launched import launched_ranks
 from tests.conftest import load_script
+from tests.decoding.test_error_rates import slow_edit_distance as edit_distance
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
 pytestmark = pytest.mark.unit
@@ -48,20 +49,16 @@ LENGTHS = [16000, 24000, 100, 20000]
 TEXTS = ["the sea is far", "a cat sat", "oh", "dogs"]
 
 
-def edit_distance(reference, hypothesis):
-    """Least number of errors, row by row."""
-    row = list(range(len(hypothesis) + 1))
-    for i, expected in enumerate(reference, start=1):
-        diagonal, row[0] = row[0], i
-        for j, found in enumerate(hypothesis, start=1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (expected != found))
-    return row[-1]
-
-
 @pytest.fixture
 def waves():
     rng = np.random.default_rng(0)
     return [rng.normal(0, 0.1, length).astype(np.float32) for length in LENGTHS]
+
+
+@pytest.fixture
+def model(letters_path):
+    """A letter model of random weights."""
+    return load_ctc_model(str(letters_path), device="cpu")
 
 
 @pytest.fixture
@@ -86,27 +83,20 @@ def read_whole(manifest):
     return [{**entry, "audio_filepath": str(manifest.parent / entry["audio_filepath"])} for entry in read(manifest)]
 
 
-def test_numbers_and_files_of_a_letter_model(letters_path, manifest, waves, tmp_path):
+def test_numbers_and_files_of_a_letter_model(letters_path, model, manifest, waves, tmp_path):
     """WER and CER are those of NeMo's own transcripts, file by file; the files hold what they were computed from."""
-    model = load_ctc_model(str(letters_path), device="cpu")
     results = evaluate_manifests(model, "a.nemo", [manifest], tmp_path / "out", {"greedy": greedy_decoder(model)})
     output = tmp_path / "out"
     names = ["results.json", "test.greedy.json", "test.log_probs.safetensors"]
     assert sorted(path.name for path in output.iterdir()) == names
 
     stock = ASRModel.restore_from(str(letters_path), map_location="cpu")
-    files = [entry["audio_filepath"] for entry in read(manifest)]
-    files = [str(manifest.parent / file) for file in files]
+    files = [entry["audio_filepath"] for entry in read_whole(manifest)]
     texts = [hypothesis.text for hypothesis in stock.transcribe(files, batch_size=1, verbose=False)]
     assert texts[2] == "" and all(texts[number] for number in (0, 1, 3))  # 100 samples are less than a frame
     predictions = read(output / "test.greedy.json")
     assert [line["pred_text"] for line in predictions] == texts
-    assert [line["text"] for line in predictions] == TEXTS and [line["speaker"] for line in predictions] == [
-        0,
-        1,
-        2,
-        3,
-    ]
+    assert [(line["text"], line["speaker"]) for line in predictions] == list(zip(TEXTS, range(4)))
     assert all((output / line["audio_filepath"]).is_file() for line in predictions)
 
     words = [edit_distance(reference.split(), text.split()) for reference, text in zip(TEXTS, texts)]
@@ -172,13 +162,12 @@ def test_a_bpe_model_is_evaluated_without_a_cache(bpe_path, manifest, tmp_path):
 
 
 def test_several_decoders_share_one_pass_of_the_model(
-    letters_path, manifest, tmp_path, write_arpa, write_lexicon_of, make_config, monkeypatch
+    model, manifest, tmp_path, write_arpa, write_lexicon_of, make_config, monkeypatch
 ):
     """Greedy and lexicon beam side by side; the beam writes words of the lexicon and nothing else."""
     pytest.importorskip("flashlight.lib.text", reason="the beam search needs flashlight-text")
     vocabulary = ["the", "sea", "a", "wig"]
     config = make_config(write_arpa({word: -1.0 for word in vocabulary}), write_lexicon_of(vocabulary), beam_size=50)
-    model = load_ctc_model(str(letters_path), device="cpu")
     passes = []
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda **inputs: passes.append(1) or forward(**inputs))
@@ -190,9 +179,8 @@ def test_several_decoders_share_one_pass_of_the_model(
 
 
 @pytest.mark.parametrize("num_ranks", [2, 5])  # 5: more than the utterances
-def test_ranks_share_an_evaluation(letters_path, manifest, tmp_path, num_ranks):
+def test_ranks_share_an_evaluation(model, manifest, tmp_path, num_ranks):
     """Eight GPUs must find what one finds, in its order."""
-    model = load_ctc_model(letters_path, "cpu")
 
     def evaluate(folder):
         with launched_ranks() as ranks:
@@ -225,9 +213,9 @@ def test_the_table_holds_the_counts():
     assert row == "| test-clean | greedy | 2 | 5 | 40.00 | 1 | 1 | 0 | 31.25 |"  # 2 of 5 words, 5 of 16 characters
 
 
-def test_results_of_one_model_add_up(letters_path, manifest, tmp_path):
+def test_results_of_one_model_add_up(model, manifest, tmp_path):
     """dev-other first, test-other another day: the second call must not take away the numbers of the first."""
-    model, output = load_ctc_model(letters_path, "cpu"), tmp_path / "out"
+    output = tmp_path / "out"
     decoders = {"greedy": greedy_decoder(model)}
     evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
     write_manifest(tmp_path / "dev.json", [{**read_whole(manifest)[1], "text": "a dog"}])
@@ -256,10 +244,10 @@ def other_folder(manifest, tmp_path):
     return write
 
 
-def test_another_set_of_the_same_name_is_refused(letters_path, manifest, other_folder, tmp_path, monkeypatch):
+def test_another_set_of_the_same_name_is_refused(model, manifest, other_folder, tmp_path, monkeypatch):
     """LibriSpeech's test.json, then Common Voice's: numbers, predictions and log-probabilities of the first were
     gone."""
-    model, output = load_ctc_model(letters_path, "cpu"), tmp_path / "out"
+    output = tmp_path / "out"
     decoders = {"greedy": greedy_decoder(model)}
     evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
     before = {path.name: path.read_bytes() for path in output.iterdir()}
@@ -273,10 +261,10 @@ def test_another_set_of_the_same_name_is_refused(letters_path, manifest, other_f
 
 
 def test_another_set_in_the_folder_it_is_evaluated_from_is_refused(
-    letters_path, manifest, other_folder, tmp_path, monkeypatch
+    model, manifest, other_folder, tmp_path, monkeypatch
 ):
     """``cd corpus; evaluate.py --manifest test.json`` for one corpus after another: the same path, another set."""
-    model, decoders = load_ctc_model(letters_path, "cpu"), {"silent": lambda utterances, _: [""] * len(utterances)}
+    decoders = {"silent": lambda utterances, _: [""] * len(utterances)}
     another = other_folder(read_whole(manifest)[:2])
     monkeypatch.chdir(manifest.parent)
     evaluate_manifests(model, "a.nemo", [manifest.name], tmp_path / "out", decoders)
@@ -285,9 +273,9 @@ def test_another_set_in_the_folder_it_is_evaluated_from_is_refused(
         evaluate_manifests(model, "a.nemo", [another.name], tmp_path / "out", decoders)
 
 
-def test_decodings_of_one_manifest_add_up(letters_path, manifest, other_folder, tmp_path):
+def test_decodings_of_one_manifest_add_up(model, manifest, other_folder, tmp_path):
     """A beam search with hours behind it, then greedy alone: the second call took away the numbers of the first."""
-    model, output = load_ctc_model(letters_path, "cpu"), tmp_path / "out"
+    output = tmp_path / "out"
 
     def right(utterances, log_probs):
         return TEXTS
@@ -312,9 +300,9 @@ def test_decodings_of_one_manifest_add_up(letters_path, manifest, other_folder, 
     assert evaluate(copied, greedy=silent)[0] == {"greedy": 1.0}
 
 
-def test_results_of_another_model_are_not_replaced(letters_path, manifest, tmp_path, monkeypatch):
+def test_results_of_another_model_are_not_replaced(letters_path, model, manifest, tmp_path, monkeypatch):
     """A table of two models, or the numbers of the first gone."""
-    model, output = load_ctc_model(letters_path, "cpu"), tmp_path / "out"
+    output = tmp_path / "out"
     decoders = {"greedy": greedy_decoder(model)}
     evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
     before = (output / "results.json").read_text()
@@ -333,10 +321,10 @@ def test_results_of_another_model_are_not_replaced(letters_path, manifest, tmp_p
             evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
 
 
-def test_predictions_are_there_when_all_is_counted(letters_path, manifest, tmp_path, monkeypatch):
+def test_predictions_are_there_when_all_is_counted(model, manifest, tmp_path, monkeypatch):
     """A quickstart that was killed while the errors of the beam were counted took the greedy predictions of the last
     set for a sign that all is done; its numbers were missing in the report."""
-    model, output = load_ctc_model(letters_path, "cpu"), tmp_path / "out"
+    output = tmp_path / "out"
     decoders = {"greedy": greedy_decoder(model), "beam": lambda utterances, log_probs: ["killed"] * len(utterances)}
 
     def killed(entries, texts):
@@ -350,13 +338,12 @@ def test_predictions_are_there_when_all_is_counted(letters_path, manifest, tmp_p
     assert [path.name for path in output.iterdir()] == ["test.log_probs.safetensors"]
 
 
-def test_results_are_there_after_each_manifest(letters_path, manifest, tmp_path):
+def test_results_are_there_after_each_manifest(model, manifest, tmp_path):
     """Hours of a beam of 1500 on the first set, and then a file of the second that cannot be decoded."""
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
     write_manifest(
         tmp_path / "dev.json", [{"audio_filepath": str(tmp_path / "broken.wav"), "duration": 1.0, "text": "a"}]
     )
-    model = load_ctc_model(letters_path, "cpu")
     with pytest.raises(ValueError, match="broken.wav: cannot be read as audio"):
         evaluate_manifests(
             model, "a", [manifest, tmp_path / "dev.json"], tmp_path / "out", {"greedy": greedy_decoder(model)}
@@ -377,30 +364,27 @@ def test_ranks_share_the_cores_of_their_machine(monkeypatch):
 
 
 @pytest.mark.parametrize("field", ["text", "duration"])
-def test_a_line_without_text_is_named(letters_path, manifest, tmp_path, field):
+def test_a_line_without_text_is_named(model, manifest, tmp_path, field):
     """Before the model has run for an hour; and no result may be left that looks like one."""
     entries = read(manifest)
     del entries[1][field]
     manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    model = load_ctc_model(str(letters_path), device="cpu")
     with pytest.raises(ValueError, match=f'test.json:2: no "{field}".* Add .* or remove the line'):
         evaluate_manifests(model, "a.nemo", [manifest], tmp_path / "out", {"greedy": greedy_decoder(model)})
     assert not (tmp_path / "out").exists()
 
 
-def test_a_set_without_words_is_refused_before_the_model_runs(letters_path, manifest, tmp_path, monkeypatch):
+def test_a_set_without_words_is_refused_before_the_model_runs(model, manifest, tmp_path, monkeypatch):
     """Its rate is 0 / 0. One empty text among others is speech of nothing, and counts."""
     entries = [{**entry, "text": " "} for entry in read(manifest)]
     manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    model = load_ctc_model(str(letters_path), device="cpu")
     monkeypatch.setattr(model, "forward", None)
     with pytest.raises(ValueError, match='test.json: the "text" of all lines is empty, so there is no WER. Add'):
         evaluate_manifests(model, "a.nemo", [manifest], tmp_path / "out", {"greedy": greedy_decoder(model)})
 
 
-def test_missing_files_are_named(letters_path, ssl_path, manifest, tmp_path):
+def test_missing_files_are_named(model, ssl_path, manifest, tmp_path):
     """The audio, the manifest, the model, and a model of the step before."""
-    model = load_ctc_model(str(letters_path), device="cpu")
     decoders = {"greedy": greedy_decoder(model)}
     (manifest.parent / "u3.wav").unlink()
     with pytest.raises(FileNotFoundError, match="test.json:4: .*u3.wav: no such audio file"):
@@ -417,11 +401,10 @@ def test_missing_files_are_named(letters_path, ssl_path, manifest, tmp_path):
         load_ctc_model(str(ssl_path))
 
 
-def test_texts_in_another_case_are_refused_for_letters(letters_path, manifest, tmp_path, monkeypatch):
+def test_texts_in_another_case_are_refused_for_letters(model, manifest, tmp_path, monkeypatch):
     """Every word would count as an error, and a WER of 100 % looks like a training that failed."""
     entries = [{**entry, "text": entry["text"].upper()} for entry in read(manifest)]
     manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    model = load_ctc_model(str(letters_path), device="cpu")
     monkeypatch.setattr(model, "forward", None)  # refused before an hour of it
     with pytest.raises(
         ValueError, match="test.json:1: the reference 'THE SEA IS FAR' is not in the case of the model's letters"
@@ -456,15 +439,12 @@ def test_texts_that_the_model_never_writes_are_refused(name, request, manifest, 
         ({"text": ""}, 'last.json: the "text" of all lines is empty'),
     ],
 )
-def test_mistakes_in_the_last_manifest_are_found_first(
-    letters_path, manifest, tmp_path, monkeypatch, changes, message
-):
+def test_mistakes_in_the_last_manifest_are_found_first(model, manifest, tmp_path, monkeypatch, changes, message):
     """Found when its turn comes, they cost the passes over the sets before it."""
     good, bad = read_whole(manifest)[:2]
     write_manifest(
         tmp_path / "last.json", [{**good, **({"text": ""} if "text" in changes else {})}, {**bad, **changes}]
     )
-    model = load_ctc_model(letters_path, "cpu")
     monkeypatch.setattr(model, "forward", None)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluate_manifests(model, "a", [manifest, tmp_path / "last.json"], tmp_path / "out", {})
@@ -543,9 +523,8 @@ def test_numbers_of_nothing_are_refused(script, monkeypatch, capsys, option):
 KINDS = ["the see is far", "a cat sat down here", "", "dogs"]  # of TEXTS: a substitution, two insertions, a deletion
 
 
-def test_kinds_of_errors_are_told_apart_in_predictions_and_table(letters_path, manifest, tmp_path):
+def test_kinds_of_errors_are_told_apart_in_predictions_and_table(model, manifest, tmp_path):
     """One in the other's place: a model that drops words would look like one that makes them up."""
-    model = load_ctc_model(letters_path, "cpu")
     results = evaluate_manifests(
         model, "a.nemo", [manifest], tmp_path / "out", {"beam": lambda utterances, log_probs: KINDS}
     )
@@ -557,9 +536,8 @@ def test_kinds_of_errors_are_told_apart_in_predictions_and_table(letters_path, m
     assert "| dev | beam | 3 | 5 | 120.00 | 1 | 2 | 3 |" in results_table({"dev": {"beam": summary}})
 
 
-def test_ranks_know_the_utterances_of_their_share(letters_path, manifest, tmp_path):
+def test_ranks_know_the_utterances_of_their_share(model, manifest, tmp_path):
     """Else an error would name a sound utterance of another rank."""
-    model = load_ctc_model(letters_path, "cpu")
 
     def evaluate():
         with launched_ranks() as ranks:

@@ -68,14 +68,12 @@ def test_an_interrupted_search_resumes_with_the_same_trials(tmp_path, finished):
     assert len(read_trials(tmp_path / "resumed.jsonl", {"lm": "a"})) == finished
 
     resumed_calls = []
-    resumed = search(
-        lambda weights: resumed_calls.append(weights) or bowl(weights),
-        tmp_path / "resumed.jsonl",
-        {"lm": "a"},
-        FIRST,
-        num_trials=5,
-        seed=3,
-    )
+
+    def counted(weights):
+        resumed_calls.append(weights)
+        return bowl(weights)
+
+    resumed = search(counted, tmp_path / "resumed.jsonl", {"lm": "a"}, FIRST, num_trials=5, seed=3)
     assert resumed == whole and len(resumed_calls) == 5 - finished
     assert (tmp_path / "resumed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert whole[0].weights == FIRST
