@@ -38,6 +38,7 @@ from nemo_mshubert.analysis.cca import (
     stratified_splits,
 )
 
+pytestmark = pytest.mark.unit
 EPSILON = 1e-10
 
 
@@ -357,7 +358,6 @@ def test_features_without_a_solution(rng):
         score_views(features, unit)
 
 
-@pytest.mark.unit
 def test_dead_features_do_not_make_a_view_the_wider_one(rng):
     """The weights are those of the narrower view: an encoder with dead dimensions would be scored by other weights
     than one without."""
@@ -369,7 +369,6 @@ def test_dead_features_do_not_make_a_view_the_wider_one(rng):
     assert [trial.score for trial in score_views(dead, unit, settings)] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("constant", [0, 1])
 def test_rounding_errors_do_not_correlate(rng, constant):
     """A word or a feature that a held-out split lacks: what is left of it is noise of 1e-16, which may correlate to 1."""

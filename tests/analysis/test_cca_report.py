@@ -41,6 +41,9 @@ from nemo_mshubert.analysis.word_segments import AllHiddenStates, pool_instances
 from nemo_mshubert.data.alignments import read_alignments
 from tests.conftest import load_script
 
+pytestmark = pytest.mark.unit
+
+
 NUM_WORDS, INSTANCES, WORD_SECONDS = 30, 16, 0.2
 WORDS = [f"w{number:02d}" for number in range(NUM_WORDS)]
 
@@ -214,7 +217,6 @@ def test_another_sample_or_setting_is_computed_anew(chords, sample, load, tmp_pa
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.unit
 def test_one_encoder_of_scaled_and_of_plain_audio_has_two_curves(sample, tiny_encoder, tmp_path):
     """Its two files differ in their preprocessor alone: the scores of one would be shown as those of the other."""
 
@@ -296,7 +298,6 @@ def test_script(script, chords, ssl_path, tmp_path, capsys):
     assert first["layers"] == second["layers"] and (first["name"], second["name"]) == ("MS-HuBERT", "same")
 
 
-@pytest.mark.unit
 def test_options_of_the_script_arrive(script, chords, tmp_path, monkeypatch):
     """Words counted in dev instead of train, or one seed for all: another figure than the one that was asked for."""
     handed = []

@@ -31,6 +31,7 @@ from nemo_mshubert.analysis.run_folder import read_run, read_runs
 from nemo_mshubert.decoding import results
 from tests.conftest import load_script
 
+pytestmark = pytest.mark.unit
 COMMAND = "python scripts/pretrain.py name=\"<b>a & b</b>\" 2>&1 | tee </log> # 'https'"
 
 
@@ -154,7 +155,6 @@ EXPECTED_ROWS = [
 ]
 
 
-@pytest.mark.unit
 def test_tables_show_what_was_written(run):
     found = read_run(run)
     cells, markdown = Page(html_report(found)).cells, markdown_report(found).splitlines()
@@ -165,7 +165,6 @@ def test_tables_show_what_was_written(run):
     assert missing_parts(found) == []
 
 
-@pytest.mark.unit
 def test_models_tested_on_different_sets_are_marked(run):
     write_results(run, "scratch", 0.5, 0.5, words=300)
     assert "| test_clean | greedy | 220 / 300 | 33.33 |" in markdown_report(read_run(run))
@@ -176,12 +175,10 @@ def test_models_tested_on_different_sets_are_marked(run):
     assert "| dev | greedy | 220 | – | 50.00 | – | 25.00 |" in markdown and "do not compare" not in markdown
 
 
-@pytest.mark.unit
 def test_the_newest_line_of_a_stage_wins_in_its_first_place(run):
     assert [(stage.name, stage.seconds) for stage in read_run(run).stages] == [("labels", 12.4), ("pretrain", 3723.6)]
 
 
-@pytest.mark.unit
 def test_a_command_line_may_hold_tabs(run):
     """Else one stage with a tab in an argument would end the report of the whole run."""
     (run / "stages.tsv").write_text("labels\t0\t1\tprintf 'a\tb\tc'\n")
@@ -192,7 +189,6 @@ def write_settings(run, name, **model):
     (run / name / "version_0" / "hparams.yaml").write_text(json.dumps({"cfg": {"model": model}}))
 
 
-@pytest.mark.unit
 def test_settings_in_which_experiments_differ(run):
     """The first question to two curves is what was different; repeats, names and paths are not the answer."""
     common = {"optim": {"lr": 1e-3}, "label_maker": "/a/km.npz"}
@@ -208,13 +204,11 @@ def test_settings_in_which_experiments_differ(run):
         read_run(run)
 
 
-@pytest.mark.unit
 def test_speed_is_the_median_over_all_sessions(run):
     write_events(run / "mshubert" / "version_2", {"micro_batch_seconds": {41: 0.5, 42: 9.0, 43: 0.7}})
     assert "| mshubert | 41 | 0.700 |" in markdown_report(read_run(run))
 
 
-@pytest.mark.unit
 def test_several_runs_side_by_side(run, tmp_path):
     other = tmp_path / "other"
     write_results(other, "pretrained", 0.25, 0.125)
@@ -230,7 +224,6 @@ def test_several_runs_side_by_side(run, tmp_path):
     Page(html_report(together))
 
 
-@pytest.mark.unit
 def test_runs_of_one_name_are_told_apart(run, tmp_path):
     """The numbers of the second took the place of those of the first."""
     other = tmp_path / "other" / run.name
@@ -270,7 +263,6 @@ def analysed(run):
     return run
 
 
-@pytest.mark.unit
 def test_findings_of_all_analyses_are_shown(analysed):
     """One page holds what is known of a model; a row per result, a plot per analysis."""
     html = html_report(read_run(analysed))
@@ -295,7 +287,6 @@ def test_findings_of_all_analyses_are_shown(analysed):
     assert "Dotted there" not in html_report(read_run(analysed))
 
 
-@pytest.mark.unit
 def test_analyses_may_lie_among_the_results(analysed):
     """Such a folder ended the report, with the advice to repeat scripts/evaluate.py."""
     (analysed / "cca").rename(analysed / "results" / "cca")
@@ -303,7 +294,6 @@ def test_analyses_may_lie_among_the_results(analysed):
     assert set(moved.scores) == {"pretrained", "scratch"} and len(moved.findings["cca"]) == 1
 
 
-@pytest.mark.unit
 def test_findings_are_in_the_order_of_their_names(tmp_path):
     """The order in a folder is the file system's: the same results would be another report on another machine."""
     for name in "dbeac":
@@ -321,7 +311,6 @@ def test_a_folder_of_analyses_alone_is_a_run(analysed):
 # --- Curves ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.unit
 def test_resumed_versions_are_joined_by_step(run):
     experiment = next(found for found in read_experiments(run) if found.name == "mshubert")
     assert experiment.curve("train_100/masked_accuracy") == pytest.approx({9: 0.1, 19: 0.2, 29: 0.31, 39: 0.4})
@@ -331,14 +320,12 @@ def test_resumed_versions_are_joined_by_step(run):
     assert not {"hp_metric", "validation_step_timing in s"} & set(experiment.scalars)
 
 
-@pytest.mark.unit
 def test_join_sessions_lets_the_newest_win():
     older, newer = {"a": {1: 1.0, 2: 2.0, 5: 5.0}, "b": {4: 4.0}}, {"a": {3: 33.0, 6: 66.0}}
     assert join_sessions([older, {}, newer]) == {"a": {1: 1.0, 2: 2.0, 3: 33.0, 6: 66.0}}
     assert join_sessions([newer, older]) == older  # begun again from the first update
 
 
-@pytest.mark.unit
 def test_version_10_is_newer_than_version_9(tmp_path):
     for number, value in ((10, 0.1), (9, 0.9)):
         write_events(tmp_path / "finetune" / f"version_{number}", {"val_wer": {5: value}})
@@ -346,7 +333,6 @@ def test_version_10_is_newer_than_version_9(tmp_path):
     assert experiment.curve("val_wer") == pytest.approx({5: 0.1})
 
 
-@pytest.mark.unit
 def test_names_of_experiments_are_their_paths_below_the_run(tmp_path):
     """Else two of one name in different folders share a curve, and a report of one experiment alone calls it "."."""
     for folder in ("large/finetune", "small/finetune"):
@@ -356,7 +342,6 @@ def test_names_of_experiments_are_their_paths_below_the_run(tmp_path):
     assert [experiment.name for experiment in read_experiments(tmp_path / "small" / "finetune")] == ["finetune"]
 
 
-@pytest.mark.unit
 def test_experiments_are_in_the_order_in_which_they_started(tmp_path):
     """By the first of their sessions: the pre-training comes before the fine-tuning, whatever their names."""
     started = {"a/version_0": 300, "b/version_0": 100, "b/version_1": 900, "c/version_0": 200}
@@ -367,7 +352,6 @@ def test_experiments_are_in_the_order_in_which_they_started(tmp_path):
     assert [experiment.name for experiment in read_experiments(tmp_path)] == ["b", "c", "a"]
 
 
-@pytest.mark.unit
 def test_captions_tell_the_last_validation(run):
     html = html_report(read_run(run))
     found = captions(html)
@@ -384,7 +368,6 @@ def test_captions_tell_the_last_validation(run):
     assert html.count("data:image/png;base64,iVBOR") == len(found) == 5
 
 
-@pytest.mark.unit
 def test_many_pretrainings_share_plots(tmp_path):
     """Nine seeds with twelve plots each are no report: a plot per label set, a colour per configuration."""
     for seed, loss in ((1, 3.0), (2, 5.0)):
@@ -395,7 +378,6 @@ def test_many_pretrainings_share_plots(tmp_path):
     assert "50 clusters: loss. Last validations, mean: plain 2 (1 runs)." in found and len(found) == 2
 
 
-@pytest.mark.unit
 def test_two_pretrainings_have_plots_of_their_own(tmp_path):
     """HuBERT and MS-HuBERT, as the quickstart makes them: they would be in neither kind of plot, or in both."""
     for name, loss in (("ours", 3.0), ("plain", 5.0)):
@@ -406,7 +388,6 @@ def test_two_pretrainings_have_plots_of_their_own(tmp_path):
     ]
 
 
-@pytest.mark.unit
 def test_views_and_codes_have_plots_of_their_own(tmp_path):
     values = {"val_50/predicted_codes": {9: 25.0}, "val_views/masked_cosine_4": {9: 0.75}, "val_50/loss": {9: 1.0}}
     write_events(tmp_path / "ours" / "version_0", values)
@@ -417,7 +398,6 @@ def test_views_and_codes_have_plots_of_their_own(tmp_path):
     assert experiment.label_sets == [50]
 
 
-@pytest.mark.unit
 def test_values_that_are_not_finite_are_left_out(tmp_path):
     values = {9: float("nan"), 19: float("inf"), 29: 0.5}
     write_events(tmp_path / "pretrain" / "version_0", {"val_10/loss": values, "train_10/loss": {9: float("nan")}})
@@ -429,7 +409,6 @@ def test_values_that_are_not_finite_are_left_out(tmp_path):
 # --- HTML ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.unit
 def test_html_is_well_formed_and_refers_to_nothing_outside(run):
     html = html_report(read_run(run))
     page = Page(html)
@@ -438,7 +417,6 @@ def test_html_is_well_formed_and_refers_to_nothing_outside(run):
     assert "://" not in html and "url(" not in html and "@import" not in html and "<script" not in html
 
 
-@pytest.mark.unit
 def test_command_lines_are_escaped(run):
     html = html_report(read_run(run))
     assert "<b>" not in html and "&lt;b&gt;a &amp; b&lt;/b&gt;" in html
@@ -448,7 +426,6 @@ def test_command_lines_are_escaped(run):
 # --- Unfinished and damaged runs -------------------------------------------------------------------------------------
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize(
     "parts, stage, heading",
     [
@@ -475,7 +452,6 @@ def test_a_missing_part_is_named_and_left_out(run, parts, stage, heading):
     assert not heading or f"<h2>{heading}</h2>" not in html
 
 
-@pytest.mark.unit
 def test_no_run_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such run folder.*--run"):
         read_run(tmp_path / "absent")
@@ -483,7 +459,6 @@ def test_no_run_is_an_error(tmp_path):
         read_run(tmp_path)
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize(
     "name, text, message",
     [
@@ -514,7 +489,6 @@ def test_damaged_files_are_named_with_a_remedy(run, name, text, message):
         read_run(run)
 
 
-@pytest.mark.unit
 def test_an_event_file_cut_short_gives_what_is_whole(run):
     (path,) = (run / "finetune_scratch" / "version_0").glob("events*")
     path.write_bytes(path.read_bytes()[:-7])
@@ -526,7 +500,6 @@ def test_an_event_file_cut_short_gives_what_is_whole(run):
 # --- script ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.unit
 def test_script_prints_the_tables_and_writes_the_page(run, capsys):
     output = run / "report.html"
     main("--run", run, "--output", output)
@@ -537,7 +510,6 @@ def test_script_prints_the_tables_and_writes_the_page(run, capsys):
     assert not list(run.glob(".*.tmp"))
 
 
-@pytest.mark.unit
 def test_script_names_what_is_wrong_and_keeps_the_old_page(run, tmp_path):
     output = tmp_path / "report.html"
     output.write_text("old")

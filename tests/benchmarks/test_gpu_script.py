@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.unit
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_gpu.sh"
 
 
@@ -47,7 +48,6 @@ def run(tmp_path):
     return call
 
 
-@pytest.mark.unit
 def test_a_row_that_fails_costs_no_other_and_is_measured_again(run, tmp_path):
     process = run(failing="loader")
     assert process.returncode == 1

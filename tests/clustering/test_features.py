@@ -28,6 +28,7 @@ from nemo_mshubert.clustering.features import HiddenFeatures, MfccFeatures, cut_
 from nemo_mshubert.modules.fingerprint import weights_fingerprint
 from nemo_mshubert.modules.frames import frame_count
 
+pytestmark = pytest.mark.unit
 LENGTHS = [399, 400, 401, 559, 560, 719, 720, 721, 1039, 1040, 16000, 31999, 32000, 32001]
 
 
@@ -151,7 +152,6 @@ def test_hidden_features_do_not_depend_on_chunks_or_neighbours(encoder, monkeypa
             np.testing.assert_allclose(row, expected_row.detach().numpy(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.unit
 def test_utterances_of_corpora_are_not_cut(encoder):
     """A chunk does not see its neighbours: labels of a cut utterance are not those of the whole one, which fairseq
     makes of up to 100 s."""
@@ -186,7 +186,6 @@ def test_features_say_whether_audio_is_scaled(encoder):
     assert not plain.differs_in_scaling(MfccFeatures.description)
 
 
-@pytest.mark.unit
 def test_an_encoder_of_another_frame_rate_is_refused(encoder, monkeypatch):
     """Its labels would be counted, or cut off, as if they were 20 ms apart."""
     features = HiddenFeatures(encoder, layer=1)
@@ -195,7 +194,6 @@ def test_an_encoder_of_another_frame_rate_is_refused(encoder, monkeypatch):
         features([noise(5000)])
 
 
-@pytest.mark.unit
 def test_audio_is_scaled_for_encoders_that_were_trained_on_scaled_audio(monkeypatch):
     """Otherwise the labels of a large model come from audio it has never seen the like of."""
 

@@ -23,6 +23,8 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from nemo_mshubert.clustering import kmeans
 from nemo_mshubert.clustering.kmeans import assign, choose_backend, fit_kmeans, sample_frames
 
+pytestmark = pytest.mark.unit
+
 
 def batches(num_frames, size):
     frames = np.arange(num_frames, dtype=np.float32)[:, None]
@@ -147,7 +149,6 @@ def test_cuml_starts_as_scikit_learn_does(monkeypatch):
     assert made == [(0.0, "numpy")] and centres.dtype == np.float32 and centres.shape == (6, 6)
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("gpu", [True, False])
 @pytest.mark.parametrize("installed", [True, False])
 def test_auto_takes_cuml_where_it_can_run(monkeypatch, gpu, installed):

@@ -24,6 +24,7 @@ from nemo_mshubert.clustering.features import NORMALIZED, FeatureDescription
 from nemo_mshubert.clustering.hierarchy import check_cluster_counts, compose_tables, fit_hierarchy
 from nemo_mshubert.clustering.label_maker import LabelMaker, fit_label_maker
 
+pytestmark = pytest.mark.unit
 FEATURES = FeatureDescription("hidden", 5, 6, "00112233445566aa")
 SETS = [40, 20, 7, 3]
 

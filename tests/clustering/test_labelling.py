@@ -45,6 +45,8 @@ from nemo_mshubert.whole_files import atomic_write
 from tests.conftest import load_script
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
+pytestmark = pytest.mark.unit
+
 
 class WindowFeatures(FeatureMaker):
     """The first three samples of each frame; counts what it is asked for, and can be told to fail."""
@@ -98,7 +100,6 @@ def other(corpus):
     return fit_label_maker(frames, [9], WindowFeatures.description, backend="sklearn")
 
 
-@pytest.mark.unit
 def test_windows_are_full_but_the_last(corpus):
     """An encoder runs utterances of similar length together: one at a time, labelling takes many times as long."""
     windows = list(audio_windows.audio_windows(iter_manifest(corpus)))
@@ -149,7 +150,6 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(corpus, maker, tmp_path):
     assert not partial.exists()
 
 
-@pytest.mark.unit
 def test_a_full_disk_is_named(corpus, maker, tmp_path):
     """Label making writes for days, and the error of the system names no file."""
 
@@ -164,7 +164,6 @@ def test_a_full_disk_is_named(corpus, maker, tmp_path):
     assert not (tmp_path / "labelled.json").exists()
 
 
-@pytest.mark.unit
 def test_a_line_that_lacks_its_end_alone_is_made_again(corpus, maker, tmp_path):
     """The next line would follow it on the same line: two utterances lost, found when training starts days later."""
     label_manifest(corpus, tmp_path / "whole.json", maker, WindowFeatures())
@@ -436,7 +435,6 @@ def test_an_interrupted_run_goes_on_behind_what_it_left_out(with_bad_lines, make
     assert left_out_of(output) == left_out_of(whole)
 
 
-@pytest.mark.unit
 def test_a_line_left_out_before_and_after_an_interruption_is_there_once(corpus, maker, tmp_path):
     """Repaired and labelled, it would be trained on twice."""
     lines, output = read_manifest(corpus), tmp_path / "labelled.json"
@@ -470,7 +468,6 @@ def test_repaired_lines_are_a_manifest_of_their_own(with_bad_lines, maker, tmp_p
     assert [entry["utt_id"] for entry in read_manifest(rest)] == ["empty", "garbage", "silent"]
 
 
-@pytest.mark.unit
 def test_a_line_left_out_again_has_the_new_reason(with_bad_lines, maker, tmp_path):
     """Replaced by another broken file, it would be looked at for what was wrong with the first."""
     output, rest = tmp_path / "labelled.json", tmp_path / "rest.json"

@@ -21,6 +21,8 @@ from sklearn.metrics.cluster import expected_mutual_information
 
 from nemo_mshubert.clustering.metrics import LabelMetrics, chance_information, unit_agreement
 
+pytestmark = pytest.mark.unit
+
 
 def test_agreement_in_closed_form():
     # two phones, three clusters: clusters 0 and 1 are pure, cluster 2 says nothing

@@ -22,6 +22,7 @@ import pytest
 from nemo_mshubert.data.alignments import read_alignments
 from nemo_mshubert.data.textgrid import read_textgrid
 
+pytestmark = pytest.mark.unit
 LONG_TEXTGRID = """File type = "ooTextFile"
 Object class = "TextGrid"
 
@@ -217,7 +218,6 @@ def test_a_frame_has_the_unit_at_its_centre(tmp_path):
     assert alignments.frame_units("b", 5) is None
 
 
-@pytest.mark.unit
 def test_phones_in_any_order_are_the_same_alignment(tmp_path):
     """Purities and PNMI of a file that lists phones by name would be those of other frames, without a word."""
     phones = [phone(name, 0.02 * t, 0.02 * (t + 1)) for t, name in enumerate(["T", "AH", "S", "IY"])]

@@ -19,8 +19,9 @@ import pytest
 
 from nemo_mshubert.data.batching import batches_by_length
 
+pytestmark = pytest.mark.unit
 
-@pytest.mark.unit
+
 def test_batches_are_within_the_limit_and_hold_every_utterance_once():
     """Padded audio is what fills the memory: the longest times the number of rows."""
     durations = np.random.default_rng(0).uniform(0.5, 30, 200).tolist()
@@ -33,7 +34,6 @@ def test_batches_are_within_the_limit_and_hold_every_utterance_once():
     assert len(batches) < 1.3 * sum(durations) / 60 + 1  # sorted by length, little is padding
 
 
-@pytest.mark.unit
 def test_an_utterance_longer_than_the_limit_is_a_batch_of_its_own():
     assert list(batches_by_length([1, 100, 2], 10)) == [[1], [2, 0]]
     assert list(batches_by_length([], 10)) == []

@@ -34,6 +34,7 @@ from nemo_mshubert.data.manifest import iter_manifest, write_manifest
 from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.modules.frames import frame_count
 
+pytestmark = pytest.mark.unit
 MAKER = "0123456789abcdef"
 
 
@@ -210,7 +211,6 @@ def test_a_bad_line_is_named(manifest, changes, message):
     assert "1 lines with a problem" in str(error.value) and f"{manifest}:2: " in str(error.value)
 
 
-@pytest.mark.unit
 def test_a_segment_that_was_moved_is_named(manifest):
     """As long as before, but of other audio: its labels would be those of the words beside it."""
     rewrite(manifest, 3, offset=0.5)
@@ -259,7 +259,6 @@ def test_an_offset_behind_the_end_is_named(tmp_path):
         _header_samples({"audio_filepath": str(tmp_path / "a.wav"), "offset": 2.0}, "m.json:3")
 
 
-@pytest.mark.unit
 def test_the_first_lines_are_checked_without_their_audio(tmp_path):
     """A training starts with this look; labels of another k-means, or a set less, would end it at a later batch."""
     good = {"audio_filepath": "gone.wav", "labels": field()}

@@ -29,6 +29,8 @@ import pytest
 from nemo_mshubert.data.librispeech import prepare_librispeech
 from nemo_mshubert.data.librispeech_download import ARCHIVES, Archive, download, download_corpora, extract
 
+pytestmark = pytest.mark.unit
+
 
 class Server:
     """Serves one body over HTTP; notes the ranges asked for, and breaks off after ``limit`` bytes of an answer."""
@@ -71,7 +73,6 @@ def archive_of(body: bytes, url: str) -> Archive:
     return Archive(url, "md5", hashlib.md5(body).hexdigest())
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize(
     "present, ranges, asked",
     [
@@ -93,7 +94,6 @@ def test_download_goes_on_where_it_stopped(tmp_path, present, ranges, asked):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.unit
 def test_broken_connections_are_taken_up_again(tmp_path):
     """openslr.org does break off; nobody should have to sit beside it."""
     with Server(BODY, limit=30_000) as server:
@@ -106,7 +106,6 @@ def test_broken_connections_are_taken_up_again(tmp_path):
     assert (tmp_path / "b.part").read_bytes() == BODY[:50_000]
 
 
-@pytest.mark.unit
 def test_a_server_need_not_say_how_long_a_file_is(tmp_path):
     """Behind some proxies: the checksum tells whether it is whole."""
     with Server(BODY, says_length=False) as server:
@@ -114,7 +113,6 @@ def test_a_server_need_not_say_how_long_a_file_is(tmp_path):
     assert (tmp_path / "dev-clean.tar.gz").read_bytes() == BODY
 
 
-@pytest.mark.unit
 def test_libri_speech_may_lie_on_another_disk(corpus, tmp_path):
     """Where the folder is a link: a rename from one disk to another is an error, with all unpacked in vain."""
     (tmp_path / "disk").mkdir()
@@ -134,7 +132,6 @@ def test_libri_speech_may_lie_on_another_disk(corpus, tmp_path):
     assert renamed and all(path.is_relative_to(tmp_path / "disk") for pair in renamed for path in pair)
 
 
-@pytest.mark.unit
 def test_wrong_checksum_is_refused(tmp_path):
     """A damaged or exchanged archive must not become a training corpus."""
     with Server(BODY) as server:
@@ -143,7 +140,6 @@ def test_wrong_checksum_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.unit
 def test_checksums_have_the_length_of_their_algorithm():
     """A mistyped checksum would refuse a good archive after hours of download."""
     for archive in ARCHIVES.values():
@@ -156,7 +152,6 @@ def tar_of(folder: Path, path: Path) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.unit
 def test_downloaded_subset_becomes_a_manifest_once(corpus, tmp_path, monkeypatch):
     """The one command of the README: fetch, check, unpack, write."""
     body = tar_of(corpus / "LibriSpeech", tmp_path / "made.tar.gz")
@@ -170,7 +165,6 @@ def test_downloaded_subset_becomes_a_manifest_once(corpus, tmp_path, monkeypatch
     assert not list((tmp_path / "new").glob(".*"))
 
 
-@pytest.mark.unit
 def test_archive_that_lies_there_is_checked_and_used(corpus, tmp_path, monkeypatch):
     """Clusters without internet: the archive is copied there by hand, whole or not."""
     (tmp_path / "new").mkdir()
@@ -183,7 +177,6 @@ def test_archive_that_lies_there_is_checked_and_used(corpus, tmp_path, monkeypat
     assert (tmp_path / "new/LibriSpeech/dev-clean/84").is_dir()
 
 
-@pytest.mark.unit
 def test_two_do_not_download_at_once(corpus, tmp_path, monkeypatch, held_elsewhere):
     """Both added to one file, whose checksum was wrong after 30 GB; and what a killed one had unpacked stayed."""
     first = held_elsewhere(tmp_path / "new" / ".download.lock")
@@ -201,7 +194,6 @@ def test_two_do_not_download_at_once(corpus, tmp_path, monkeypatch, held_elsewhe
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["LibriSpeech", "dev-clean.tar.gz"]
 
 
-@pytest.mark.unit
 def test_archive_cannot_write_outside(tmp_path):
     """A prepared archive could otherwise overwrite any file of the user."""
     with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as tar:
@@ -214,7 +206,6 @@ def test_archive_cannot_write_outside(tmp_path):
     assert not list(tmp_path.rglob("escaped.txt"))
 
 
-@pytest.mark.unit
 def test_a_full_disk_is_named(tmp_path, monkeypatch):
     """60 GB are unpacked; which disk is full, the error of the system does not say."""
     with tarfile.open(tmp_path / "some.tar.gz", "w:gz") as tar:
@@ -230,13 +221,11 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
     assert not list((tmp_path / "data").iterdir())
 
 
-@pytest.mark.unit
 def test_unknown_name_is_not_downloaded(tmp_path):
     with pytest.raises(ValueError, match="Cannot download dev-claen.*dev-clean"):
         download_corpora(tmp_path, ["dev-claen"])
 
 
-@pytest.mark.unit
 def test_what_is_there_is_not_unpacked_again(corpus, tmp_path):
     """All archives of LibriSpeech hold SPEAKERS.TXT; one that was corrected by hand, or a subset, must stay."""
     tar_of(corpus / "LibriSpeech", tmp_path / "a.tar.gz")
@@ -260,7 +249,6 @@ def asked(monkeypatch):
     return names
 
 
-@pytest.mark.unit
 def test_manifests_of_several_folders_get_all_their_archives(tmp_path, asked):
     """train-960 is three archives; the sets of Libri-Light are all of one, which is fetched once."""
     download_corpora(tmp_path, ["train-960", "10min", "1h", "10h", "dev-clean"])
@@ -269,7 +257,6 @@ def test_manifests_of_several_folders_get_all_their_archives(tmp_path, asked):
     assert asked == [(name, tmp_path / name) for name in expected]
 
 
-@pytest.mark.unit
 def test_what_is_there_without_its_archive_is_not_fetched_again(tmp_path, asked):
     """Sixty gigabytes, where the archives were deleted to save disk; wherever the folders lie."""
     for folder in ("LibriSpeech/dev-clean", "dev-other", "librispeech_finetuning"):

@@ -34,6 +34,7 @@ from nemo_mshubert.data.unreadable import UnreadableAudioError
 from nemo_mshubert.modules.frames import frame_count
 from tests.conftest import counting_audio
 
+pytestmark = pytest.mark.unit
 MAKER = "maker-one"
 
 
@@ -85,7 +86,6 @@ def warnings(monkeypatch):
     return messages
 
 
-@pytest.mark.unit
 def test_batches_are_cropped_to_the_shortest_on_the_frame_grid(counting_corpus):
     """A label one frame off teaches the wrong class at every frame, silently."""
     cuts = read_cuts(counting_corpus([16000, 8000, 20001, 12345], sets=(50, 10)))
@@ -105,7 +105,6 @@ def test_batches_are_cropped_to_the_shortest_on_the_frame_grid(counting_corpus):
     assert len(starts) > 20
 
 
-@pytest.mark.unit
 def test_padded_batches_keep_every_frame(counting_corpus):
     """Validation sees whole utterances; padding carries no label."""
     lengths = [16000, 8000, 400, 719]
@@ -116,7 +115,6 @@ def test_padded_batches_keep_every_frame(counting_corpus):
     assert batch["labels"][50].dtype == torch.int64 and batch["audio"].dtype == torch.float32
 
 
-@pytest.mark.unit
 def test_truncated_cuts_are_taken_from_anywhere(counting_corpus):
     """``truncate_duration`` says how much to take; taking the beginning only would waste the rest of long utterances.
 
@@ -130,7 +128,6 @@ def test_truncated_cuts_are_taken_from_anywhere(counting_corpus):
     assert max(start for start, _ in rows) > 80 and min(start for start, _ in rows) < 20
 
 
-@pytest.mark.unit
 def test_crops_are_a_function_of_seed_and_batch_number(counting_corpus):
     """A resumed run repeats them; another seed, another batch number or rank does not."""
     cuts = read_cuts(counting_corpus([16000, 8000]))
@@ -143,7 +140,6 @@ def test_crops_are_a_function_of_seed_and_batch_number(counting_corpus):
     assert len(set(first)) > 3 and first != second
 
 
-@pytest.mark.unit
 def test_segments_of_a_file_keep_their_labels(counting_corpus):
     """A manifest with offsets: labels are of the segment, samples must be too."""
     path = counting_corpus([48000, 8000])
@@ -162,7 +158,6 @@ def test_segments_of_a_file_keep_their_labels(counting_corpus):
     assert check_row(PretrainingDataset(MAKER, [50], crop="pad")[0, cuts], 0) == (25, frames)
 
 
-@pytest.mark.unit
 def test_a_recording_may_hold_the_labelled_segment_alone(counting_corpus):
     """Labelled as part of a long file, then packed by a tool that cuts and leaves the labels as they are."""
     path = counting_corpus([16000])
@@ -174,7 +169,6 @@ def test_a_recording_may_hold_the_labelled_segment_alone(counting_corpus):
     assert dataset.unreadable.count == 0
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("rate", [8000, 44100])
 def test_other_sample_rates_are_resampled_to_the_frames_of_their_labels(tmp_path, rate):
     """8 kHz and 44.1 kHz corpora: the crop is of the resampled audio, at the place its labels are of."""
@@ -230,7 +224,6 @@ def cuts_with_missing(counting_corpus, tmp_path):
     return make
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("kind", ["nan", "inf", "truncated", "missing", "garbage"])
 def test_unreadable_audio_is_skipped_named_and_counted(counting_corpus, tmp_path, warnings, kind):
     """One broken file in a million must not end a run of weeks, nor pass unseen."""
@@ -245,7 +238,6 @@ def test_unreadable_audio_is_skipped_named_and_counted(counting_corpus, tmp_path
     assert len(warnings) == 1 and "u1" in warnings[0] and "1 so far" in warnings[0]
 
 
-@pytest.mark.unit
 def test_too_many_unreadable_files_end_the_run(cuts_with_missing, warnings):
     """A disk that is gone must not be trained around."""
     cuts = cuts_with_missing(4, 3)
@@ -254,7 +246,6 @@ def test_too_many_unreadable_files_end_the_run(cuts_with_missing, warnings):
     assert len(PretrainingDataset(MAKER, [50], max_unreadable=3)[0, cuts]["utterances"]) == 1
 
 
-@pytest.mark.unit
 def test_a_broken_file_counts_once(cuts_with_missing, warnings):
     """The loader is endless: after a hundred epochs one broken file in a million ended the run of weeks."""
     cuts = cuts_with_missing(3, 2)
@@ -264,7 +255,6 @@ def test_a_broken_file_counts_once(cuts_with_missing, warnings):
     assert dataset.unreadable.count == len(warnings) == 10
 
 
-@pytest.mark.unit
 def test_a_small_corpus_that_is_gone_ends_the_run(cuts_with_missing, warnings):
     """It has fewer files than may be broken: training would go on without audio to its last update."""
     cuts = cuts_with_missing(2, 2)
@@ -275,7 +265,6 @@ def test_a_small_corpus_that_is_gone_ends_the_run(cuts_with_missing, warnings):
         dataset[0, cuts]
 
 
-@pytest.mark.unit
 def test_a_batch_of_unreadable_files_weighs_nothing(counting_corpus, tmp_path, warnings):
     """The count of batches, by which a run resumes, must not depend on what could be read."""
     cuts = CutSet.from_cuts(list(read_cuts(counting_corpus([8000]))))
@@ -286,7 +275,6 @@ def test_a_batch_of_unreadable_files_weighs_nothing(counting_corpus, tmp_path, w
     assert batch["labels"][50].shape == (1, frame_count(int(batch["length"][0])))
 
 
-@pytest.mark.unit
 def test_stereo_is_refused_with_a_remedy(tmp_path, counting_corpus, warnings):
     """Two speakers in two channels: which one the labels are of, nobody knows."""
     path = counting_corpus([8000, 8000])
@@ -297,7 +285,6 @@ def test_stereo_is_refused_with_a_remedy(tmp_path, counting_corpus, warnings):
     assert "2 channels, expected 1" in warnings[0] and "u0" in warnings[0]
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize(
     "labels, message",
     [
@@ -323,7 +310,6 @@ def test_wrong_labels_are_an_error_that_names_the_utterance(counting_corpus, lab
         PretrainingDataset(MAKER, [50])[0, cuts]
 
 
-@pytest.mark.unit
 def test_missing_set_is_an_error(counting_corpus):
     """A model of "nearest" labels with a manifest of "nested" ones."""
     with pytest.raises(ValueError, match=r"label sets \[10\] are missing, found \[50\]"):
@@ -338,7 +324,6 @@ def with_other_audio(path, samples):
     return path
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("new_length", [7000, 7679, 8321, 16000])
 def test_audio_that_changed_after_labelling_is_an_error(counting_corpus, new_length):
     """Silence trimmed after labelling shifts every label."""
@@ -347,7 +332,6 @@ def test_audio_that_changed_after_labelling_is_an_error(counting_corpus, new_len
         PretrainingDataset(MAKER, [50])[0, read_cuts(path)]
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("new_length, frames", [(8080 - 320, 24), (8079, 24), (8081, 25), (8080 + 320, 25)])
 @pytest.mark.parametrize("in_tar", [False, True])
 def test_a_hop_more_or_less_is_a_decoder(counting_corpus, warnings, new_length, frames, in_tar):
@@ -361,14 +345,12 @@ def test_a_hop_more_or_less_is_a_decoder(counting_corpus, warnings, new_length, 
         assert check_row(batch, 0)[1] == frames and not warnings
 
 
-@pytest.mark.unit
 def test_unknown_crop_is_refused():
     """A typo in a config."""
     with pytest.raises(ValueError, match="expected one of .*'longest'"):
         PretrainingDataset(MAKER, [50], crop="longest")
 
 
-@pytest.mark.unit
 def test_collate_pads_both_axes():
     """Shapes of a batch are its contract."""
     short = ("a", np.ones(400, np.float32), {5: np.array([1])})
@@ -379,7 +361,6 @@ def test_collate_pads_both_axes():
     assert batch["utterances"] == ["a", "b"]
 
 
-@pytest.mark.unit
 def test_the_chosen_channel_is_heard(counting_corpus, tmp_path, warnings):
     """NeMo's channel_selector is what the warning about stereo advises: it must do, and take the channel it names."""
     path = counting_corpus([8000])
@@ -389,7 +370,6 @@ def test_the_chosen_channel_is_heard(counting_corpus, tmp_path, warnings):
     assert check_row(batch, 0) == (0, frame_count(8000)) and not warnings
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("surplus", [-1, 1, 80, 320])
 @pytest.mark.parametrize("offset", [0.1, 0.5])
 def test_a_labelled_segment_alone_may_be_a_hop_longer(counting_corpus, warnings, surplus, offset):

@@ -30,6 +30,7 @@ from nemo_mshubert.data.tar_shards import Shard, shards_of
 from tests.data.test_resumable_loader import tarred_options
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
+pytestmark = pytest.mark.unit
 LENGTHS = [8000 + 400 * number for number in range(23)]  # shards of 5 and 6 utterances
 SHARDS = 4
 
@@ -63,7 +64,6 @@ def train(config, ranks, batches, states, workers=0):
     return lines, (trained + ranks * batches, progress[0].state())
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("use_bucketing", [False, True])
 @pytest.mark.parametrize(
     "parts", [[(2, 0), (1, 0)], [(1, 0), (3, 0)], [(1, 2), (2, 0), (1, 0)], [(1, 0), (2, 2), (4, 1)]], ids=str
@@ -86,7 +86,6 @@ def test_every_line_is_read_once_in_an_epoch_through_changes_of_ranks(tarred, pa
     assert begun - len(lines) <= held_back
 
 
-@pytest.mark.unit
 def test_every_epoch_has_another_order(tarred):
     """With one order for all epochs the same utterances would meet in batches for ever."""
     shards = shards_of(tarred.manifest_filepath, tarred.tarred_audio_filepaths)
@@ -101,7 +100,6 @@ def test_every_epoch_has_another_order(tarred):
     assert [cut.recording.id for cut in itertools.islice(again, len(names))] == names
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("change", [{"batch_duration": 1.6}, {"bucket_buffer_size": 4, "num_buckets": 3}], ids=str)
 def test_other_options_skip_and_repeat_no_line(tarred, change):
     """Resumed with another batch size, on smaller GPUs, say: the old streams cannot be passed over with it."""
@@ -111,7 +109,6 @@ def test_other_options_skip_and_repeat_no_line(tarred, change):
     assert len(set(lines + more)) == len(lines) + len(more)
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("option, before, after", [("min_duration", 0.7, 0.1), ("shuffle", False, True)])
 def test_other_filters_and_orders_start_epochs_anew(tarred, caplog, option, before, after):
     """Lines are counted among the usable ones, and shards in their order: what a checkpoint says of them then means
@@ -124,7 +121,6 @@ def test_other_filters_and_orders_start_epochs_anew(tarred, caplog, option, befo
     assert "data has changed" in caplog.text
 
 
-@pytest.mark.unit
 def test_visits_without_a_usable_line_are_done(tarred, tmp_path):
     """Otherwise the record of a run of months grows with each of them."""
     manifest = tmp_path / "tars" / "sharded_manifests" / "manifest_2.json"
@@ -134,7 +130,6 @@ def test_visits_without_a_usable_line_are_done(tarred, tmp_path):
     assert state["record"]["first_open"] > 8 and len(state["record"]["done"]) < 20
 
 
-@pytest.mark.unit
 def test_without_shuffling_every_stream_meets_all_shards(tarred):
     """With as many streams as shards each would else read one shard for ever."""
     shards = shards_of(tarred.manifest_filepath, tarred.tarred_audio_filepaths)
@@ -145,7 +140,6 @@ def test_without_shuffling_every_stream_meets_all_shards(tarred):
         assert len(set(names)) == len(LENGTHS), stream
 
 
-@pytest.mark.unit
 def test_the_shard_of_a_visit_does_not_depend_on_those_looked_at_before(tarred):
     """To estimate its buckets a loader looks at later epochs first; the first one then had the order of another, and a
     resume with other ranks took the lines of one shard for those of another."""
@@ -161,7 +155,6 @@ def test_the_shard_of_a_visit_does_not_depend_on_those_looked_at_before(tarred):
         assert names(visits, len(LENGTHS)) == expected
 
 
-@pytest.mark.unit
 def test_shards_without_usable_lines_end_a_run_only_if_all_are(tarred):
     """Of remote shards nobody knows before: a stream may meet the empty ones many times in a row, by chance, and must
     not search for ever where there is nothing."""
@@ -176,7 +169,6 @@ def test_shards_without_usable_lines_end_a_run_only_if_all_are(tarred):
         next(iter(nothing))
 
 
-@pytest.mark.unit
 def test_what_is_held_back_is_a_share_of_an_epoch(tarred):
     """With 256 streams, buffers for one would mix 18 epochs of LibriSpeech: some utterances nine times, others
     never."""
@@ -186,7 +178,6 @@ def test_what_is_held_back_is_a_share_of_an_epoch(tarred):
     assert max(visit for visit, _ in lines) < len(lines) / len(LENGTHS) * SHARDS + 2 * SHARDS
 
 
-@pytest.mark.unit
 def test_a_resume_reads_no_audio_of_what_it_passes_over(tarred, monkeypatch):
     """A run that goes on after a week must not read its tars again first."""
     reads = []
@@ -198,7 +189,6 @@ def test_a_resume_reads_no_audio_of_what_it_passes_over(tarred, monkeypatch):
     assert sorted(reads) == sorted(batch["utterances"])
 
 
-@pytest.mark.unit
 def test_a_resume_streams_no_tars_of_what_it_passes_over(tarred, monkeypatch):
     """Tars behind a pipe or an address cannot be passed over unread: after weeks they were terabytes."""
     tarred.tarred_audio_filepaths = f"pipe:cat {tarred.tarred_audio_filepaths}"
@@ -218,7 +208,6 @@ def lines_in(record, sizes):
     return {(visit, line) for visit, size in enumerate(sizes) for line in range(size) if record.has(visit, line, size)}
 
 
-@pytest.mark.unit
 def test_record_equals_a_set_of_lines():
     """Bits, visits that are done and the first open one are a shorter way to write a set of lines."""
     rng = np.random.default_rng(3)
@@ -251,7 +240,6 @@ def test_record_equals_a_set_of_lines():
     assert of_all.state()["first_open"] == 30 and not len(of_all.state()["done"])
 
 
-@pytest.mark.unit
 def test_checkpoint_survives_a_file(tmp_path):
     """What is written must be what PyTorch reads without running code from the file."""
     progress = ShardProgress()
@@ -267,7 +255,6 @@ def test_checkpoint_survives_a_file(tmp_path):
     assert not start.has(0, 1, 8)  # the manifest has lost a line since
 
 
-@pytest.mark.unit
 def test_other_shards_start_their_epochs_anew(caplog):
     """Numbers of visits mean other shards then."""
     progress = ShardProgress()
@@ -279,7 +266,6 @@ def test_other_shards_start_their_epochs_anew(caplog):
     assert "data has changed" in caplog.text
 
 
-@pytest.mark.unit
 def test_loader_processes_may_be_spawned(tarred):
     """The start method of platforms without fork, and of programs with threads."""
     tarred.num_workers = 1
@@ -299,13 +285,11 @@ def state_of_rank():
     return state["first_open"], len(state["done"]), len(state["bits"])
 
 
-@pytest.mark.unit
 def test_a_checkpoint_holds_what_all_ranks_have_read():
     """Rank 0 writes it; the lines of the others would be read again."""
     assert run_on_ranks(2, state_of_rank) == [(3, 0, 0)] * 2
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize(
     "option, value",
     [("seed", 6), ("max_duration", 0.8), ("truncate_duration", 0.6), ("keep", "checked")],
@@ -324,7 +308,6 @@ def test_whatever_numbers_the_lines_starts_epochs_anew(tarred, caplog, option, v
         assert ("data has changed" in caplog.text) == bool(changes)
 
 
-@pytest.mark.unit
 def test_a_dataset_of_more_shards_starts_its_epochs_anew(tarred, counting_corpus, tmp_path, caplog):
     """Packed again into other shards, behind the same patterns: the visits of the checkpoint are of others."""
     _, states = train(tarred, 1, 6, (0, None))

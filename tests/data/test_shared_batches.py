@@ -31,6 +31,7 @@ from nemo_mshubert.data.resumable_loader import training_loader
 from nemo_mshubert.data.shared_batches import Place, last_before, shared_out
 from nemo_mshubert.models.data_position import DataPosition
 
+pytestmark = pytest.mark.unit
 UTTERANCES = 400
 
 
@@ -94,7 +95,6 @@ class Run:
         return Counter(itertools.chain.from_iterable(ids for found, ids in self.heard if found == epoch))
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("ranks", [(4, 2, 3), (1, 2, 1), (2, 8, 2), (3, 1, 4)], ids=str)
 def test_other_numbers_of_ranks_hear_each_utterance_once_in_an_epoch(config, ranks):
     """Batches are drawn bucket by bucket for the number of ranks: a run that went on with another one, in an order of
@@ -112,7 +112,6 @@ def test_other_numbers_of_ranks_hear_each_utterance_once_in_an_epoch(config, ran
     assert max(run.times_heard(2).values()) == 1
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_batches_are_those_of_nemo(config, ranks):
     """It draws a bucket for all ranks at once, else one with longer utterances has the others wait."""
@@ -131,7 +130,6 @@ def test_batches_are_those_of_nemo(config, ranks):
             assert count > 10 and ours[start : start + count] == theirs[:count]
 
 
-@pytest.mark.unit
 def test_a_run_that_drops_the_last_batches_goes_on(config):
     """Where fewer are left than ranks, of an epoch that goes on with more of them, the next one begins: it began anew
     with every resume."""
@@ -149,7 +147,6 @@ def test_a_run_that_drops_the_last_batches_goes_on(config):
     assert max(run.times_heard(1).values()) == 1 and len(run.times_heard(1)) > 50
 
 
-@pytest.mark.unit
 def test_the_last_batches_are_shared_out():
     """Ranks that find no batch would leave the others waiting for their gradients."""
     batches = [CutSet.from_cuts(dummy_cut(number) for number in part) for part in ((0, 1, 2), (3, 4))]
@@ -168,7 +165,6 @@ def test_the_last_batches_are_shared_out():
         assert len({cut.duration for cut in part}) == 1
 
 
-@pytest.mark.unit
 def test_places():
     places = [Place(0), Place(1, number=10), Place(2, number=20)]
     assert [last_before(places, number).epoch for number in (0, 9, 10, 25)] == [0, 0, 1, 2]

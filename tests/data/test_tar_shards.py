@@ -36,6 +36,7 @@ from nemo_mshubert.data.tarred import make_tarred
 from nemo_mshubert.modules.frames import frame_count
 from tests.data.test_resumable_loader import options
 
+pytestmark = pytest.mark.unit
 LENGTHS = [8000 + 800 * number for number in range(6)]
 
 
@@ -61,7 +62,6 @@ def patterns(folder, prefix=""):
     )
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("layout", ["sharded", "one manifest", "sets", "remote", "remote tars"])
 def test_all_ways_to_name_shards_give_the_same_utterances(tars, layout):
     """NeMo's patterns, its unsharded manifest, lists of sets, and tars behind a command or an address."""
@@ -95,7 +95,6 @@ def write_tar(path, members):
             tar.addfile(member, buffer)
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("prefix", ["", "pipe:cat "])
 def test_segments_of_one_member_are_told_apart(tmp_path, prefix):
     """NeMo's converter keeps a long file whole and names its segments -sub1, -sub2."""
@@ -122,7 +121,6 @@ def test_segments_of_one_member_are_told_apart(tmp_path, prefix):
     assert starts == {8000, 24000}
 
 
-@pytest.mark.unit
 def test_segments_of_one_remote_member_come_in_the_same_order_in_every_process(tmp_path):
     """A resume passes over as many lines as were trained on: in another order they are others."""
     write_tar(tmp_path / "audio_0.tar", {"long.flac": (np.zeros(16000, np.float32), 16000)})
@@ -134,7 +132,6 @@ def test_segments_of_one_remote_member_come_in_the_same_order_in_every_process(t
     assert [number for number, _ in shard.cuts(lines, None)] == [3, 1, 6, 2, 5, 4]
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("prefix", ["", "pipe:cat "])
 def test_a_file_may_be_called_like_a_segment(counting_corpus, tmp_path, prefix):
     """Sessions of subjects, as subject-sub1.wav: read through a pipe they were looked for under another name."""
@@ -157,7 +154,6 @@ def test_a_file_may_be_called_like_a_segment(counting_corpus, tmp_path, prefix):
     assert names == {"audio_patient-sub0.wav", "audio_patient-sub1.wav"}
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("remote", ["tars", "both"])
 def test_ranks_share_remote_tars(tars, remote):
     """Object stores: each rank reads other tars, also where one manifest, or none that is local, is for all."""
@@ -178,7 +174,6 @@ def test_ranks_share_remote_tars(tars, remote):
     assert sorted(names[0] + names[1]) == sorted(f"audio_u{number}.wav" for number in range(len(LENGTHS)))
 
 
-@pytest.mark.unit
 def test_options_that_change_the_sound_reach_it(tars):
     """NeMo's augmentations hang on the recording that a line announces; the one that is read must have them too."""
     manifests, tar_paths = patterns(tars)
@@ -193,7 +188,6 @@ def test_options_that_change_the_sound_reach_it(tars):
     assert not torch.allclose(batches[0]["audio"], batches[1]["audio"], atol=1e-4)
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize(
     "option",
     [
@@ -214,7 +208,6 @@ def test_options_that_part_frames_from_labels_are_refused(tars, option):
         training_loader(config, PretrainingDataset("maker-one", [50]), 0, 1)
 
 
-@pytest.mark.unit
 def test_a_damaged_tar_is_named(tars):
     """Readers that pass over it would train on less than the manifest says."""
     tar = tars / "audio_1.tar"
@@ -223,7 +216,6 @@ def test_a_damaged_tar_is_named(tars):
         epoch_of(*patterns(tars))
 
 
-@pytest.mark.unit
 def test_a_tar_that_is_cut_short_during_the_run_is_named(tars):
     """Its last member would be decoded as a broken file, and passed over."""
     (shard,) = shards_of(f"{tars}/sharded_manifests/manifest_1.json", f"{tars}/audio_1.tar")
@@ -234,7 +226,6 @@ def test_a_tar_that_is_cut_short_during_the_run_is_named(tars):
         shard.read(name)
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("remote", ["audio_1.tar", "sharded_manifests/manifest_1.json"])
 def test_a_remote_shard_that_vanishes_or_breaks_off_is_named(tars, remote):
     """The library of an address says what is wrong, not where; Lhotse advises to install it, whatever is wrong."""
@@ -252,7 +243,6 @@ def test_a_remote_shard_that_vanishes_or_breaks_off_is_named(tars, remote):
         epoch_of(*whole)
 
 
-@pytest.mark.unit
 def test_other_rates_and_channels(tmp_path):
     """Members at 8 kHz are resampled; of two channels one is chosen, or the dataset reports them."""
     tone = np.sin(np.arange(8000) / 40).astype(np.float32) / 2
@@ -270,7 +260,6 @@ def test_other_rates_and_channels(tmp_path):
     assert training_loader(config, PretrainingDataset("maker-one", [50]), 0, 1).dataset.visits.channel_selector == 1
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("prefix", ["", "pipe:cat "])
 def test_tars_of_other_programs_have_folders_and_a_long_end(tmp_path, prefix):
     """A folder has no bytes to read; and what is behind the last member must be read, or the command that writes it
@@ -289,7 +278,6 @@ def test_tars_of_other_programs_have_folders_and_a_long_end(tmp_path, prefix):
     assert np.allclose(with_audio(cut).load_audio()[0], tone, atol=1e-3)
 
 
-@pytest.mark.unit
 def test_another_rate_and_an_option_that_changes_the_sound_go_together(tmp_path):
     """Else the option's transform would take the place of the resampling: half as many samples as labels are of."""
     tone = np.sin(np.arange(8000) / 40).astype(np.float32) / 2
@@ -300,7 +288,6 @@ def test_another_rate_and_an_option_that_changes_the_sound_go_together(tmp_path)
     assert plain.shape == halved.shape == (1, 16000) and np.allclose(halved, plain / 2, atol=1e-4)
 
 
-@pytest.mark.unit
 def test_a_broken_member_is_skipped_and_counted(tars):
     """One bad file among a million must not end the run, and must not pass unseen."""
     tar = tars / "audio_0.tar"
@@ -318,7 +305,6 @@ def test_a_broken_member_is_skipped_and_counted(tars):
     assert all(torch.isfinite(batch["audio"]).all() for batch in batches)
 
 
-@pytest.mark.unit
 def test_a_line_without_its_member_is_named(tars):
     """A manifest of another packing."""
     manifest = tars / "sharded_manifests" / "manifest_1.json"
@@ -327,7 +313,6 @@ def test_a_line_without_its_member_is_named(tars):
         epoch_of(*patterns(tars))
 
 
-@pytest.mark.unit
 def test_weights_are_refused(tars):
     """Weights mean draws with replacement; here every shard is read once in an epoch."""
     sets = [[f"{tars}/sharded_manifests/manifest_{shard}.json", 0.5] for shard in range(2)]
@@ -335,7 +320,6 @@ def test_weights_are_refused(tars):
         shards_of(sets, [[f"{tars}/audio_{shard}.tar"] for shard in range(2)])
 
 
-@pytest.mark.unit
 def test_shards_without_partners_are_named(tars):
     """Patterns that count to different ends."""
     manifests, _ = patterns(tars)
@@ -350,7 +334,6 @@ def test_shards_without_partners_are_named(tars):
         shards_of(str(manifest), f"{tars}/audio__OP_0..1_CL_.tar")
 
 
-@pytest.mark.unit
 def test_a_line_without_its_member_is_named_for_remote_tars_too(tars):
     """The tar is read to its end without it: the epoch would be shorter, without a word."""
     manifest = tars / "sharded_manifests" / "manifest_1.json"
@@ -360,7 +343,6 @@ def test_a_line_without_its_member_is_named_for_remote_tars_too(tars):
         epoch_of(*patterns(tars, "pipe:cat "))
 
 
-@pytest.mark.unit
 def test_a_command_that_fails_behind_its_last_line_is_named(tars):
     """A download that breaks off at the end of a line: the rest of the shard would never be trained on."""
     manifest = tars / "sharded_manifests" / "manifest_1.json"

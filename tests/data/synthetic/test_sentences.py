@@ -23,8 +23,9 @@ import pytest
 
 from nemo_mshubert.data.synthetic.sentences import make_sentence, sentence_subset
 
+pytestmark = pytest.mark.unit
 
-@pytest.mark.unit
+
 def test_sentences_are_varied_and_test_words_are_known_from_train():
     """A corpus of one template, or of words never trained on, would tell nothing about a recogniser."""
     rng = random.Random(0)

@@ -19,8 +19,9 @@ import pytest
 
 from nemo_mshubert.data.synthetic.speakers import record
 
+pytestmark = pytest.mark.unit
 
-@pytest.mark.unit
+
 def test_recording_keeps_time_and_level():
     """A click at a known sample is where the resampled recording says it is."""
     speech = np.zeros(22050, dtype=np.int16)
@@ -30,7 +31,6 @@ def test_recording_keeps_time_and_level():
     assert np.abs(samples).max() <= 0.951
 
 
-@pytest.mark.unit
 def test_levels_of_recordings_are_those_of_speech():
     """The corpus is what the quickstart learns from: -30 to -22 dB, in rooms whose noise is 25 to 40 dB below."""
     speech = (20000 * np.sin(np.arange(11025) * 0.2)).astype(np.int16)  # 0.5 s

@@ -18,8 +18,9 @@ import pytest
 
 from nemo_mshubert.data.synthetic.voices import SUBSETS, all_voices
 
+pytestmark = pytest.mark.unit
 
-@pytest.mark.unit
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_voice_is_one_person(seed):
     """The same timbre in train and test would be a leak, even under two numbers."""

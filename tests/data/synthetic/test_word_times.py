@@ -19,6 +19,8 @@ import pytest
 from nemo_mshubert.data.synthetic.espeak import Event
 from nemo_mshubert.data.synthetic.word_times import Span, align
 
+pytestmark = pytest.mark.unit
+
 
 def events(*marks):
     """ "at:sample" announces the word at that character, "phone:sample" a phone."""
@@ -28,7 +30,6 @@ def events(*marks):
     ]
 
 
-@pytest.mark.unit
 def test_align_on_events_with_known_answers():
     """The three oddities of espeak: joined words, words announced too early, pauses."""
     joined = events(("0", 0), ("I", 10), ("n", 100), ("D", 200), ("@", 300), ("7", 400), ("s", 400), ("_:", 500))
