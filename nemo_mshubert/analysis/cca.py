@@ -124,7 +124,7 @@ class TrainingViews:
 
 
 def inverse_square_root(covariance: np.ndarray) -> np.ndarray:
-    """Square root of the pseudo-inverse of a symmetric matrix; ``LinAlgError`` where it has none that is real."""
+    """Square root of the pseudo-inverse of a symmetric ``[X, X]``; ``LinAlgError`` where it has none that is real."""
     values, vectors = np.linalg.eigh(covariance)
     used = np.abs(values) > PINV_CUTOFF * np.abs(values).max(initial=0)
     if not used.any() or (values[used] < 0).any():

@@ -129,7 +129,7 @@ def write_pooled(path: Path, pooled: np.ndarray) -> None:
 
 
 def read_pooled(path: Path, layer: int) -> np.ndarray:
-    """One layer of what `write_pooled` wrote; raises ``ValueError`` where the file is damaged."""
+    """One layer ``[N, D]`` of what `write_pooled` wrote; raises ``ValueError`` where the file is damaged."""
     try:
         with np.load(path) as arrays:
             return arrays[f"layer_{layer}"]

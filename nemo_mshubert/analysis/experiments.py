@@ -94,7 +94,8 @@ def read_event_file(path: PathLike) -> Scalars:
 
 
 def read_settings(path: Path) -> Dict[str, Any]:
-    """Leaves of an experiment's ``hparams.yaml`` by dotted name; empty where there is none."""
+    """Leaves of an experiment's ``hparams.yaml`` by dotted name; empty where there is none, ``ValueError`` for other
+    text."""
     if not path.is_file():
         return {}
     try:

@@ -140,7 +140,8 @@ def read_runs(folders: Sequence[PathLike]) -> Run:
 
 
 def read_stages(path: Path) -> List[Stage]:
-    """Stages in the order in which they first ran; of a name that ran again, the newest line."""
+    """Stages in the order in which they first ran, of a name that ran again the newest line; ``ValueError`` for a line
+    that is none."""
     stages: Dict[str, Stage] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], start=1):
         if not line.strip():
@@ -157,7 +158,8 @@ def read_stages(path: Path) -> List[Stage]:
 
 
 def read_label_metrics(folder: Path) -> List[LabelSetMetrics]:
-    """Metrics of all iterations, manifests and sets below ``labels/``, in this order."""
+    """Metrics of all iterations, manifests and sets below ``labels/``, in this order; ``ValueError`` names what is
+    damaged."""
     rows = []
     for path in sorted(folder.glob("*/*.metrics.json"), key=_natural_order):
         name, remedy = path.name.removesuffix(".metrics.json"), "Repeat scripts/label.py make --metrics_output."

@@ -127,7 +127,7 @@ def encoder_alone(features: HiddenFeatures, waves: List[np.ndarray], device: tor
 
 
 def enlarged(sample: np.ndarray, frames: int) -> np.ndarray:
-    """``frames`` rows: the sample, then copies of it with a tenth of its spread as noise."""
+    """``frames`` rows: the sample ``[N, D]``, then copies of it with a tenth of its spread as noise."""
     rng = np.random.default_rng(0)
     copies = -(-frames // len(sample))
     spread = 0.1 * sample.std(axis=0)
@@ -156,7 +156,7 @@ def kmeans_rows(sample: np.ndarray, clusters: int) -> Iterator[Row]:
 
 
 def inertia(sample: np.ndarray, centres: np.ndarray) -> float:
-    """Mean squared distance of a frame to the nearest centre."""
+    """Mean squared distance of a frame ``[N, D]`` to the nearest centre ``[K, D]``."""
     parts = torch.from_numpy(sample).split(16384)
     nearest = [torch.cdist(part, torch.from_numpy(centres)).min(dim=1).values.square().sum() for part in parts]
     return float(sum(nearest)) / len(sample)

@@ -226,7 +226,8 @@ def window_labels(features: List[Tensor], maker: LabelMaker) -> List[Dict[int, n
 
 
 def label_entry(utterance: Utterance, sets: Dict[int, np.ndarray], maker_id: str) -> Dict[str, Any]:
-    """The manifest entry with checked labels, its duration, and the rate of its audio; see `_rate_field`."""
+    """The manifest entry with labels ``{clusters: uint16 [T]}``, its duration, and the rate of its audio, see
+    `_rate_field`; raises ``ValueError`` where the labels fail their checks."""
     entry = utterance.entry
     labels = FrameLabels(maker_id, len(utterance.samples), sets, offset=entry.get("offset"))
     labels.check(f"{utterance.where}: {utterance_id(entry)}")

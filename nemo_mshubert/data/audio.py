@@ -45,7 +45,7 @@ def load_audio(entry: Dict[str, Any], where: str = "") -> np.ndarray:
 
 
 def load_audio_and_rate(entry: Dict[str, Any], where: str = "") -> Tuple[np.ndarray, int]:
-    """What `load_audio` returns, and the sample rate that the file itself has."""
+    """What `load_audio` returns, and the sample rate that the file itself has, in Hz."""
     path = entry["audio_filepath"]
     where = f"{where}: {path}" if where else path
     require_audio_file(entry, where)

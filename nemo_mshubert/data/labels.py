@@ -141,7 +141,8 @@ class FrameLabels:
             )
 
     def crop(self, start_frame: int, num_frames: int) -> Dict[int, np.ndarray]:
-        """Labels of frames ``[start_frame, start_frame + num_frames)``: ``{clusters: int64 [num_frames]}``, a copy."""
+        """Labels of frames ``[start_frame, start_frame + num_frames)``: ``{clusters: int64 [num_frames]}``, a copy;
+        raises ``ValueError`` where the utterance has fewer."""
         end_frame = start_frame + num_frames
         if start_frame < 0 or num_frames < 0 or end_frame > self.num_frames:
             raise ValueError(f"frames {start_frame} to {end_frame} of an utterance of {self.num_frames} frames.")

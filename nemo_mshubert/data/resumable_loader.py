@@ -302,7 +302,8 @@ def _options_of_streams(config: DictConfig) -> Dict[str, Any]:
 
 
 def validation_loader(config: DictConfig, dataset: Dataset, rank: int, world_size: int) -> DataLoader:
-    """One finite pass over a plain manifest, numbered alike every time; ranks share the utterances."""
+    """One finite pass over a plain manifest, numbered alike every time; ranks share the utterances. Raises
+    ``ValueError`` for tars, and what `count_utterances` raises."""
     config = _lhotse_options(config)
     if config.get("tarred_audio_filepaths") is not None:
         raise ValueError(

@@ -146,7 +146,7 @@ def _chunked_forward(
 def audio_batches(
     entries: Sequence[Dict[str, Any]], batch_seconds: float
 ) -> Iterator[Tuple[List[int], List[np.ndarray]]]:
-    """Batches by duration: indices into ``entries``, and their samples, read ahead."""
+    """Batches by duration, longest first: indices into ``entries``, and their samples ``[S]``, read ahead."""
     durations = [entry["duration"] for entry in entries]
     batches = list(batches_by_length(durations, batch_seconds))
     audio = read_ahead(

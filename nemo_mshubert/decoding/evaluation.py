@@ -91,8 +91,8 @@ def greedy_decoder(model: EncDecCTCModel) -> Decode:
 
 
 def lexicon_decoder(model: EncDecCTCModel, config: LexiconBeamConfig, workers: Optional[int] = None) -> Decode:
-    """Beam search over the words of a lexicon with an n-gram LM; letter models only; by default one process per core
-    of this rank."""
+    """Beam search over the words of a lexicon with an n-gram LM, by default in one process per core of this rank;
+    raises ``ValueError`` for a model that writes no letters."""
     if letters_of(model) is None:
         raise ValueError(
             "the lexicon beam search spells words in letters, but this model has BPE tokens. Evaluate it greedily: "

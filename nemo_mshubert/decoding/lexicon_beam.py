@@ -131,7 +131,7 @@ class LexiconBeamSearchDecoder:
         self._closing_frame[0, self._delimiter] = -config.sil_score
 
     def with_config(self, config: LexiconBeamConfig) -> "LexiconBeamSearchDecoder":
-        """This decoder with other weights and beams, sharing LM and lexicon, which must be the same."""
+        """This decoder with other weights and beams, sharing LM and lexicon; ``ValueError`` for others of these."""
         ours, theirs = self.config, config
         if (ours.lm, ours.lexicon) != (theirs.lm, theirs.lexicon):
             raise ValueError(

@@ -44,7 +44,8 @@ SENTENCES_PEEKED = 1000
 
 
 def find_kenlm_tool(name: str, folder: Optional[PathLike] = None) -> str:
-    """Path of ``lmplz`` or ``build_binary``: in ``folder``, else on the PATH, else where our script builds them."""
+    """Path of ``lmplz`` or ``build_binary``: in ``folder`` if given, else on the PATH or where our script builds them;
+    raises ``FileNotFoundError``."""
     searched = [str(folder)] if folder else [os.environ.get("PATH", os.defpath), str(KENLM_FOLDER)]
     found = shutil.which(name, path=os.pathsep.join(searched))
     if found is None:
