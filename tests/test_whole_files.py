@@ -224,3 +224,14 @@ def test_what_ends_while_it_is_removed_is_no_error(tmp_path, monkeypatch):
     FileNotFoundError of a hidden file."""
     monkeypatch.setattr(Path, "glob", lambda folder, _: iter([temporary_neighbour(folder / "run.nemo")]))
     remove_left_over(tmp_path)
+
+
+def test_two_writers_of_one_pid_do_not_share_a_file(tmp_path):
+    """Containers on two machines: the one took the half-written file of the other for its own."""
+    path = tmp_path / "out.json"
+    with atomic_write(path) as slow:
+        slow.write("slow")
+        with atomic_write(path) as quick:
+            quick.write("quick")
+        assert path.read_text() == "quick"
+    assert path.read_text() == "slow" and list(tmp_path.iterdir()) == [path]

@@ -71,15 +71,7 @@ REST = "residuals, biases, the rest"
 # Kernels that take and give no memory of their own, and those with which only a counted gradient is stored.
 NOT_COUNTED = ("empty", "empty_like", "new_empty", "new_empty_strided", "copy_", "detach", "_unsafe_view")
 # As CUDA's autocast has it.
-TO_BF16 = (
-    F.linear,
-    F.conv1d,
-    F.conv2d,
-    torch.matmul,
-    torch.bmm,
-    Tensor.matmul,
-    Tensor.__matmul__,
-)
+TO_BF16 = (F.linear, F.conv1d, F.conv2d, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__)
 TO_FP32 = (F.layer_norm, F.group_norm, F.cross_entropy)
 
 

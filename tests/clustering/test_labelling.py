@@ -39,9 +39,8 @@ from nemo_mshubert.clustering.metrics import measure_manifest
 from nemo_mshubert.data.alignments import Alignments, check_aligned
 from nemo_mshubert.data.audio import load_audio
 from nemo_mshubert.data.labels import FrameLabels, check_labelled_manifest
-from nemo_mshubert.data.manifest import absolute_path, iter_manifest, read_manifest, write_manifest
+from nemo_mshubert.data.manifest import iter_manifest, read_manifest, write_manifest
 from nemo_mshubert.modules.frames import frame_count
-from nemo_mshubert.whole_files import atomic_write
 from tests.conftest import load_script
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
@@ -738,29 +737,6 @@ def test_a_manifest_in_a_linked_folder_keeps_its_audio(corpus, maker, tmp_path):
     assert label_manifest(link / "up.json", output, maker, WindowFeatures(fail_at_call=1)) is False
     label_manifest(link / "up.json", link / "labelled.json", maker, WindowFeatures())
     assert load_audio(read_manifest(link / "labelled.json")[0]).shape == (8000,)
-
-
-@pytest.mark.parametrize("path", ["a.wav", "b/../a.wav", "/x/../y//z/./a.wav", "../../a.wav", "/../a.wav"])
-def test_other_paths_are_made_absolute_as_text(path):
-    """A folder of audio that is a link keeps its name: else lines would no longer be relative to the manifest."""
-    assert str(absolute_path(path)) == os.path.abspath(path)
-
-
-def test_links_that_are_not_left_stay(tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path / "audio")
-    assert absolute_path(tmp_path / "link" / "a.wav") == tmp_path / "link" / "a.wav"
-    assert absolute_path(tmp_path / "link" / "b" / ".." / "a.wav") == tmp_path / "link" / "a.wav"
-
-
-def test_two_writers_of_one_pid_do_not_share_a_file(tmp_path):
-    """Containers on two machines: the one took the half-written file of the other for its own."""
-    path = tmp_path / "out.json"
-    with atomic_write(path) as slow:
-        slow.write("slow")
-        with atomic_write(path) as quick:
-            quick.write("quick")
-        assert path.read_text() == "quick"
-    assert path.read_text() == "slow" and list(tmp_path.iterdir()) == [path]
 
 
 # --- scripts ---------------------------------------------------------------------------------------------------------

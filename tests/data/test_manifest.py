@@ -23,7 +23,14 @@ import os
 import pytest
 
 from nemo_mshubert.data.audio import iter_with_audio
-from nemo_mshubert.data.manifest import check_for_nemo, iter_manifest, read_manifest, utterance_id, write_manifest
+from nemo_mshubert.data.manifest import (
+    absolute_path,
+    check_for_nemo,
+    iter_manifest,
+    read_manifest,
+    utterance_id,
+    write_manifest,
+)
 
 pytestmark = pytest.mark.unit
 GOOD = {"audio_filepath": "a.wav", "duration": 1.0, "text": "schön"}
@@ -178,3 +185,15 @@ def test_names_that_nemo_does_not_look_for_beside_the_manifest_are_absolute(tmp_
     write_manifest(tmp_path / "train.json", [{"audio_filepath": str(tmp_path / name), "duration": 1.0}])
     written = json.loads((tmp_path / "train.json").read_text())["audio_filepath"]
     assert written == (name if is_relative else str(tmp_path / name))
+
+
+@pytest.mark.parametrize("path", ["a.wav", "b/../a.wav", "/x/../y//z/./a.wav", "../../a.wav", "/../a.wav"])
+def test_other_paths_are_made_absolute_as_text(path):
+    """A folder of audio that is a link keeps its name: else lines would no longer be relative to the manifest."""
+    assert str(absolute_path(path)) == os.path.abspath(path)
+
+
+def test_links_that_are_not_left_stay(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "audio")
+    assert absolute_path(tmp_path / "link" / "a.wav") == tmp_path / "link" / "a.wav"
+    assert absolute_path(tmp_path / "link" / "b" / ".." / "a.wav") == tmp_path / "link" / "a.wav"

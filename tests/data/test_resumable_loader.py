@@ -184,11 +184,7 @@ def test_tarred_stream_continues_from_any_batch(tarred, use_bucketing):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(
-    "firsts",
-    [[2, 4], [1, 7]],
-    ids=["even", "odd"],
-)
+@pytest.mark.parametrize("firsts", [[2, 4], [1, 7]], ids=["even", "odd"])
 def test_tarred_stream_of_two_processes_continues_from_any_batch(tarred, firsts):
     """Each loader process shuffles on its own; on a resume each batch must come from its own."""
     tarred.num_workers = 2
