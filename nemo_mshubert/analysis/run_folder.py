@@ -18,7 +18,7 @@ import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
 
 from nemo_mshubert.analysis.experiments import Experiment, read_experiments
 from nemo_mshubert.analysis.findings import ABSENT, Findings, read_findings
@@ -189,6 +189,6 @@ def read_scores(folder: Path) -> Dict[str, Scores]:
     return scores
 
 
-def _natural_order(path: Path):
+def _natural_order(path: Path) -> List[Union[int, str]]:
     """iter10 after iter9."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.as_posix())]

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Dict, List, Sequence, Union
+from typing import Any, Dict, List, Sequence, Tuple, Union
 
 import numpy as np
 from torch import Tensor
@@ -198,7 +198,7 @@ def _versions() -> Dict[str, str]:
     return {library: version(library) for library in LIBRARIES}
 
 
-def _read(path: PathLike):
+def _read(path: PathLike) -> Tuple[Dict[str, Any], Dict[str, np.ndarray]]:
     """Header and arrays of a k-means file."""
     with open(path, "rb") as stream:
         if not zipfile.is_zipfile(stream):

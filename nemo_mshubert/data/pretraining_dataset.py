@@ -26,7 +26,7 @@ Legend: B utterances, S samples, T frames. A batch holds
 """
 
 import random
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -101,8 +101,8 @@ class PretrainingDataset(torch.utils.data.Dataset):
             )
         return labels
 
-    def _read(self, cut: Cut, labels: FrameLabels, start_frame: int, num_frames: int):
-        """Samples of the crop, or None (logged and counted) where the audio cannot be read."""
+    def _read(self, cut: Cut, labels: FrameLabels, start_frame: int, num_frames: int) -> Optional[np.ndarray]:
+        """Samples ``[S]`` of the crop, or None (logged and counted) where the audio cannot be read."""
         segment_start = 0  # of the labelled segment within the recording; a tar member holds the segment alone
         surplus = cut.recording.num_samples - labels.num_samples  # beside the segment, or of a decoder
         if labels.offset and surplus > labels.offset * cut.sampling_rate / 2:
@@ -123,7 +123,7 @@ class PretrainingDataset(torch.utils.data.Dataset):
         return None
 
     @staticmethod
-    def _problem_of(audio: np.ndarray, num_samples: int):
+    def _problem_of(audio: np.ndarray, num_samples: int) -> Optional[str]:
         if audio.shape[0] != 1:
             return f"{audio.shape[0]} channels, expected 1; mix down or set channel_selector"
         if audio.shape[1] != num_samples:

@@ -15,15 +15,17 @@
 """All cells of Table 1: each step that has not been run, and the tables again after each."""
 
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 from nemo_mshubert.decoding.table1.cells import Cells
 from nemo_mshubert.decoding.table1.report import write_tables
-from nemo_mshubert.decoding.table1.spec import Table1Spec, check_inputs
+from nemo_mshubert.decoding.table1.spec import ModelSpec, Table1Spec, check_inputs
 from nemo_mshubert.decoding.table1.step import run_step
 
 
-def chosen(spec: Table1Spec, models: Optional[Sequence[str]], splits: Optional[Sequence[str]]):
+def chosen(
+    spec: Table1Spec, models: Optional[Sequence[str]], splits: Optional[Sequence[str]]
+) -> Tuple[List[ModelSpec], List[str]]:
     """The models and splits of these names, all without names; raises ``ValueError`` for a name that is not there."""
     for kind, names, known in (
         ("model", models, [model.name for model in spec.models]),
