@@ -268,6 +268,7 @@ def test_a_manifest_without_line_ends_is_named_among_others(plain, tmp_path, lin
         assert len(take(options(**both), STREAM)) == STREAM
 
 
+@pytest.mark.unit
 def test_seed_decides_the_order(plain):
     """Another seed is another run."""
     first = names(take(plain, 6))
