@@ -27,10 +27,11 @@ from torch.nn import functional as F
 from nemo_mshubert.modules import reference
 from nemo_mshubert.modules.conv_as_matmul import conv_as_matmul
 from nemo_mshubert.modules.conv_with_time_norm import conv_with_time_norm
-from nemo_mshubert.modules.frames import frame_count, valid_positions
+from nemo_mshubert.modules.dropout import Dropout
+from nemo_mshubert.modules.frames import HUBERT_KERNELS_AND_STRIDES, frame_count, valid_positions
 from nemo_mshubert.modules.layer_norm import EPSILON, LayerNorm
 
-NORMS = ("group_norm", "layer_norm")
+HUBERT_CONV_LAYERS = tuple((512, kernel, stride) for kernel, stride in HUBERT_KERNELS_AND_STRIDES)
 PART_SIZE = 1 << 21  # numbers in a tensor: 8 MiB in fp32
 
 
@@ -62,17 +63,20 @@ class ChannelLayerNorm(LayerNorm):
         return super().forward(x_BTC)
 
 
+NORMS = {"group_norm": TimeGroupNorm, "layer_norm": ChannelLayerNorm}
+
+
 class ConvLayer(nn.Module):
     """Convolution, norm (where the layer has one), GELU."""
 
-    def __init__(self, in_channels: int, channels: int, kernel: int, stride: int, bias: bool, norm: str):
+    def __init__(
+        self, in_channels: int, channels: int, kernel: int, stride: int, bias: bool, norm: Optional[nn.Module]
+    ):
         super().__init__()
         self.conv = nn.Conv1d(in_channels, channels, kernel, stride, bias=bias)
         nn.init.kaiming_normal_(self.conv.weight)  # fairseq: make_conv
-        self.layer_norm = {"group_norm": TimeGroupNorm, "layer_norm": ChannelLayerNorm, "none": lambda _: None}[norm](
-            channels
-        )
-        self._norm_is_foldable = norm == "group_norm" and in_channels == 1 and not bias
+        self.layer_norm = norm
+        self._norm_is_foldable = isinstance(norm, TimeGroupNorm) and in_channels == 1 and not bias
 
     def forward(self, x_BTC: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
         conv, norm = self.conv, self.layer_norm
@@ -112,7 +116,7 @@ class ConvFeatureExtractor(nn.Module):
     def __init__(self, conv_layers: Sequence[Tuple[int, int, int]], norm: str = "group_norm", bias: bool = False):
         super().__init__()
         if norm not in NORMS:
-            raise ValueError(f"norm: expected one of {NORMS}, found {norm!r}.")
+            raise ValueError(f"norm: expected one of {tuple(NORMS)}, found {norm!r}.")
         self.kernels_and_strides = [(kernel, stride) for _, kernel, stride in conv_layers]
         in_channels = [1] + [channels for channels, _, _ in conv_layers]
         self.conv_layers = nn.ModuleList(
@@ -122,7 +126,7 @@ class ConvFeatureExtractor(nn.Module):
                 kernel,
                 stride,
                 bias,
-                norm if index == 0 or norm == "layer_norm" else "none",
+                NORMS[norm](channels) if index == 0 or norm == "layer_norm" else None,
             )
             for index, (channels, kernel, stride) in enumerate(conv_layers)
         )
@@ -155,3 +159,16 @@ class ConvFeatureExtractor(nn.Module):
             lengths_B = frame_count(lengths_B, [kernel_and_stride])
             x_BTC = layer(x_BTC, lengths_B, padded)
         return x_BTC, lengths_B
+
+
+class FeatureProjection(nn.Module):
+    """LayerNorm over the channels of the front end, then Linear to the width of the transformer, then dropout."""
+
+    def __init__(self, channels: int, d_model: int, dropout: float):
+        super().__init__()
+        self.layer_norm = LayerNorm(channels)
+        self.projection = nn.Linear(channels, d_model)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        return self.dropout(self.projection(self.layer_norm(x_BTC)))

@@ -32,23 +32,15 @@ from torch import Tensor, nn
 
 from nemo_mshubert.modules import reference
 from nemo_mshubert.modules.adapters import AdaptableBlock, EncoderAdapters
-from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor
+from nemo_mshubert.modules.conv_feature_extractor import HUBERT_CONV_LAYERS, ConvFeatureExtractor, FeatureProjection
 from nemo_mshubert.modules.dropout import Dropout
-from nemo_mshubert.modules.frames import HUBERT_KERNELS_AND_STRIDES, RECEPTIVE_FIELD_SAMPLES, valid_positions
+from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES, valid_positions
 from nemo_mshubert.modules.layer_norm import LayerNorm
 from nemo_mshubert.modules.masking import channel_mask, span_mask
 from nemo_mshubert.modules.relative_position import GatedSelfAttention, RelativePositionBias
 from nemo_mshubert.modules.stacked_pos_conv import StackedConvPositionalEmbedding
 from nemo_mshubert.modules.swap import swap, swap_source
-from nemo_mshubert.modules.transformer import (
-    ConvPositionalEmbedding,
-    SelfAttention,
-    take_frames,
-    zero_touch,
-)
-
-# fairseq: conv_feature_layers "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
-HUBERT_CONV_LAYERS = tuple((512, kernel, stride) for kernel, stride in HUBERT_KERNELS_AND_STRIDES)
+from nemo_mshubert.modules.transformer import ConvPositionalEmbedding, SelfAttention, take_frames, zero_touch
 
 TRANSFORMER_BACKENDS = ("torch", "megatron")
 
@@ -71,19 +63,6 @@ class Views:
         if frames_W is not self.wanted_W:
             raise ValueError("These frames were not asked of forward_views (wanted_W).")
         return self.tapped[layer]
-
-
-class FeatureProjection(nn.Module):
-    """LayerNorm over the channels of the front end, then Linear to the width of the transformer, then dropout."""
-
-    def __init__(self, channels: int, d_model: int, dropout: float):
-        super().__init__()
-        self.layer_norm = LayerNorm(channels)
-        self.projection = nn.Linear(channels, d_model)
-        self.dropout = Dropout(dropout)
-
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        return self.dropout(self.projection(self.layer_norm(x_BTC)))
 
 
 class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
@@ -184,14 +163,12 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             AdaptableBlock(
+                attention(d_model, num_heads, attention_dropout),
                 d_model,
-                num_heads,
                 d_inner,
                 dropout,
-                attention_dropout,
                 activation_dropout,
                 pre_norm,
-                attention(d_model, num_heads, attention_dropout),
             )
             for _ in range(num_layers)
         )
@@ -393,9 +370,8 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         """
         valid_NT, key_mask, position_bias = None, None, None
         if padded:
-            valid_NT = valid_positions(
-                frames_N.clamp(min=1), x_NTD.shape[1]
-            )  # an empty row attends to its padding: no NaN
+            # an empty row attends to its padding: no NaN
+            valid_NT = valid_positions(frames_N.clamp(min=1), x_NTD.shape[1])
             key_mask = valid_NT[:, None, None, :]
         if self.position_bias is not None:
             position_bias = self.position_bias(x_NTD.shape[1])

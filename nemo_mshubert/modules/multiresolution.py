@@ -32,10 +32,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nemo_mshubert.modules.conv_feature_extractor import ConvFeatureExtractor
+from nemo_mshubert.modules.conv_feature_extractor import HUBERT_CONV_LAYERS, ConvFeatureExtractor, FeatureProjection
 from nemo_mshubert.modules.layer_norm import EPSILON, LayerNorm
-from nemo_mshubert.modules.mshubert_encoder import HUBERT_CONV_LAYERS, FeatureProjection
-from nemo_mshubert.modules.transformer import ConvPositionalEmbedding, TransformerBlock
+from nemo_mshubert.modules.transformer import ConvPositionalEmbedding, SelfAttention, TransformerBlock
 
 RESIDUAL_SCALE = 0.4**0.5  # of each sum of a resampled signal and its shortcut
 
@@ -141,7 +140,8 @@ class Stack(nn.Module):
         self.pre_norm = pre_norm
         self.layer_norm = LayerNorm(d_model)
         self.layers = nn.ModuleList(
-            TransformerBlock(d_model, num_heads, d_inner, 0.0, 0.0, 0.0, pre_norm) for _ in range(depth)
+            TransformerBlock(SelfAttention(d_model, num_heads, 0.0), d_model, d_inner, 0.0, 0.0, pre_norm)
+            for _ in range(depth)
         )
 
     def forward(self, x_BTD: Tensor) -> List[Tensor]:

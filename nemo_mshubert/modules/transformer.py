@@ -46,7 +46,7 @@ def init_linear(linear: nn.Linear) -> nn.Linear:
 class ConvPositionalEmbedding(nn.Module):
     """Grouped, weight-normalised convolution over time; with an even kernel the surplus last frame is dropped."""
 
-    def __init__(self, d_model: int, kernel: int = 128, groups: int = 16):
+    def __init__(self, d_model: int, kernel: int, groups: int):
         super().__init__()
         conv = nn.Conv1d(d_model, d_model, kernel, padding=kernel // 2, groups=groups)
         nn.init.normal_(conv.weight, std=(4.0 / (kernel * d_model)) ** 0.5)
@@ -132,17 +132,15 @@ class TransformerBlock(nn.Module):
 
     def __init__(
         self,
+        attention: SelfAttention,
         d_model: int,
-        num_heads: int,
         d_inner: int,
         dropout: float,
-        attention_dropout: float,
         activation_dropout: float,
         pre_norm: bool,
-        attention: Optional[nn.Module] = None,
     ):
         super().__init__()
-        self.attention = attention or SelfAttention(d_model, num_heads, attention_dropout)
+        self.attention = attention
         self.layer_norm = LayerNorm(d_model)
         self.feed_forward = FeedForward(d_model, d_inner, activation_dropout)
         self.final_layer_norm = LayerNorm(d_model)

@@ -27,7 +27,8 @@ from nemo_mshubert.benchmarks.measurement import CLEAR_REFS
 from nemo_mshubert.benchmarks.peers import PEERS
 from nemo_mshubert.benchmarks.pretraining_step import Batch, Step, batch_rows, variants
 from nemo_mshubert.convert.tables import hugging_face_table, torchaudio_table
-from nemo_mshubert.modules.mshubert_encoder import HUBERT_CONV_LAYERS, MSHuBERTEncoder, Views
+from nemo_mshubert.modules.conv_feature_extractor import HUBERT_CONV_LAYERS
+from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder, Views
 from tests.conftest import TINY_CLUSTERS, TINY_ENCODER
 
 pytestmark = pytest.mark.unit

@@ -102,7 +102,7 @@ def count_calls(monkeypatch, owner, name, calls):
 def test_block_equals_transformers(pre_norm):
     """Fine-tuning from others' weights rests on it."""
     theirs = (hf.HubertEncoderLayerStableLayerNorm if pre_norm else hf.HubertEncoderLayer)(CONFIG)
-    ours = copy_of(theirs, TransformerBlock(24, 4, 40, 0.1, 0.1, 0.1, pre_norm))
+    ours = copy_of(theirs, TransformerBlock(SelfAttention(24, 4, 0.1), 24, 40, 0.1, 0.1, pre_norm))
     x_BTD = torch.randn(2, 13, 24)
     expected = first_output(theirs(x_BTD))
     torch.testing.assert_close(ours(x_BTD, None), expected, rtol=1e-5, atol=1e-5)
@@ -141,7 +141,7 @@ def test_width_must_divide_into_heads():
 @pytest.mark.unit
 def test_zero_touch_gives_zero_gradients_to_trainable_parameters():
     """Missing gradients would hang or fail DDP, non-zero ones would train a skipped block."""
-    block = TransformerBlock(24, 4, 40, 0.0, 0.0, 0.0, False)
+    block = TransformerBlock(SelfAttention(24, 4, 0.0), 24, 40, 0.0, 0.0, False)
     block.layer_norm.weight.requires_grad_(False)
     touch = zero_touch(block)
     assert touch.item() == 0.0
