@@ -30,7 +30,7 @@ from nemo_mshubert.modules.frames import HUBERT_KERNELS_AND_STRIDES
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.modules.state_dicts import listed, misfits
 
-NO_STACK, NO_POSITIONS = {"pos_conv_depth": 1}, {"position_buckets": 0}  # which `infer_architecture` leaves unsaid
+UNSAID = {"pos_conv_depth": 1, "position_buckets": 0}  # by `infer_architecture`
 
 
 def maybe_init_encoder(model: MSHuBERTModel, name: Optional[str], ckpt_path: Optional[str]) -> None:
@@ -122,7 +122,7 @@ def architecture(encoder: MSHuBERTEncoder) -> Dict[str, Any]:
     if encoder.position_bias is not None:
         no_tensor_tells["position_max_distance"] = encoder.position_bias.max_distance
     found, _ = infer_architecture(encoder.state_dict(), no_tensor_tells, str, "the encoder")
-    return {**NO_STACK, **NO_POSITIONS, **found}
+    return {**UNSAID, **found}
 
 
 def _spell(value: Any) -> str:

@@ -71,11 +71,8 @@ def split_tensor(tensor: Tensor, dimension: Optional[int]) -> Tensor:
     """This rank's part of a whole tensor."""
     if dimension is None:
         return tensor
-    rank, ranks = (
-        parallel_state.get_tensor_model_parallel_rank(),
-        parallel_state.get_tensor_model_parallel_world_size(),
-    )
-    return tensor.chunk(ranks, dimension)[rank]
+    parts = tensor.chunk(parallel_state.get_tensor_model_parallel_world_size(), dimension)
+    return parts[parallel_state.get_tensor_model_parallel_rank()]
 
 
 def gather_tensor(tensor: Tensor, dimension: Optional[int]) -> Tensor:
