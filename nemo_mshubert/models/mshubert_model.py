@@ -22,7 +22,7 @@ import copy
 import random
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Dict, List, Mapping, Optional, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
 from lightning.pytorch import Trainer
@@ -40,7 +40,9 @@ from nemo_mshubert.data.resumable_loader import data_options, training_loader, v
 from nemo_mshubert.data.tarred import check_shards, local_paths
 from nemo_mshubert.data.unreadable import MAX_UNREADABLE
 from nemo_mshubert.models.data_position import DataPosition
+from nemo_mshubert.models.model_options import check_parts, check_training, layer_of_each_set
 from nemo_mshubert.models.prediction_metrics import (
+    Prediction,
     training_metrics,
     validation_means,
     validation_sums,
@@ -48,16 +50,13 @@ from nemo_mshubert.models.prediction_metrics import (
 )
 from nemo_mshubert.models.save_restore import WholeFile, WholeWeights
 from nemo_mshubert.models.seeding import generator_of, seed_of
-from nemo_mshubert.modules.frames import HUBERT_KERNELS_AND_STRIDES, IGNORED_LABEL, frame_count, valid_positions
-from nemo_mshubert.modules.label_heads import place_label_sets
+from nemo_mshubert.modules.frames import IGNORED_LABEL, frame_count, valid_positions
 from nemo_mshubert.modules.masking import span_mask
 from nemo_mshubert.modules.mshubert_encoder import Views
 from nemo_mshubert.modules.state_dicts import misfits
 from nemo_mshubert.modules.swap import masked_stream_view
 from nemo_mshubert.modules.transformer import zero_touch
 from nemo_mshubert.parallel.ranks import DataRanks, data_ranks, gradient_norm, sum_over_data_ranks
-
-LOSS_VIEWS = ("both", "masked_stream", "first_view")
 
 
 @dataclass
@@ -89,29 +88,16 @@ class MSHuBERTModel(ModelPT):
     def __init__(self, cfg: DictConfig, trainer: Optional[Trainer] = None):
         super().__init__(cfg=cfg, trainer=trainer)
         self._save_restore_connector = WholeFile()
-        self.layer_of_set = self._place_label_sets()
-        self._check_options()
         cfg = self._cfg
+        self.layer_of_set = layer_of_each_set(cfg, self.label_maker)
+        check_training(cfg)
         with torch.random.fork_rng(devices=[]):  # who restores a model goes on with random numbers of his own
             torch.default_generator.manual_seed(seed_of(cfg.seed, "initial weights"))  # not those of GPUs
             self.preprocessor = self.from_config_dict(cfg.preprocessor)
             self.encoder = self.from_config_dict(cfg.encoder)
             self.label_heads = self.from_config_dict(cfg.label_heads)
             self.loss = self.from_config_dict(cfg.loss)
-        if tuple(self.encoder.feature_extractor.kernels_and_strides) != HUBERT_KERNELS_AND_STRIDES:
-            raise ValueError(
-                f"model.encoder.conv_layers={cfg.encoder.conv_layers}: labels and masks are of HuBERT's frames, so "
-                f"(kernel, stride) must be {HUBERT_KERNELS_AND_STRIDES}. Channels may be others."
-            )
-        for name, source, value in (
-            ("d_model", "model.encoder.d_model", self.encoder.d_model),
-            ("label_sets", "model.label_sets", cfg.label_sets),
-        ):
-            if cfg.label_heads[name] != value:
-                raise ValueError(
-                    f"model.label_heads.{name}={cfg.label_heads[name]}: it follows from {source}, which is {value}. "
-                    "Remove it, or set that."
-                )
+        check_parts(cfg, self.encoder)
         for clusters in self.layer_of_set:
             table = torch.as_tensor(self.label_maker.tables[clusters].astype("int64"))
             self.register_buffer(f"table_{clusters}", table, persistent=False)  # the label maker's file holds it
@@ -120,40 +106,6 @@ class MSHuBERTModel(ModelPT):
         self.data_position = DataPosition()
         self.step_guard = StepGuard(cfg.max_nonfinite_steps)
         self.register_buffer("masked_rows", torch.zeros((), dtype=torch.float64), persistent=False)  # of this update
-
-    def _place_label_sets(self) -> Dict[int, int]:
-        """Cluster count -> block; raises ``ValueError`` for sets that the label maker lacks, or that have no block."""
-        cfg = self._cfg
-        if not OmegaConf.is_list(cfg.label_sets):
-            raise ValueError(f"model.label_sets={cfg.label_sets}: expected a list of numbers, as in [500,250].")
-        unknown = set(cfg.label_sets) - set(self.label_maker.sets)
-        if unknown:
-            raise ValueError(
-                f"model.label_sets {sorted(unknown)} are not in the label maker {cfg.label_maker}, which has "
-                f"{self.label_maker.sets}. Give the k-means file that has them, or set model.label_sets. Coarser sets "
-                "of a published k-means: scripts/fit_kmeans.py --centres."
-            )
-        placed = place_label_sets(cfg.label_sets, cfg.encoder.num_layers, cfg.get("label_layers"))
-        return {clusters: layer for layer, clusters in placed.items()}
-
-    def _check_options(self) -> None:
-        """Raise ``ValueError`` for an option of training that cannot be met."""
-        cfg = self._cfg
-        for name in ("swap", "compile"):
-            if cfg.get(name) not in (True, False, None):  # Hydra reads "no" and "off" as words, which count as true
-                raise ValueError(f"model.{name}={cfg[name]}: expected true or false.")
-        if cfg.loss_views not in LOSS_VIEWS:
-            raise ValueError(f"model.loss_views: expected one of {LOSS_VIEWS}, found {cfg.loss_views!r}.")
-        if not 0 <= cfg.drop_label_sets < len(self.layer_of_set):
-            raise ValueError(
-                f"model.drop_label_sets: {cfg.drop_label_sets} of {len(self.layer_of_set)} sets; at least one must be "
-                "kept."
-            )
-        if cfg.masking.mask_prob <= 0 or cfg.masking.mask_length < 1:
-            raise ValueError(
-                f"model.masking: mask_prob {cfg.masking.mask_prob} with mask_length {cfg.masking.mask_length} masks no "
-                "frame, and val_loss, which is of masked frames, would be 0. Both must be above 0."
-            )
 
     @cached_property
     def label_maker(self) -> LabelMaker:
@@ -230,12 +182,12 @@ class MSHuBERTModel(ModelPT):
         config = self._cfg.train_ds
         if config.get("tarred_audio_filepaths") is not None:
             check_shards(config.manifest_filepath, config.tarred_audio_filepaths, *self.data_ranks)
+        position = self.data_position
         own_batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        first_batch = self.data_position.first_batch(own_batches, self.data_ranks.count)
+        first_batch = position.first_batch(own_batches, self.data_ranks.count)
         seed = seed_of(self._cfg.seed, "crops", self.data_ranks.rank)
         dataset = self._dataset(config, seed, config.get("max_unreadable", MAX_UNREADABLE))
         self._check_labels(config.manifest_filepath, lines=1)
-        position = self.data_position
         return training_loader(config, dataset, *self.data_ranks, first_batch, position.places, position.shards)
 
     def _check_labels(self, manifests: Any, lines: Optional[int] = None) -> None:
@@ -293,9 +245,8 @@ class MSHuBERTModel(ModelPT):
         same_count = len(set(frames)) == 1
         mask_BT = span_mask(frames, masking.mask_prob, masking.mask_length, num_frames, same_count, generator)
         valid_BT = valid_positions(torch.tensor(frames), num_frames)
-        return Masks(
-            mask_BT, mask_BT.flatten().nonzero().flatten(), (valid_BT & ~mask_BT).flatten().nonzero().flatten()
-        )
+        visible_BT = valid_BT & ~mask_BT
+        return Masks(mask_BT, mask_BT.flatten().nonzero().flatten(), visible_BT.flatten().nonzero().flatten())
 
     def _labels_of_set(self, labels: Dict[int, Tensor], clusters: int) -> Tensor:
         """Labels ``[B, T]`` of one set: stored, or looked up from the finest."""
@@ -312,7 +263,7 @@ class MSHuBERTModel(ModelPT):
         view = masked_stream_view(layer) if self._cfg.loss_views == "masked_stream" else 0
         return x_VND[view : view + 1]
 
-    def _predict(self, views: Views, labels: Dict[int, Tensor], sets: List[int], indices: Tensor):
+    def _predict(self, views: Views, labels: Dict[int, Tensor], sets: List[int], indices: Tensor) -> Prediction:
         """Logits ``[V * N, K]`` and labels ``[V * N]`` of each set at the N frames ``indices`` of ``[B * T]``."""
         rows, targets = {}, []
         for clusters in sets:
@@ -321,6 +272,11 @@ class MSHuBERTModel(ModelPT):
             rows[clusters] = x_VND.flatten(0, 1)
             targets.append(self._labels_of_set(labels, clusters).flatten().index_select(0, indices).repeat(len(x_VND)))
         return self.label_heads(rows), targets
+
+    def _loss(self, prediction: Prediction, views: Views) -> Tuple[Tensor, List[Tensor], Tensor]:
+        """What `MulticlusterMPLLoss` gives: the sum with the penalty, the sum of each set, and the labelled rows."""
+        logits, targets = prediction
+        return self.loss(logits=list(logits.values()), labels=targets, feature_penalty=views.feature_penalty)
 
     # --- Training ------------------------------------------------------------------------------------------------
 
@@ -362,10 +318,8 @@ class MSHuBERTModel(ModelPT):
         # numbers as it has frames: log_every_n_steps is part of what a run repeats.
         all_frames = self._cfg.unmasked_weight > 0 or self._is_logged()
         views = self.forward(audio, length, masks.mask_BT, sets, layerdrop, None if all_frames else masks.masked_M)
-        logits, targets = self._predict(views, batch["labels"], sets, masks.masked_M)
-        loss_sum, set_losses, count = self.loss(
-            logits=list(logits.values()), labels=targets, feature_penalty=views.feature_penalty
-        )
+        masked = self._predict(views, batch["labels"], sets, masks.masked_M)
+        loss_sum, set_losses, count = self._loss(masked, views)
         if self._cfg.unmasked_weight > 0:
             visible_sum, visible_count = self._unmasked_loss(views, batch["labels"], sets, masks)
             # fairseq scales the penalty by the number of all frames in the loss
@@ -382,7 +336,7 @@ class MSHuBERTModel(ModelPT):
             log["learning_rate"] = self._optimizer.param_groups[0]["lr"]
             with torch.no_grad():
                 visible = self._predict(views, batch["labels"], sets, masks.visible_U)
-                log.update(training_metrics((logits, targets), visible, set_losses))
+                log.update(training_metrics(masked, visible, set_losses))
             log["feature_penalty"] = views.feature_penalty.detach()
         # of the kept sets, and with the feature penalty, where val_loss is of all sets without it
         self.log("train_loss", loss_sum.detach() / count.clamp(min=1))
@@ -400,19 +354,15 @@ class MSHuBERTModel(ModelPT):
 
     def _unmasked_loss(self, views: Views, labels: Dict[int, Tensor], sets: List[int], masks: Masks):
         """Sum and count of the cross-entropy at the visible frames (HuBERT's L_u; fairseq: pred_nomask_weight)."""
-        logits, targets = self._predict(views, labels, sets, masks.visible_U)
-        _, set_losses, count = self.loss(
-            logits=list(logits.values()), labels=targets, feature_penalty=views.feature_penalty
-        )
+        _, set_losses, count = self._loss(self._predict(views, labels, sets, masks.visible_U), views)
         return torch.stack(set_losses).sum(), count
 
     def _kept_sets(self, update: int) -> List[int]:
         """Section 2.2.2: sets are dropped at random per update; the same on all ranks and micro-batches of an
         update."""
         sets = list(self.layer_of_set)
-        kept = random.Random(seed_of(self._cfg.seed, "kept sets", update)).sample(
-            sets, len(sets) - self._cfg.drop_label_sets
-        )
+        draw = random.Random(seed_of(self._cfg.seed, "kept sets", update))
+        kept = draw.sample(sets, len(sets) - self._cfg.drop_label_sets)
         return [clusters for clusters in sets if clusters in kept]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -513,19 +463,15 @@ class MSHuBERTModel(ModelPT):
         masks = self._draw_masks(length, audio.shape[1], generator).to(audio.device)
         views = self.forward(audio, length, masks.mask_BT)
         sets = list(self.layer_of_set)
-        logits, targets = self._predict(views, batch["labels"], sets, masks.masked_M)
-        _, set_losses, count = self.loss(
-            logits=list(logits.values()), labels=targets, feature_penalty=views.feature_penalty
-        )
+        masked = self._predict(views, batch["labels"], sets, masks.masked_M)
+        _, set_losses, count = self._loss(masked, views)
         visible = self._predict(views, batch["labels"], sets, masks.visible_U)
-        sums = validation_sums((logits, targets), visible, set_losses, count)
+        sums = validation_sums(masked, visible, set_losses, count)
         sums.update(view_cosines(views, masks.masked_M, masks.visible_U))
         outputs = self.validation_step_outputs
-        (
-            outputs[dataloader_idx]
-            if isinstance(self._validation_dl, list) and len(self._validation_dl) > 1
-            else outputs
-        ).append(sums)
+        if isinstance(self._validation_dl, list) and len(self._validation_dl) > 1:
+            outputs = outputs[dataloader_idx]
+        outputs.append(sums)
         return sums
 
     def multi_validation_epoch_end(self, outputs: List[Dict[str, Tensor]], dataloader_idx: int = 0) -> Dict[str, Any]:

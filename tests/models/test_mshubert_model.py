@@ -21,7 +21,7 @@ import math
 import pytest
 import torch
 from nemo.core.classes import ModelPT
-from omegaconf import OmegaConf, open_dict
+from omegaconf import open_dict
 
 from nemo_mshubert.clustering.label_maker import LabelMaker
 from nemo_mshubert.models import MSHuBERTModel, mshubert_model
@@ -286,46 +286,7 @@ def test_nemo_file_holds_weights_and_label_maker(make_model, labelled, batch, tm
     )
 
 
-# --- Configs that make no sense --------------------------------------------------------------------------------------
-
-
-@pytest.mark.unit
-@pytest.mark.parametrize(
-    "overrides, message",
-    [
-        (
-            ["model.label_sets=[40,30]"],
-            r"label_sets \[30\] are not in the label maker .*which has \[40, 20, 10\].*fit_kmeans.py --centres",
-        ),
-        (["model.label_sets=20"], "model.label_sets=20: expected a list"),
-        (["model.encoder.num_layers=2"], "3 label sets do not fit between blocks 0 and 2.*label_layers"),
-        (["model.label_layers={4:40,2:20}"], r"places the sets \[20, 40\] but label_sets are \[10, 20, 40\]"),
-        (["model.label_layers={9:40,2:20,1:10}"], r"blocks \[9\] do not exist"),
-        (["model.loss_views=second"], "loss_views: expected one of .*'second'"),
-        (["model.drop_label_sets=3"], "drop_label_sets: 3 of 3 sets; at least one must be kept"),
-        (["model.masking.mask_prob=0"], "model.masking: mask_prob 0 .*masks no frame, and val_loss.* would be 0"),
-        (["model.masking.mask_length=0"], "model.masking: .*mask_length 0 masks no frame"),
-        (["model.train_ds.crop=longest"], "crop: expected one of"),
-        (
-            ["model.encoder.conv_layers=[[8,10,5],[8,3,2],[8,3,2],[8,3,2],[8,3,2],[8,2,2]]"],
-            r"labels and masks are of HuBERT's frames, so \(kernel, stride\) must be \(\(10, 5\), \(3, 2\)",
-        ),
-        # a shape of a product and a KeyError, in the first update
-        (["model.label_heads.d_model=8"], "label_heads.d_model=8: it follows from model.encoder.d_model, which is 24"),
-        (
-            ["model.label_heads.label_sets=[40]"],
-            r"label_sets=\[40\]: it follows from model.label_sets, which is \[40, 20",
-        ),
-        (["model.swap=no"], "model.swap=no: expected true or false"),  # was Swap
-        (["model.compile=off"], "model.compile=off: expected true or false"),
-    ],
-)
-def test_impossible_configs_are_refused(make_model, overrides, message):
-    """At construction, with the name of the setting: not in the first update on 32 GPUs."""
-    with pytest.raises(ValueError, match=message):
-        model = make_model(*overrides)
-        model.trainer = trainer_of()
-        model.train_dataloader()
+# --- Label makers that do not fit ------------------------------------------------------------------------------------
 
 
 @pytest.mark.unit
@@ -495,8 +456,8 @@ def test_a_checkpoint_says_where_its_epoch_began(model_config, tmp_path):
     assert found["epoch"] > 0 and found["number"] == 40 and found["batches"] == 40 - start.number
 
 
-def test_a_truncated_tar_is_refused_before_the_first_update(tiny_config, tarred_overrides, tmp_path):
-    config = OmegaConf.create(OmegaConf.to_container(tiny_config(*tarred_overrides), resolve=True)["model"])
+def test_a_truncated_tar_is_refused_before_the_first_update(model_config, tarred_overrides, tmp_path):
+    config = model_config(*tarred_overrides)
     tar = tmp_path / "tars" / "audio_1.tar"
     tar.write_bytes(tar.read_bytes()[:-20000])
     with pytest.raises(ValueError, match="audio_1.tar: truncated"):
