@@ -74,7 +74,7 @@ class StepGuard:
 
 def _of_all_ranks(names: List[str]) -> str:
     """``"a, b"`` of one process, ``"rank 2: a, b; rank 5: c"`` of several: only the log of rank 0 is looked at."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not torch.distributed.is_initialized():
         return ", ".join(names)
     gathered: List[List[str]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(gathered, names)

@@ -36,7 +36,7 @@ class ValidationSchedule(pl.Callback):
 
     def __init__(self):
         self._update = 0
-        self._interval: Optional[int] = None
+        self._interval: Optional[int] = None  # None: a share of an epoch, left to Lightning
         self._validated: Optional[int] = None  # the last update that was
 
     def state_dict(self) -> Dict[str, Any]:
@@ -47,7 +47,8 @@ class ValidationSchedule(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._update = trainer.global_step
-        self._interval = self._updates_between(trainer)
+        if isinstance(trainer.val_check_interval, int):
+            self._interval = max(1, trainer.val_check_interval // trainer.accumulate_grad_batches)
         if self._validated is None:  # a new run, or a checkpoint that does not say it
             self._validated = trainer.global_step
         if self._interval:
@@ -68,13 +69,6 @@ class ValidationSchedule(pl.Callback):
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         return trainer.global_step % self._interval == 0 or has_all_updates(trainer)
-
-    @staticmethod
-    def _updates_between(trainer: pl.Trainer) -> Optional[int]:
-        """None where the interval is a share of an epoch, which is left to Lightning."""
-        if not isinstance(trainer.val_check_interval, int):
-            return None
-        return max(1, trainer.val_check_interval // trainer.accumulate_grad_batches)
 
 
 def _validate_first(trainer: pl.Trainer) -> None:
