@@ -28,6 +28,13 @@ from tests.conftest import ASKED_FOR, CONF, load_config
 pytestmark = pytest.mark.unit
 
 
+@pytest.fixture
+def warnings(monkeypatch):
+    messages = []
+    monkeypatch.setattr(training_options.logging, "warning", messages.append)
+    return messages
+
+
 @pytest.mark.parametrize(
     "option, message",
     [
@@ -212,28 +219,22 @@ def test_what_follows_from_other_options_is_refused(option, message):
 
 
 @pytest.mark.parametrize("updates, expected", [(10000, 1), (10001, 0)])
-def test_an_encoder_frozen_to_the_end_is_a_warning(monkeypatch, updates, expected):
-    warnings = []
-    monkeypatch.setattr(training_options.logging, "warning", warnings.append)
+def test_an_encoder_frozen_to_the_end_is_a_warning(warnings, updates, expected):
     plan_updates(load_config("finetune", "10h", f"max_updates={updates}"))
     assert sum("The encoder is never trained" in warning for warning in warnings) == expected
 
 
 @pytest.mark.parametrize("updates, expected", [(32000, 1), (32001, 0)])
-def test_a_run_within_its_warm_up_is_a_warning(monkeypatch, updates, expected):
+def test_a_run_within_its_warm_up_is_a_warning(warnings, updates, expected):
     """A short trial of a long recipe trains with a fraction of the rate that it seems to try."""
-    warnings = []
-    monkeypatch.setattr(training_options.logging, "warning", warnings.append)
     plan_updates(load_config("pretrain", "mshubert_base", f"max_updates={updates}", "trainer.devices=32"))
     assert len(warnings) == expected
     assert not warnings or "rises for 32000 updates, and the run has 32000" in warnings[0]
 
 
 @pytest.mark.parametrize("warmup_steps, expected", [(4, 1), (3, 0)])
-def test_the_warm_up_of_fine_tuning_is_looked_at_too(monkeypatch, warmup_steps, expected):
+def test_the_warm_up_of_fine_tuning_is_looked_at_too(warnings, warmup_steps, expected):
     """Where a number takes the place of the share of the updates."""
-    warnings = []
-    monkeypatch.setattr(training_options.logging, "warning", warnings.append)
     schedule = ["~model.optim.sched.warmup_ratio", f"+model.optim.sched.warmup_steps={warmup_steps}"]
     plan_updates(
         load_config("finetune", "10h", "max_updates=4", "freeze_encoder_updates=0", "trainer.devices=8", *schedule)
@@ -241,9 +242,7 @@ def test_the_warm_up_of_fine_tuning_is_looked_at_too(monkeypatch, warmup_steps, 
     assert len(warnings) == expected
 
 
-def test_a_warm_up_that_is_all_of_the_updates_is_a_warning(monkeypatch):
-    warnings = []
-    monkeypatch.setattr(training_options.logging, "warning", warnings.append)
+def test_a_warm_up_that_is_all_of_the_updates_is_a_warning(warnings):
     plan_updates(load_config("finetune", "100h", "model.optim.sched.warmup_ratio=1.0", "trainer.devices=8"))
     (warning,) = warnings
     assert "rises for 80000 updates" in warning and "Lower model.optim.sched.warmup_ratio" in warning
