@@ -20,6 +20,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -229,11 +230,17 @@ def tiny_encoder():
 @pytest.fixture
 def tiny_config(labelled):
     """``tiny_config("model.swap=false", ...)``: conf/pretrain/mshubert_tiny.yaml on synthetic speech, smaller."""
-    from hydra import compose, initialize_config_dir
+    return partial(compose_tiny, labelled)
 
-    def make(*overrides, config_name="mshubert_tiny"):
-        with initialize_config_dir(str(REPOSITORY / "conf" / "pretrain"), version_base=None):
-            return compose(config_name, overrides=[*tiny_overrides(labelled), *overrides])
+
+@pytest.fixture
+def model_config(tiny_config):
+    """``model_config("model.swap=false", optim={...})``: the ``model`` section, with a constant learning rate."""
+
+    def make(*overrides, optim=None):
+        config = tiny_config(*overrides)
+        config.model.optim = optim or {"name": "sgd", "lr": 0.5}
+        return model_section(config)
 
     return make
 
@@ -242,6 +249,21 @@ def tiny_config(labelled):
 def tiny_command_line(labelled):
     """The overrides of `tiny_config`, for a script."""
     return tiny_overrides(labelled)
+
+
+def compose_tiny(labelled, *overrides, config_name="mshubert_tiny"):
+    """The config of `tiny_config`, for fixtures of other scopes."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(REPOSITORY / "conf" / "pretrain"), version_base=None):
+        return compose(config_name, overrides=[*tiny_overrides(labelled), *overrides])
+
+
+def model_section(config):
+    """What the model is made from, without references to the rest of the config."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])
 
 
 def tiny_overrides(labelled):
@@ -307,17 +329,12 @@ def tiny_ctc():
 @pytest.fixture(scope="session")
 def ssl_path(labelled, tmp_path_factory):
     """``.nemo`` of a pre-training model as minuscule as that of `tiny_config`, with random weights."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
     from nemo_mshubert.models import MSHuBERTModel
     from nemo_mshubert.models.loading import save_model
 
-    with initialize_config_dir(str(REPOSITORY / "conf" / "pretrain"), version_base=None):
-        config = compose("mshubert_tiny", overrides=tiny_overrides(labelled))
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("models") / "ssl.nemo"
-    save_model(MSHuBERTModel(OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])), path)
+    save_model(MSHuBERTModel(model_section(compose_tiny(labelled))), path)
     return path
 
 

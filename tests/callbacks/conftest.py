@@ -15,11 +15,8 @@
 """A minuscule pre-training model."""
 
 import pytest
-from omegaconf import OmegaConf
 
 
 @pytest.fixture
-def config(tiny_config):
-    config = tiny_config("model.drop_label_sets=1", "model.encoder.layerdrop=0.3")
-    config.model.optim = {"name": "adamw", "lr": 1e-3}
-    return OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])
+def config(model_config):
+    return model_config("model.drop_label_sets=1", "model.encoder.layerdrop=0.3", optim={"name": "adamw", "lr": 1e-3})

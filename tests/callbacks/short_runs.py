@@ -54,6 +54,19 @@ class Curve(Logger):
         pass
 
 
+class PerUpdate(pl.Callback):
+    """Counts the micro-batches of each update."""
+
+    def __init__(self):
+        self.counts = [0]
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.counts[-1] += 1
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.counts.append(0)
+
+
 class At(pl.Callback):
     """Calls a function at the start of a micro-batch (counted from 0)."""
 

@@ -140,7 +140,7 @@ def test_zero_updates_freeze_nothing(model):
     assert train(model, 1, num_updates=0).changed(1) & trainable(model)
 
 
-def test_dropout_and_masks_stay_on_while_frozen(model, tiny_ctc):
+def test_dropout_and_masks_stay_on_while_frozen(model):
     """As in fairseq: the output layer must not get used to unmasked frames; the outputs are those of training."""
     encoder = model().encoder.train()
     signal, length = torch.randn(2, 1, 8000), torch.tensor([8000, 6000])

@@ -20,7 +20,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
-from omegaconf import OmegaConf
 
 from nemo_mshubert.callbacks import finished_run
 from nemo_mshubert.callbacks.finished_run import FinishedRun
@@ -43,10 +42,8 @@ def run(config, folder, updates=3, resume=None, **options):
 
 
 @pytest.fixture
-def config(tiny_config):
-    config = tiny_config()
-    config.model.optim = {"name": "sgd", "lr": 0.5}
-    return OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])
+def config(model_config):
+    return model_config()
 
 
 def test_the_same_command_writes_what_is_missing(config, tmp_path):

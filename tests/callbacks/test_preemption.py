@@ -24,7 +24,6 @@ from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -34,7 +33,7 @@ from torch.utils.data import DataLoader
 
 from nemo_mshubert.callbacks import preemption
 from nemo_mshubert.callbacks.preemption import SaveWhenPreempted, take_time_limit
-from tests.callbacks.short_runs import UPDATES, At, Curve, last, train_updates
+from tests.callbacks.short_runs import UPDATES, At, Curve, PerUpdate, last, train_updates
 from tests.models.fixed_update import trainer_of
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
@@ -43,19 +42,6 @@ pytestmark = pytest.mark.unit
 
 def terminate(trainer):
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-class PerUpdate(pl.Callback):
-    """Counts the micro-batches of each update."""
-
-    def __init__(self):
-        self.counts = [0]
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.counts[-1] += 1
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.counts.append(0)
 
 
 def test_updates_of_fine_tuning_are_whole_behind_a_preemption(tmp_path):

@@ -58,7 +58,7 @@ def test_a_hung_rank_is_named(config, tmp_path):
     assert (tmp_path / "ended").read_text() == "0 [1] loading data, batch 2"
 
 
-def test_end_of_a_hung_run_is_an_error(monkeypatch, config):
+def test_end_of_a_hung_run_is_an_error(monkeypatch):
     """The launcher must see a code other than 0, and the user the rank, the phase and what to do."""
     messages, codes = [], []
     monkeypatch.setattr(rank_watch.logging, "error", messages.append)

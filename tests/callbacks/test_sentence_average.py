@@ -87,7 +87,7 @@ def test_an_utterance_weighs_the_same_in_any_micro_batch(letters_path, expected,
 
 
 @pytest.mark.integration
-def test_ranks_share_an_update(letters_path, expected, tmp_path):
+def test_ranks_share_an_update(letters_path, expected):
     """Two GPUs with other numbers of utterances."""
 
     def rank():

@@ -17,7 +17,6 @@
 import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
-from omegaconf import OmegaConf
 
 from nemo_mshubert.callbacks.unknown_score import UnknownScore
 from nemo_mshubert.data.pretraining_dataset import collate
@@ -27,11 +26,8 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.fixture
-def run(tiny_config, tmp_path):
+def run(model_config, tmp_path):
     """``run(interval, monitor)``: two updates with checkpoints named after a metric."""
-    config = tiny_config()
-    config.model.optim = {"name": "sgd", "lr": 0.5}
-    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])
 
     def start(interval, monitor, every_n_train_steps=None, **options):
         checkpoints = NeMoModelCheckpoint(
@@ -43,7 +39,7 @@ def run(tiny_config, tmp_path):
         )
         checkpoints.CHECKPOINT_NAME_LAST = checkpoints.filename + "-last"  # as exp_manager has it
         options.update(val_check_interval=interval, check_val_every_n_epoch=None, enable_checkpointing=True)
-        train(config, [[collate([utterance(0)])] * 2], 2, callbacks=[UnknownScore(), checkpoints], **options)
+        train(model_config(), [[collate([utterance(0)])] * 2], 2, callbacks=[UnknownScore(), checkpoints], **options)
 
     return start
 

@@ -132,17 +132,6 @@ def test_a_batch_without_labels_is_zero(example):
 
 
 @pytest.mark.unit
-def test_loss_is_fp32_whatever_the_logits_are(example):
-    """bf16 sums of thousands of rows lose the small ones."""
-    heads, rows, labels = example
-    logits = [value.bfloat16() for value in heads(rows).values()]
-    loss_sum, _, _ = MulticlusterMPLLoss()(
-        logits=logits, labels=list(labels.values()), feature_penalty=torch.tensor(0.1, dtype=torch.bfloat16)
-    )
-    assert loss_sum.dtype == torch.float32
-
-
-@pytest.mark.unit
 def test_typecheck_refuses_wrong_shapes(example):
     """Logits ``[B, T, K]`` would be averaged over the wrong axis."""
     heads, rows, labels = example

@@ -15,19 +15,6 @@
 """Minuscule pre-training models."""
 
 import pytest
-from omegaconf import OmegaConf
-
-
-@pytest.fixture
-def model_config(tiny_config):
-    """``model_config("model.swap=false", optim={...})``: the ``model`` section, with a constant learning rate."""
-
-    def make(*overrides, optim=None):
-        config = tiny_config(*overrides)
-        config.model.optim = optim or {"name": "sgd", "lr": 0.5}
-        return OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])
-
-    return make
 
 
 @pytest.fixture

@@ -18,12 +18,11 @@ import resource
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import OmegaConf
 
 from nemo_mshubert.data import resumable_loader
 from nemo_mshubert.data.pretraining_dataset import collate
-from tests.callbacks.short_runs import At, last, train_updates
+from tests.callbacks.short_runs import At, PerUpdate, last, train_updates
 from tests.models.fixed_update import train, utterance
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
@@ -92,16 +91,11 @@ def test_a_resume_says_which_options_of_the_data_have_changed(config, tmp_path, 
 
 def test_updates_are_whole_where_a_resumed_run_accumulates_more(config, tmp_path):
     """Fewer GPUs: behind three updates of one micro-batch the next, of two, was made of the second one alone."""
-    batches, counts = [[collate([utterance(n)]) for n in (0, 1, 2, 3)] * 4], [0]
+    batches, counter = [[collate([utterance(n)]) for n in (0, 1, 2, 3)] * 4], PerUpdate()
     train(config, batches, 3).trainer.save_checkpoint(tmp_path / "three.ckpt")
-
-    def count(*_):
-        counts[-1] += 1
-
-    counter = LambdaCallback(on_train_batch_start=count, on_before_optimizer_step=lambda *_: counts.append(0))
     options = dict(accumulate_grad_batches=2, callbacks=[counter])
     train(config, batches, 6, resume=tmp_path / "three.ckpt", **options)
-    assert counts == [2, 2, 2, 0]
+    assert counter.counts == [2, 2, 2, 0]
 
 
 def test_full_disk_leaves_the_last_checkpoint_whole(config, tmp_path):

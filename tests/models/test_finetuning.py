@@ -43,6 +43,7 @@ from nemo_mshubert.models.loading import save_model
 from nemo_mshubert.models.save_restore import WholeFile
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.parallel import registration
+from tests.callbacks.short_runs import PerUpdate
 from tests.conftest import quiet_trainer
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
@@ -307,29 +308,22 @@ def test_updates_are_whole_where_a_resumed_fine_tuning_accumulates_more(
 ):
     """With another seconds_per_update the first update was made of a part of its batches. Other batches or lines are
     named: as many batches are passed over, which are more or fewer utterances than were trained on."""
-    warnings, counts = [], []
+    warnings = []
 
     def train(updates, resume=None, accumulate=1, changes=None):
-        counts.append(0)
-        callback = Heard(tmp_path)
-        steps = pl.callbacks.LambdaCallback(
-            on_train_batch_start=lambda *_: counts.append(counts.pop() + 1),
-            on_before_optimizer_step=lambda *_: counts.append(0),
-        )
-        callbacks = [callback, steps, SavedUpdate(), OtherRanks()]
+        callback, counter = Heard(tmp_path), PerUpdate()
+        callbacks = [callback, counter, SavedUpdate(), OtherRanks()]
         trainer = quiet_trainer(
             max_steps=updates, max_epochs=-1, accumulate_grad_batches=accumulate, callbacks=callbacks
         )
         options = OmegaConf.merge(overrides, {"train_ds": changes or {}})
         trainer.fit(restore_for_finetuning(str(letters_path), options, trainer), ckpt_path=resume)
-        return callback.tokens
+        return callback.tokens, counter.counts
 
     overrides.train_ds.batch_duration = 2  # an utterance
-    (epoch,) = [train(9)]
+    epoch, _ = train(9)
     monkeypatch.setattr(resumable_loader.logging, "warning", warnings.append)
-    counts.clear()
-    assert train(5, tmp_path / "3.ckpt", accumulate=2) == epoch[3:7]
-    assert counts == [2, 2, 0]
+    assert train(5, tmp_path / "3.ckpt", accumulate=2) == (epoch[3:7], [2, 2, 0])
     assert not [warning for warning in warnings if "The data goes on" in warning]
     lines = Path(overrides.train_ds.manifest_filepath).read_text().splitlines(keepends=True)
     (tmp_path / "shorter.json").write_text("".join(lines[:-1]))
