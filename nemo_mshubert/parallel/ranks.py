@@ -63,7 +63,7 @@ def on_one_rank_of_each_node(trainer: Trainer, check: Callable[..., None], *argu
 
 def sum_over_data_ranks(value: Tensor, ranks: DataRanks) -> None:
     """Add up ``value`` in place over the parts of the data; ranks with the same data must hold the same value."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if torch.distributed.is_initialized():
         torch.distributed.all_reduce(value)
         value.div_(torch.distributed.get_world_size() / ranks.count)
 
@@ -77,7 +77,9 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     for parameter in parameters:
         if parameter.grad is not None:
             (split if getattr(parameter, "tensor_model_parallel", False) else whole).append(parameter.grad)
-    norm = _plain(torch.nn.utils.get_total_norm(whole))
+    norm = torch.nn.utils.get_total_norm(whole)
+    if hasattr(norm, "full_tensor"):
+        norm = norm.full_tensor()
     if not split:
         return norm
     from megatron.core import parallel_state  # there are such parameters only where it is installed
@@ -94,8 +96,3 @@ def broadcast_weights(module: nn.Module, device: torch.device) -> None:
         sent = tensor.data.to(device)
         torch.distributed.broadcast(sent, src=0)
         tensor.data.copy_(sent)
-
-
-def _plain(value: Tensor) -> Tensor:
-    """The full tensor of a DTensor; others as they are."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value

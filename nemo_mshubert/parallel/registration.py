@@ -16,7 +16,6 @@
 
 import importlib.util
 import re
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Dict, Mapping, Optional, Tuple
 
@@ -44,11 +43,6 @@ class ShardedAdamW(ZeroRedundancyOptimizer):
                 if parameter in self.optim.state:  # on the CPU, where the kernels of a GPU do not look for it
                     count = self.optim.state[parameter]["step"]
                     self.optim.state[parameter]["step"] = count.to(parameter.device)
-
-
-@dataclass
-class ShardedAdamWParams(AdamWParams):
-    """Options of `ShardedAdamW`: those of AdamW."""
 
 
 def has_megatron() -> bool:
@@ -126,4 +120,4 @@ def register() -> None:
     for name, (strategy, options) in strategies().items():
         StrategyRegistry.register(name, strategy, override=True, timeout=TIMEOUT, **options)
     if "sharded_adamw" not in AVAILABLE_OPTIMIZERS:
-        register_optimizer("sharded_adamw", ShardedAdamW, ShardedAdamWParams())
+        register_optimizer("sharded_adamw", ShardedAdamW, AdamWParams())
