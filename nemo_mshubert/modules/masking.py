@@ -27,11 +27,11 @@ from torch import Tensor
 MIN_SPANS = 2  # of frames; fairseq: min_masks
 
 
-def _num_spans(num_positions: int, mask_prob: float, span: int, generator: Optional[torch.Generator]) -> int:
+def _num_spans(num_positions: int, mask_prob: float, span: int, generator: Optional[torch.Generator] = None) -> int:
     return int(mask_prob * num_positions / span + torch.rand((), generator=generator).item())
 
 
-def _draw_row(num_positions: int, num_spans: int, span: int, generator: Optional[torch.Generator]) -> Tensor:
+def _draw_row(num_positions: int, num_spans: int, span: int, generator: Optional[torch.Generator] = None) -> Tensor:
     """Masked positions of one row as a bool vector, never all of them."""
     mask = torch.zeros(num_positions, dtype=torch.bool)
     last_start = num_positions - span
@@ -42,7 +42,7 @@ def _draw_row(num_positions: int, num_spans: int, span: int, generator: Optional
     return mask
 
 
-def _equalise(rows: List[Tensor], generator: Optional[torch.Generator]) -> None:
+def _equalise(rows: List[Tensor], generator: Optional[torch.Generator] = None) -> None:
     """Un-mask random positions until every row has the fewest; rows of less than two positions are left out."""
     fewest = min((int(row.sum()) for row in rows if len(row) > 1), default=0)
     for row in rows:
@@ -92,22 +92,19 @@ def span_mask(
     return mask_BT
 
 
-def channel_mask(
-    num_rows: int, width: int, mask_prob: float, span: int, generator: Optional[torch.Generator] = None
-) -> Tensor:
-    """Draw masks over the channels of a batch, for fine-tuning.
+def channel_mask(num_rows: int, width: int, mask_prob: float, span: int) -> Tensor:
+    """Draw masks over the channels of a batch, for fine-tuning, from torch's global generator.
 
     Args:
         num_rows: B.
         width: channels, D, at least two.
         mask_prob, span: as of `span_mask`; where less than one span is expected, some batches have none.
-        generator: CPU random generator; torch's global one by default.
 
     Returns:
         bool ``[B, D]`` on the CPU; all rows have the same number.
     """
     span = min(span, width - 1)
-    num_spans = _num_spans(width, mask_prob, span, generator)
-    rows = [_draw_row(width, num_spans, span, generator) for _ in range(num_rows)]
-    _equalise(rows, generator)
+    num_spans = _num_spans(width, mask_prob, span)
+    rows = [_draw_row(width, num_spans, span) for _ in range(num_rows)]
+    _equalise(rows)
     return torch.stack(rows)
