@@ -57,16 +57,17 @@ def model(path):
     return ASRModel.restore_from(str(path), map_location="cpu").eval()
 
 
+def pad_batch(waves):
+    """Samples ``[B, S]`` and counts ``[B]``."""
+    rows = [torch.as_tensor(wave) for wave in waves]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])
+
+
 def log_probs_of(model, *waves):
     """Log-probabilities ``[B, T, V + 1]`` and frame counts of one padded batch."""
-    model.eval()
-    audio = torch.zeros(len(waves), max(map(len, waves)))
-    for row, wave in zip(audio, waves):
-        row[: len(wave)] = torch.as_tensor(wave)
+    audio, length = pad_batch(waves)
     with torch.no_grad():
-        log_probs, frames, _ = model(
-            input_signal=audio, input_signal_length=torch.tensor([len(wave) for wave in waves])
-        )
+        log_probs, frames, _ = model.eval()(input_signal=audio, input_signal_length=length)
     return log_probs, frames.tolist()
 
 
@@ -353,11 +354,7 @@ def test_vocabulary_can_be_changed(letters_path, tokenizer_dir, bpe_path, waves)
 
 
 def batch_of(waves):
-    length = torch.tensor([len(wave) for wave in waves])
-    audio = torch.zeros(len(waves), int(length.max()))
-    for row, wave in zip(audio, waves):
-        row[: len(wave)] = torch.from_numpy(wave)
-    return audio, length, torch.tensor([[20, 8, 5], [1, 2, 0], [26, 3, 3]]), torch.tensor([3, 2, 3])
+    return *pad_batch(waves), torch.tensor([[20, 8, 5], [1, 2, 0], [26, 3, 3]]), torch.tensor([3, 2, 3])
 
 
 def one_step(model, batch):
@@ -443,10 +440,8 @@ def test_onnx_takes_raw_waveforms_of_any_size(tiny_ctc, waves, tmp_path):
     session = onnxruntime.InferenceSession(str(tmp_path / "ctc.onnx"), providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
     for batch in ([waves[0]], [waves[1], waves[0], waves[2]], [waves[0][:400]], [waves[0], waves[0][:0]]):
-        audio, length = torch.zeros(len(batch), 1, max(map(len, batch))), [len(wave) for wave in batch]
-        for row, wave in zip(audio, batch):
-            row[0, : len(wave)] = torch.from_numpy(wave)
-        found = session.run(None, dict(zip(names, (audio.numpy(), np.array(length)))))[0]
+        audio, length = pad_batch(batch)
+        found = session.run(None, dict(zip(names, (audio[:, None].numpy(), length.numpy()))))[0]
         expected, frames = log_probs_of(model, *batch)
         assert found.shape == expected.shape
         for row, other, count in zip(found, expected, frames):

@@ -62,10 +62,8 @@ def convert(state_dict):
     return {names[name]: value for name, value in state_dict.items()}
 
 
-@pytest.fixture(params=LAYOUTS)
-def parity(request, tiny_encoder):
-    """``ours, theirs``: the same random weights in both."""
-    layout = LAYOUTS[request.param]
+def random_hubert(**options):
+    """transformers' model of the sizes of `tiny_encoder`."""
     config = HubertConfig(
         hidden_size=24,
         num_hidden_layers=4,
@@ -74,15 +72,25 @@ def parity(request, tiny_encoder):
         conv_dim=(16,) * 7,
         num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=4,
-        feat_extract_norm=layout["conv_norm"].removesuffix("_norm"),
-        conv_bias=layout["conv_bias"],
-        do_stable_layer_norm=layout["pre_norm"],
+        **options,
     )
     torch.manual_seed(6)
-    theirs = HubertModel(config).eval()
+    theirs = HubertModel(config)
     with torch.no_grad():
         for parameter in theirs.parameters():  # norms start as ones and zeros, which no mix-up would change
             parameter.add_(0.1 * torch.randn_like(parameter))
+    return theirs
+
+
+@pytest.fixture(params=LAYOUTS)
+def parity(request, tiny_encoder):
+    """``ours, theirs``: the same random weights in both."""
+    layout = LAYOUTS[request.param]
+    theirs = random_hubert(
+        feat_extract_norm=layout["conv_norm"].removesuffix("_norm"),
+        conv_bias=layout["conv_bias"],
+        do_stable_layer_norm=layout["pre_norm"],
+    ).eval()
     ours = tiny_encoder(**layout)
     ours.load_state_dict(convert(theirs.state_dict()))  # strict: every key of both sides is used
     return ours, theirs
@@ -138,24 +146,8 @@ def test_dropout_is_where_it_is_in_transformers(tiny_encoder, pre_norm, dropout)
     """Which numbers are dropped is random; with a chance of one all of them are, and both networks agree again."""
     theirs_name = {"dropout": "hidden_dropout", "dropout_input": "feat_proj_dropout"}.get(dropout, dropout)
     chances = dict.fromkeys(("hidden_dropout", "feat_proj_dropout", "attention_dropout", "activation_dropout"), 0.0)
-    config = HubertConfig(
-        hidden_size=24,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=48,
-        conv_dim=(16,) * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-        do_stable_layer_norm=pre_norm,
-        layerdrop=0.0,
-        apply_spec_augment=False,
-        **{**chances, theirs_name: 1.0},
-    )
-    torch.manual_seed(6)
-    theirs = HubertModel(config).train()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    chances = {**chances, theirs_name: 1.0, "layerdrop": 0.0}
+    theirs = random_hubert(do_stable_layer_norm=pre_norm, apply_spec_augment=False, **chances).train()
     off = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "dropout_input", "layerdrop"), 0.0)
     ours = tiny_encoder(pre_norm=pre_norm, **{**off, dropout: 1.0}).train()
     ours.load_state_dict(convert(theirs.state_dict()))
