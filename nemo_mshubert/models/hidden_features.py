@@ -19,6 +19,6 @@ from nemo_mshubert.device import choose_device
 from nemo_mshubert.models.loading import Name, load_encoder
 
 
-def load_hidden_features(encoder: Name, layer: int, device: str = "auto") -> HiddenFeatures:
+def load_hidden_features(encoder: Name, layer: int, device: str) -> HiddenFeatures:
     """Those of an encoder by name, as `load_encoder` takes it; ``device`` as in `choose_device`."""
     return HiddenFeatures(load_encoder(encoder), layer, choose_device(device))

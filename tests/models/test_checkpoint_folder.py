@@ -114,7 +114,7 @@ def test_best_checkpoint_stands_in_for_the_last(folder):
     }
 
 
-def test_a_metric_with_a_slash_puts_checkpoints_into_folders(folder, tmp_path):
+def test_a_metric_with_a_slash_puts_checkpoints_into_folders(tmp_path):
     """As those of single label sets: they were not looked for there, and the run could not be started again."""
     below = tmp_path / "m--val_1000"
     below.mkdir()
@@ -128,7 +128,7 @@ def test_a_metric_with_a_slash_puts_checkpoints_into_folders(folder, tmp_path):
     assert _is_in_order(tmp_path, save_top_k=1)
 
 
-def test_checkpoints_that_the_user_keeps_in_a_folder_are_left_alone(folder, tmp_path):
+def test_checkpoints_that_the_user_keeps_in_a_folder_are_left_alone(tmp_path):
     kept = tmp_path / "kept"
     kept.mkdir()
     for name in ("m--val_loss=2.5-step=4-last", "m--val_loss=nan-step=3"):

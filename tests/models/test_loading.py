@@ -129,7 +129,7 @@ def test_what_is_nowhere(hub_cache):
         restore_model("gone.pt")
 
 
-def test_what_finetuning_takes(hf_folder, letters_path, tmp_path):
+def test_what_finetuning_takes(hf_folder, letters_path):
     """init_model= of finetune_ctc.py: a folder with a .nemo reaches the checks of its options; others are sent
     back."""
     with pytest.raises(ValueError, match="for_transformers: not a .nemo. Make one of it with scripts/ssl_to_ctc.py"):

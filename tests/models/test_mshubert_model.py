@@ -261,7 +261,7 @@ def test_the_seed_draws_the_initial_weights(make_model):
 
 
 @pytest.mark.unit
-def test_nemo_file_holds_weights_and_label_maker(make_model, labelled, batch, tmp_path, monkeypatch):
+def test_nemo_file_holds_weights_and_label_maker(make_model, labelled, batch, tmp_path):
     """A .nemo is all one needs to label, to fine-tune, or to go on; the k-means file may be gone by then."""
     model = make_model()
     model.save_to(str(tmp_path / "model.nemo"))

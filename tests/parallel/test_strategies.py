@@ -20,7 +20,6 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch._inductor.config
-from omegaconf import OmegaConf
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -28,7 +27,7 @@ from nemo_mshubert.data.pretraining_dataset import collate
 from nemo_mshubert.models.loading import restore_model
 from nemo_mshubert.parallel.registration import register
 from nemo_mshubert.parallel.sharded import ShardedStrategy
-from tests.conftest import needs_compiler
+from tests.conftest import compose_tiny, model_section, needs_compiler
 from tests.models import fixed_update
 from tests.models.fixed_update import train, utterance
 from tests.parallel.ranks_of_a_test import run_on_ranks
@@ -112,15 +111,9 @@ def assert_same_training(folder, expected, tolerance=2e-4):
 @pytest.fixture(scope="module")
 def config(labelled):
     """Swap, layerdrop, a dropped label set."""
-    from hydra import compose, initialize_config_dir
-
-    from tests.conftest import REPOSITORY, tiny_overrides
-
-    overrides = [*tiny_overrides(labelled), "model.drop_label_sets=1", "model.encoder.layerdrop=0.3"]
-    with initialize_config_dir(str(REPOSITORY / "conf" / "pretrain"), version_base=None):
-        config = compose("mshubert_tiny", overrides=overrides)
+    config = compose_tiny(labelled, "model.drop_label_sets=1", "model.encoder.layerdrop=0.3")
     config.model.optim = {"name": "adamw", **ADAM}
-    return OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"])
+    return model_section(config)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +184,7 @@ def test_ranks_of_one_model_draw_alike(config, megatron, tmp_path, monkeypatch):
     assert not {draw for pair in one for draw in pair} & {draw for pair in other for draw in pair}
 
 
-def test_nemo_file_of_split_model_is_plain(one_process, two_ranks):
+def test_nemo_file_of_split_model_is_plain(two_ranks):
     """It restores where there is no megatron-core: whole weights, the torch backend."""
     model = restore_model(two_ranks[0] / "end.nemo")
     assert model.cfg.encoder.transformer_backend == "torch"
@@ -221,7 +214,7 @@ def test_data_parallel_over_the_other_ranks(ddp, megatron, tmp_path):
     assert_same_training(tmp_path / "half", ddp[0])
 
 
-def test_a_batch_that_one_rank_read_otherwise_ends_the_run(config, megatron, tmp_path):
+def test_a_batch_that_one_rank_read_otherwise_ends_the_run(megatron, tmp_path):
     """A file system that fails one of two ranks of a model: NCCL would wait for the sizes of the other forever."""
 
     def rank():
@@ -240,7 +233,7 @@ class Rounding(pl.Callback):
             parameter.register_hook(lambda gradient: gradient * (1 + 1e-3 * trainer.global_rank))
 
 
-def test_ranks_of_one_model_do_not_drift_apart(config, megatron):
+def test_ranks_of_one_model_do_not_drift_apart(megatron):
     """After 400,000 updates they would be parts of different models."""
 
     def rank():
@@ -299,7 +292,7 @@ class Layout(pl.Callback):
 
 
 @pytest.mark.parametrize("shard_size, mesh", [(4, (1, 4)), (2, (2, 2)), (1, (4, 1))])
-def test_every_rank_holds_its_share(config, tmp_path, shard_size, mesh):
+def test_every_rank_holds_its_share(config, shard_size, mesh):
     """Training that is right but not split needs the memory that the user does not have."""
 
     def rank():
