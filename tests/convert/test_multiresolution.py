@@ -27,7 +27,7 @@ from nemo_mshubert.clustering.features import HiddenFeatures
 from nemo_mshubert.convert.conversion import read_checkpoint
 from nemo_mshubert.convert.multiresolution import from_multiresolution
 from nemo_mshubert.models.loading import load_encoder
-from nemo_mshubert.modules.mshubert_encoder import HUBERT_CONV_LAYERS
+from nemo_mshubert.modules.conv_feature_extractor import HUBERT_CONV_LAYERS
 from nemo_mshubert.modules.multiresolution import MultiresolutionEncoder
 from tests.convert.conftest import LARGE, SMALL, assert_same_weights, fairseq_options, spell_as_fairseq
 
@@ -143,9 +143,34 @@ def test_every_block_equals_the_slow_model(audio, pre_norm, kernel, plain):
 
 
 @pytest.mark.unit
-from nemo_mshubert.modules.mshubert_encoder import HUBERT_CONV_LAYERS
-from nemo_mshubert.modules.multiresolution import MultiresolutionEncoder
-from tests.convert.conftest import LARGE, SMALL, fairseq_options, spell_as_fairseq
+def test_fine_tuned_wrapper_in_half_precision(audio):
+    """Its names have prefixes, it has an output layer, and its options may leave out what all of them have."""
+    _, content = make()
+    halves = {name: tensor.detach().half() for name, tensor in content["model"].items()}
+    expected, _ = from_multiresolution({**content, "model": {name: t.float() for name, t in halves.items()}}, "x.pt")
+    tensors = {f"w2v_encoder.w2v_model.{name}": tensor for name, tensor in halves.items()}
+    tensors["w2v_encoder.proj.bias"] = tensors["w2v_encoder.w2v_model.target_glus.0.0.bias"] = torch.zeros(9)
+    options = dict(content["cfg"]["model"])
+    del options["label_rate_ratios"]
+    found, notes = from_multiresolution({"cfg": {"model": options, "task": {}}, "model": tensors}, "tuned.pt")
+    assert_same_weights(found.state_dict(), expected.state_dict())
+    with torch.no_grad():
+        ours, other = (encoder.extract_features(*audio, 5)[0] for encoder in (found, expected))
+    assert torch.equal(ours, other) and found.normalized_input is False
+    assert notes[0] == "assumed two resolutions, 50 Hz and 25 Hz" and "w2v_encoder.proj.bias" in notes[1]
+    del options["encoder_attention_heads"]
+    _, notes = from_multiresolution({"cfg": {"model": options}, "model": tensors}, "tuned.pt")
+    assert notes[-1] == "assumed 1 attention heads"
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("stated", [None, False, True])
+def test_whether_audio_is_normalised(pre_norm, stated):
+    """As the file says; else as its front end tells. Features of audio of another scale are others."""
+    _, content = make(pre_norm)
+    content["cfg"]["task"] = {} if stated is None else {"normalize": stated}
+    assert from_multiresolution(content, "mrhubert.pt")[0].normalized_input is (pre_norm if stated is None else stated)
 
 
 @pytest.mark.unit
