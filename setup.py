@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Packaging, and ``python setup.py style [--fix]``: isort and black as NeMo runs them."""
+"""Packaging, and ``python setup.py style [--fix]``: isort and black as NeMo runs them, and the length of lines, of
+which black leaves comments and texts alone."""
 
 import subprocess
 import sys
@@ -34,6 +35,7 @@ EXTRAS = {
         "pytest-timeout",
         "black==25.12.0",
         "isort==6.1.0",
+        "pycodestyle==2.14.0",
         "espeakng-loader>=0.2.4",
         "onnxruntime>=1.20",
     ],
@@ -41,9 +43,9 @@ EXTRAS = {
 
 
 class StyleCommand(Command):
-    """Check (or with --fix apply) isort and black."""
+    """Check (or with --fix apply) isort and black, and check the length of lines."""
 
-    description = "check the style with isort and black"
+    description = "check the style with isort, black and pycodestyle"
     user_options = [("fix", None, "rewrite the files"), ("scope=", None, "file or folder, the repository by default")]
     boolean_options = ["fix"]
 
@@ -57,10 +59,12 @@ class StyleCommand(Command):
     def run(self):
         # Without black's cache: it remembers files by date and size, and once called an unformatted file clean.
         black = ["black", "--no-cache"]
-        tools = (["isort"], black) if self.fix else (["isort", "--check-only", "--diff"], [*black, "--check"])
+        tools = [["isort"], black] if self.fix else [["isort", "--check-only", "--diff"], [*black, "--check"]]
+        tools.append(["pycodestyle"])
         failed = [tool[0] for tool in tools if subprocess.call([sys.executable, "-m", *tool, self.scope]) != 0]
         if failed:
-            sys.exit(f"{', '.join(failed)} failed; `python setup.py style --fix` rewrites the files.")
+            found = f"{', '.join(failed)} failed"
+            sys.exit(f"{found}; `python setup.py style --fix` rewrites the files, except for lines that are too long.")
 
 
 setup(

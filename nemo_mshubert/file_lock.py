@@ -74,8 +74,8 @@ def locked(path: Path, lock: Callable[[IO, int], None], work: str) -> Iterator[I
 
 @contextmanager
 def alone(lock: Path, work: str) -> Iterator[None]:
-    """Hold the file ``lock``, which is there for that alone, and remove it. Of a process that is killed the file stays,
-    without a lock.
+    """Hold the file ``lock``, which is there for that alone, and remove it. Of a process that is killed the file
+    stays, without a lock.
 
     Args:
         work: for the error: "evaluates into this folder. Wait for it."

@@ -26,7 +26,8 @@ from uuid import uuid4
 
 PathLike = Union[str, Path]
 
-# What safetensors, NumPy (of rows that lie apart, too) and torch.save say of a full disk, in errors without its number.
+# What safetensors, NumPy (of rows that lie apart, too) and torch.save say of a full disk, in errors without its
+# number.
 FULL_DISK = re.compile(
     r"\(os error 28\)|^\d+ requested and \d+ written|^problem writing element \d+ to file|unexpected pos \d+ vs \d+"
 )
@@ -40,7 +41,8 @@ def temporary_neighbour(path: Path, suffix: str = "") -> Path:
 
 
 def remove_left_over(folder: Path, name: str = "*") -> None:
-    """Remove the temporary files that killed processes left of files in ``folder``; of another that writes now, too."""
+    """Remove the temporary files that killed processes left of files in ``folder``; of another that writes now,
+    too."""
     for path in [*folder.glob(f".{name}.*.tmp"), *folder.glob(f".{name}.*.tmp.nemo")]:
         path.unlink(missing_ok=True)
 

@@ -18,8 +18,8 @@ by `pretrain` after each size and batch.
     python scripts/benchmark.py pretrain --sizes tiny base --output pretrain.json
     python scripts/benchmark.py decoding --log_probs dev-other.log_probs.safetensors --decode tuned.yaml
 
-The rows of each subcommand are explained in nemo_mshubert/benchmarks/. Those that run a model do so on the GPU if there is
-one.
+The rows of each subcommand are explained in nemo_mshubert/benchmarks/. Those that run a model do so on the GPU if
+there is one.
 """
 
 import argparse

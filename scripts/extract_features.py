@@ -17,8 +17,9 @@
     python scripts/extract_features.py --encoder mshubert_base.nemo --layer 9 --manifest dev.json --output features/
     python scripts/extract_features.py --mfcc --manifest dev.json --output mfcc/
 
-``<output>/<utterance id>.npy`` is float32 [T, D], 50 frames a second. These are the features that scripts/fit_kmeans.py and
-scripts/label.py use: unmasked, in fp32. Files that are there are kept, so an interrupted call goes on.
+``<output>/<utterance id>.npy`` is float32 [T, D], 50 frames a second. These are the features that
+scripts/fit_kmeans.py and scripts/label.py use: unmasked, in fp32. Files that are there are kept, so an interrupted
+call goes on.
 """
 
 import argparse

@@ -38,8 +38,8 @@ def main() -> None:
         "--dev_share", type=float, default=DEV_SHARE, help="by a hash of their paths (default: %(default)s)"
     )
     segments = (
-        "longer files become lines of equal pieces (default: %(default)s), since an epoch of pre-training hears 15.6 s "
-        "of each line; 0: whole files"
+        "longer files become lines of equal pieces (default: %(default)s), since an epoch of pre-training hears 15.6 "
+        "s of each line; 0: whole files"
     )
     parser.add_argument("--segment_seconds", type=float, default=SEGMENT_SECONDS, help=segments)
     parser.add_argument("--mono", help="folder for mixes of files of several channels, which otherwise are refused")

@@ -66,8 +66,8 @@ def test_a_second_process_waits_for_its_turn(tmp_path, held_elsewhere, monkeypat
 
 @pytest.mark.parametrize("made_anew", [False, True])
 def test_a_lock_that_was_removed_behind_the_open_holds_nobody_off(tmp_path, monkeypatch, made_anew):
-    """The first process ends between open and lock of the second: a third would make a file of its own, or has made it,
-    and run beside the second."""
+    """The first process ends between open and lock of the second: a third would make a file of its own, or has made
+    it, and run beside the second."""
     lock, tries = tmp_path / ".lock", []
 
     def ended_meanwhile(stream, kind):

@@ -150,7 +150,8 @@ def test_options_of_fit_kmeans_arrive(handed_to, monkeypatch, tmp_path):
 
 
 def test_defaults_are_the_papers(handed_to, tmp_path):
-    """Labels of layer 6, six sets, each but the first by look-up; 32 trials: who follows the README names none of them."""
+    """Labels of layer 6, six sets, each but the first by look-up; 32 trials: who follows the README names none of
+    them."""
     function = "nemo_mshubert.models.hidden_features.load_hidden_features"
     hidden = ["--manifest", "a.json", "--features", "hidden", "--encoder", "x.nemo", "--output", f"{tmp_path}/km.npz"]
     assert handed_to(function, f"fit_kmeans.py {' '.join(hidden)}") == ("x.nemo", 6, "auto")
@@ -372,7 +373,8 @@ CHAIN = """
 
 @pytest.fixture
 def chain(stages):
-    """``chain(updates)``: three stages of a folder, each of the one before; exit status, output and stages that ran."""
+    """``chain(updates)``: three stages of a folder, each of the one before; exit status, output and stages that
+    ran."""
 
     def run(updates, **others):
         process = stages(CHAIN % updates, **others)

@@ -41,7 +41,8 @@ def slurm(tmp_path):
         'echo "PreemptTime=None";; *) echo "scontrol $*" >> calls;; esac',
         "scancel": 'echo "scancel $*" >> calls; touch signalled',
         "srun": 'echo "srun $*" >> calls; trap "echo killed >> calls; exit 137" TERM\n'
-        'case "$*" in *fail*) exit 3;; *short*) exit 0;; *start*) touch preempted; exit 143;; *preempted*) touch preempted; exit 0;; esac\n'
+        'case "$*" in *fail*) exit 3;; *short*) exit 0;; *start*) touch preempted; exit 143;; '
+        "*preempted*) touch preempted; exit 0;; esac\n"
         "until [ -e signalled ]; do sleep 0.05; done; echo checkpoint >> calls",
     }
     for name, body in programs.items():

@@ -144,8 +144,8 @@ def test_a_folder_takes_its_place_when_it_is_whole(tmp_path):
 
 
 def test_what_ends_a_folder_is_told(tmp_path):
-    """A full disk, which names no file, and a place that was taken meanwhile: the export was lost, and its command ended
-    well."""
+    """A full disk, which names no file, and a place that was taken meanwhile: the export was lost, and its command
+    ended well."""
     folder = tmp_path / "export"
     with pytest.raises(OSError, match=f"No space left on device: '{folder}'$"), atomic_folder(folder):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -182,8 +182,8 @@ def align_manifest(model: EncDecCTCModel, manifest: PathLike, output: PathLike) 
 
     Raises:
         FileNotFoundError, ValueError: no manifest, an utterance without "text" or "duration", unreadable audio, NaN in
-            the log-probabilities of one, no utterance that can be aligned, or an ``output`` that is something else than
-            an earlier alignment.
+            the log-probabilities of one, no utterance that can be aligned, or an ``output`` that is something else
+            than an earlier alignment.
         RuntimeError: another process aligns the same manifest into it.
     """
     output = Path(output)

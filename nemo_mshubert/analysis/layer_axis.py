@@ -19,8 +19,8 @@ from matplotlib.ticker import MaxNLocator
 
 
 def draw_layer_axis(axes: Axes, from_zero: bool = False) -> None:
-    """Layers along the abscissa; ``from_zero``: the ordinate begins at 0, so that small differences look small, and ends
-    above the curves: flat ones would lie on the upper edge, which cuts off half of each marker."""
+    """Layers along the abscissa; ``from_zero``: the ordinate begins at 0, so that small differences look small, and
+    ends above the curves: flat ones would lie on the upper edge, which cuts off half of each marker."""
     axes.set_xlabel("layer (0: input of the transformer)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

@@ -98,7 +98,8 @@ def _html_table(table: Table, heading: str = "h2") -> str:
     rows = "\n".join(row(cells, "td") for cells in table.rows)
     note = f'\n<p class="note">{escape(table.note)}</p>' if table.note else ""
     return (
-        f'<{heading}>{escape(table.title)}</{heading}>\n<div class="scroll">\n<table>\n<thead>{row(table.header, "th")}</thead>\n'
+        f'<{heading}>{escape(table.title)}</{heading}>\n<div class="scroll">\n'
+        f"<table>\n<thead>{row(table.header, 'th')}</thead>\n"
         f"<tbody>\n{rows}\n</tbody>\n</table>\n</div>{note}"
     )
 

@@ -19,8 +19,8 @@ makes it longer):
 
     ours                 `ParallelDecoder`, one process per core
     plain flashlight     flashlight's LexiconDecoder called directly: one core, no checks, no words in time
-    pyctcdecode          NeMo's strategy of that name, with its default pruning; not measured where it is not installed,
-                         and where LM and model differ in case, which it cannot bridge
+    pyctcdecode          NeMo's strategy of that name, with its default pruning; not measured where it is not
+                         installed, and where LM and model differ in case, which it cannot bridge
 
 CPU time, of one core, tells the same on a machine that is shared. The word error rate shows that equally good answers
 are compared. pyctcdecode searches other hypotheses (words outside the lexicon, sums over alignments), so its rate

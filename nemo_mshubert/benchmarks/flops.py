@@ -36,7 +36,7 @@ def forward_flops(
         convolutions    sum over layers of  2 T_out C_in C_out kernel           (once, not per view)
         projection      2 T C D
         positions       V 2 T D (D / groups) kernel
-        a block         V T (8 D^2 + 4 D I + 4 T D)                             (q, k, v, output; feed-forward; attention)
+        a block         V T (8 D^2 + 4 D I + 4 T D)             (q, k, v, output; feed-forward; attention)
         a head          V M (2 D E + 2 E K)
 
     Norms, activations, softmax and the optimizer, which are bound by memory, are left out, as usual.

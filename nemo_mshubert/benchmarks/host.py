@@ -15,9 +15,9 @@
 """The host's part of a pre-training step: Python, dispatch, autograd and the optimizer, without the arithmetic.
 
 While a GPU computes, the host sends it the kernels to come; where that takes longer than they do, the GPU waits, and
-only larger batches or fewer kernels help. The steps of `pretraining_step` run on the CPU with layers so narrow and audio
-so short that arithmetic takes next to nothing, in fp32: on a GPU the conversions of autocast and the launches themselves
-come on top, and Lightning's loop around the step.
+only larger batches or fewer kernels help. The steps of `pretraining_step` run on the CPU with layers so narrow and
+audio so short that arithmetic takes next to nothing, in fp32: on a GPU the conversions of autocast and the launches
+themselves come on top, and Lightning's loop around the step.
 """
 
 from pathlib import Path

@@ -21,8 +21,8 @@ FLOPs of products. The kernels follow one another, so a step takes at least the 
     max(bytes / bandwidth, FLOPs / speed of products)
 
 which is the bound of unfused kernels that reach both: what a change of the kernels can save shows before a GPU is at
-hand. Caches, launches and communication are left out. The tensors that autograd keeps for the backward pass are counted,
-too: with weights, gradients and moments they are what the step needs of a GPU's memory.
+hand. Caches, launches and communication are left out. The tensors that autograd keeps for the backward pass are
+counted, too: with weights, gradients and moments they are what the step needs of a GPU's memory.
 
 "meta" knows neither autocast, nor the fused dropout and attention of GPUs; `GpuKernels` puts them in their places.
 """
@@ -159,8 +159,8 @@ def traffic_of(build: Callable[[], Any]) -> Traffic:
     with _autocast_on_meta(), counter, GpuKernels(counter), saved_tensors_hooks(note, lambda tensor: tensor):
         step.backpropagate()
     num_weights = sum(parameter.numel() for parameter in step.parameters)
-    # Gradients are read for their norm, then read and written; weights, gradients and two moments are read, and all but
-    # the gradients written.
+    # Gradients are read for their norm, then read and written; weights, gradients and two moments are read, and all
+    # but the gradients written.
     counter.add("clipping", 4.0 * num_weights * (1 + 2))
     counter.add("adamw", 4.0 * num_weights * (4 + 3))
     return Traffic(counter.kernels, sum(kept.values()))

@@ -21,8 +21,8 @@ import lightning.pytorch as pl
 
 class DataWait(pl.Callback):
     """Log ``micro_batch_seconds``, and of these ``data_wait_seconds`` and ``data_wait_share``, as means over the
-    last ``trainer.log_every_n_steps`` micro-batches before a log. NeMo's timers, which conf/ switches off, log in every
-    micro-batch, while a GPU waits for the host.
+    last ``trainer.log_every_n_steps`` micro-batches before a log. NeMo's timers, which conf/ switches off, log in
+    every micro-batch, while a GPU waits for the host.
 
     Measured on the CPU of rank 0, between the end of a micro-batch and the next one. A GPU may still be computing
     then, so it is an upper bound of what the GPU waits.

@@ -30,8 +30,8 @@ class OtherRanks(pl.Callback):
     """Tell the sampler of a resumed fine-tuning which batches of its epoch all ranks together have trained on, and
     Lightning, which counts those of one rank, a count for the ranks that there are now.
 
-    Of tarred data, whose order is drawn anew on a resume, the count alone. Of others it warns where they, or the options
-    of their batches, have changed.
+    Of tarred data, whose order is drawn anew on a resume, the count alone. Of others it warns where they, or the
+    options of their batches, have changed.
     """
 
     def __init__(self):

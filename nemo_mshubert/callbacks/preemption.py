@@ -15,8 +15,8 @@
 """SIGTERM, which a scheduler sends before it takes the machine away, or a time limit ends a run with a checkpoint that
 resumes exactly.
 
-Unlike NeMo's ``PreemptionCallback`` and ``StatelessTimer``, on CPUs and without torch.distributed too, and never in the
-middle of accumulated micro-batches, whose gradients no checkpoint holds.
+Unlike NeMo's ``PreemptionCallback`` and ``StatelessTimer``, on CPUs and without torch.distributed too, and never in
+the middle of accumulated micro-batches, whose gradients no checkpoint holds.
 """
 
 import multiprocessing
@@ -70,8 +70,8 @@ class SaveWhenPreempted(pl.Callback):
         self._original_handler = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # SLURM signals the loader processes, too, and what they have started. They inherit this mask, so that they live
-        # until the checkpoint is written: without them the update fails.
+        # SLURM signals the loader processes, too, and what they have started. They inherit this mask, so that they
+        # live until the checkpoint is written: without them the update fails.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -129,9 +129,9 @@ class HiddenFeatures(FeatureMaker):
     TF32, PyTorch's default.
 
     Utterances longer than `MAX_CHUNK_SAMPLES` (which no padded batch exceeds) are cut into chunks of about equal
-    length, so that no chunk is a few frames long; neighbours share the 80 samples by which a frame's 400 samples exceed
-    the hop, so that no frame is lost (fairseq cuts without overlap and loses one per cut). Chunks do not see each
-    other.
+    length, so that no chunk is a few frames long; neighbours share the 80 samples by which a frame's 400 samples
+    exceed the hop, so that no frame is lost (fairseq cuts without overlap and loses one per cut). Chunks do not see
+    each other.
 
     Args:
         encoder: has ``extract_features(audio [B, S], length [B], layer) -> (features [B, T, D], frames [B])`` that

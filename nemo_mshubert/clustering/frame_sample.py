@@ -38,8 +38,8 @@ def sample_corpus_frames(
     """Uniform sample of the frames of all manifests, float32 ``[N <= max_frames, D]``; fit on training data only.
 
     Raises:
-        FileNotFoundError, ValueError: the first line whose audio is missing or unusable, unless ``skip_unusable``, which
-            logs them.
+        FileNotFoundError, ValueError: the first line whose audio is missing or unusable, unless ``skip_unusable``,
+            which logs them.
     """
     total = sum(count_lines(manifest) for manifest in manifests)
     lines = (line for manifest in manifests for line in iter_manifest(manifest))

@@ -89,8 +89,8 @@ def label_manifest(
         False if that was there already, with the same lines and labels of the same maker, or the whole ``output`` was.
 
     Raises:
-        FileNotFoundError, ValueError: ``features`` are not those of ``maker``; ``output``, or that of the shard, is the
-            manifest, or another file than one labelled by ``maker``; or the first line whose audio is missing or
+        FileNotFoundError, ValueError: ``features`` are not those of ``maker``; ``output``, or that of the shard, is
+            the manifest, or another file than one labelled by ``maker``; or the first line whose audio is missing or
             unusable, or whose labels fail their checks; with ``skip_unusable``, no line that can be labelled.
         RuntimeError: another process labels these lines, or others into ``output``.
     """
@@ -253,7 +253,8 @@ def label_entries(
 
 
 def _rate_field(utterance: Utterance) -> Dict[str, int]:
-    """``sampling_rate`` of the file, whatever its line says: NeMo then takes the length of the audio from ``duration``.
+    """``sampling_rate`` of the file, whatever its line says: NeMo then takes the length of the audio from
+    ``duration``.
 
     Otherwise it opens every file before training, and ends the run at one that is gone. But it takes ``duration`` for
     that of the whole file, so the field is left out where it is that of a segment, or another than the file's.

@@ -114,8 +114,8 @@ def check_weights(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name
     own, weights = ({name_of(name): tensor for name, tensor in state.items()} for state in (own, weights))
     if found := misfits(own, weights):
         raise ValueError(
-            f"{where}: {'; '.join(found)}, by what other tensors tell of the encoder. The file is incomplete or changed; "
-            "get it again."
+            f"{where}: {'; '.join(found)}, by what other tensors tell of the encoder. The file is incomplete or "
+            "changed; get it again."
         )
     check_finite(weights, where)
 

@@ -155,8 +155,8 @@ def _check_heads(heads: Mapping[str, Tensor], source: Source) -> None:
         missing = {f"{head}.weight", f"{head}.bias"} - heads.keys()
         if len(missing) == 1:
             raise ValueError(
-                f"{source.where}: missing tensor {source.table.spell(missing.pop())}. Get its weights again, or save the "
-                "model without that layer."
+                f"{source.where}: missing tensor {source.table.spell(missing.pop())}. Get its weights again, or save "
+                "the model without that layer."
             )
     check_finite({source.table.spell(name): tensor for name, tensor in heads.items()}, source.where)
 

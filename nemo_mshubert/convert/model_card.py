@@ -30,8 +30,8 @@ from nemo_mshubert.package_info import __version__
 from nemo_mshubert.whole_files import PathLike
 
 PAPER = """@inproceedings{yadav2024mshubert,
-  title = {{MS-HuBERT}: Mitigating Pre-training and Inference Mismatch in Masked Language Modelling methods for learning
-           Speech Representations},
+  title = {{MS-HuBERT}: Mitigating Pre-training and Inference Mismatch in Masked Language Modelling methods for
+           learning Speech Representations},
   author = {Yadav, Hemant and Sitaram, Sunayana and Shah, Rajiv Ratn},
   booktitle = {Interspeech},
   year = {2024},

@@ -38,8 +38,8 @@ def load_audio(entry: Dict[str, Any], where: str = "") -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unreadable, empty, with more than one channel, not finite, over before the ``offset``, or of another
-            length than the line's ``duration``; names the file, and says what to do.
+        ValueError: unreadable, empty, with more than one channel, not finite, over before the ``offset``, or of
+            another length than the line's ``duration``; names the file, and says what to do.
     """
     return load_audio_and_rate(entry, where)[0]
 

@@ -204,8 +204,8 @@ def prepare_folder(
 
     Raises:
         FileNotFoundError: no audio in ``data``.
-        ValueError: anything is wrong and ``skip_broken`` is not set, or an argument, or there is nothing for one of the
-            manifests. No manifest is written then.
+        ValueError: anything is wrong and ``skip_broken`` is not set, or an argument, or there is nothing for one of
+            the manifests. No manifest is written then.
     """
     _check_arguments(Path(data), output, dev_output, dev_share, segment_seconds, mono)
     beside = Path(output).parent

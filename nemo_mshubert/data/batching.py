@@ -20,7 +20,8 @@ Length = TypeVar("Length", int, float)
 
 
 def batches_by_length(lengths: Sequence[Length], most: Length) -> Iterator[List[int]]:
-    """Indices of utterances in batches of at most ``most`` with padding, in the unit of ``lengths``; the longest first.
+    """Indices of utterances in batches of at most ``most`` with padding, in the unit of ``lengths``; the longest
+    first.
 
     An utterance that is longer is a batch.
     """

@@ -125,8 +125,8 @@ def _parse_line(line: bytes, where: str) -> Dict[str, Any]:
         entry["audio_filepath"].encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{where}: the name of the file, {entry['audio_filepath']!r}, is not UTF-8. Rename the file and correct the "
-            "line."
+            f"{where}: the name of the file, {entry['audio_filepath']!r}, is not UTF-8. Rename the file and correct "
+            "the line."
         ) from error
     if SURROGATE.search(line):
         _check_surrogates(entry, where)

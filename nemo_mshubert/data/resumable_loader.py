@@ -183,7 +183,8 @@ def training_loader(
 def _plain_loader(
     config: DictConfig, dataset: Dataset, rank: int, world_size: int, numbered: Callable[[Any], Any]
 ) -> DataLoader:
-    """Loader of plain manifests; ``numbered`` makes the sampler of numbered batches out of NeMo's, whose passes end."""
+    """Loader of plain manifests; ``numbered`` makes the sampler of numbered batches out of NeMo's, whose passes
+    end."""
     with open_dict(config):
         # Patterns spelled out: NeMo shuffles what one stands for in an order that depends on the passes before.
         manifests = config.manifest_filepath
@@ -254,7 +255,8 @@ def _tarred_loader(
 
 
 def _identity(config: DictConfig, num_shards: int, world_size: int) -> Tuple[str, str]:
-    """What the order of the visits and their lines follows from, and what the streams do; see `ShardProgress.begin`."""
+    """What the order of the visits and their lines follows from, and what the streams do; see
+    `ShardProgress.begin`."""
     options = _options_of_streams(config)
     filters = {
         name: options.get(name)
@@ -307,8 +309,8 @@ def validation_loader(config: DictConfig, dataset: Dataset, rank: int, world_siz
     config = _lhotse_options(config)
     if config.get("tarred_audio_filepaths") is not None:
         raise ValueError(
-            f"tarred_audio_filepaths: {config.tarred_audio_filepaths}: a validation reads plain manifests, so that the "
-            "ranks share their lines. Remove it."
+            f"tarred_audio_filepaths: {config.tarred_audio_filepaths}: a validation reads plain manifests, so that "
+            "the ranks share their lines. Remove it."
         )
     count_utterances(config)
     with open_dict(config):

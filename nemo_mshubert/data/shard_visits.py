@@ -15,7 +15,8 @@
 """The order in which tarred data is read, and what has been read: epochs that ranks and loader processes share out.
 
     visit v      the shard at place (v mod N) of a permutation of the N shards that is drawn for epoch (v div N)
-    stream k     what one loader process of one rank reads: the visits k, k + W, k + 2 W... of those that are left, W streams in all
+    stream k     what one loader process of one rank reads: the visits k, k + W, k + 2 W... of those that are left,
+                 W streams in all
 
 Shuffling and buckets hold utterances back, so batches do not end where visits do. The record therefore notes single
 lines, and a run that goes on with other ranks or loader processes reads exactly the lines of an epoch that are left.

@@ -99,8 +99,8 @@ def _check_unique(entries: List[Tuple[str, Entry]], manifest: PathLike) -> None:
         path = entry["audio_filepath"]
         if paths.get(name) == path:
             raise ValueError(
-                f"{manifest}: {path} occurs twice (with the same offset). A tar holds one member per utterance; remove "
-                "the double line."
+                f"{manifest}: {path} occurs twice (with the same offset). A tar holds one member per utterance; "
+                "remove the double line."
             )
         if name in paths:
             raise ValueError(
@@ -117,8 +117,8 @@ def _claim_folder(output: Path, manifest: PathLike, num_shards: int, seed: int) 
         found = next(chain(output.glob("audio_*.tar"), output.glob("sharded_manifests/manifest_*.json")), None)
         if found:
             raise ValueError(
-                f"{found}: of a tarred dataset, of which no {SOURCE} in {output} says what it was made of. Give another "
-                "--output, or remove the folder."
+                f"{found}: of a tarred dataset, of which no {SOURCE} in {output} says what it was made of. Give "
+                "another --output, or remove the folder."
             )
     if claim_json(note, source) != source:
         raise ValueError(
@@ -245,8 +245,8 @@ def all_paths(paths: Union[str, List]) -> List[str]:
         found = expand_sharded_filepaths(paths)
         if found != [paths] and Path(paths).is_file():
             raise ValueError(
-                f"{paths}: NeMo reads the brackets ()[]<>{{}} in a path as a pattern. Rename the file or its folder, or "
-                "give a link to it."
+                f"{paths}: NeMo reads the brackets ()[]<>{{}} in a path as a pattern. Rename the file or its folder, "
+                "or give a link to it."
             )
         return found
     return [path for part in paths if not isinstance(part, (int, float)) for path in all_paths(part)]

@@ -73,6 +73,6 @@ def in_form(form: str, text: str) -> str:
     """What is wrong with a ``text`` that should be in another form, and the remedy; the two look the same."""
     changed = next(word for word in text.split() if not unicodedata.is_normalized(form, word))
     return (
-        f"{changed!r} holds the characters {ascii(changed)}, the model's letters are in another form of Unicode. Write "
-        f'the "text" of all lines in {form}: unicodedata.normalize("{form}", text) in Python.'
+        f"{changed!r} holds the characters {ascii(changed)}, the model's letters are in another form of Unicode. "
+        f'Write the "text" of all lines in {form}: unicodedata.normalize("{form}", text) in Python.'
     )

@@ -89,8 +89,8 @@ class CountedAudio:
         self._last: Optional[Tuple[torch.Tensor, Cut]] = None  # that was read
 
     def __call__(self, cuts: CutSet) -> Tuple[torch.Tensor, torch.Tensor, CutSet]:
-        """Audio ``[B, S]``, channels mixed down, zero beyond an utterance; samples ``[B]``; the cuts that were read. Where
-        none was, the last one of the batches before stands in: on all ranks the count of batches stays.
+        """Audio ``[B, S]``, channels mixed down, zero beyond an utterance; samples ``[B]``; the cuts that were read.
+        Where none was, the last one of the batches before stands in: on all ranks the count of batches stays.
 
         Raises:
             UnreadableAudioError: too many were not, or none of the first batch was.

@@ -120,13 +120,13 @@ def counts_of(config: DictConfig, entries: Iterable[Line]) -> Counts:
 
 
 def check_for_mixing(manifest: str) -> None:
-    """Raise ``ValueError`` where a manifest has no line end: NeMo mixes several by their numbers of line ends, and would
-    stop when the others are read."""
+    """Raise ``ValueError`` where a manifest has no line end: NeMo mixes several by their numbers of line ends, and
+    would stop when the others are read."""
     with open(manifest, "rb") as stream:
         if not stream.readline().endswith(b"\n"):
             raise ValueError(
-                f"{manifest}: empty, or one line without its end, which NeMo takes for none: at the end of an epoch of "
-                "several manifests it would end the training. Leave it out, or end its line: echo >> FILE."
+                f"{manifest}: empty, or one line without its end, which NeMo takes for none: at the end of an epoch "
+                "of several manifests it would end the training. Leave it out, or end its line: echo >> FILE."
             )
 
 
@@ -143,8 +143,8 @@ def _check_plain_line(entry: Dict[str, Any], where: str) -> None:
 
 
 def check_counts(config: DictConfig, counts: Counts) -> None:
-    """Raise ``ValueError`` where the manifests hold no utterance that is usable, or too few for the buckets; log how many
-    are left out."""
+    """Raise ``ValueError`` where the manifests hold no utterance that is usable, or too few for the buckets; log how
+    many are left out."""
     durations = f"{config.get('min_duration') or 0} to {config.get('max_duration') or float('inf')} s"
     if counts.usable == 0:
         raise ValueError(
@@ -153,8 +153,8 @@ def check_counts(config: DictConfig, counts: Counts) -> None:
         )
     if counts.usable < counts.lines:
         logging.info(
-            f"{config.manifest_filepath}: {counts.lines - counts.usable} of {counts.lines} utterances are left out, as "
-            f"they are not of {durations} (min_duration and max_duration) or are marked not to be used."
+            f"{config.manifest_filepath}: {counts.lines - counts.usable} of {counts.lines} utterances are left out, "
+            f"as they are not of {durations} (min_duration and max_duration) or are marked not to be used."
         )
     num_buckets = config.get("num_buckets", 30)
     if config.get("use_bucketing") and num_buckets < 2:
@@ -167,8 +167,8 @@ def check_counts(config: DictConfig, counts: Counts) -> None:
     measured = config.get("num_cuts_for_bins_estimate", 10_000)
     if config.get("use_bucketing") and config.get("bucket_duration_bins") is None and measured < num_buckets:
         raise ValueError(
-            f"num_cuts_for_bins_estimate={measured}: so many utterances are measured to bound num_buckets={num_buckets}. "
-            "Raise it, or lower num_buckets."
+            f"num_cuts_for_bins_estimate={measured}: so many utterances are measured to bound "
+            f"num_buckets={num_buckets}. Raise it, or lower num_buckets."
         )
 
 
@@ -177,7 +177,8 @@ def log_hours(counts: Counts, crop: Optional[float]) -> None:
     hours, heard = counts.seconds / 3600, counts.heard / 3600
     cropped = f", with lines cropped to {crop:g} s" if crop else ""
     logging.info(
-        f"Training on {counts.usable} utterances. They last {hours:.2f} h, of which an epoch hears {heard:.2f} h{cropped}."
+        f"Training on {counts.usable} utterances. They last {hours:.2f} h, "
+        f"of which an epoch hears {heard:.2f} h{cropped}."
     )
     if counts.heard < LEAST_HEARD * counts.seconds:
         logging.warning(

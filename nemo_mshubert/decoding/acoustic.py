@@ -86,8 +86,9 @@ def long_log_probs(model: EncDecCTCModel, wave: np.ndarray) -> np.ndarray:
             log_probs = model_log_probs(model, [samples])[0]
             if len(log_probs) != end - first:
                 raise ValueError(
-                    f"The model makes {len(log_probs)} frames of {len(samples)} samples, HuBERT {end - first}, at which "
-                    f"files of more than {MAX_CHUNK_SECONDS} s are cut. Cut them into shorter ones for this model."
+                    f"The model makes {len(log_probs)} frames of {len(samples)} samples, HuBERT {end - first}, at "
+                    f"which files of more than {MAX_CHUNK_SECONDS} s are cut. Cut them into shorter ones for this "
+                    "model."
                 )
             parts.append(log_probs[keep_first - first : keep_end - first])
     return np.concatenate(parts)
@@ -117,7 +118,8 @@ def use_chunks(model: EncDecCTCModel) -> None:
 
 
 def _export_stock_forward(model: EncDecCTCModel, *args: Any, **kwargs: Any) -> Any:
-    """``model.export()`` of the network as it is, since NeMo replaces ``forward`` in the class, which ours would hide."""
+    """``model.export()`` of the network as it is, since NeMo replaces ``forward`` in the class, which ours would
+    hide."""
     chunked = model.forward
     del model.forward
     try:

@@ -141,8 +141,8 @@ def evaluate_manifests(
 
     Raises:
         FileNotFoundError, ValueError: before the model runs, what `read_references` finds in any manifest, texts in
-            another case or form of Unicode than the model's letters, or ``output`` holds results of another model, or of another
-            manifest of the same file name; then unreadable audio, or NaN.
+            another case or form of Unicode than the model's letters, or ``output`` holds results of another model, or
+            of another manifest of the same file name; then unreadable audio, or NaN.
     """
     sets = {manifest: _read(manifest, characters_of(model)) for manifest in manifests}
     path, new = Path(output) / "results.json", {}

@@ -124,8 +124,8 @@ class LexiconBeamSearchDecoder:
             options, self._trie, self._lm, self._delimiter, self._blank, self._unknown, [], False
         )
         # Unlike fairseq, NeMo's transcripts do not end with the delimiter, so models need not emit one after the last
-        # word, and flashlight would drop that word. One more frame lets it end, or the delimiter go on, at no cost. Other
-        # words stay unfinished: what they lead to would take the place of the ended word in a narrow beam.
+        # word, and flashlight would drop that word. One more frame lets it end, or the delimiter go on, at no cost.
+        # Other words stay unfinished: what they lead to would take the place of the ended word in a narrow beam.
         self._closing_frame = np.full((1, len(self.labels) + 1), -np.inf, dtype=np.float32)
         self._closing_frame[0, self._blank] = UNFINISHED
         self._closing_frame[0, self._delimiter] = -config.sil_score

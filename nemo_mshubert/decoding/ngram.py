@@ -255,7 +255,7 @@ def lexicon_words(words_file: PathLike, arpa: PathLike) -> List[str]:
     known = set(wanted) & set(arpa_words(arpa))
     if not known:
         raise ValueError(
-            f"{words_file}: {arpa} knows none of its {len(wanted)} words (the first is {wanted[0]!r}). Write the list in "
-            "the case of the ARPA, or leave it out to take all words of the ARPA."
+            f"{words_file}: {arpa} knows none of its {len(wanted)} words (the first is {wanted[0]!r}). Write the list "
+            "in the case of the ARPA, or leave it out to take all words of the ARPA."
         )
     return [word for word in wanted if word in known]

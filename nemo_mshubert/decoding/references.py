@@ -46,8 +46,8 @@ def read_references(manifest: PathLike, letters: Optional[Sequence[str]] = None)
 
 
 def require_writing(reference: str, letters: Collection[str], where: str) -> None:
-    """Raise ``ValueError`` where ``reference`` is in another case or form of Unicode than the model's letters: each word
-    would be an error."""
+    """Raise ``ValueError`` where ``reference`` is in another case or form of Unicode than the model's letters: each
+    word would be an error."""
     if reference != fold_case(reference, letters):
         raise ValueError(
             f"{where}: the reference {reference[:40]!r} is not in the case of the model's letters. Write the "

@@ -37,7 +37,8 @@ PATIENCE_SECONDS = 1200.0  # of other ranks, while rank 0 copies what may be gig
 
 
 def checkpoint_folder(exp_manager_config: DictConfig) -> Path:
-    """Where NeMo's exp_manager keeps the checkpoints of a run. Of one that does not resume it chooses the version now."""
+    """Where NeMo's exp_manager keeps the checkpoints of a run. Of one that does not resume it chooses the version
+    now."""
     config = exp_manager_config
     runs = "nemo_experiments" if config.get("exp_dir") is None else config.exp_dir
     log_folder = config.get("explicit_log_dir") or Path(runs) / (config.name or "default") / _version(config)
@@ -70,8 +71,8 @@ def claim_folder(folder: Path, save_top_k: int, trainer: pl.Trainer) -> None:
     while not _is_in_order(folder, save_top_k):
         if time.monotonic() > end:
             raise RuntimeError(
-                f"{folder}: rank 0 has not set its checkpoints in order within {PATIENCE_SECONDS:g} s. See its log: it "
-                "may have ended, or another run writes checkpoints there."
+                f"{folder}: rank 0 has not set its checkpoints in order within {PATIENCE_SECONDS:g} s. See its log: "
+                "it may have ended, or another run writes checkpoints there."
             )
         time.sleep(1)
 
@@ -81,8 +82,8 @@ def keep_whole_checkpoints(folder: Path, save_top_k: int = 1) -> None:
     that. Checkpoints are in folders below where their metric has a slash in its name.
 
     Unfinished checkpoints and ``.nemo`` files go, damaged ones are set aside under another name. Of several last ones
-    the newest stays; where there is none, the newest other one, which holds as much, becomes it. One whose score is not
-    a number, which NeMo cannot read back from its name, is set aside. So are the best ones where the run no longer
+    the newest stays; where there is none, the newest other one, which holds as much, becomes it. One whose score is
+    not a number, which NeMo cannot read back from its name, is set aside. So are the best ones where the run no longer
     keeps any (``save_top_k`` 0), as without a validation: NeMo would delete them, and stop.
     """
     remove_left_over(folder)

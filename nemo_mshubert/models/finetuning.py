@@ -54,14 +54,14 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
 
     Raises:
         FileNotFoundError, ValueError: no such file, not a CTC model, one with another encoder, an unknown option or
-            one of the encoder, a strategy by which ranks share a model, or data that cannot be trained on (a missing or
-            truncated shard, a missing audio file, a broken line, no text, letters that the model lacks).
+            one of the encoder, a strategy by which ranks share a model, or data that cannot be trained on (a missing
+            or truncated shard, a missing audio file, a broken line, no text, letters that the model lacks).
     """
     model = _restore(path, overrides, trainer)
     if isinstance(trainer.strategy, tuple(kind for kind, _ in strategies().values())):
         raise ValueError(
-            f"trainer.strategy: {type(trainer.strategy).__name__} shares one model among ranks, which only pre-training "
-            "can. Fine-tune with trainer.strategy=ddp."
+            f"trainer.strategy: {type(trainer.strategy).__name__} shares one model among ranks, which only "
+            "pre-training can. Fine-tune with trainer.strategy=ddp."
         )
     train_ds, validation_ds, optim = (
         OmegaConf.create(OmegaConf.to_container(overrides[name], resolve=True))
@@ -76,8 +76,8 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
         for option in LEAVE_TRANSCRIPTS:
             if data.get(option):
                 raise ValueError(
-                    f"model.{name}.{option}={data[option]}: the audio would be cut, and its transcript left whole. Remove "
-                    "it; max_duration leaves out what is too long."
+                    f"model.{name}.{option}={data[option]}: the audio would be cut, and its transcript left whole. "
+                    "Remove it; max_duration leaves out what is too long."
                 )
     on_one_rank_of_each_node(trainer, _check_data, train_ds, validation_ds)
     _set_up_training(model, train_ds, trainer)

@@ -88,8 +88,8 @@ def restore_mshubert(name: Name) -> ModelPT:
     encoder = getattr(model, "encoder", None)
     if not isinstance(encoder, MSHuBERTEncoder):
         raise ValueError(
-            f"{name}: its encoder is {type(encoder).__name__}, expected MSHuBERTEncoder: a .nemo of scripts/pretrain.py, "
-            "scripts/finetune_ctc.py or scripts/convert_checkpoint.py."
+            f"{name}: its encoder is {type(encoder).__name__}, expected MSHuBERTEncoder: a .nemo of "
+            "scripts/pretrain.py, scripts/finetune_ctc.py or scripts/convert_checkpoint.py."
         )
     return model
 

@@ -81,8 +81,8 @@ class MSHuBERTModel(ModelPT):
 
     Config (``conf/pretrain``): ``label_maker`` (file of scripts/fit_kmeans.py, kept in the .nemo), ``label_sets``,
     ``label_layers`` (null: by formula), ``swap``, ``loss_views``, ``drop_label_sets``, ``masking``, ``seed``,
-    ``unmasked_weight``, ``max_nonfinite_steps``, ``compile``, ``preprocessor``, ``encoder``, ``label_heads``, ``loss``,
-    ``train_ds``, ``validation_ds``, ``optim``.
+    ``unmasked_weight``, ``max_nonfinite_steps``, ``compile``, ``preprocessor``, ``encoder``, ``label_heads``,
+    ``loss``, ``train_ds``, ``validation_ds``, ``optim``.
     """
 
     def __init__(self, cfg: DictConfig, trainer: Optional[Trainer] = None):
@@ -146,8 +146,8 @@ class MSHuBERTModel(ModelPT):
             super().save_to(save_path)
 
     def save_checkpoint_to(self, checkpoint_path: str, save_path: str) -> None:
-        """Write a ``.nemo`` with the weights of a checkpoint, which are whole, also when the ranks no longer reach each
-        other's parts."""
+        """Write a ``.nemo`` with the weights of a checkpoint, which are whole, also when the ranks no longer reach
+        each other's parts."""
         weights = {}
         if self.trainer.is_global_zero:  # which alone writes
             weights = torch.load(checkpoint_path, map_location="cpu", weights_only=False)["state_dict"]
@@ -343,7 +343,8 @@ class MSHuBERTModel(ModelPT):
         for head in self.label_heads.absent(sets):
             loss_sum = loss_sum + zero_touch(head)
         # Lightning divides by the number of accumulated micro-batches and DDP by that of ranks; what is left of both
-        # is the sum over all of them, which `configure_gradient_clipping` divides by the rows counted over all of them.
+        # is the sum over all of them, which `configure_gradient_clipping` divides by the rows counted over all of
+        # them.
         return {"loss": loss_sum * self.trainer.accumulate_grad_batches * self.data_ranks.count, "log": log}
 
     def _is_logged(self) -> bool:

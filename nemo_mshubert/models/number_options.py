@@ -12,8 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Numbers among the options of a training, looked at before it starts: libraries meet them when data are loaded, at the
-end of the warm-up or in the first update, speak of their own variables, or train something else without a word."""
+"""Numbers among the options of a training, looked at before it starts: libraries meet them when data are loaded, at
+the end of the warm-up or in the first update, speak of their own variables, or train something else without a word."""
 
 import math
 from dataclasses import dataclass
@@ -94,8 +94,8 @@ NULLABLE += ("warmup_steps", "warmup_ratio", "hold_steps", "hold_ratio", "gradie
 
 
 def check_numbers(cfg: DictConfig) -> None:
-    """Raise ``ValueError`` for an option of a config of conf/pretrain or conf/finetune that is not the number that it has
-    to be. One that is not there is left to its default; so is null, for those in `NULLABLE`."""
+    """Raise ``ValueError`` for an option of a config of conf/pretrain or conf/finetune that is not the number that it
+    has to be. One that is not there is left to its default; so is null, for those in `NULLABLE`."""
     for section, kinds in SECTIONS.items():
         options = OmegaConf.select(cfg, section) if section else cfg
         for option, kind in kinds.items():

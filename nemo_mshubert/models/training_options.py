@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Options of a training that contradict each other, or that libraries refuse late, in their own words, or not at all."""
+"""Options of a training that contradict each other, or that libraries refuse late, in their own words, or not at
+all."""
 
 import re
 
@@ -44,11 +45,12 @@ PRETRAINING_MODEL += ("preprocessor", "encoder", "label_heads", "loss", "train_d
 
 
 def check_options(cfg: DictConfig) -> None:
-    """Look at a config of conf/pretrain or conf/finetune before anything is loaded, and warn of a run that is too short
-    for its schedule.
+    """Look at a config of conf/pretrain or conf/finetune before anything is loaded, and warn of a run that is too
+    short for its schedule.
 
     Raises:
-        ValueError: an option that is missing, that nothing reads, or that cannot be met, in the words of the command line.
+        ValueError: an option that is missing, that nothing reads, or that cannot be met, in the words of the command
+            line.
     """
     missing = [f"{name}=" for name in cfg if OmegaConf.is_missing(cfg, name)]
     if missing:
@@ -58,8 +60,8 @@ def check_options(cfg: DictConfig) -> None:
     _check_limits(cfg.trainer)
     if str(cfg.trainer.get("precision", 32)) not in PRECISIONS:
         raise ValueError(
-            f"trainer.precision={cfg.trainer.precision}: weights are kept in fp32, since updates are smaller than what "
-            f"bf16 can add to them. Choose one of {', '.join(PRECISIONS)}."
+            f"trainer.precision={cfg.trainer.precision}: weights are kept in fp32, since updates are smaller than "
+            f"what bf16 can add to them. Choose one of {', '.join(PRECISIONS)}."
         )
     _check_what_nemo_cannot_do(cfg)
     if not cfg.model.train_ds.get("batch_duration"):
@@ -121,7 +123,8 @@ def _check_limits(trainer_config: DictConfig) -> None:
 
 
 def _check_lengths(cfg: DictConfig) -> None:
-    """NeMo gives the schedule the updates of the trainer, and both have to be those that all else here is counted by."""
+    """NeMo gives the schedule the updates of the trainer, and both have to be those that all else here is counted
+    by."""
     schedule = OmegaConf.select(cfg, "model.optim.sched.max_steps")
     for name, steps in (("trainer", cfg.trainer.get("max_steps")), ("model.optim.sched", schedule or cfg.max_updates)):
         if steps != cfg.max_updates:
@@ -152,15 +155,15 @@ def _check_schedule(cfg: DictConfig) -> None:
     schedule = cfg.model.optim.get("sched") or {}
     if schedule.get("name") in EPOCH_SCHEDULERS and "label_maker" in cfg:
         raise ValueError(
-            f"model.optim.sched.name={schedule.name}: it steps behind each epoch, and that of pre-training has no end. "
-            "Choose a schedule that is counted in updates, as CosineAnnealing."
+            f"model.optim.sched.name={schedule.name}: it steps behind each epoch, and that of pre-training has no "
+            "end. Choose a schedule that is counted in updates, as CosineAnnealing."
         )
     for phase in ("warmup", "hold"):
         steps, ratio = f"{phase}_steps", f"{phase}_ratio"
         if schedule.get(steps) is not None and schedule.get(ratio) is not None:
             raise ValueError(
-                f"model.optim.sched has both {steps} and {ratio}. Remove one of them: ~model.optim.sched.{ratio} keeps "
-                "the number of updates."
+                f"model.optim.sched has both {steps} and {ratio}. Remove one of them: ~model.optim.sched.{ratio} "
+                "keeps the number of updates."
             )
 
 
@@ -171,18 +174,18 @@ def _check_what_nemo_cannot_do(cfg: DictConfig) -> None:
         )
     if OmegaConf.select(cfg, "exp_manager.checkpoint_callback_params.save_weights_only"):
         raise ValueError(
-            "exp_manager.checkpoint_callback_params.save_weights_only=true: no run goes on from such a checkpoint, and "
-            "NeMo fails over it when it makes the .nemo. Remove it."
+            "exp_manager.checkpoint_callback_params.save_weights_only=true: no run goes on from such a checkpoint, "
+            "and NeMo fails over it when it makes the .nemo. Remove it."
         )
     if OmegaConf.select(cfg, "exp_manager.checkpoint_callback_params.monitor", default="val_loss") is None:
         raise ValueError(
-            "exp_manager.checkpoint_callback_params.monitor=null: NeMo names checkpoints by it. Give val_loss or another "
-            "metric of the validation; the last checkpoint is kept beside the best."
+            "exp_manager.checkpoint_callback_params.monitor=null: NeMo names checkpoints by it. Give val_loss or "
+            "another metric of the validation; the last checkpoint is kept beside the best."
         )
     if OmegaConf.select(cfg, "exp_manager.disable_validation_on_resume"):
         raise ValueError(
-            "exp_manager.disable_validation_on_resume=true: NeMo would also leave out one that was due when the run was "
-            "ended, and its weights could not become the best. Remove it: none is made twice."
+            "exp_manager.disable_validation_on_resume=true: NeMo would also leave out one that was due when the run "
+            "was ended, and its weights could not become the best. Remove it: none is made twice."
         )
     if "sched" in cfg.model.optim and cfg.model.optim.sched is None:
         raise ValueError("model.optim.sched=null: for a constant rate remove it, ~model.optim.sched.")

@@ -109,8 +109,8 @@ def _check_launch(trainer_config: DictConfig) -> None:
         if launched != expected:
             raise ValueError(
                 f"torchrun has started {launched} processes, but trainer.devices and trainer.num_nodes make "
-                f"{expected}: set trainer.devices={os.environ.get('LOCAL_WORLD_SIZE', launched)} and trainer.num_nodes "
-                "to the number of machines."
+                f"{expected}: set trainer.devices={os.environ.get('LOCAL_WORLD_SIZE', launched)} and "
+                "trainer.num_nodes to the number of machines."
             )
     elif SLURMEnvironment.detect():
         launched = int(os.environ["SLURM_NTASKS"])
@@ -135,8 +135,8 @@ def _choose_device(trainer_config: DictConfig) -> None:
 
 
 def _allow_tf32(trainer_config: DictConfig) -> None:
-    """Of training in half precision on a GPU: the few products that autocast leaves in fp32, those of label heads and of
-    spectra, go through tensor cores, which round to 10 bits what layers before them have rounded to 7 or 10."""
+    """Of training in half precision on a GPU: the few products that autocast leaves in fp32, those of label heads and
+    of spectra, go through tensor cores, which round to 10 bits what layers before them have rounded to 7 or 10."""
     half = str(trainer_config.get("precision")).startswith(("bf16", "16"))
     if half and torch.cuda.is_available() and trainer_config.get("accelerator") != "cpu":
         torch.set_float32_matmul_precision("high")

@@ -23,9 +23,9 @@ from nemo_mshubert.whole_files import PathLike, atomic_write
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes beside the checkpoint. Lightning's own go through the folder of temporary files: where that is full, the run
-    ends and another disk is blamed; from another disk a kill leaves half of a checkpoint, and a full disk a whole one in
-    that folder."""
+    """Writes beside the checkpoint. Lightning's own go through the folder of temporary files: where that is full, the
+    run ends and another disk is blamed; from another disk a kill leaves half of a checkpoint, and a full disk a whole
+    one in that folder."""
 
     def save_checkpoint(self, checkpoint: Dict[str, Any], path: PathLike, storage_options: Any = None) -> None:
         with atomic_write(path, "wb") as stream:

@@ -14,10 +14,10 @@
 
 """Attention of CPUs a few heads at a time: with dropout, and in bf16 where no gradient is needed.
 
-PyTorch's fast kernel for CPUs has no dropout; spelled out, its weights are written to memory and read again by each of a
-dozen operations, and three tensors of them are kept for the backward pass. Here the weights of a few heads stay in the
-cache until their outputs are there. One byte a weight is kept, and the backward pass computes the weights again. In bf16
-that kernel is slower than its products by themselves; in fp32 it is left to its work (docs/performance.md).
+PyTorch's fast kernel for CPUs has no dropout; spelled out, its weights are written to memory and read again by each of
+a dozen operations, and three tensors of them are kept for the backward pass. Here the weights of a few heads stay in
+the cache until their outputs are there. One byte a weight is kept, and the backward pass computes the weights again.
+In bf16 that kernel is slower than its products by themselves; in fp32 it is left to its work (docs/performance.md).
 B utterances (times views), H heads, N = B * H, T frames, E numbers of a head.
 """
 

@@ -89,7 +89,8 @@ class _ConvAsMatmul(torch.autograd.Function):
                 weight_BOI = weight_OCk.permute(0, 2, 1).reshape(channels_out, -1).expand(batch, -1, -1)
                 rows = _windows(grad_x, first, taps, ctx.stride, count)
                 if first == 0:
-                    # Written, not cleared and added to: first windows lie side by side, but for kernels below the stride.
+                    # Written, not cleared and added to: first windows lie side by side, but for kernels below the
+                    # stride.
                     grad_x[:, count * taps if taps == ctx.stride else 0 :] = 0
                     torch.bmm(grad_BTO, weight_BOI, out=rows)
                 else:

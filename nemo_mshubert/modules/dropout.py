@@ -14,8 +14,8 @@
 
 """Dropout that a CPU draws quickly: sixteen random bits for each number.
 
-PyTorch draws them one after another there, 7 ns each. The attention of base needs as many of them as it has weights, which
-took half of its time, and hidden states a third of that again (docs/performance.md). GPUs have kernels for both.
+PyTorch draws them one after another there, 7 ns each. The attention of base needs as many of them as it has weights,
+which took half of its time, and hidden states a third of that again (docs/performance.md). GPUs have kernels for both.
 """
 
 from typing import Any, Tuple

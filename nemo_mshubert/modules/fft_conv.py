@@ -15,12 +15,12 @@
 """Grouped convolution over time by Fourier transforms, for the positional convolution.
 
 Its kernel is as long as a fifth of a long utterance, and its groups as narrow as 48 channels. cuDNN has no fast kernel
-for that: it took a fifth of the pre-training step of base on an H200 (docs/performance.md). As a product of spectra it is
-a small matrix product per frequency.
+for that: it took a fifth of the pre-training step of base on an H200 (docs/performance.md). As a product of spectra it
+is a small matrix product per frequency.
 
-On CPUs long utterances go through transforms of one size, in blocks that overlap by a kernel (overlap-save): the spectra
-of the kernels, by far the largest there, stay small, and can be kept for every length of utterance. Batches that fill a
-GPU are larger, and blocks that overlap are more bytes: each utterance goes through one transform.
+On CPUs long utterances go through transforms of one size, in blocks that overlap by a kernel (overlap-save): the
+spectra of the kernels, by far the largest there, stay small, and can be kept for every length of utterance. Batches
+that fill a GPU are larger, and blocks that overlap are more bytes: each utterance goes through one transform.
 
 N blocks of an utterance, M = B * N, S samples of a transform, F frequencies, G groups, I and O channels of a group.
 """
@@ -37,7 +37,8 @@ from nemo_mshubert.modules.autocast import to_autocast_dtype
 
 
 def fft_conv(x_BTD: Tensor, weight_OIK: Tensor, bias_O: Tensor, groups: int) -> Tensor:
-    """``conv1d`` with stride 1 and ``K // 2`` zeros around the frames, without the surplus last frame of an even kernel.
+    """``conv1d`` with stride 1 and ``K // 2`` zeros around the frames, without the surplus last frame of an even
+    kernel.
 
     Args:
         x_BTD: ``[B, T, D]``.
@@ -66,8 +67,8 @@ def overlapping_blocks(num_frames: int, kernel: int) -> Blocks:
 
 
 def one_block(num_frames: int, kernel: int) -> Blocks:
-    """What wraps around meets the zeros before the first frame. The gradient has as many numbers as the kernel. In steps
-    of 64: few sizes, whose plans are made once and then kept."""
+    """What wraps around meets the zeros before the first frame. The gradient has as many numbers as the kernel. In
+    steps of 64: few sizes, whose plans are made once and then kept."""
     return Blocks(-(-max(num_frames + kernel // 2, kernel) // 64) * 64, num_frames, 1)
 
 
@@ -111,8 +112,8 @@ class KeptSpectra:
 class _FFTConv(torch.autograd.Function):
     """``y[t] = sum_k x[t + k - K // 2] w[k]``, of which the gradients, too, are products of spectra.
 
-    Autograd's own would pad each spectrum to its full length, negative frequencies included. The weight's is re-ordered
-    once and never conjugated.
+    Autograd's own would pad each spectrum to its full length, negative frequencies included. The weight's is
+    re-ordered once and never conjugated.
     """
 
     @staticmethod
@@ -146,7 +147,8 @@ class _FFTConv(torch.autograd.Function):
 def _in_fp32(
     convolve: Callable[[Tensor, Tensor], Tensor], x_BTD: Tensor, weight_OIK: Tensor, bias_O: Tensor
 ) -> Tensor:
-    """What ``convolve`` makes of frames and kernels in the dtype of transforms, and the bias, in the dtype of `fft_conv`."""
+    """What ``convolve`` makes of frames and kernels in the dtype of transforms, and the bias, in the dtype of
+    `fft_conv`."""
     x_BTD = to_autocast_dtype(x_BTD)
     dtype = torch.promote_types(x_BTD.dtype, torch.float32)
     with torch.autocast(x_BTD.device.type, enabled=False):

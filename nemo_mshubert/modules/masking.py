@@ -14,9 +14,9 @@
 
 """Span masks over frames and channels, with the statistics of fairseq's ``compute_mask_indices`` (static span length).
 
-fairseq draws ``int(p * T / length + u)`` starts, u ~ U(0, 1): of frames for every row and at least two, of channels once
-for the batch and without a minimum. Spans may overlap, and with ``require_same_masks`` random positions are un-masked
-until all rows have the count of the row with the fewest.
+fairseq draws ``int(p * T / length + u)`` starts, u ~ U(0, 1): of frames for every row and at least two, of channels
+once for the batch and without a minimum. Spans may overlap, and with ``require_same_masks`` random positions are
+un-masked until all rows have the count of the row with the fewest.
 """
 
 from typing import List, Optional

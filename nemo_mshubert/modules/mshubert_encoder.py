@@ -252,8 +252,9 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
                 the last are not run.
             use_swap: False for the paper's "- Swap": the masked view alone (HuBERT).
             generator: draws the blocks that layerdrop skips; by default PyTorch's own.
-            wanted_W: the only frames whose outputs are wanted, as those in the loss, indices into ``B * T``, none twice:
-                `Views.tapped` holds these, and the last block that is run leaves out the others behind its attention.
+            wanted_W: the only frames whose outputs are wanted, as those in the loss, indices into ``B * T``, none
+                twice: `Views.tapped` holds these, and the last block that is run leaves out the others behind its
+                    attention.
         """
         x_BTD, frames_B, padded, feature_penalty = self._embed_audio(audio_signal, length)
         masked_BTD = torch.where(mask_BT[..., None], self.mask_embedding.to(x_BTD.dtype), x_BTD)
@@ -278,8 +279,8 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         return Views(tapped, frames_B, feature_penalty, wanted_W)
 
     def compile_blocks(self) -> None:
-        """Have ``torch.compile`` fuse what lies between the products of the blocks: one graph for all blocks and lengths,
-        and one for the last block at wanted frames. Names of weights stay."""
+        """Have ``torch.compile`` fuse what lies between the products of the blocks: one graph for all blocks and
+        lengths, and one for the last block at wanted frames. Names of weights stay."""
         for block in self.layers:
             block.compile(dynamic=True)
 

@@ -154,8 +154,8 @@ class TransformerBlock(nn.Module):
         position_bias_HTT: Optional[Tensor] = None,
         wanted_W: Optional[Tensor] = None,
     ) -> Tensor:
-        """``[B, T, D]`` -> ``[B, T, D]``, or ``[W, D]`` of the frames ``wanted_W``: queries, keys and values are of all
-        frames, what follows the attention is of these alone."""
+        """``[B, T, D]`` -> ``[B, T, D]``, or ``[W, D]`` of the frames ``wanted_W``: queries, keys and values are of
+        all frames, what follows the attention is of these alone."""
         operand_BTD = self.layer_norm(x_BTD) if self.pre_norm else x_BTD
         attended = self.attention(operand_BTD, key_mask_B11T, position_bias_HTT, wanted_W)
         x = take_frames(x_BTD, wanted_W) + self.dropout(attended)
@@ -171,7 +171,8 @@ def take_frames(x_BTD: Tensor, wanted_W: Optional[Tensor]) -> Tensor:
 
 
 class _TakeFrames(torch.autograd.Function):
-    """Gradients are written to the rows they are of, where autograd would add them up in case a row was taken twice."""
+    """Gradients are written to the rows they are of, where autograd would add them up in case a row was taken
+    twice."""
 
     @staticmethod
     def forward(ctx: Any, x_BTD: Tensor, wanted_W: Tensor) -> Tensor:

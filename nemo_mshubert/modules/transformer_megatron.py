@@ -158,7 +158,8 @@ class MegatronBlock(TransformerBlock):
     ) -> Tensor:
         """``[B, T, D]`` -> ``[B, T, D]``, or ``[W, D]`` of the frames ``wanted_W``; the same on all ranks.
 
-        With sequence parallelism, under which a rank has its share of every utterance's frames, the block computes all.
+        With sequence parallelism, under which a rank has its share of every utterance's frames, the block computes
+        all.
         """
         if not self.sequence_parallel:
             return super().forward(x_BTD, key_mask_B11T, None, wanted_W)

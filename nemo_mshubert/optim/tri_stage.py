@@ -34,8 +34,8 @@ class TriStageAnnealingParams(WarmupHoldSchedulerParams):
 
 
 class TriStageAnnealing(WarmupHoldPolicy):
-    """Linear warm-up from ``init_lr_scale`` x lr, hold, exponential decay to ``final_lr_scale`` x lr at ``max_steps``, but
-    not below NeMo's ``min_lr``.
+    """Linear warm-up from ``init_lr_scale`` x lr, hold, exponential decay to ``final_lr_scale`` x lr at ``max_steps``,
+    but not below NeMo's ``min_lr``.
 
     Equals fairseq's ``tri_stage`` (phase ratios: ``warmup_ratio``, ``hold_ratio``, and the rest).
     """

@@ -371,7 +371,8 @@ def test_dead_features_do_not_make_a_view_the_wider_one(rng):
 
 @pytest.mark.parametrize("constant", [0, 1])
 def test_rounding_errors_do_not_correlate(rng, constant):
-    """A word or a feature that a held-out split lacks: what is left of it is noise of 1e-16, which may correlate to 1."""
+    """A word or a feature that a held-out split lacks: what is left of it is noise of 1e-16, which may correlate to
+    1."""
     views = [rng.normal(size=(50, 2)), rng.normal(size=(50, 2))]
     views[constant][:, 1] = 1e-12 * views[1 - constant][:, 1]
     found = column_correlations(*views)

@@ -31,8 +31,8 @@ def drawn(monkeypatch):
 
 
 def lines(axes):
-    """``[(label, {step: value})]``; matplotlib's own names of lines without a label begin with an underscore. Labels are
-    seen in the legend alone."""
+    """``[(label, {step: value})]``; matplotlib's own names of lines without a label begin with an underscore. Labels
+    are seen in the legend alone."""
     assert axes.get_legend() is not None
     found = [(line.get_label(), dict(zip(*map(list, line.get_data())))) for line in axes.lines]
     return [(None if label.startswith("_") else label, pytest.approx(curve)) for label, curve in found]

@@ -221,7 +221,8 @@ def test_gpus_that_cannot_share_models_are_refused():
 
 
 def test_the_measured_rows_plan_with_overrides(capsys):
-    """docs/scaling.md: the paper's update on 8 H200 as one micro-batch each, compiled, from the files beside the docs."""
+    """docs/scaling.md: the paper's update on 8 H200 as one micro-batch each, compiled, from the files beside the
+    docs."""
     files = sorted((REPOSITORY / "docs" / "h200").glob("*.json"))
     steps = read_reports(files)["pretrain"]
     row = next(row for row in steps if row["row"] == "ours, compiled" and 349 < row["batch_seconds"] < 351)

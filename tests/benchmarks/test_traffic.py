@@ -79,8 +79,8 @@ def test_a_weight_is_converted_once_and_norms_are_in_fp32():
 @needs_meta_weight_norm
 @pytest.mark.parametrize("name", ["ours", "ours, no Swap", "transformers"])
 def test_flops_of_a_step_are_those_of_the_formula(name):
-    """What is not counted would be missing from its bytes, too. Flash attention repeats one product of six; ours leaves
-    out visible frames behind the attention of the last block."""
+    """What is not counted would be missing from its bytes, too. Flash attention repeats one product of six; ours
+    leaves out visible frames behind the attention of the last block."""
     config = load_config(CONFIGS, "tiny")
     batch = Batch(4.0, 2.0, config, META)
     variant = variants(encoder_options(config), list(config.model.label_sets), on_gpu=False)[name]

@@ -101,7 +101,8 @@ def test_a_resumed_run_takes_the_optimizer_of_its_config(config, tmp_path):
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_options_of_parts_are_those_of_the_checkpoint(groups):
-    """The only optimizer takes all options of its config but the rate; of several parts each has options of its own."""
+    """The only optimizer takes all options of its config but the rate; of several parts each has options of its
+    own."""
     parts = [{"params": [torch.nn.Parameter(torch.ones(1))]} for _ in range(groups)]
     optimizer = torch.optim.AdamW(parts, lr=0.1, eps=1e-6, betas=(0.8, 0.9), weight_decay=0.3)
     found = {"lr": 0.05, "eps": 1e-8, "betas": (0.9, 0.98), "weight_decay": 0.01}
@@ -141,7 +142,8 @@ def test_parts_without_a_schedule_have_the_rates_that_they_began_with():
 
 
 def test_a_schedule_that_follows_a_loss_is_not_told_an_update_in_its_place():
-    """The number of the update would be the best loss there is on a resume, and the rate fall with every one behind it."""
+    """The number of the update would be the best loss there is on a resume, and the rate fall with every one behind
+    it."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.5)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
     resumed = ConfiguredSchedule()

@@ -61,8 +61,8 @@ def test_the_same_command_writes_what_is_missing(config, tmp_path):
 
 
 def test_a_model_of_fewer_updates_is_not_taken_for_that_of_all(config, tmp_path):
-    """A finished run was given more updates, and killed before it wrote its ``.nemo``: the same command ended well, with
-    that of the first updates."""
+    """A finished run was given more updates, and killed before it wrote its ``.nemo``: the same command ended well,
+    with that of the first updates."""
     run(config, tmp_path)
     path = tmp_path / "run.nemo"
     expected = restore_model(path).state_dict()

@@ -172,8 +172,8 @@ def test_loader_processes_outlive_the_signal(config, tmp_path, monkeypatch):
 
 
 def test_loader_processes_do_not_outlive_an_error(config, tmp_path, monkeypatch):
-    """Python waits for them when it exits: behind the traceback of a loader's error the run would hang, and with it the
-    other ranks."""
+    """Python waits for them when it exits: behind the traceback of a loader's error the run would hang, and with it
+    the other ranks."""
 
     def fail(batch):
         raise FileNotFoundError("audio_3.tar")

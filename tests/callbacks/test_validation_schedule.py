@@ -82,8 +82,8 @@ def fit_preempted(folder, updates, preempted_at=None, resume=None, num_batches=6
 
 
 def fit(updates, every=2, accumulate=2, num_batches=64, resume=None):
-    """The trainer behind ``updates`` of ``accumulate`` micro-batches, ``num_batches`` of them an epoch, and the updates
-    that were validated."""
+    """The trainer behind ``updates`` of ``accumulate`` micro-batches, ``num_batches`` of them an epoch, and the
+    updates that were validated."""
     validations = Validations()
     trainer = trainer_of(
         max_steps=updates,

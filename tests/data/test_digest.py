@@ -27,7 +27,8 @@ pytestmark = pytest.mark.unit
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])
 @pytest.mark.parametrize("surplus", [-1, 0, 1])
 def test_every_byte_counts(tmp_path, algorithm, surplus):
-    """An archive that is damaged behind its first megabyte, or an LM that was made anew, would pass for the old one."""
+    """An archive that is damaged behind its first megabyte, or an LM that was made anew, would pass for the old
+    one."""
     content = np.random.default_rng(0).bytes(2 * CHUNK_BYTES + surplus)
     (tmp_path / "file").write_bytes(content)
     assert file_digest(tmp_path / "file", algorithm) == hashlib.new(algorithm, content).hexdigest()

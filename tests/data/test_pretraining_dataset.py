@@ -213,7 +213,8 @@ def damage(path, kind):
 
 @pytest.fixture
 def cuts_with_missing(counting_corpus, tmp_path):
-    """``cuts_with_missing(4, 3)``: cuts of four utterances, three of whose files are gone since their headers were read."""
+    """``cuts_with_missing(4, 3)``: cuts of four utterances, three of whose files are gone since their headers were
+    read."""
 
     def make(total, missing):
         cuts = CutSet.from_cuts(list(read_cuts(counting_corpus([8000] * total))))

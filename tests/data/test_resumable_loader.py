@@ -429,8 +429,8 @@ def test_too_few_or_too_many_buckets_are_an_error_with_a_remedy(plain, num_bucke
 
 @pytest.mark.unit
 def test_more_buckets_than_utterances_that_bound_them_are_an_error(plain):
-    """Many buckets with the estimate of the tiny experiments: Lhotse asserts that there are enough "cuts", of which the
-    manifest has many more."""
+    """Many buckets with the estimate of the tiny experiments: Lhotse asserts that there are enough "cuts", of which
+    the manifest has many more."""
     plain.num_buckets, plain.num_cuts_for_bins_estimate = 3, 2
     with pytest.raises(ValueError, match="num_cuts_for_bins_estimate=2: .* num_buckets=3. Raise it, or lower"):
         take(plain, 1)

@@ -126,8 +126,8 @@ def log_probs_of(tokens, num_labels):
 @pytest.mark.parametrize("kind", ["letters", "bpe"])
 @pytest.mark.parametrize("strategy", [None, "beam_batch"])
 def test_greedy_is_greedy_and_keeps_the_space_before_an_apostrophe(letters_path, bpe_path, kind, strategy):
-    """NeMo takes the apostrophe for punctuation and joins it to the word before: Dutch "dat is 's avonds" lost a word in
-    every such place; and a file saved with a beam search was evaluated with it, as greedy."""
+    """NeMo takes the apostrophe for punctuation and joins it to the word before: Dutch "dat is 's avonds" lost a word
+    in every such place; and a file saved with a beam search was evaluated with it, as greedy."""
     text = "dat is 's avonds"
     model = load_ctc_model(str(letters_path if kind == "letters" else bpe_path), device="cpu")
     if strategy:
@@ -421,8 +421,8 @@ def test_texts_in_another_case_are_refused_for_letters(model, manifest, tmp_path
 )
 @pytest.mark.parametrize("name", ["letters_path", "bpe_path"])
 def test_texts_that_the_model_never_writes_are_refused(name, request, manifest, tmp_path, change, message):
-    """A tokenizer takes capitals and wide letters for others, as in training: its model learns, and each word counts as
-    an error."""
+    """A tokenizer takes capitals and wide letters for others, as in training: its model learns, and each word counts
+    as an error."""
     entries = [{**entry, "text": change(entry["text"])} for entry in read(manifest)]
     manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     model = load_ctc_model(str(request.getfixturevalue(name)), device="cpu")
@@ -484,7 +484,8 @@ def test_the_last_manifest_is_read_before_the_model(script, manifest, tmp_path, 
 
 
 def test_two_do_not_evaluate_into_one_folder_at_once(script, manifest, tmp_path, monkeypatch, held_elsewhere):
-    """dev on one GPU and test on another: each wrote the results that it had read at its start, without the other's."""
+    """dev on one GPU and test on another: each wrote the results that it had read at its start, without the
+    other's."""
     first = held_elsewhere(tmp_path / "out" / ".lock")
     arguments = ["--model", "gone.nemo", "--output", str(tmp_path / "out"), "--manifest", str(manifest)]
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])

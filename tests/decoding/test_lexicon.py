@@ -39,7 +39,8 @@ def test_words_that_the_model_cannot_emit_are_left_out_and_counted(tmp_path):
 
 @pytest.mark.parametrize("space", ["\u00a0", "\u3000", "\x0b"])
 def test_words_that_a_line_would_cut_are_left_out_and_counted(tmp_path, space):
-    """An LM may hold them, and a converted model such a label; the lexicon was written so that no one could read it."""
+    """An LM may hold them, and a converted model such a label; the lexicon was written so that no one could read
+    it."""
     labels = [*ENGLISH_LABELS, space]
     assert write_lexicon(tmp_path / "l", [f"the{space}sea", space, "tea", "milk", "cat"], labels) == (3, 2)
     assert list(read_lexicon(tmp_path / "l", labels)) == ["tea", "milk", "cat"]

@@ -116,7 +116,8 @@ def test_text_comes_from_plain_files_gzip_and_manifests(tmp_path):
 @pytest.mark.unit
 @pytest.mark.parametrize("name", ["train.json.gz", "train.jsonl.gz", "train.txt", "train.gz", "TRAIN.JSON", "train"])
 def test_a_manifest_is_known_by_its_content(tmp_path, name):
-    """The LM was trained on keys and file names, whose words its lexicon then offered, where a suffix was not .json."""
+    """The LM was trained on keys and file names, whose words its lexicon then offered, where a suffix was not
+    .json."""
     lines = [
         json.dumps({"audio_filepath": "seagull.flac", "duration": 1.5, "text": text}) for text in ("Four", "five")
     ]

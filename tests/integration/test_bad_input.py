@@ -241,7 +241,8 @@ def test_finetuning_on_unreadable_audio_ends_with_its_name(corpus, fine_tune):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_finetuning_counts_what_cannot_be_decoded(corpus, fine_tune, synthetic_corpus, num_workers):
-    """NeMo passes over it at every pass; half of a corpus that a copy broke would be gone without a word at the end."""
+    """NeMo passes over it at every pass; half of a corpus that a copy broke would be gone without a word at the
+    end."""
     manifest = corpus("garbage")
     write_manifest(manifest, [{**entry, "sampling_rate": 16000} for entry in read_manifest(manifest)])
     fine_tune(manifest, num_workers=num_workers)  # a few are skipped

@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What the two training scripts hand to Lightning. Each part is tested where it is; a script may still leave it out."""
+"""What the two training scripts hand to Lightning. Each part is tested where it is; a script may still leave it
+out."""
 
 import os
 import runpy
@@ -43,7 +44,8 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 @pytest.fixture
 def handed_over(monkeypatch, tmp_path):
-    """``handed_over("pretrain.py", ...)``: the trainer and the model that the script would train, and the seed then."""
+    """``handed_over("pretrain.py", ...)``: the trainer and the model that the script would train, and the seed
+    then."""
 
     def run(script, *overrides):
         found = SimpleNamespace()

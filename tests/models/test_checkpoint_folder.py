@@ -139,7 +139,8 @@ def test_checkpoints_that_the_user_keeps_in_a_folder_are_left_alone(tmp_path):
 
 
 def test_a_score_that_is_no_number_does_not_stop_a_resume(folder):
-    """NeMo reads scores from the names of checkpoints, and of "nan" it ended in "could not convert string to float"."""
+    """NeMo reads scores from the names of checkpoints, and of "nan" it ended in "could not convert string to
+    float"."""
     left = folder("m--val_loss=nan-step=3", "m--val_loss=2.5-step=4", "m--val_loss=nan-step=5-last")
     assert set(left) == {"m--val_loss=nan-step=3.ckpt.nan", "m--val_loss=2.5-step=4", "m--val_loss=nan-step=5-last"}
 

@@ -199,7 +199,8 @@ def test_fine_tuning_without_validation(letters_path, overrides):
 
 @pytest.mark.integration
 def test_the_seed_orders_the_data_and_nothing_else_does(letters_path, overrides):
-    """Fine-tunings over seeds were one, and ranks of which one had drawn a number had other batches: DDP would hang."""
+    """Fine-tunings over seeds were one, and ranks of which one had drawn a number had other batches: DDP would
+    hang."""
     overrides.train_ds.batch_size = 2
 
     def batches(seed):
@@ -254,8 +255,8 @@ class HeardToTheEnd(Heard):
 
 @pytest.mark.integration
 def test_a_finished_fine_tuning_goes_on_in_its_data(letters_path, overrides, tmp_path):
-    """With more max_updates. Lightning takes the end of the updates for that of the epoch, so the rest of the epoch and
-    the first batches of the next were left out."""
+    """With more max_updates. Lightning takes the end of the updates for that of the epoch, so the rest of the epoch
+    and the first batches of the next were left out."""
 
     def heard(updates, resume=None):
         callback = HeardToTheEnd(tmp_path)
@@ -274,8 +275,8 @@ def test_a_finished_fine_tuning_goes_on_in_its_data(letters_path, overrides, tmp
 
 @pytest.mark.unit
 def test_a_fine_tuning_goes_on_with_other_ranks(letters_path, overrides, tmp_path):
-    """Preempted on two GPUs and resumed on one, it would hear half of the epoch twice; the other way round, leave out a
-    part."""
+    """Preempted on two GPUs and resumed on one, it would hear half of the epoch twice; the other way round, leave out
+    a part."""
 
     def heard(ranks, updates, resume=None, accumulate=1):
         def rank():

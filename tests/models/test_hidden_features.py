@@ -25,7 +25,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_layer_and_device_are_those_asked_for(ssl_path, monkeypatch):
-    """Labels of another layer look like any others, and on another GPU than this rank's they would crowd its memory."""
+    """Labels of another layer look like any others, and on another GPU than this rank's they would crowd its
+    memory."""
     monkeypatch.setattr(hidden_features, "HiddenFeatures", lambda *given: given)
     encoder, layer, device = load_hidden_features(str(ssl_path), 3, "cuda:1")
     assert (layer, device) == (3, "cuda:1")

@@ -135,8 +135,8 @@ def test_the_processor_is_one_device(monkeypatch):
     ],
 )
 def test_half_precision_takes_tensor_cores_for_all_products(gpus, options, expected, monkeypatch):
-    """The label heads' products in full fp32 were 1.2 of 84 ms of base's kernels on an H200. Who trains in fp32, and on
-    a CPU, gets fp32."""
+    """The label heads' products in full fp32 were 1.2 of 84 ms of base's kernels on an H200. Who trains in fp32, and
+    on a CPU, gets fp32."""
     asked = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)

@@ -44,8 +44,8 @@ def trainer_of(experiment, name, *overrides):
     ids=" ".join,
 )
 def test_checkpoints_need_no_room_elsewhere(options, tmp_path, monkeypatch):
-    """Lightning writes them into the folder of temporary files first: a machine with a small /tmp could not write those
-    of a large model, and the error blamed the disk of the run."""
+    """Lightning writes them into the folder of temporary files first: a machine with a small /tmp could not write
+    those of a large model, and the error blamed the disk of the run."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "no such folder"))
     path = tmp_path / "checkpoints" / "last.ckpt"
     for step in (7, 8):
@@ -56,8 +56,8 @@ def test_checkpoints_need_no_room_elsewhere(options, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_and_no_other(tmp_path, monkeypatch):
-    """A restart that fails every hour had filled /tmp with a checkpoint each time, of gigabytes, and half of one was left
-    under its name in the folder of the run."""
+    """A restart that fails every hour had filled /tmp with a checkpoint each time, of gigabytes, and half of one was
+    left under its name in the folder of the run."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     folder, io = tmp_path / "checkpoints", trainer_of("finetune", "tiny").strategy.checkpoint_io

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from nemo_mshubert.modules import fft_conv as fft_conv_module
 from nemo_mshubert.modules.fft_conv import Blocks, KeptSpectra, blocks_for, fft_conv, one_block
 
-# kernel, frames: HuBERT's long even kernel, odd ones, utterances shorter than the kernel, one transform without room to
-# spare, several blocks
+# kernel, frames: HuBERT's long even kernel, odd ones, utterances shorter than the kernel, one transform without room
+# to spare, several blocks
 CASES = [(16, 120), (16, 56), (16, 57), (9, 60), (9, 61), (5, 1), (32, 7), (1, 64), (96, 10), (257, 40)]
 CASES += [(16, 241), (16, 242), (9, 600), (1, 512)]
 
@@ -65,8 +65,8 @@ def test_equals_conv1d_forward_and_backward(kernel, num_frames, blocks, monkeypa
 @pytest.mark.unit
 @pytest.mark.parametrize("kernel, num_frames", [(128, 129), (128, 130), (128, 700), (265, 376), (265, 377)])
 def test_blocks_join_without_a_seam(kernel, num_frames, monkeypatch):
-    """Base's kernel, whose gradients of two blocks overlap in all frames but one, and a longer one; one block of frames,
-    a frame more, several. What a block loses or counts twice would be a click every two or three seconds."""
+    """Base's kernel, whose gradients of two blocks overlap in all frames but one, and a longer one; one block of
+    frames, a frame more, several. What a block loses or counts twice would be a click every two or three seconds."""
     overlapping = fft_conv_module.overlapping_blocks
     monkeypatch.setattr(fft_conv_module, "blocks_for", lambda x_BTD, kernel: overlapping(x_BTD.shape[1], kernel))
     inputs = operands(kernel, num_frames, torch.float64)
@@ -126,9 +126,9 @@ def test_only_cpus_cut_utterances_into_blocks():
 
 @pytest.mark.unit
 def test_kept_spectra_follow_the_weights(monkeypatch):
-    """A validation after training, a checkpoint that is loaded, weights written behind PyTorch's back: spectra of other
-    weights would give other positions, silently. Spectra computed for every batch take most of the time. Frozen encoders
-    compute what others do."""
+    """A validation after training, a checkpoint that is loaded, weights written behind PyTorch's back: spectra of
+    other weights would give other positions, silently. Spectra computed for every batch take most of the time. Frozen
+    encoders compute what others do."""
     transforms = []
     transform = fft_conv_module._kernel_spectra
     monkeypatch.setattr(fft_conv_module, "_kernel_spectra", lambda *given: transforms.append(1) or transform(*given))

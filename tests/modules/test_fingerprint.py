@@ -42,7 +42,8 @@ def test_fingerprint_sees_every_weight_and_nothing_else():
 
 @pytest.mark.unit
 def test_fingerprint_does_not_depend_on_the_order_of_definition():
-    """A version that defines the parts of its encoder in another order would refuse all labels and k-means of before."""
+    """A version that defines the parts of its encoder in another order would refuse all labels and k-means of
+    before."""
     torch.manual_seed(0)
     first, second = nn.Linear(3, 2), nn.Linear(2, 2)
     module, reordered = nn.Module(), nn.Module()

@@ -214,7 +214,8 @@ def test_default_is_hubert_base(base):
 
 @pytest.mark.unit
 def test_defaults_are_those_of_the_experiment():
-    """`MSHuBERTEncoder()` in a script of one's own would regularise otherwise than fairseq's hubert_base_librispeech."""
+    """`MSHuBERTEncoder()` in a script of one's own would regularise otherwise than fairseq's
+    hubert_base_librispeech."""
     written = {}
     for name in ("_common.yaml", "size/base.yaml"):
         written.update(yaml.safe_load((REPOSITORY / "conf" / "pretrain" / name).read_text())["model"]["encoder"])
@@ -539,8 +540,8 @@ def test_blocks_above_the_highest_tap_are_not_run(tiny_encoder, batch, masks):
 @pytest.mark.parametrize("layers", [[1, 4], [2, 3]], ids=["to the top", "below the top"])
 @pytest.mark.parametrize("layerdrop", [0.0, 1.0])
 def test_masked_frames_alone_are_those_of_all_frames(tiny_encoder, batch, masks, layout, use_swap, layers, layerdrop):
-    """Training leaves out what the loss does not look at: a frame taken for another, or from the other view, would train
-    on wrong labels. Outputs and gradients, of padded utterances."""
+    """Training leaves out what the loss does not look at: a frame taken for another, or from the other view, would
+    train on wrong labels. Outputs and gradients, of padded utterances."""
     options = LAYOUTS[layout] if layout in LAYOUTS else {"position_buckets": 32, "position_max_distance": 80}
     encoder = tiny_encoder(**options, layerdrop=layerdrop, dropout=0.0, attention_dropout=0.0, dropout_input=0.0)
     wanted = masks.flatten().nonzero()[:, 0]

@@ -56,8 +56,8 @@ def views_and_gradients(encoder, padded, masked_alone=False):
 
 
 def every_split_of_every_encoder():
-    """On a rank: {(encoder, padded): {(split, masked alone): what `views_and_gradients` finds, gathered}}, and "torch",
-    all frames of whole blocks."""
+    """On a rank: {(encoder, padded): {(split, masked alone): what `views_and_gradients` finds, gathered}}, and
+    "torch", all frames of whole blocks."""
     from megatron.core import parallel_state
 
     from nemo_mshubert.modules.transformer_megatron import gather_state_dict, split_blocks

@@ -56,7 +56,8 @@ def test_normalisation_equals_transformers_one_at_a_time(batch):
 @pytest.mark.unit
 @pytest.mark.parametrize("loudness", [1.0, 1e-3, 1e-4, 0.0])
 def test_long_files_are_scaled_as_short_ones(loudness):
-    """A quiet file of an hour, scaled whole before it is cut, would sound to the model unlike its first minute alone."""
+    """A quiet file of an hour, scaled whole before it is cut, would sound to the model unlike its first minute
+    alone."""
     waveform = loudness * (0.3 + torch.randn(1, 1000))
     signal, _ = WaveformPreprocessor(normalize="per_feature")(input_signal=waveform, length=torch.tensor([1000]))
     scaled = torch.from_numpy(to_unit_variance(waveform[0].numpy()))

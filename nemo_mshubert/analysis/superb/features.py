@@ -76,7 +76,8 @@ class FrozenFeatures:
         return self.hidden_states.width
 
     def fill(self, lines: Sequence[Line]) -> CacheUse:
-        """Put utterances into the cache, window by window, until the budget is spent; those that are there cost nothing.
+        """Put utterances into the cache, window by window, until the budget is spent; those that are there cost
+        nothing.
 
         Of two processes, as of two tasks, the second waits: it would compute the same, and spend the budget once more.
         States of audio that has been replaced are removed.

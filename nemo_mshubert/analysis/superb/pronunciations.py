@@ -108,8 +108,8 @@ class Pronunciations:
         bare = (word for word in words if self.stress and not set(VOWELS).isdisjoint(self._phones[word]))
         if word := next(bare, None):
             raise ValueError(
-                f"{', '.join(map(str, self.paths))}: {word!r} is {' '.join(self._phones[word])}, without the stress of its "
-                "vowels. Set stress=false, or give files with stress (EH1)."
+                f"{', '.join(map(str, self.paths))}: {word!r} is {' '.join(self._phones[word])}, without the stress "
+                "of its vowels. Set stress=false, or give files with stress (EH1)."
             )
 
     def _of_word(self, word: str) -> List[str]:

@@ -145,7 +145,8 @@ def test_masks_are_of_the_published_number_and_width():
 
 
 def test_masked_features_have_gradients_where_they_are_not_masked():
-    """NeMo masks without gradients: the weights of the layers were never trained, and every ASR probe had their mean."""
+    """NeMo masks without gradients: the weights of the layers were never trained, and every ASR probe had their
+    mean."""
     augment = FeatureAugmentation(time_warp=5, time_masks=2, time_width=4, freq_masks=3, freq_width=5)
     features = [torch.rand(50, 40).add(0.1).requires_grad_() for _ in range(2)]
     masked = augment(features)
