@@ -145,8 +145,11 @@ def _draw_curve(axes: Axes, curve: Curve, label: Optional[str], **style) -> None
 
 
 def wer_plot(experiments: Iterable[Experiment]) -> Optional[Plot]:
-    """Validation WER of all fine-tunings together."""
-    curves = {experiment.name: experiment.curve("val_wer", 100) for experiment in experiments}
+    """Validation WER of all fine-tunings together, or CER where ``model.use_cer`` was set."""
+    curves = {}
+    for experiment in experiments:
+        name = f"{experiment.name} (CER)" if experiment.settings.get("cfg.use_cer") else experiment.name
+        curves[name] = experiment.curve("val_wer", 100)
     curves = {name: curve for name, curve in curves.items() if curve}
     if not curves:
         return None
@@ -161,7 +164,7 @@ def wer_plot(experiments: Iterable[Experiment]) -> Optional[Plot]:
 
     beyond = f" The axis ends at {top:.0f} %; the highest value is {highest:.0f} %." if highest > top else ""
     last_values = [f"{name} {_last(curve, '{:.2f} %')}" for name, curve in curves.items()]
-    return _plot(draw, f"Word error rate. {_last_validation(last_values)}{beyond}", "WER, %")
+    return _plot(draw, f"Word error rate. {_last_validation(last_values)}{beyond}", "error rate, %")
 
 
 def learning_rate_plot(experiments: Iterable[Experiment], kind: str) -> Optional[Plot]:

@@ -24,6 +24,7 @@ import os
 import signal
 import threading
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Iterable, Iterator, List, Optional, Sequence, Tuple
 
@@ -120,18 +121,25 @@ class ParallelDecoder:
 
         Raises:
             ValueError: NaN or wrong shape; names the utterance.
+            RuntimeError: a process was ended from outside.
         """
         config = config or self.decoder.config
         tasks = [
             (checked_log_probs(log_probs_TV, len(self.labels), utterance), utterance, config)
             for utterance, log_probs_TV in utterances
         ]
-        if self._pool is None:
-            results = (_decode_task(self.decoder, task) for task in tasks)
-        else:
-            with _on_ctrl_c(signal.SIG_IGN):  # workers start here, and inherit it until `_start_worker`
-                results = results_of([self._pool.submit(_decode_in_worker, task) for task in tasks])
-        return list(tqdm(results, total=len(tasks), desc=progress, unit="utt", disable=progress is None))
+        try:
+            if self._pool is None:
+                results = (_decode_task(self.decoder, task) for task in tasks)
+            else:
+                with _on_ctrl_c(signal.SIG_IGN):  # workers start here, and inherit it until `_start_worker`
+                    results = results_of([self._pool.submit(_decode_in_worker, task) for task in tasks])
+            return list(tqdm(results, total=len(tasks), desc=progress, unit="utt", disable=progress is None))
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "A process of the beam search was ended from outside, as by the system where memory is short. Run the "
+                "command again, with fewer --workers if that was it: each holds the lexicon."
+            ) from error
 
     def __enter__(self) -> "ParallelDecoder":
         self._ctrl_c = _on_ctrl_c(_interrupt_once)

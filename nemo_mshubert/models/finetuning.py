@@ -40,7 +40,7 @@ from nemo_mshubert.parallel.ranks import on_one_rank_of_each_node
 from nemo_mshubert.parallel.registration import strategies
 
 LEAVE_TRANSCRIPTS = ("truncate_duration", "cut_into_windows_duration")
-NEMO_OPTIONS = ("interctc", "optim_param_groups")  # of ASR models, which fine-tuning may set
+NEMO_OPTIONS = ("use_cer", "interctc", "optim_param_groups")  # of ASR models, which fine-tuning may set
 
 
 def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCModel:

@@ -32,7 +32,7 @@ SECTIONS = ("trainer", "exp_manager", "exp_manager.checkpoint_callback_params", 
 SECTIONS += ("model.preprocessor", "model.encoder", "model.label_heads", "model.loss", "model.train_ds")
 SECTIONS += ("model.validation_ds", "model.optim")
 SWITCHES = ("model.encoder.pre_norm", "model.encoder.conv_bias", "model.optim.fused", "trainer.enable_progress_bar")
-SWITCHES += ("trainer.use_distributed_sampler",)
+SWITCHES += ("trainer.use_distributed_sampler", "model.use_cer")
 
 OPTIONS = ("name", "train_manifest", "train_tars", "validation_manifest", "max_updates", "validate_every_updates")
 OPTIONS += ("seconds_per_update", "model", "trainer", "exp_manager")

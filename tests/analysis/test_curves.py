@@ -93,6 +93,14 @@ def test_axis_of_error_rates_shows_where_each_curve_ends(drawn, rates, top):
     assert axes.get_ylim() == pytest.approx((0, top))
 
 
+def test_error_rates_of_characters_say_so(drawn):
+    """``model.use_cer=true``: NeMo logs the CER as val_wer, a fifth of a WER."""
+    runs = [Experiment(name, {"val_wer": {9: 0.1}}, {"cfg.use_cer": name == "kana"}) for name in ("kana", "latin")]
+    plot = curves.wer_plot(runs)
+    assert [name for name, _ in lines(drawn[0])] == ["kana (CER)", "latin"]
+    assert "kana (CER) 10.00 % at step 9, latin 10.00 %" in plot.caption
+
+
 def test_learning_rates_are_drawn_by_experiment(drawn):
     """Which of two runs had which rate."""
     rates = {"a": {0: 1e-3, 9: 2e-3}, "b": {0: 5e-4}}

@@ -60,6 +60,18 @@ def test_workers_give_the_results_of_one_process_in_order(decoder, emit, capfd):
     assert "tuned: 100%" in capfd.readouterr().err
 
 
+@pytest.mark.integration
+def test_a_killed_worker_is_told(decoder, emit):
+    """For its memory, say: BrokenProcessPool alone tells nobody what to do."""
+    utterances = [(f"u{index}", emit("ab", AB)) for index in range(4)]
+    with ParallelDecoder(decoder, workers=2) as several:
+        several.decode_all(utterances)
+        os.kill(next(iter(several._pool._processes)), signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="ended from outside.*fewer --workers"):
+            for _ in range(1000):  # until the pool has noticed
+                several.decode_all(utterances)
+
+
 @pytest.mark.unit
 def test_ctrl_c_waits_while_workers_start_and_end(decoder, emit):
     """A worker that is interrupted in its imports leaves the pool waiting for it, and one that nobody ends any more

@@ -178,10 +178,11 @@ def test_rates_by_part_and_losses_of_blocks_below(letters_path, overrides):
     """NeMo's own options, which were left out without a word."""
     overrides.optim_param_groups = {"encoder": {"lr": 0.5}}
     overrides.interctc = {"loss_weights": [0.3], "apply_at_layers": [1]}
+    overrides.use_cer = True
     trainer = quiet_trainer(max_steps=10)
     model = restore_for_finetuning(str(letters_path), overrides, trainer)
     assert sorted(group["initial_lr"] for group in model._optimizer.param_groups) == [0.125, 0.5]
-    assert model.is_interctc_enabled()
+    assert model.is_interctc_enabled() and model.wer.use_cer
 
 
 @pytest.mark.integration

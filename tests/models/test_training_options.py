@@ -91,9 +91,9 @@ def test_nothing_to_train_on_is_named(group, name, option):
 
 def test_words_that_are_no_switch_are_refused():
     """Hydra reads "no" and "off" as words, which count as true."""
-    composed = load_config("pretrain", "mshubert_base")
+    pretraining, finetuning = load_config("pretrain", "mshubert_base"), load_config("finetune", "10h")
     for option in training_options.SWITCHES:
-        config = copy.deepcopy(composed)
+        config = copy.deepcopy(finetuning if option == "model.use_cer" else pretraining)
         OmegaConf.update(config, option, "no")
         with pytest.raises(ValueError, match=f"^{option}=no: expected true or false."):
             plan_updates(config)
