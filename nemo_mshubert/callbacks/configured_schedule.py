@@ -70,9 +70,11 @@ def _set_rates(scheduler: LRScheduler) -> None:
     """The rates of where the schedule stands, in place of those in the optimizer's state, until it steps."""
     if isinstance(scheduler, ReduceLROnPlateau):  # which has no others
         return
+    steps = scheduler._step_count  # which a checkpoint holds
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # to step to where it stands is deprecated, for want of use
         scheduler.step(scheduler.last_epoch)
+    scheduler._step_count = steps
 
 
 def _set_constant_rates(optimizer: Optimizer) -> None:

@@ -114,8 +114,11 @@ def test_updates_are_counted_where_an_epoch_is_shorter_than_one():
 @pytest.mark.parametrize("interval, updates", [(12, 3), (3, 1), (0.5, None)])
 def test_an_interval_is_whole_updates_or_lightnings_share_of_an_epoch(interval, updates):
     """One shorter than an update would be in its middle, and a share of an epoch be an update."""
-    trainer = SimpleNamespace(val_check_interval=interval, accumulate_grad_batches=4)
-    assert ValidationSchedule._updates_between(trainer) == updates
+    schedule = ValidationSchedule()
+    schedule.on_train_start(
+        SimpleNamespace(val_check_interval=interval, accumulate_grad_batches=4, global_step=0), None
+    )
+    assert schedule._interval == updates
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
