@@ -12,8 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Packaging, and ``python setup.py style [--fix]``: isort and black as NeMo runs them, and the length of lines, of
-which black leaves comments and texts alone."""
+"""Packaging, and ``python setup.py style [--fix]``: isort and black with NeMo's settings, and a check of line lengths,
+since black does not shorten comments and strings."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ EXTRAS = {
 
 
 class StyleCommand(Command):
-    """Check (or with --fix apply) isort and black, and check the length of lines."""
+    """Check isort and black (or apply them with --fix), and check the length of lines."""
 
     description = "check the style with isort, black and pycodestyle"
     user_options = [("fix", None, "rewrite the files"), ("scope=", None, "file or folder, the repository by default")]
@@ -57,7 +57,7 @@ class StyleCommand(Command):
         pass
 
     def run(self):
-        # Without black's cache: it remembers files by date and size, and once called an unformatted file clean.
+        # No cache: black identifies cached files by date and size, and once passed an unformatted file as clean.
         black = ["black", "--no-cache"]
         tools = [["isort"], black] if self.fix else [["isort", "--check-only", "--diff"], [*black, "--check"]]
         tools.append(["pycodestyle"])
@@ -75,10 +75,10 @@ setup(
     long_description_content_type="text/markdown",
     license=INFO["__license__"],
     keywords=INFO["__keywords__"],
-    # NeMo restores no .nemo without tarfile's filters, which Python has from 3.10.12, 3.11.4 and 3.12 on.
+    # NeMo cannot restore a .nemo without tarfile's filters, which Python has from 3.10.12, 3.11.4 and 3.12 on.
     python_requires=">=3.10.12,!=3.11.0,!=3.11.1,!=3.11.2,!=3.11.3,<3.13",
-    # A static path entry also for editable installs: Hydra finds `hydra_plugins` only there, not in setuptools'
-    # finder.
+    # Gives editable installs a static path entry, too: Hydra finds `hydra_plugins` only there, and not through
+    # setuptools' import finder.
     package_dir={"": "."},
     packages=find_packages(include=["nemo_mshubert*"]) + find_namespace_packages(include=["hydra_plugins.*"]),
     install_requires=[
@@ -87,7 +87,7 @@ setup(
         "transformers>=4.46",
         "scikit-learn>=1.3",
         "scipy",
-        "joblib>=1.5,<2",  # of its reader of pickles, which it does not promise to keep
+        "joblib>=1.5,<2",  # upper bound: we use its reader of pickles, which it does not promise to keep
         "librosa>=0.10.1",
         "soundfile>=0.12",
         "soxr>=0.3",

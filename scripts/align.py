@@ -12,13 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Word times of a manifest by CTC forced alignment with a fine-tuned model, for corpora that have none.
+"""Compute word times for a corpus that has none, by CTC forced alignment with a fine-tuned model.
 
     python scripts/align.py --model finetuned.nemo --manifest dev.json --output dev_words.jsonl
     python scripts/align.py --model ctc.nemo --manifest dev.json --output w.jsonl --reference known_words.jsonl.gz
 
-The output is what analyze_cca.py and label.py take as --alignments. With --reference, prints how far the edges of
-words are from known ones. Run again, an interrupted call goes on.
+analyze_cca.py and label.py take the output as --alignments. With --reference, the script prints how far the word
+boundaries are from known ones. After an interruption, the same command continues.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import logging
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="CTC .nemo, letters or BPE")
-    parser.add_argument("--manifest", required=True, help="with texts")
+    parser.add_argument("--manifest", required=True, help="NeMo manifest with text")
     parser.add_argument("--output", required=True, help="JSONL file, compressed where its name ends in .gz")
     parser.add_argument("--reference", help="known word times of these utterances: JSONL (.gz) or TextGrids")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if any")
@@ -44,7 +44,7 @@ def main(argv=None) -> None:
     from nemo_mshubert.decoding.evaluation import load_ctc_model
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    known = read_alignments([args.reference], "word") if args.reference else None  # first: aligning takes long
+    known = read_alignments([args.reference], "word") if args.reference else None  # first, as aligning takes long
     report = align_manifest(load_ctc_model(args.model, args.device), args.manifest, args.output)
     if known is not None:
         report["against_reference"] = compare_times(read_alignments([args.output], "word"), known)

@@ -12,17 +12,17 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""How much of a word's identity does each layer hold? PWCCA of pooled hidden states and words; the paper's Figure 2.
+"""How much does each layer know of word identity? PWCCA of pooled hidden states and words (the paper's Figure 2).
 
     python scripts/analyze_cca.py --model MS-HuBERT=ms.nemo "- Swap"=noswap.nemo HuBERT=hubert.nemo \\
         --manifest dev-clean.json --alignments dev_words.jsonl.gz --train_alignments train_words.jsonl.gz --output cca
     python scripts/analyze_cca.py --units phones --model MS-HuBERT=ms.nemo --manifest dev-clean.json \\
         --alignments textgrids/dev-clean --train_alignments textgrids/train-clean-100 --output cca_phones
 
-Models are pre-trained or CTC .nemo files; one NAME with several files is drawn as their mean within their range.
-Alignments are JSONL (.gz), or TextGrids of the Montreal Forced Aligner and folders of these. Writes cca.png, cca.csv,
-cca.json and summary.md (of several files of one name, their mean and spread). The same call goes on after an
-interruption, and repeats nothing for models that are done.
+Models are pre-trained or CTC .nemo files. If one NAME has several files, the plot shows their mean and range.
+Alignments are JSONL (.gz), TextGrids of the Montreal Forced Aligner, or folders of TextGrids. Writes cca.png,
+cca.csv, cca.json and summary.md (mean and spread where a name has several files). After an interruption, the same
+command continues; finished models are not computed again.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from nemo_mshubert.analysis.cca import WEIGHTS, CcaSettings
 from nemo_mshubert.analysis.model_names import named_model
 from nemo_mshubert.device import choose_device
 
-# Words: Pasad et al. Phones: all of them, and about as many instances in all as words have (an assumption).
+# Words: as Pasad et al. Phones: all of them, with about as many instances in total as for words (our assumption).
 DEFAULT_TOP = {"words": 500, "phones": None}
 DEFAULT_INSTANCES = {"words": 15, "phones": 200}
 
@@ -42,19 +42,19 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     models = dict(nargs="+", action="extend", type=named_model, metavar="NAME=FILE.nemo")
     parser.add_argument("--model", required=True, **models)
-    parser.add_argument("--manifest", nargs="+", required=True, help="speech to take instances from; the paper's: dev")
+    parser.add_argument("--manifest", nargs="+", required=True, help="speech to take instances from (the paper: dev)")
     parser.add_argument("--alignments", nargs="+", required=True, help="of the manifest: JSONL (.gz) or TextGrids")
-    parser.add_argument("--train_alignments", nargs="+", help="to count units in; by default those of --alignments")
+    parser.add_argument("--train_alignments", nargs="+", help="used to count units (default: --alignments)")
     parser.add_argument("--units", choices=("words", "phones"), default="words")
-    parser.add_argument("--top", type=int, help="commonest units to take (default: 500 words, all phones)")
-    parser.add_argument("--instances", type=int, help="most instances of a unit (default: 15 of words, 200 of phones)")
-    parser.add_argument("--weights", choices=WEIGHTS, default="published", help="of PWCCA, see analysis/cca.py")
-    parser.add_argument("--seed", type=int, default=0, help="of instances, splits and epsilons")
+    parser.add_argument("--top", type=int, help="number of most frequent units (default: 500 words, all phones)")
+    parser.add_argument("--instances", type=int, help="maximum per unit (default: 15 of a word, 200 of a phone)")
+    parser.add_argument("--weights", choices=WEIGHTS, default="published", help="PWCCA weights, see analysis/cca.py")
+    parser.add_argument("--seed", type=int, default=0, help="for instances, splits and epsilons")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if any")
     parser.add_argument("--output", required=True, help="folder")
     args = parser.parse_args(argv)
     for name, value in (("top", args.top), ("instances", args.instances)):
-        if value is not None and value < 1:  # -1 would be all but one, and 0 the default
+        if value is not None and value < 1:  # -1 would take all but one, and 0 the default number
             parser.error(f"--{name} {value}: at least 1")
     args.top = args.top or DEFAULT_TOP[args.units]
     args.instances = args.instances or DEFAULT_INSTANCES[args.units]

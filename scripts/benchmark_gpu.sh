@@ -13,14 +13,14 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-# What needs a GPU, in one go: the tests on it, then the rows of docs/performance.md that need one, of base and
-# of large at 56 and 225 s. Tables and JSON files go to OUTPUT; what was measured already is skipped when the same command is
-# run again. It runs in an environment with `pip install -e '.[test,gpu]'`.
+# Everything that needs a GPU: the GPU tests, then the GPU measurements of docs/performance.md, of base and of large at
+# 56 and 225 s. Tables and JSON files go to OUTPUT. Run again, the same command skips finished measurements. The
+# environment needs `pip install -e '.[test,gpu]'`.
 #
 #     bash scripts/benchmark_gpu.sh LABELLED_MANIFEST OUTPUT [CTC.nemo]
 #
-# LABELLED_MANIFEST: of scripts/label.py, with "text", of FLAC files; an hour of speech is used. CTC.nemo: a fine-tuned model;
-# without it greedy decoding is measured with random weights.
+# LABELLED_MANIFEST: a manifest from scripts/label.py with "text" and FLAC files; one hour of its speech is used.
+# CTC.nemo: a fine-tuned model; without it, greedy decoding is measured with random weights.
 set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 [[ ${1:-} != -* ]] || usage "$1"
@@ -30,7 +30,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "PyTorch finds no GPU here." >&2; exit 1; }
 failed=0
 
-measure() {  # NAME COMMAND...: prints the end of what it wrote
+measure() {  # NAME COMMAND...: run the command and print the end of its output
     local name=$1; shift
     [ -s "$output/$name.md" ] && { echo "== $name: done before"; return; }
     echo "== $name: $*"
@@ -41,7 +41,7 @@ measure() {  # NAME COMMAND...: prints the end of what it wrote
         failed=1
         echo "failed: $output/$name.log and $output/.$name.md" >&2
         tail -n 3 "$output/$name.log" >&2
-        tail -n 12 "$output/.$name.md" >&2  # pytest says there what failed
+        tail -n 12 "$output/.$name.md" >&2  # pytest writes there what failed
     fi
 }
 
@@ -58,7 +58,7 @@ benchmark inference_bf16 inference --manifest "$manifest" --precision bf16 ${mod
 benchmark loader loader --manifest "$manifest" --workers 0 1 2 4 8 --seconds 10
 benchmark pretrain_large pretrain --sizes large --batch_seconds 56.25 225 --repeats 10
 benchmark labelling labelling --manifest "$manifest"
-# Do reading threads wait for each other where Linux clears new memory for one of them at a time? Then this is faster.
+# Do reading threads wait for each other while Linux clears new memory, one thread at a time? Then this run is faster.
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296
 benchmark labelling_with_kept_memory labelling --manifest "$manifest"
 exit "$failed"

@@ -13,11 +13,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-# Build KenLM's lmplz and build_binary into PREFIX/bin, from kenlm's source distribution on PyPI.
+# Build KenLM's lmplz and build_binary from the source distribution on PyPI, and install them in PREFIX/bin.
 #
 #     scripts/build_kenlm.sh [PREFIX]        default: ~/.cache/nemo_mshubert/kenlm, where train_ngram.py looks
 #
-# Needs cmake, a C++ compiler and Boost. zlib (zlib1g-dev) lets build_binary read .arpa.gz.
+# Needs cmake, a C++ compiler and Boost. With zlib (zlib1g-dev), build_binary also reads .arpa.gz.
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"

@@ -13,20 +13,25 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-# What do the layers know of phones and words, with and without Swap and the Multicluster loss? Pre-trains HuBERT, "- Swap"
-# and MS-HuBERT at the tiny size on the same labelled speech, with the same number of updates and several seeds, and
-# draws the CCA of every layer: mean and range of the seeds, beside the same encoder with random weights (Figure 2).
+# What do the layers know of phones and words, with and without Swap and the Multicluster loss? This script pre-trains
+# HuBERT, "- Swap" and MS-HuBERT at the tiny size, on the same labelled speech, with the same number of updates and
+# several seeds. It plots the CCA of every layer (mean and range over the seeds), together with the same encoder with
+# random weights (Figure 2).
 #
 #     bash scripts/compare_pretraining.sh --kmeans km.npz --encoder hubert_iter1.nemo --train train.json --dev dev.json \
 #         --test test_clean.json --test test_other.json --phones phones.jsonl.gz --words words.jsonl.gz
 #
-# --kmeans FILE: six label sets of scripts/fit_kmeans.py, of the layer of --encoder FILE (left out for MFCCs). --test: speech
-# that the CCA takes its instances from, may be repeated. --phones and --words: its alignments, JSONL (.gz) or a
-# folder of TextGrids, at least one of them; --phones also of --train and --dev, for the quality of labels and layers.
-# --top and --instances: words (100) and instances of a word (15), see analyze_cca.py. --updates N (800) of 8 s,
-# --seeds "1 2 3", --exp DIR (exp/compare). Every stage is one of the public scripts, printed as it is run. Run it again:
-# finished stages are skipped, an interrupted pre-training goes on from its last validation, and of more seeds or other
-# options of the CCA only what is new is made; where a finished stage had other options, it says what to remove.
+# --kmeans FILE             six label sets from scripts/fit_kmeans.py
+# --encoder FILE            the encoder whose layer they were fitted on; leave it out for MFCCs
+# --test FILE               speech from which the CCA takes its instances; may be repeated
+# --phones, --words PATH    alignments of the test speech, JSONL (.gz) or a folder of TextGrids; give at least one.
+#                           --phones must also cover --train and --dev, for the quality of labels and layers
+# --top N, --instances N    number of words (100) and of instances of a word (15), see analyze_cca.py
+# --updates N (800, of 8 s each), --seeds "1 2 3", --exp DIR (exp/compare)
+#
+# Every stage runs one of the public scripts and prints its command line. Run again, the script skips finished stages,
+# continues an interrupted pre-training from its last validation, and computes only what is new if you add seeds or
+# change options of the CCA. If a finished stage had other options, the script says what to remove.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 
@@ -72,7 +77,7 @@ for split in train dev; do
         --metrics_output "$labels/$split.metrics.json"
 done
 
-# --- Pre-training: the last weights of each, so that all have had the same updates ------------------------------------
+# --- Pre-training: the last weights of each model are used, so that all have had the same number of updates -----------
 models=() pretrained=()
 for seed in $seeds; do
     settings=(model.seed="$seed" "$(override label_maker "$kmeans")" "$(override train_manifest "$labels/train.json")"

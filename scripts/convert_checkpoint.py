@@ -19,14 +19,15 @@
     python scripts/convert_checkpoint.py --input ctc.nemo --output ctc_for_transformers         # a folder
     python scripts/convert_checkpoint.py --input mshubert.nemo --output mshubert.pt             # fairseq's layout
 
-A ``.nemo`` is a stock CTC model over letters: ssl_to_ctc.py, finetune_ctc.py, fit_kmeans.py and label.py take it like
-our own. Its output layer is random unless the source had one. What was assumed or dropped is printed.
+A ``.nemo`` output is a stock CTC model over letters. ssl_to_ctc.py, finetune_ctc.py, fit_kmeans.py and label.py accept
+it like our own models. Its output layer is random unless the source had one. The script prints what it assumed or
+dropped.
 """
 
 import argparse
 import os
 
-OTHER_SUFFIXES = (".bin", ".safetensors", ".pth", ".th", ".ckpt")  # of files; it would be the name of a folder
+OTHER_SUFFIXES = (".bin", ".safetensors", ".pth", ".th", ".ckpt")  # not names of folders
 
 
 def main() -> None:
@@ -34,8 +35,8 @@ def main() -> None:
     parser.add_argument("--input", required=True, help="file, Hugging Face folder, or hub id")
     parser.add_argument("--output", required=True, help=".nemo, .pt (fairseq), or a new folder (Hugging Face)")
     sources, targets = ("auto", "huggingface", "fairseq", "torchaudio", "nemo"), ("nemo", "huggingface", "fairseq")
-    parser.add_argument("--from", dest="source", choices=sources, default="auto", help="auto: looks what it is")
-    parser.add_argument("--to", dest="target", choices=targets, help="default: as the output's name says")
+    parser.add_argument("--from", dest="source", choices=sources, default="auto", help="auto: detect the format")
+    parser.add_argument("--to", dest="target", choices=targets, help="default: from the output's name")
     arguments = parser.parse_args()
     if os.path.abspath(arguments.input) == os.path.abspath(arguments.output):
         parser.error(f"--input and --output are both {arguments.output}, which would be lost")
@@ -46,7 +47,8 @@ def main() -> None:
     from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
     from nemo_mshubert.models.loading import local_path
 
-    is_chosen = arguments.source == "huggingface" and os.path.isdir(arguments.input)  # beside a .nemo, as published
+    # A published folder also holds a .nemo, which local_path would choose.
+    is_chosen = arguments.source == "huggingface" and os.path.isdir(arguments.input)
     checkpoint = read_checkpoint(arguments.input if is_chosen else local_path(arguments.input), arguments.source)
     for note in checkpoint.notes:
         print(f"note: {note}")

@@ -12,13 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Diagnostics of pre-trained models: predictions per label set, the two views and clusters by layer, with a plot.
+"""Diagnostics of pre-trained models: predictions per label set, the two views, and clusters per layer, with a plot.
 
     python scripts/diagnose.py --model MS-HuBERT=ms.nemo "- Swap"=noswap.nemo --manifest dev_labelled.json \\
         --alignments dev_phones.jsonl.gz --output diagnostics
 
-The manifest is labelled by the models' label maker. Writes diagnostics.json and diagnostics.png; models that are done
-are not measured again. What is logged while training (val_* in TensorBoard) is explained in docs/analysis.md.
+The manifest must be labelled by the models' label maker. Writes diagnostics.json and diagnostics.png. Finished models
+are not measured again. docs/analysis.md explains the values logged during training (val_* in TensorBoard).
 """
 
 import argparse
@@ -36,8 +36,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--alignments", nargs="+", help="phones of the manifest, for the PNMI: JSONL (.gz) or TextGrids"
     )
-    parser.add_argument("--clusters", type=int, default=100, help="of the k-means of each layer")
-    parser.add_argument("--max_frames", type=int, default=20_000, help="aligned frames to fit and to measure on")
+    parser.add_argument("--clusters", type=int, default=100, help="number of k-means clusters per layer")
+    parser.add_argument("--max_frames", type=int, default=20_000, help="aligned frames for fitting and measuring")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if any")
     parser.add_argument("--output", required=True, help="folder")
     args = parser.parse_args(argv)

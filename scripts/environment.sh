@@ -12,15 +12,16 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-# Sourced by what installs the package (quickstart.sh, compare_pretraining.sh, test.sh): makes the virtual environment
-# .venv where it is missing, installs the package in it with the extras given in EXTRAS, and activates it. PYTHON names
-# another interpreter, VENV another folder, TORCH what pip installs as PyTorch, with options of pip, such as its CPU build
-# (on Linux PyPI's is the CUDA build, several GB):
+# Sourced by the scripts that install the package (quickstart.sh, compare_pretraining.sh, test.sh). Makes the virtual
+# environment .venv if it is missing, installs the package there with the extras named in EXTRAS, and activates it.
+# PYTHON names another interpreter and VENV another folder. TORCH is what pip installs as PyTorch, with pip's options,
+# for example its CPU build (on Linux, PyPI has the CUDA build of several GB):
 #     TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu" bash scripts/quickstart.sh
 
 VENV="${VENV:-.venv}"
 
-# NeMo unpacks .nemo files with tarfile's filters, which came with 3.10.12 and 3.11.4: before, no model is restored.
+# NeMo unpacks .nemo files with tarfile's filters, which Python has since 3.10.12 and 3.11.4. Without them no model can
+# be restored.
 find_python() {
     local candidate
     for candidate in ${PYTHON:-} python3.11 python3.12 python3.10 python3; do
@@ -43,7 +44,7 @@ if [ ! -e "$stamp" ]; then
         "several GB with its CUDA build, which on Linux is PyPI's; TORCH chooses, see scripts/environment.sh."
     [ -e "$VENV/bin/activate" ] || "$python" -m venv "$VENV"
     "$VENV/bin/pip" install --quiet --upgrade pip setuptools wheel
-    # Torch first and at the version that the tests ran with: its CPU build is kept where it is what pip finds.
+    # PyTorch first, in the version that the tests were run with. The next command keeps it, also if it is a CPU build.
     read -ra torch <<<"${TORCH:-torch==2.13.0}"
     "$VENV/bin/pip" install --quiet "${torch[@]}"
     "$VENV/bin/pip" install --quiet -e ".[$EXTRAS]"

@@ -12,16 +12,16 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""WER and CER of a CTC model: greedy, and with --decode by lexicon beam search with an n-gram LM.
+"""WER and CER of a CTC model, with greedy decoding and, with --decode, lexicon beam search with an n-gram LM.
 
     python scripts/evaluate.py --model finetuned.nemo --manifest dev.json test.json --output results
     python scripts/evaluate.py --model finetuned.nemo --manifest test.json --output results --decode tuned.yaml \\
         --beam_size 1500
 
-Prints a table and writes results.json (where those of other manifests and other decodings of this model stay), a
-manifest with predictions per decoding, and the log-probabilities for scripts/tune_decoding.py. Files longer than a
-minute are run in overlapping chunks. Under torchrun the ranks share the utterances:
-`torchrun --nproc_per_node 8 scripts/evaluate.py ... --workers 4` (processes of the beam search, of each rank).
+Prints a table. Writes results.json (it keeps this model's results for other manifests and decodings), a manifest with
+predictions per decoding, and the log-probabilities for scripts/tune_decoding.py. Files longer than a minute are
+processed in overlapping chunks. Under torchrun, the ranks share the utterances:
+`torchrun --nproc_per_node 8 scripts/evaluate.py ... --workers 4` (beam search processes per rank).
 """
 
 import argparse
@@ -44,13 +44,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--lm", help="KenLM file, where the YAML does not name it")
     parser.add_argument("--lexicon", help="lexicon, where the YAML does not name it")
     parser.add_argument(
-        "--beam_size", type=int, help="instead of the YAML's; the paper: 500 on dev, 1500 on test sets"
+        "--beam_size", type=int, help="replaces the YAML's value; the paper: 500 on dev, 1500 on test sets"
     )
     parser.add_argument("--batch_seconds", type=float, default=120, help="padded audio per batch")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if any")
     parser.add_argument(
-        "--workers", type=int, help="processes of the beam search; by default one per core, shared out among the ranks"
+        "--workers", type=int, help="beam search processes per rank (default: the cores, divided among the ranks)"
     )
     args = parser.parse_args()
     if len({Path(manifest).stem for manifest in args.manifest}) < len(args.manifest):
@@ -67,19 +67,19 @@ def parse_args() -> argparse.Namespace:
 
 
 def alone_in(output: str, ranks) -> ContextManager:
-    """Two processes would each write the results that it had read at its start, without those of the other."""
+    """Lock the folder: two processes would each write the results that they read at the start, without the other's."""
     lock = Path(output) / ".lock"
     return nullcontext() if ranks.rank else alone(lock, "evaluates here. Wait for it, or give another --output.")
 
 
 def main() -> None:
     args = parse_args()
-    for manifest in args.manifest:  # first: a mistake in the last should not cost the passes over the others
+    for manifest in args.manifest:  # read all first: an error in the last must not waste the passes over the others
         read_references(manifest)
     beam_config = None
     if args.decode:
         beam_config = read_config(args.decode, lm=args.lm, lexicon=args.lexicon, beam_size=args.beam_size)
-    make_folder(args.output)  # first, too
+    make_folder(args.output)  # for the same reason
     # after these checks, so that they and --help need not wait for these imports
     from nemo_mshubert.decoding.evaluation import evaluate_manifests, greedy_decoder, lexicon_decoder, load_ctc_model
     from nemo_mshubert.decoding.results import results_table

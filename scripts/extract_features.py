@@ -12,14 +12,14 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Write features of a manifest's utterances to files of NumPy: hidden states of a layer, or MFCCs.
+"""Write the features of a manifest's utterances to NumPy files: hidden states of a layer, or MFCCs.
 
     python scripts/extract_features.py --encoder mshubert_base.nemo --layer 9 --manifest dev.json --output features/
     python scripts/extract_features.py --mfcc --manifest dev.json --output mfcc/
 
-``<output>/<utterance id>.npy`` is float32 [T, D], 50 frames a second. These are the features that
-scripts/fit_kmeans.py and scripts/label.py use: unmasked, in fp32. Files that are there are kept, so an interrupted
-call goes on.
+``<output>/<utterance id>.npy`` is float32 [T, D], 50 frames per second. These are the features that
+scripts/fit_kmeans.py and scripts/label.py use: unmasked, in fp32. Existing files are kept, so the same command
+continues after an interruption.
 """
 
 import argparse
@@ -30,11 +30,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--encoder", help=".nemo, Hugging Face folder, .pt or hub id")
-    kind.add_argument("--mfcc", action="store_true", help="MFCCs with differences, 39 dimensions")
+    kind.add_argument("--mfcc", action="store_true", help="MFCCs with deltas, 39 dimensions")
     parser.add_argument("--layer", type=int, help="transformer layer, from 1")
     parser.add_argument("--manifest", required=True)
     parser.add_argument("--output", required=True, help="folder")
-    parser.add_argument("--device", default="auto", help="of the encoder: cpu, cuda:1, ...; auto: the GPU, if any")
+    parser.add_argument("--device", default="auto", help="of the encoder: cpu, cuda:1, ...; auto: a GPU if any")
     args = parser.parse_args(argv)
     if (args.encoder is None) != (args.layer is None):
         parser.error("--layer and --encoder go together")
@@ -51,7 +51,7 @@ def main(argv=None) -> None:
     if args.mfcc:
         features = MfccFeatures()
     else:
-        from nemo_mshubert.models.hidden_features import load_hidden_features  # imports NeMo, which MFCCs do without
+        from nemo_mshubert.models.hidden_features import load_hidden_features  # imports NeMo, which MFCCs do not need
 
         features = load_hidden_features(args.encoder, args.layer, args.device)
     written = write_features(args.manifest, args.output, features)

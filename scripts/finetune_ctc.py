@@ -12,13 +12,14 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Fine-tune a CTC model with the wav2vec 2.0 strategy; run again, it resumes from the last checkpoint.
+"""Fine-tune a CTC model with the wav2vec 2.0 strategy. The same command resumes from the last checkpoint.
 
     python scripts/finetune_ctc.py --config-name 10h init_model=ctc.nemo train_manifest=10h.json \\
         validation_manifest=dev-other.json
 
-Splits: conf/finetune/*.yaml. The best weights by greedy WER end up in ``exp/<name>/checkpoints/<name>.nemo``; the file
-``finished`` beside it says that the run has made all its updates, and was not ended before by a time limit.
+Splits: conf/finetune/*.yaml. The weights with the best greedy WER are saved as
+``exp/<name>/checkpoints/<name>.nemo``. The file ``finished`` beside it means that the run has made all its updates,
+and was not stopped earlier by a time limit.
 """
 
 from pathlib import Path
@@ -43,14 +44,14 @@ from nemo_mshubert.whole_files import naming
 
 
 def mark_when_finished(folder: Path) -> pl.Callback:
-    """Leave the file ``finished`` when all updates are made."""
+    """Create the file ``finished`` when all updates have been made."""
 
     def mark(trainer, _):
         if trainer.is_global_zero and has_all_updates(trainer):
             (folder / "finished").touch()
 
-    # At the end of training NeMo restores the best checkpoint, and with it its number of updates: this looks before.
-    # Training does not begin, and so does not end, where all updates are in the checkpoint.
+    # At the end of training NeMo restores the best checkpoint with its number of updates, so we look before that, in
+    # on_train_end. If the checkpoint already has all updates, training does not begin or end: hence on_fit_end.
     return LambdaCallback(on_train_end=mark, on_fit_end=mark)
 
 
@@ -59,17 +60,17 @@ def main(cfg):
     plan_updates(cfg)
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     folder = checkpoint_folder(cfg.exp_manager)
-    # the average first: it is of the gradients that the guard looks at
+    # the average comes first: the guard must look at the averaged gradients
     guards = [SentenceAverage(), NonfiniteGuard(cfg.max_nonfinite_steps), OtherRanks()]
     callbacks = [EncoderFreeze(cfg.freeze_encoder_updates), *guards, mark_when_finished(folder)]
     trainer = make_trainer(cfg, callbacks)
     claim_folder(folder, cfg.exp_manager.checkpoint_callback_params.save_top_k, trainer)
     if trainer.is_global_zero:
-        (folder / "finished").unlink(missing_ok=True)  # this run may have more updates to make than the one before
+        (folder / "finished").unlink(missing_ok=True)  # this run may have to make more updates than the previous one
     exp_manager(trainer, cfg.exp_manager)
     model = restore_for_finetuning(cfg.init_model, cfg.model, trainer)
-    trainer.callbacks.insert(0, SameStart(model))  # before others read the checkpoint
-    # NeMo's loaders, built by now, have seeded with 0
+    trainer.callbacks.insert(0, SameStart(model))  # before other callbacks read the checkpoint
+    # NeMo's loaders, which exist by now, have set the seed to 0
     pl.seed_everything(seed_of_session(cfg.model.train_ds.seed, trainer), verbose=False)
     with naming(folder):
         trainer.fit(model)

@@ -14,15 +14,16 @@
 
 """Fit the k-means hierarchy that makes pseudo-labels, on MFCCs or on a layer of a pre-trained encoder.
 
-First iteration (HuBERT's MFCC labels), then second iteration (MS-HuBERT's six sets). Fit on training audio only, and
-label training and validation audio with the one file this makes: labels of two k-means have nothing in common.
+First iteration (HuBERT's MFCC labels), then second iteration (MS-HuBERT's six sets). Fit on training audio only. Label
+training and validation audio with the same k-means file: labels from two different k-means are not comparable.
 
     python scripts/fit_kmeans.py --manifest train.json --features mfcc --clusters 100 --output km_mfcc.npz
     python scripts/fit_kmeans.py --manifest train.json --features hidden --encoder hubert_iter1.nemo --layer 6 \\
         --output km.npz
 
-With ``--centres`` the finest set is there, and no audio is read: that of a published k-means (a file of joblib, which
-says not what it is of) or of a k-means file of ours. Only the coarser sets are fitted, on its centres.
+With ``--centres``, the finest set already exists and no audio is read. It comes from one of our k-means files or from
+a published k-means: a joblib file, which does not say which features it was fitted on. Only the coarser sets are
+fitted, on its centres.
 
     python scripts/fit_kmeans.py --centres hubert_base_ls960_L9_km500.bin --encoder hubert_base_ls960.pt --layer 9 \\
         --clusters 500 250 125 50 25 --output km.npz
@@ -53,23 +54,23 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     finest = parser.add_mutually_exclusive_group(required=True)
     finest.add_argument("--manifest", nargs="+", help="training manifests")
-    finest.add_argument("--centres", help="k-means file, of joblib or of ours, whose finest set is taken over")
-    parser.add_argument("--features", choices=("mfcc", "hidden"), help="of --manifest")
+    finest.add_argument("--centres", help="k-means file (ours or joblib's) that gives the finest set")
+    parser.add_argument("--features", choices=("mfcc", "hidden"), help="with --manifest")
     parser.add_argument(
-        "--encoder", help=".nemo, Hugging Face folder, .pt or hub id (hidden, and --centres of joblib)"
+        "--encoder", help=".nemo, Hugging Face folder, .pt or hub id (for hidden, and for --centres from joblib)"
     )
     parser.add_argument(
         "--layer",
         type=int,
-        help=f"transformer layer, from 1 (hidden; default {PAPERS_LAYER}, as in the paper; and --centres of joblib)",
+        help=f"transformer layer, from 1 (hidden: default {PAPERS_LAYER}, as in the paper; and --centres from joblib)",
     )
     parser.add_argument("--clusters", type=int, nargs="+", default=[1000, 500, 250, 125, 50, 25], help="finest first")
     parser.add_argument("--assignment", choices=ASSIGNMENTS, default="nested", help="how coarse labels are assigned")
     parser.add_argument(
-        "--backend", choices=BACKENDS, default="auto", help="auto: cuML if installed and there is a GPU"
+        "--backend", choices=BACKENDS, default="auto", help="auto: cuML if it is installed and there is a GPU"
     )
     parser.add_argument("--max_frames", type=int, default=1_000_000, help="frames sampled (hidden: 3 GB per million)")
-    parser.add_argument("--skip_unusable", action="store_true", help="log broken audio and go on without it")
+    parser.add_argument("--skip_unusable", action="store_true", help="log broken audio and continue without it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="of the encoder: cpu, cuda, cuda:1, ...; auto: a GPU if any")
     parser.add_argument("--output", required=True, help="k-means file (.npz)")
@@ -110,13 +111,13 @@ def check_features(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
 def make_features(args: argparse.Namespace) -> FeatureMaker:
     if args.features == "mfcc":
         return MfccFeatures()
-    from nemo_mshubert.models.hidden_features import load_hidden_features  # imports NeMo, which MFCCs do without
+    from nemo_mshubert.models.hidden_features import load_hidden_features  # imports NeMo, which MFCCs do not need
 
     return load_hidden_features(args.encoder, PAPERS_LAYER if args.layer is None else args.layer, args.device)
 
 
 def read_centres(args: argparse.Namespace) -> LabelMaker:
-    """The k-means of ``--centres``, whose finest set the first of ``--clusters`` must be."""
+    """The k-means of ``--centres``. Its finest set must have as many centres as the first of ``--clusters``."""
     if args.encoder is None:
         maker = LabelMaker.load(args.centres)
     else:
@@ -149,7 +150,7 @@ def main(argv=None) -> None:
     output = Path(args.output)
     lock = output.with_name(f".{output.name}.lock")
     with alone(lock, "is fitting this k-means. Wait for it, or give another --output."):  # first: it may take hours
-        refuse_existing(args.output)  # which that process may have made meanwhile
+        refuse_existing(args.output)  # the other process may have made it meanwhile
         maker = fit(args, choose_backend(args.backend))
         maker.save(output)
     logging.info("%s: label maker %s", args.output, maker.id)

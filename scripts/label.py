@@ -12,28 +12,28 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Make the frame labels of a manifest, on one or many machines, or check them.
+"""Make the frame labels of a manifest, on one or several machines, check them, or write them as text.
 
     python scripts/label.py make --kmeans km.npz --encoder hubert_iter1.nemo --manifest train.json \\
         --output train_l.json
     python scripts/label.py check --manifest train_l.json --kmeans km.npz
 
-A published k-means (a file of joblib, as fairseq's learn_kmeans.py writes) says not what it is of: name encoder and
-layer. It is left beside the output as a k-means file of ours, train_l.kmeans.npz, which pretrain.py, `merge` and
-`check` need:
+A published k-means (a joblib file, as fairseq's learn_kmeans.py writes) does not say which features it was fitted on:
+give its encoder and layer. A copy in our format, train_l.kmeans.npz, is written beside the output; pretrain.py,
+`merge` and `check` need it:
 
     python scripts/label.py make --kmeans hubert_base_ls960_L9_km500.bin --encoder hubert_base_ls960.pt --layer 9 \\
         --manifest train.json --output train_l.json
 
-Many GPUs share the lines of a manifest: under torchrun, or by hand as jobs of their own whose shards are then merged:
+Several GPUs can share the lines of a manifest: under torchrun, or as separate jobs whose shards are then merged:
 
     torchrun --nproc_per_node 8 scripts/label.py make ...
     python scripts/label.py make --shard 3/8 --kmeans km.npz --manifest train.json --output train_l.json
     python scripts/label.py merge --shards 8 --kmeans km.npz --manifest train.json --output train_l.json
 
-An interrupted `make` goes on where it stopped. No file is written over but an earlier result of the same k-means.
-`check` reads every line and every audio header; it prints entropy and dead clusters, and fails with ``file:line`` of
-what is wrong. `text` writes the labels as units, a line for each utterance:
+An interrupted `make` continues where it stopped. It overwrites no file except an earlier result of the same k-means.
+`check` reads every line and every audio header. It prints entropy and dead clusters, and reports an error with its
+``file:line``. `text` writes the labels as units, one line per utterance:
 
     python scripts/label.py text --manifest train_l.json --output units.txt --clusters 100 --kmeans km.npz --collapse
 """
@@ -64,8 +64,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("make", help="label a manifest")
     merge = commands.add_parser("merge", help="join the shards of a labelled manifest")
-    merge.add_argument("--shards", type=int, required=True, help="their number")
-    make.add_argument("--kmeans", required=True, help="k-means file of scripts/fit_kmeans.py, or of joblib")
+    merge.add_argument("--shards", type=int, required=True, help="number of shards")
+    make.add_argument("--kmeans", required=True, help="k-means file of scripts/fit_kmeans.py or joblib")
     merge.add_argument("--kmeans", required=True, help=OWN_KMEANS)
     for command in (make, merge):
         command.add_argument("--manifest", required=True)
@@ -75,28 +75,26 @@ def parse_args(argv=None) -> argparse.Namespace:
             help="JSONL (.gz) of phones or words, or TextGrids (their folder): adds purity and PNMI to the metrics",
         )
         command.add_argument("--metrics_output", help="JSON file for the metrics")
-    make.add_argument("--shard", type=parse_shard, help="0/8 to 7/8: a part of the lines; under torchrun by rank")
-    make.add_argument(
-        "--encoder", help="where the k-means is of hidden features: .nemo, Hugging Face folder, .pt, hub id"
-    )
+    make.add_argument("--shard", type=parse_shard, help="0/8 to 7/8: a part of the lines; torchrun: by rank")
+    make.add_argument("--encoder", help="for a k-means of hidden features: .nemo, Hugging Face folder, .pt or hub id")
     make.add_argument(
         "--skip_unusable",
         action="store_true",
-        help="leave out what is broken, or has one label for two seconds, and list it in OUTPUT.left_out.json",
+        help="leave out utterances that are broken or keep one label for two seconds; OUTPUT.left_out.json lists them",
     )
-    make.add_argument("--layer", type=int, help="transformer layer (from 1) that a k-means of joblib is of")
+    make.add_argument("--layer", type=int, help="transformer layer (from 1) of a joblib k-means")
     make.add_argument(
         "--device", default="auto", help="of the encoder: cpu, cuda:1, ...; auto: the GPU of this rank, if any"
     )
     check = commands.add_parser("check", help="check a labelled manifest")
     check.add_argument("--manifest", required=True)
-    check.add_argument("--kmeans", help=f"what all labels must be of: {OWN_KMEANS}")
+    check.add_argument("--kmeans", help=f"all labels must come from it: {OWN_KMEANS}")
     text = commands.add_parser("text", help="write the labels of a manifest as text: utterance, tab, numbers")
     text.add_argument("--manifest", required=True, help="labelled manifest")
     text.add_argument("--output", required=True, help="text file")
-    text.add_argument("--clusters", type=int, help="of which set; the finest by default")
+    text.add_argument("--clusters", type=int, help="number of clusters of the label set (default: finest)")
     text.add_argument("--kmeans", help=f"for a set that is not in the manifest: {OWN_KMEANS}")
-    text.add_argument("--collapse", action="store_true", help="repeats are one number")
+    text.add_argument("--collapse", action="store_true", help="write repeated labels once")
     args = parser.parse_args(argv)
     if args.command in ("make", "merge") and args.alignments and not Path(args.alignments).exists():
         parser.error(f"{args.alignments}: no such alignments")
@@ -108,7 +106,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def parse_shard(text: str) -> Shard:
-    """``"2/8"`` -> part 2 of 0 to 7."""
+    """``"2/8"`` -> part 2 of the parts 0 to 7."""
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise argparse.ArgumentTypeError(
@@ -128,7 +126,7 @@ def check_features(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
 
 
 def read_kmeans(args: argparse.Namespace) -> Tuple[LabelMaker, FeatureMaker]:
-    """The label maker of ``--kmeans``, and what makes its features."""
+    """The label maker of ``--kmeans``, and the feature maker it was fitted with."""
     if args.layer is None:
         maker = LabelMaker.load(args.kmeans)
         return maker, make_features(maker, args)
@@ -149,21 +147,21 @@ def make_features(maker: LabelMaker, args: argparse.Namespace) -> FeatureMaker:
 
 
 def hidden_features(args: argparse.Namespace, layer: int) -> HiddenFeatures:
-    from nemo_mshubert.models.hidden_features import load_hidden_features  # imports NeMo, which MFCCs do without
+    from nemo_mshubert.models.hidden_features import load_hidden_features  # imports NeMo, which MFCCs do not need
 
     return load_hidden_features(args.encoder, layer, args.device)
 
 
 def make_labels(args: argparse.Namespace) -> None:
     if args.alignments:
-        check_aligned([args.manifest], read_alignments([args.alignments]))  # now, not when all is labelled
+        check_aligned([args.manifest], read_alignments([args.alignments]))  # now rather than after all is labelled
     with launched_ranks() as ranks:
         if args.shard and ranks.count > 1:
             raise ValueError("--shard under torchrun: its ranks are the shards. Leave out one of the two.")
         maker, features = read_kmeans(args)
         shard = args.shard or Shard(ranks.rank, ranks.count)
         label_manifest(args.manifest, args.output, maker, features, shard, args.skip_unusable)
-        if args.layer is not None:  # of joblib
+        if args.layer is not None:  # the k-means is from joblib
             path = Path(args.output).with_suffix(".kmeans.npz")
             maker.save(path)
             logging.info("%s: label maker %s", path, maker.id)

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Pack a NeMo manifest and its audio into NeMo's tarred layout; re-running makes only what is missing.
+"""Pack a NeMo manifest and its audio into NeMo's tarred layout. Run again, it makes only the missing files.
 
     python scripts/make_tarred.py --manifest train_labelled.json --output tarred --num_shards 8
 
@@ -34,8 +34,8 @@ def main() -> None:
         "own at a time; with fewer, several read the same one, and an update sees its utterances more than once"
     )
     parser.add_argument("--num_shards", type=int, required=True, help=num_shards)
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle over shards")
-    parser.add_argument("--num_workers", type=int, default=2, help="shards written at a time")
+    parser.add_argument("--seed", type=int, default=0, help="for shuffling the utterances over the shards")
+    parser.add_argument("--num_workers", type=int, default=2, help="number of shards written in parallel")
     arguments = parser.parse_args()
     path = make_tarred(**vars(arguments))
     print(f"wrote {path}")

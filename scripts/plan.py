@@ -12,20 +12,20 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a pre-training needs, before anything is rented: memory per GPU, days, loader cores, storage.
+"""Estimate what a pre-training needs before you rent machines: memory per GPU, days, loader cores, storage.
 
     python scripts/plan.py --experiment mshubert_large --hours 60000 --gpus 128 --parallel fsdp2 \\
         --benchmarks pretrain.json loader.json labelling.json
 
-The files are those of scripts/benchmark.py. What they do not hold is "not measured", with the command that measures
-it.
+The files come from scripts/benchmark.py. A value that they do not hold is shown as "not measured", with the command
+that measures it.
 """
 
 import argparse
 import math
 from pathlib import Path
 
-SHAPE = ("conv_layers", "d_model", "num_layers", "num_heads", "d_inner")  # what a step costs follows from it
+SHAPE = ("conv_layers", "d_model", "num_layers", "num_heads", "d_inner")  # they determine the cost of a step
 CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "pretrain"
 
 
@@ -37,9 +37,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--gpus", type=int, required=True)
     parser.add_argument("--gpus_per_node", type=int, default=8)
     parallel = dict(choices=sorted(path.stem for path in CONFIGS.glob("parallel/*.yaml")))
-    parser.add_argument("--parallel", help="of conf/pretrain/parallel; plain data parallelism without it", **parallel)
+    parser.add_argument("--parallel", help="from conf/pretrain/parallel; default: plain data parallelism", **parallel)
     parser.add_argument(
-        "--overrides", nargs="*", default=[], help="of the experiment: model.train_ds.batch_duration=350"
+        "--overrides", nargs="*", default=[], help="of the experiment, such as model.train_ds.batch_duration=350"
     )
     parser.add_argument("--benchmarks", nargs="*", default=[], help="JSON files of scripts/benchmark.py")
     args = parser.parse_args(argv)

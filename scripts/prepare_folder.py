@@ -12,13 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Make NeMo manifests of any folder of recordings, to pre-train on them: the first command for audio of one's own.
+"""Make NeMo manifests from a folder of recordings for pre-training: the first command for your own audio.
 
     python scripts/prepare_folder.py --data recordings --output train.json --dev_output dev.json
     python scripts/prepare_folder.py --data recordings --output train.json --mono recordings_mono --skip_broken
 
-Takes every file that libsndfile reads (.wav, .flac, .mp3, .ogg, .opus and others), at any depth, but not what is
-hidden. Only headers and last samples are read, apart from files of several channels, which --mono mixes down.
+Takes every file that libsndfile reads (.wav, .flac, .mp3, .ogg, .opus and others), at any depth, except hidden files.
+Only the header and the last samples of a file are read, except for multi-channel files, which --mono mixes down.
 """
 
 import argparse
@@ -35,14 +35,14 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="manifest to be written, such as train.json")
     parser.add_argument("--dev_output", help="a second manifest, with --dev_share of the files, such as dev.json")
     parser.add_argument(
-        "--dev_share", type=float, default=DEV_SHARE, help="by a hash of their paths (default: %(default)s)"
+        "--dev_share", type=float, default=DEV_SHARE, help="chosen by a hash of the paths (default: %(default)s)"
     )
     segments = (
-        "longer files become lines of equal pieces (default: %(default)s), since an epoch of pre-training hears 15.6 "
-        "s of each line; 0: whole files"
+        "longer files are split into equal pieces, one per line (default: %(default)s), since an epoch of "
+        "pre-training uses 15.6 s of each line; 0: whole files"
     )
     parser.add_argument("--segment_seconds", type=float, default=SEGMENT_SECONDS, help=segments)
-    parser.add_argument("--mono", help="folder for mixes of files of several channels, which otherwise are refused")
+    parser.add_argument("--mono", help="folder for mono mixes of multi-channel files, which otherwise are refused")
     parser.add_argument("--workers", type=int, default=8, help="threads that read audio")
     parser.add_argument("--skip_broken", action="store_true", help="leave broken files out instead of failing")
     args = parser.parse_args()

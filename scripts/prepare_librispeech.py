@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Make NeMo manifests of LibriSpeech, Libri-Light's limited sets, or any corpus in LibriSpeech's layout.
+"""Make NeMo manifests from LibriSpeech, Libri-Light's limited sets, or any corpus in LibriSpeech's layout.
 
 python scripts/prepare_librispeech.py --data data --output data/manifests --download --subsets dev-clean 10h
 python scripts/prepare_librispeech.py --data data/synthetic --output data/synthetic/manifests
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder with the subsets, or with LibriSpeech/ around them")
     parser.add_argument("--output", required=True, help="folder of the manifests")
     parser.add_argument(
-        "--subsets", nargs="+", help="such as dev-clean, train-960, 10min, 1h, 10h; default: all there are"
+        "--subsets", nargs="+", help="such as dev-clean, train-960, 10min, 1h, 10h; default: all that are there"
     )
     parser.add_argument("--download", action="store_true", help="first fetch what is missing (all: 62 GB of archives)")
     parser.add_argument("--workers", type=int, default=8, help="threads that read audio headers")

@@ -12,12 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Pre-train HuBERT or MS-HuBERT on a labelled manifest; run again, it resumes from the last checkpoint.
+"""Pre-train HuBERT or MS-HuBERT on a labelled manifest. The same command resumes from the last checkpoint.
 
     python scripts/pretrain.py --config-name mshubert_base label_maker=km.npz \\
         train_manifest=train_labelled.json validation_manifest=dev-other_labelled.json
 
-Experiments: conf/pretrain/*.yaml. The best weights end up in ``exp/<name>/checkpoints/<name>.nemo``.
+Experiments: conf/pretrain/*.yaml. The best weights are saved as ``exp/<name>/checkpoints/<name>.nemo``.
 """
 
 from nemo.core.config import hydra_runner

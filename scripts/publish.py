@@ -12,16 +12,16 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Make the folder of a model to publish: the ``.nemo``, the same weights for transformers, and a model card in both.
+"""Make a folder to publish a model: the ``.nemo``, the same weights for transformers, and a model card in both.
 
     python scripts/evaluate.py --model finetuned.nemo --manifest dev-other.json test-other.json --output results
     python scripts/publish.py --model finetuned.nemo --output ms-hubert-base-100h --licence cc-by-4.0 \\
         --data "Pre-training: LibriSpeech, 960 h, without transcripts" "Fine-tuning: train-clean-100" \\
         --results results/results.json
-    hf upload ORGANISATION/ms-hubert-base-100h ms-hubert-base-100h         # where you have an account
+    hf upload ORGANISATION/ms-hubert-base-100h ms-hubert-base-100h         # needs an account
 
-Then ``ASRModel.from_pretrained("ORGANISATION/ms-hubert-base-100h")`` loads it, and so does every script that takes a
-``.nemo``; before the upload they take the folder.
+Then ``ASRModel.from_pretrained("ORGANISATION/ms-hubert-base-100h")`` loads the model. Every script that takes a
+``.nemo`` takes this name, too, and before the upload the folder.
 """
 
 import argparse
@@ -29,10 +29,10 @@ import argparse
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help=".nemo, or what else a script takes for one")
-    parser.add_argument("--output", required=True, help="new folder; its name becomes the model's")
+    parser.add_argument("--model", required=True, help=".nemo, or anything else that scripts take instead of one")
+    parser.add_argument("--output", required=True, help="new folder; its name becomes the model's name")
     parser.add_argument("--licence", required=True, help="as the hub names it: apache-2.0, cc-by-4.0, ...")
-    parser.add_argument("--data", nargs="+", required=True, help="a sentence per corpus")
+    parser.add_argument("--data", nargs="+", required=True, help="one sentence per corpus")
     parser.add_argument("--results", help="results.json of scripts/evaluate.py, of this model")
     parser.add_argument("--language", default="en")
     arguments = parser.parse_args()

@@ -13,19 +13,23 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-# From nothing to a word error rate: installs, makes (or takes) speech, labels, pre-trains, fine-tunes, evaluates, reports.
+# From nothing to a word error rate: install, make (or take) speech, label, pre-train, fine-tune, evaluate, report.
 #
 #     bash scripts/quickstart.sh                       # speech synthesised by espeak-ng, about a quarter of an hour on 2 cores
 #     bash scripts/quickstart.sh --data DIR            # a folder in LibriSpeech's layout, with train-*, dev-* and test-*
 #     bash scripts/quickstart.sh --manifests DIR       # a folder with NeMo manifests train*.json, dev*.json and test*.json
 #
-# Every stage is one of the public scripts, printed as it is run; some run at the same time. Run it again: finished
-# stages are skipped, an interrupted one goes on; where a finished one had other options, it says what to remove.
-# Of several train*.json and dev*.json the first by name is used, of test*.json all. Transcripts are English, or at least in
-# its small letters; for another alphabet see docs/decoding.md, "Your own language".
-# --exp DIR: where everything goes (exp/quickstart).  --alignments PATH: words or phones in time of train and dev, JSONL (.gz) or
-# a folder of TextGrids, for the quality of the labels.  --updates N and --finetune_updates N: of either pre-training and
-# fine-tuning.
+# Every stage runs one of the public scripts and prints its command line; some stages run at the same time. Run again,
+# the script skips finished stages and continues an interrupted one. If a finished stage had other options, it says
+# what to remove. Of several train*.json or dev*.json, it uses the first by name; of test*.json, all. Transcripts must
+# be English, or at least written in its lower-case letters; for another alphabet see docs/decoding.md, "Your own
+# language".
+#
+# --exp DIR                 folder of all outputs (exp/quickstart)
+# --alignments PATH         word or phone times of train and dev, JSONL (.gz) or a folder of TextGrids: adds the
+#                           quality of the labels
+# --updates N               updates of each of the two pre-trainings
+# --finetune_updates N      updates of each of the two fine-tunings
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 
@@ -46,7 +50,8 @@ done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 exp=$(new_folder "$exp")
 
-# The manifests of a split, into `found`. Printed, they would be read from a subshell, whose exit ends only itself.
+# Put the manifests of a split into `found`. (If they were printed instead, the function would run in a subshell, and
+# its exit would not end the script.)
 find_split() {
     found=("$manifests/$1"*.json)
     [ -e "${found[0]}" ] || { echo "$manifests: no $1*.json; is there a $1-* subset in the data?" >&2; exit 1; }
@@ -84,7 +89,7 @@ label() { # WHEN SPLIT OPTION...
     "$1" "label $2, $(basename "$labels")" "$labels/$2.metrics.json" python scripts/label.py make --kmeans "$labels/km.npz" \
         --manifest "${!2}" --output "$labels/$2.json" --metrics_output "$labels/$2.metrics.json" "${metrics[@]}" "${@:3}"
 }
-label beside dev # most of it is to load PyTorch, which takes one core
+label beside dev # it mainly loads PyTorch, which takes one core
 label stage train
 wait_beside
 iter1=$exp/hubert_iter1_tiny/checkpoints/hubert_iter1_tiny.nemo
@@ -111,7 +116,7 @@ stage "pre-train MS-HuBERT" "$mshubert" python scripts/pretrain.py --config-name
     "$(override exp_manager.exp_dir "$exp")"
 
 # --- n-gram LM of the training transcripts, where KenLM can be built ----------------------------------------------------
-lm_tools() { # a compiler, cmake and Boost are not everywhere: without them all the rest goes on
+lm_tools() { # not every machine has a compiler, cmake and Boost: without them everything else still runs
     python -c "import kenlm, flashlight.lib.text" 2>/dev/null || pip install --quiet -e ".[decoding]" || return
     bash scripts/build_kenlm.sh
 }
@@ -120,7 +125,7 @@ mkdir -p "$exp/logs"
 printf '\n== tools of the n-gram LM (part of the installation)\n'
 if lm_tools >"$exp/logs/lm_tools.log" 2>&1; then
     stage "3-gram LM" "$exp/lm/3gram.bin" python scripts/train_ngram.py --text "$train" --order 3 --output "$exp/lm/3gram"
-    # one process: three minutes of speech are decoded before others have started
+    # one process: it decodes three minutes of speech before others would have started
     decode=(--decode conf/decode/lexicon_beam.yaml --lm "$exp/lm/3gram.bin" --lexicon "$exp/lm/3gram.lexicon" --workers 1)
 else
     tail -n 4 "$exp/logs/lm_tools.log"
@@ -141,15 +146,15 @@ finetune() { # WHEN START OPTION...
 }
 evaluate() { # START
     local last
-    last=$(basename "${tests[-1]}" .json) # results.json is there after the first of them
+    last=$(basename "${tests[-1]}" .json) # results.json exists after the first of them
     stage "evaluate, $1" "$exp/results/$1/$last.greedy.json" python scripts/evaluate.py --manifest "${tests[@]}" \
         --model "$exp/finetune_$1/checkpoints/finetune_$1.nemo" --output "$exp/results/$1" "${decode[@]}"
 }
-# Both at once, on half of the cores each: layers as small as these gain little from more.
+# Both run at once, each on half of the cores: such small layers gain little from more.
 threads=$(($(nproc) / 2))
 OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
 export OMP_NUM_THREADS
-# Random weights are nothing to preserve: they learn from the first update.
+# Random weights need no protection: all layers learn from the first update.
 finetune beside scratch freeze_encoder_updates=0 model.encoder.feature_grad_mult=1.0
 finetune stage pretrained
 evaluate pretrained

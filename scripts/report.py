@@ -12,14 +12,14 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Report of a run or of several, finished or not: Markdown tables here, curves and commands in one HTML file.
+"""Report on one or more runs, finished or not: prints Markdown tables, and writes curves and commands to an HTML file.
 
     python scripts/report.py --run exp/quickstart --output exp/quickstart/report.html
     python scripts/report.py --run exp/compare exp/other --output report.html
 
-A run is a folder of quickstart.sh or compare_pretraining.sh, or any with experiments, or with results of
-analyze_cca.py, superb.py, diagnose.py or benchmark.py (benchmark*.json). What has not run is left out, and named. The
-HTML file needs no network and no other file.
+A run is a folder made by quickstart.sh or compare_pretraining.sh, or any folder that holds experiments or results of
+analyze_cca.py, superb.py, diagnose.py or benchmark.py (benchmark*.json). The report names the parts that have not run
+and leaves them out. The HTML file needs no network and no other file.
 """
 
 import argparse

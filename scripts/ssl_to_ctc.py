@@ -27,9 +27,9 @@ def main() -> None:
     parser.add_argument("--ssl", required=True, help="pre-trained .nemo, Hugging Face folder, .pt or hub id")
     parser.add_argument("--output", required=True, help=".nemo of the CTC model")
     parser.add_argument(
-        "--tokenizer_dir", help="folder with tokenizer.model and vocab.txt: EncDecCTCModelBPE, not letters"
+        "--tokenizer_dir", help="folder with tokenizer.model and vocab.txt: EncDecCTCModelBPE instead of letters"
     )
-    parser.add_argument("--letters", help="of another language than English, in one string, without the space")
+    parser.add_argument("--letters", help="letters of another language, in one string, without the space")
     parser.add_argument(
         "--from_scratch", action="store_true", help="random weights: the baseline without pre-training"
     )
@@ -37,7 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if os.path.abspath(arguments.ssl) == os.path.abspath(arguments.output):
         parser.error(f"--ssl and --output are both {arguments.output}, which would be lost")
-    if not arguments.output.endswith(".nemo"):  # by which the other scripts know what it is
+    if not arguments.output.endswith(".nemo"):  # the other scripts recognise the format by it
         parser.error(f"--output {arguments.output}: expected a name that ends in .nemo")
     # after the options, so that --help need not wait for these imports
     import lightning.pytorch as pl

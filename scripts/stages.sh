@@ -13,12 +13,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-# Sourced by the other scripts: their options, and the stages that some of them run.
+# Sourced by the other shell scripts: helpers for options, and for the stages that some of them run.
 
-# In a job of SLURM Lightning would take its tasks for the ranks of a training, and start none on the other GPUs.
+# In a SLURM job, Lightning would take the job's tasks for the ranks of a training and start none on the other GPUs.
 unset SLURM_NTASKS
 
-# usage OPTION: print the comment at the head of the script, and end; with an error where OPTION is not --help.
+# usage OPTION: print the comment at the head of the script and exit, with an error if OPTION is not --help.
 usage() {
     local text
     text=$(sed -n '16,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]%/*}/${0##*/}")
@@ -27,18 +27,18 @@ usage() {
     exit 2
 }
 
-# existing OPTION PATH: the absolute path of a file or folder.
+# existing OPTION PATH: print the absolute path of a file or folder.
 existing() {
     realpath -e -- "$2" 2>/dev/null || { echo "${0##*/}: $1 $2: no such file or folder." >&2; exit 2; }
 }
 
-# number OPTION VALUE: the value, a whole number above 0.
+# number OPTION VALUE: print the value, which must be a whole number above 0.
 number() {
     [[ $2 =~ ^[1-9][0-9]*$ ]] || { echo "${0##*/}: $1 $2: expected a whole number above 0." >&2; exit 2; }
     echo "$2"
 }
 
-# new_folder PATH: its absolute path; none that NeMo's readers would take for a pattern.
+# new_folder PATH: print its absolute path, and refuse one that NeMo's readers would take for a pattern.
 new_folder() {
     local path
     path=$(realpath -m -- "$1")
@@ -49,8 +49,8 @@ new_folder() {
     echo "$path"
 }
 
-# alone_in FOLDER: end the script where another one is at work in the folder: what begun.tsv says of a stage would be the
-# options of the one, and what the stage makes the work of the other. The lock ends with the last process that was started.
+# alone_in FOLDER: end the script if another one is at work in the folder. Otherwise begun.tsv could hold the options
+# of one script for a stage, while the output comes from the other. The lock ends with the last process started here.
 alone_in() {
     local status=0
     mkdir -p "$1"
@@ -59,35 +59,35 @@ alone_in() {
     [ "$status" -ne 75 ] || { echo "${0##*/}: --exp $1: another script is at work there. Wait for it, or give another folder." >&2; exit 1; }
 }
 
-# override KEY VALUE: KEY=VALUE for Hydra, the value in quotes where its grammar would read more than text in it, as in
-# a path with spaces, brackets or letters that are not English.
+# override KEY VALUE: print KEY=VALUE for Hydra. The value is quoted if Hydra's grammar would not read it as plain
+# text, for example a path with spaces, brackets or non-English letters.
 override() {
     local LC_ALL=C quote="\\'"
     if [[ $2 =~ ^[A-Za-z0-9_./-]+$ ]]; then echo "$1=$2"; else echo "$1='${2//\'/$quote}'"; fi
 }
 
-# stage NAME OUTPUT COMMAND...: run the command unless OUTPUT is there.
+# stage NAME OUTPUT COMMAND...: run the command unless OUTPUT exists.
 stage() {
     if announce "$@"; then run_stage "$@"; fi
 }
 
-# resuming NAME OUTPUT COMMAND...: run a script that itself repeats nothing of what is done, whatever is there: its
-# options may have changed, as to one more model.
+# resuming NAME OUTPUT COMMAND...: run a script even if OUTPUT exists, since its options may have changed (one more
+# model, for example). The script itself repeats nothing that is done.
 resuming() {
     show "$1" "${@:3}"
     if [ -e "$2" ] && is_noted "$1" "${@:3}"; then
-        run_logged "$@" # the time of the report is that of the work, not of a look at it
+        run_logged "$@" # no new note: the report must show the time of the work, not of this check
     else
         run_stage "$@"
     fi
 }
 
-# beside NAME OUTPUT COMMAND...: the same in the background, with its output in its log alone, beside the stages that
-# follow, until `wait_beside`. When the script ends, however it does, so do they.
+# beside NAME OUTPUT COMMAND...: as `stage`, but in the background, while the next stages run. Its output goes only to
+# its log. `wait_beside` waits for all such stages. When the script ends, for whatever reason, they end, too.
 beside=()
 beside() {
     announce "$@" || return 0
-    set -m # a group of processes of its own, which is ended as a whole
+    set -m # a process group of its own, which can be ended as a whole
     run_stage "$@" >/dev/null &
     set +m
     beside+=("$!")
@@ -120,27 +120,27 @@ show() {
     printf '\n== %s\n   %s\n' "$1" "$(quoted "${@:2}")"
 }
 
-# A command line as one may type it.
+# quoted WORD...: print the words as a command line that can be typed.
 quoted() {
     local line
     printf -v line '%q ' "$@"
     echo "${line% }"
 }
 
-# The line of a stage in the file begun.tsv: its name, output and command, with EXP for the folder $exp, which may be
-# moved or written in another way.
+# The line of a stage in begun.tsv: its name, output and command. EXP stands for the folder $exp, which may be moved or
+# written in another way.
 as_begun() {
     local fields=("${@//"$exp"/EXP}")
     printf '%s\t%s\t%s\n' "${fields[0]}" "${fields[1]}" "$(quoted "${fields[@]:2}")"
 }
 
-# End the script where the output of a stage was made by another command: its results would be shown as those of this
-# one. Of an output that no stage made nothing is known.
+# End the script if another command made the output of a stage: its results would be shown as those of this command. If
+# no stage made the output, nothing is known about it and the script goes on.
 refuse_other_options() {
     local name command earlier="" now
     [ -f "$exp/begun.tsv" ] || return 0
     while IFS=$'\t' read -r name _ command; do
-        if [ "$name" = "$1" ]; then earlier=$command; fi # the last time is the one that made it
+        if [ "$name" = "$1" ]; then earlier=$command; fi # the last of these lines made the output
     done <"$exp/begun.tsv"
     now=$(as_begun "$@")
     now=${now##*$'\t'}
@@ -154,7 +154,7 @@ refuse_other_options() {
     exit 1
 }
 
-# words_of LINE OTHER: the words of the one that are not in the other, or all where only their order differs.
+# words_of LINE OTHER: print the words of LINE that are not in OTHER, or all of them if only their order differs.
 words_of() {
     local words word found=() line
     read -ra words <<<"$1"
@@ -165,7 +165,8 @@ words_of() {
     echo "${line//EXP\//"$exp"/}"
 }
 
-# made_since NAME: the folders of the outputs of a stage and those begun after it, of a training with its checkpoints.
+# made_since NAME: print the output folders of a stage and of all stages begun after it. For a training this is the
+# folder that holds its checkpoints.
 made_since() {
     local name output made since=()
     while IFS=$'\t' read -r name output _; do
@@ -177,7 +178,7 @@ made_since() {
     echo "${since[*]}"
 }
 
-# Notes for the report, in the folder $exp, when the stage started and how long it took.
+# Run a stage, and note for the report in $exp/stages.tsv when it started and how long it took.
 run_stage() {
     local start
     start=$(date +%s)
@@ -185,7 +186,7 @@ run_stage() {
     printf '%s\t%s\t%s\t%s\n' "$1" "$start" "$(($(date +%s) - start))" "$(quoted "${@:3}")" >>"$exp/stages.tsv"
 }
 
-# is_noted NAME COMMAND...: has the stage ended before, with this command?
+# is_noted NAME COMMAND...: true if the stage has already ended with this command.
 is_noted() {
     [ -f "$exp/stages.tsv" ] && grep -qxF -- "$1"$'\t'"$(quoted "${@:2}")" <(cut -f 1,4- "$exp/stages.tsv")
 }
@@ -194,7 +195,8 @@ run_logged() {
     local name=$1 output=$2
     shift 2
     mkdir -p "$exp/logs"
-    # tee outlives the signal of end_beside: a training says on its way out that it writes a checkpoint
+    # tee ignores the signal of end_beside, so that the log gets the last messages of a training, which then writes a
+    # checkpoint
     "$@" 2>&1 | (trap "" TERM && tee "$exp/logs/${name// /_}.log") ||
         { echo "$name failed; see $exp/logs" >&2; exit 1; }
     [ -e "$output" ] || { echo "$name ended without $output; see $exp/logs" >&2; exit 1; }

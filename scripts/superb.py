@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""SUPERB's speech or phone recognition with a frozen encoder, a learning-rate sweep included; run again, it resumes.
+"""SUPERB's speech or phone recognition with a frozen encoder and a learning-rate sweep. The same command resumes.
 
     python scripts/superb.py --config-name asr name=MS-HuBERT model=ms.nemo train_manifests=[train-clean-100.json] \\
         dev_manifests=[dev-clean.json] test_manifests=[test-clean.json] output=exp/superb/ms_asr \\

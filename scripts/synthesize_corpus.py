@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--train_minutes", type=float, default=20)
     parser.add_argument("--dev_minutes", type=float, default=1.5)
     parser.add_argument("--test_minutes", type=float, default=2)
-    parser.add_argument("--seed", type=int, default=0, help="draws accents, manners of speaking and sentences")
+    parser.add_argument("--seed", type=int, default=0, help="for accents, manners of speaking and sentences")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

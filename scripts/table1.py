@@ -12,14 +12,14 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The paper's Table 1: fine-tune, tune and decode every model on every split, and print it beside the paper's numbers.
+"""The paper's Table 1: fine-tune, tune and decode every model on every split, and print the WERs beside the paper's.
 
     python scripts/table1.py                                        # conf/table1/librispeech.yaml
     python scripts/table1.py --spec mine.yaml --models MS-HuBERT --splits 1h 10h
 
-Runs the public scripts, printed with their command lines; run again, finished steps are skipped and an interrupted one
-goes on. Leaves table1.md, .csv and .tex in the output folder, renewed after every step. Several machines may share the
-work with --models and --splits on one file system.
+Runs the public scripts and prints their command lines. Run again, it skips finished steps and continues an interrupted
+one. Writes table1.md, .csv and .tex to the output folder and updates them after every step. Several machines with a
+common file system can share the work with --models and --splits.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> None:
     from nemo_mshubert.decoding.table1.run import run_table1
     from nemo_mshubert.decoding.table1.spec import read_spec
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the step ends first, and goes on another time
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the step ends first and can be resumed
     try:
         spec = read_spec(args.spec)
         run_table1(spec, REPOSITORY, args.models, args.splits)

@@ -13,7 +13,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-# Set up the environment if needed and run all tests; arguments go to pytest.
+# Set up the environment if needed and run all tests. Arguments are passed to pytest.
 #
 #     bash scripts/test.sh                     # everything
 #     bash scripts/test.sh tests/modules -k swap

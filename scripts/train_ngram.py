@@ -12,13 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Word n-gram LM and lexicon for the lexicon beam search.
+"""Make a word n-gram LM and a lexicon for the lexicon beam search.
 
 From text (plain, .gz, or the "text" of NeMo manifests), normalised to the model's letters:
 
     python scripts/train_ngram.py --text lm.txt.gz train.jsonl --order 4 --prune 0 0 1 --output lm/4gram
 
-From an ARPA, which is only turned into binary, such as the official LibriSpeech one (openslr.org/11):
+From an ARPA file, such as the official one of LibriSpeech (openslr.org/11), which is only converted to binary:
 
     python scripts/train_ngram.py --arpa 4-gram.arpa.gz --output lm/librispeech
 
@@ -47,11 +47,11 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", nargs="+", help="text or NeMo manifests to train on, plain or .gz")
-    source.add_argument("--arpa", help="an ARPA (plain or .gz) to take as it is")
+    source.add_argument("--arpa", help="ARPA file (plain or .gz) to use unchanged")
     parser.add_argument("--output", required=True, help="path of the results, without suffix")
     parser.add_argument("--order", type=int, help=f"2 to 6; default {PAPERS_ORDER}, as in the paper")
     parser.add_argument(
-        "--prune", type=int, nargs="+", default=[], help="drop n-grams seen at most so often, by order"
+        "--prune", type=int, nargs="+", default=[], help="count up to which n-grams are dropped, one per order"
     )
     parser.add_argument("--words", help="word list for the lexicon; without it, all words of the LM")
     parser.add_argument(
@@ -59,11 +59,11 @@ def parse_args() -> argparse.Namespace:
         default="".join(ENGLISH_LABELS).replace(SPACE, ""),
         help="the model's letters, in one string, without the word delimiter",
     )
-    parser.add_argument("--kenlm", help="folder of lmplz and build_binary, where they are not on the PATH")
+    parser.add_argument("--kenlm", help="folder of lmplz and build_binary if they are not on the PATH")
     args = parser.parse_args()
     if args.arpa and (args.order is not None or args.prune):
         parser.error("--order and --prune are for --text: an ARPA is taken as it is")
-    if args.words and not Path(args.words).is_file():  # else found when the LM has been trained
+    if args.words and not Path(args.words).is_file():  # otherwise noticed only after training the LM
         parser.error(f"{args.words}: no such word list.")
     return args
 
@@ -79,7 +79,7 @@ def make_lm(args: argparse.Namespace) -> None:
     labels = [SPACE, *args.letters]
     arpa = args.arpa or f"{args.output}.arpa"
     if args.words:
-        listed = listed_words(args.words)  # what is wrong with it is found before the LM has been trained
+        listed = listed_words(args.words)  # so that its errors are found before the LM is trained
     if args.text:
         train_arpa(
             normalized_sentences(args.text, labels),
@@ -89,7 +89,7 @@ def make_lm(args: argparse.Namespace) -> None:
             args.kenlm,
         )
     words = lexicon_words(args.words, arpa) if args.words else list(arpa_words(arpa))
-    if args.arpa:  # of a text words were counted as often as they occur: most different ones may be numbers and names
+    if args.arpa:  # a text's running words were checked: most of its distinct words may be numbers and names
         require_same_alphabet(words, labels, where=args.arpa)
     if args.words:
         print(f"{args.words}: {len(listed) - len(words)} of {len(listed)} words left out, which the LM does not know")

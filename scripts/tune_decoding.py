@@ -34,9 +34,9 @@ DEFAULTS = Path(__file__).resolve().parents[1] / "conf" / "decode" / "lexicon_be
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--log_probs", nargs="+", required=True, help="files of log-probabilities; their errors add up"
+        "--log_probs", nargs="+", required=True, help="files of log-probabilities; their errors are added up"
     )
-    parser.add_argument("--output", required=True, help="YAML to write the chosen values to")
+    parser.add_argument("--output", required=True, help="YAML file for the chosen values")
     parser.add_argument("--config", default=DEFAULTS, help="beams, and the weights of the first trial")
     parser.add_argument("--lm", help="KenLM binary or ARPA, where the config does not name it")
     parser.add_argument("--lexicon", help="lexicon, where the config does not name it")
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.trials < 1:
         parser.error(f"--trials {args.trials}: at least 1")
-    if Path(args.config).resolve() == Path(args.output).resolve():  # and the next call would find other first weights
+    if Path(args.config).resolve() == Path(args.output).resolve():  # and the next call would start elsewhere
         parser.error(f"--config and --output are both {args.output}, which would be lost")
     return args
 

@@ -13,15 +13,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-# Labels of a large corpus as an array of SLURM jobs with one GPU each, then one that joins their shards:
+# Label a large corpus with an array of SLURM jobs, one GPU each, then join their shards in one more job:
 #
 #     jobs=$(sbatch --parsable --array 0-63 scripts/slurm/label.sh make --kmeans km6.npz --encoder hubert_iter1_base.nemo \
 #         --manifest train.json --output train_labelled.json)
 #     sbatch --dependency afterok:"$jobs" --array 0 scripts/slurm/label.sh merge --shards 64 --kmeans km6.npz \
 #         --manifest train.json --output train_labelled.json
 #
-# A job that is started again goes on behind its last line. Of tasks that failed: SHARDS=64 sbatch --array 5,17 ...
-# The Python environment is .venv; another one: VENV=/path/to/it sbatch ...
+# A restarted job continues after the last line it wrote. To run failed tasks again: SHARDS=64 sbatch --array 5,17 ...
+# The Python environment is .venv; for another one: VENV=/path/to/it sbatch ...
 #SBATCH --job-name=label
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
