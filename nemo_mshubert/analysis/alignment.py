@@ -12,13 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Word times from a fine-tuned CTC model, for corpora without alignments: Viterbi over transcript and frames (NeMo's).
+"""Word times from a fine-tuned CTC model, for corpora without alignments: NeMo's Viterbi aligns text and frames.
 
-        frames      _ _ t h _ e _ _ _ c c a t _ _     (_: blank; the space is a token too)
+        frames      _ _ t h _ e _ _ _ c c a t _ _     (_: blank; the space is also a token)
         words           |---------|   |-------|       from the first frame of the first letter to the last of the last
 
-CTC emits a letter when it is sure of it, not when it begins: between two words, a gap of up to `MAX_GAP_FRAMES` is
-shared evenly, since speech goes on there; a longer one is silence.
+CTC emits a letter when it is sure of it, not when the letter begins. A gap of up to `MAX_GAP_FRAMES` between two words
+is therefore speech and is divided evenly between them; a longer gap is silence.
 """
 
 import fcntl
@@ -52,8 +52,8 @@ from nemo_mshubert.whole_files import PathLike
 logger = logging.getLogger(__name__)
 
 MAX_GAP_FRAMES = 10  # 0.2 s
-MAX_LATTICE = 2 * 10**9  # bytes, of which NeMo's search needs twice: about 20 minutes of speech
-UTTERANCES_PER_WINDOW = 200  # whose log-probabilities are in memory
+MAX_LATTICE = 2 * 10**9  # bytes, about 20 minutes of speech; NeMo's search needs twice as many
+UTTERANCES_PER_WINDOW = 200  # whose log-probabilities are in memory together
 BATCH_SECONDS = 120  # of padded audio
 TOLERANCES_MS = (20, 50, 100)
 
@@ -65,18 +65,18 @@ class WordTime(NamedTuple):
 
 
 class CannotAlign(ValueError):
-    """An utterance that has no alignment; the text says why."""
+    """An utterance cannot be aligned; the message says why."""
 
 
 # --- One utterance ---------------------------------------------------------------------------------------------------
 
 
 def align_words(model: EncDecCTCModel, log_probs_TV: np.ndarray, text: str) -> Tuple[List[WordTime], float]:
-    """Times of the words of ``text``, and the mean log-probability per frame of the path: how well they fit.
+    """Times of the words of ``text``, and how well they fit: the mean log-probability per frame of the path.
 
     Raises:
-        CannotAlign: no words, a letter that the model lacks, a word that its tokenizer drops, or fewer frames than
-            the transcript needs, or a recording too long for the memory.
+        CannotAlign: no words, a letter that the model lacks, a word that its tokenizer drops, fewer frames than the
+            transcript needs, or a recording too long for the memory.
     """
     words = text.split()
     if not words:
@@ -102,14 +102,14 @@ def align_words(model: EncDecCTCModel, log_probs_TV: np.ndarray, text: str) -> T
     score = float(np.mean([log_probs_TV[frame, states[state]] for frame, state in enumerate(path)]))
     spans = _word_spans(path, word_of_token, len(words))
     frames = share_gaps(spans, len(log_probs_TV))
-    # As in NeMo's timestamps; microseconds, so that 35 * 0.02 is 0.7.
+    # Frame times as in NeMo's timestamps. They are rounded to microseconds, so that 35 * 0.02 is 0.7.
     frame_seconds = model.cfg.preprocessor.window_stride * model.encoder.subsampling_factor
     times = [(round(first * frame_seconds, 6), round(end * frame_seconds, 6)) for first, end in frames]
     return [WordTime(word, start, end) for word, (start, end) in zip(words, times)], score
 
 
 def _tokens(model: EncDecCTCModel, words: Sequence[str]) -> Tuple[List[int], List[Optional[int]]]:
-    """Token numbers of the transcript, and the word of each; None for the space of a letter model."""
+    """Token numbers of the transcript, and the number of each token's word (None for the space of a letter model)."""
     tokens: List[int] = []
     owners: List[Optional[int]] = []
     labels = list(model.decoder.vocabulary)
@@ -138,15 +138,15 @@ def _letter_tokens(word: str, labels: List[str]) -> List[int]:
 
 def _piece_tokens(model: EncDecCTCModelBPE, word: str, labels: List[str]) -> List[int]:
     tokens = model.tokenizer.text_to_ids(fold_case(word, pieces_of_text(labels)))
-    if not tokens:  # SentencePiece makes a space of a zero-width one
+    if not tokens:  # SentencePiece turns a zero-width space into a space
         raise CannotAlign(f"the tokenizer makes no token of the word {word!r}")
-    if model.tokenizer.unk_id in tokens:  # which the model never emits
+    if model.tokenizer.unk_id in tokens:  # the model never emits this token
         raise CannotAlign(f"the tokenizer lacks a letter of {word!r}")
     return tokens
 
 
 def _word_spans(path: Sequence[int], word_of_token: Sequence[Optional[int]], num_words: int) -> List[Tuple[int, int]]:
-    """First frame and the one behind the last of each word; odd states of the path are tokens, even ones blanks."""
+    """First frame of each word and the frame after its last; odd states of the path are tokens, even ones blanks."""
     frames: List[List[int]] = [[] for _ in range(num_words)]
     for frame, state in enumerate(path):
         owner = word_of_token[state // 2] if state % 2 else None
@@ -156,8 +156,8 @@ def _word_spans(path: Sequence[int], word_of_token: Sequence[Optional[int]], num
 
 
 def share_gaps(spans: Sequence[Tuple[int, int]], num_frames: int) -> List[Tuple[int, int]]:
-    """Short gaps between words are halved, at the ends and beside silence a word gains half of the longest short
-    gap."""
+    """Divide short gaps evenly between the words around them. At the ends and beside silence, a word grows by half of
+    the longest short gap."""
     margin = MAX_GAP_FRAMES // 2
     starts, ends = [spans[0][0] - margin], []
     for (_, end), (start, _) in zip(spans, spans[1:]):
@@ -174,17 +174,18 @@ def share_gaps(spans: Sequence[Tuple[int, int]], num_frames: int) -> List[Tuple[
 def align_manifest(model: EncDecCTCModel, manifest: PathLike, output: PathLike) -> Dict[str, int]:
     """Write ``{"utt_id", "score", "words": [{"word", "start", "end"}]}`` per line, as `read_alignments` reads it.
 
-    Utterances that cannot be aligned are left out, logged and counted. Lines go to ``.<output>.<id>.partial`` first,
-    and an interrupted call with the same model and manifest goes on from there. An earlier alignment is replaced.
+    Utterances that cannot be aligned are left out, logged and counted. Lines are first written to
+    ``.<output>.<id>.partial``; after an interruption, a call with the same model and manifest continues from there. An
+    earlier alignment is replaced.
 
     Returns:
         numbers of utterances ``aligned`` and ``left_out``.
 
     Raises:
         FileNotFoundError, ValueError: no manifest, an utterance without "text" or "duration", unreadable audio, NaN in
-            the log-probabilities of one, no utterance that can be aligned, or an ``output`` that is something else
-            than an earlier alignment.
-        RuntimeError: another process aligns the same manifest into it.
+            an utterance's log-probabilities, no utterance that can be aligned, or an ``output`` that exists and is not
+            an earlier alignment.
+        RuntimeError: another process is aligning the same manifest into ``output``.
     """
     output = Path(output)
     _check_output(output)
@@ -201,21 +202,21 @@ def align_manifest(model: EncDecCTCModel, manifest: PathLike, output: PathLike) 
             stream.flush()
     made = list(_whole_lines(partial).values())
     aligned = [line for line in made if "reason" not in line]
-    if not aligned:  # a call that goes on from another one has not logged why
+    if not aligned:  # the reasons may have been logged by an earlier call only
         raise ValueError(
             f"{manifest}: none of {len(lines)} utterances can be aligned; the first, {made[0]['utt_id']}: "
             f"{made[0]['reason']}."
         )
     write_maybe_gzip(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in aligned))
-    for finished in output.parent.glob(f".{glob.escape(output.name)}.*.partial"):  # those of other models, too
+    for finished in output.parent.glob(f".{glob.escape(output.name)}.*.partial"):  # also those of other models
         with open(finished, "a", encoding="utf-8") as stream:
-            if try_to_lock(stream, fcntl.flock):  # else another process is at it
+            if try_to_lock(stream, fcntl.flock):  # otherwise another process is writing it
                 finished.unlink()
     return {"aligned": len(aligned), "left_out": len(lines) - len(aligned)}
 
 
 def _check_output(output: Path) -> None:
-    """Raise ``ValueError`` where writing would destroy what is no alignment, such as the manifest."""
+    """Raise ``ValueError`` if writing would destroy a file that is not an alignment, such as the manifest."""
     if output.is_dir():
         raise ValueError(f"{output}: a folder. Name a file in it as --output.")
     if not output.exists():
@@ -241,7 +242,7 @@ def _checked(manifest: PathLike) -> List[Dict[str, Any]]:
 
 
 def _aligned(model: EncDecCTCModel, entry: Dict[str, Any], log_probs_TV: np.ndarray) -> Dict[str, Any]:
-    """The output line of an utterance, or with "reason" that of one that cannot be aligned."""
+    """The output line of an utterance; if it cannot be aligned, a line with the "reason"."""
     utt_id = utterance_id(entry)
     log_probs_TV = checked_log_probs(log_probs_TV, len(model.decoder.vocabulary), utt_id)
     try:
@@ -253,7 +254,7 @@ def _aligned(model: EncDecCTCModel, entry: Dict[str, Any], log_probs_TV: np.ndar
 
 
 def _whole_lines(path: Path) -> Dict[str, Dict[str, Any]]:
-    """Lines of an interrupted call by utterance; one cut off in the middle of a write is removed from the file."""
+    """Lines of an interrupted call, by utterance. A line that was only partly written is removed from the file."""
     lines: Dict[str, Dict[str, Any]] = {}
     size = 0
     with open(path, "r+b") as stream:
@@ -271,14 +272,14 @@ def _whole_lines(path: Path) -> Dict[str, Dict[str, Any]]:
 
 
 def compare_times(found: Alignments, reference: Alignments) -> Dict[str, Any]:
-    """How far word edges are from known ones, over utterances whose words are the same in both.
+    """How far word boundaries are from known ones, over utterances whose words are the same in both.
 
     Returns:
         ``{"words", "utterances", "other_words", "starts": {"mean_ms", "within_20_ms", ...}, "ends": {...}}``: the mean
-        of found minus known, and shares; ``other_words`` counts utterances with other words.
+        of found minus known, and shares of words. ``other_words`` counts utterances whose words differ.
 
     Raises:
-        ValueError: no utterance in common.
+        ValueError: no utterance with the same words in both.
     """
     offsets: List[np.ndarray] = []
     other = 0
@@ -304,8 +305,8 @@ def compare_times(found: Alignments, reference: Alignments) -> Dict[str, Any]:
 
 
 def _spoken(alignments: Alignments, utt_id: str) -> Tuple[List[str], np.ndarray]:
-    """Words of an utterance in lower case, and their starts and ends ``[2, words]``; without pauses, which TextGrids
-    have as intervals."""
+    """Words of an utterance in lower case, and their starts and ends ``[2, words]``. Pauses, which are intervals in
+    TextGrids, are left out."""
     start, end, unit = alignments.intervals[utt_id]
     names = [alignments.names[number].lower() for number in unit]
     spoken = [place for place, name in enumerate(names) if name not in SILENCES]

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Which audio a manifest line is of, to know again what was computed from it."""
+"""Identifies the audio of a manifest line, so that results computed from it can be found again."""
 
 import os
 from pathlib import Path
@@ -28,7 +28,7 @@ def audio_place(entry: Dict[str, Any]) -> Place:
 
 
 def file_state(entry: Dict[str, Any]) -> FileState:
-    """What changes where the audio file is replaced; None where it is no local file, such as a URL."""
+    """A value that changes when the audio file is replaced; None if it is not a local file (a URL, for example)."""
     try:
         status = os.stat(entry["audio_filepath"])
     except OSError:
@@ -37,5 +37,5 @@ def file_state(entry: Dict[str, Any]) -> FileState:
 
 
 def audio_source(entry: Dict[str, Any]) -> Tuple[Place, FileState]:
-    """Differs for other files, other parts of a file, and other content of a file."""
+    """A value that differs for different files, parts of a file, and contents of a file."""
     return audio_place(entry), file_state(entry)

@@ -12,15 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Projection-weighted CCA of two views of the same samples, fitted on some of them and scored on others.
+"""Projection-weighted CCA of two views of the same samples, fitted on some samples and scored on others.
 
     CCA      canonical correlation analysis, computed as in Raghu et al. 2017 ("SVCCA"): singular value decomposition
              of Sxx^-1/2 Sxy Syy^-1/2, with small diagonal terms (epsilons) against singular covariances
     PWCCA    Morcos, Raghu, Bengio 2018 ("Insights on representational similarity ..."), section 3: the mean of the
-             correlations rho_i, weighted by how much of a view its canonical variable h_i accounts for,
+             correlations rho_i, each weighted by how much of a view its canonical variable h_i accounts for:
              a_i = sum over the view's dimensions j of |<h_i, x_j>|
     protocol Pasad, Chou, Livescu 2021 ("Layer-wise analysis ..."), as in ankitapasad/layerwise-analysis: stratified
-             splits, epsilons chosen on one split, the score taken on another, a mean of trials
+             splits; one split chooses the epsilons, another gives the score; mean over several trials
 
 Legend: N samples, X and Y dimensions of the views, C = min(X, Y) canonical variables.
 """
@@ -33,18 +33,18 @@ import numpy as np
 
 WEIGHTS = ("published", "layerwise-analysis")
 FIRST_EPSILONS = (1e-10, 1e-11, 1e-9)
-NEXT_EPSILONS = (1e-8, 1e-7, 1e-6, 1e-5)  # where too few of the first lead to a solution
-PINV_CUTOFF = 1e-15  # numpy.linalg.pinv: eigenvalues below this part of the largest one are zero
-CONSTANT = 1e-7  # a canonical variable that varies less than this part of the strongest one is rounding error
+NEXT_EPSILONS = (1e-8, 1e-7, 1e-6, 1e-5)  # tried if too few of the first lead to a solution
+PINV_CUTOFF = 1e-15  # as numpy.linalg.pinv: eigenvalues below this fraction of the largest one count as zero
+CONSTANT = 1e-7  # a canonical variable that varies less than this fraction of the strongest one is rounding error
 
 
 @dataclass(frozen=True)
 class CcaSettings:
     """The protocol; the defaults are those of Pasad et al.
 
-    ``weights``: ``published`` follows Morcos et al.; ``layerwise-analysis`` adds the means of the raw view to its
-    canonical variables before they are made orthogonal, as that repository does. With it the score depends
-    on the signs of the canonical variables, which are arbitrary.
+    ``weights``: ``published`` follows Morcos et al. ``layerwise-analysis`` follows the repository of this name: it
+    adds the means of the raw view to its canonical variables before orthogonalising them. The score then depends on
+    the signs of the canonical variables, which are arbitrary.
     """
 
     num_splits: int = 10
@@ -67,7 +67,7 @@ class CcaSettings:
 
 @dataclass(frozen=True)
 class Projection:
-    """From a view to its canonical variables: dimensions that are used ``[X]``, their means, and a matrix."""
+    """Maps a view to its canonical variables: a mask of the dimensions used ``[X]``, their means, and a matrix."""
 
     kept: np.ndarray
     mean: np.ndarray
@@ -85,7 +85,7 @@ class Cca(NamedTuple):
 
 
 class TrainingViews:
-    """Means and covariances of two views ``[N, X]`` and ``[N, Y]``, to fit CCA with several pairs of epsilons."""
+    """Means and covariances of two views ``[N, X]`` and ``[N, Y]``, from which CCA is fitted with several epsilons."""
 
     def __init__(self, x: np.ndarray, y: np.ndarray):
         self.means = x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)
@@ -115,7 +115,7 @@ class TrainingViews:
         )
 
     def _whitening(self, view: int, epsilon: float) -> Tuple[np.ndarray, np.ndarray]:
-        """Dimensions that are kept, and the inverse square root of their covariance plus ``epsilon``."""
+        """The dimensions that are kept, and the inverse square root of their covariance plus ``epsilon``."""
         if (view, epsilon) not in self._whitenings:
             kept = np.diag(self.covariances[view]) >= epsilon
             covariance = self.covariances[view][np.ix_(kept, kept)] + epsilon * np.eye(kept.sum())
@@ -124,7 +124,7 @@ class TrainingViews:
 
 
 def inverse_square_root(covariance: np.ndarray) -> np.ndarray:
-    """Square root of the pseudo-inverse of a symmetric ``[X, X]``; ``LinAlgError`` where it has none that is real."""
+    """Square root of the pseudo-inverse of a symmetric ``[X, X]``; raises ``LinAlgError`` if it is not real."""
     values, vectors = np.linalg.eigh(covariance)
     used = np.abs(values) > PINV_CUTOFF * np.abs(values).max(initial=0)
     if not used.any() or (values[used] < 0).any():
@@ -136,11 +136,11 @@ def inverse_square_root(covariance: np.ndarray) -> np.ndarray:
 
 
 def held_out_pwcca(cca: Cca, x: np.ndarray, y: np.ndarray, weights: str = "published") -> float:
-    """PWCCA of samples ``[N, X]``, ``[N, Y]`` that ``cca`` has not seen, weighted in the view of fewer dimensions.
+    """PWCCA of samples ``[N, X]``, ``[N, Y]`` that ``cca`` has not seen, weighted in the view with fewer dimensions.
 
-    An invertible linear map of a view changes no correlation, and of the wider view no weight either. So scores of 500
-    words do not depend on the basis of 768 features; those of an encoder of fewer than 500 dimensions do, and say
-    how much of the features the words explain rather than how much of the words the features explain.
+    An invertible linear map of either view changes no correlation; if it is of the wider view, it changes no weight
+    either. Scores for 500 words therefore do not depend on the basis of 768 features. With an encoder of fewer than
+    500 dimensions they do, and they say how much of the features the words explain rather than the reverse.
     """
     canonical_x, canonical_y = cca.x(x), cca.y(y)
     lower_is_x = cca.x.kept.sum() <= cca.y.kept.sum()
@@ -150,7 +150,7 @@ def held_out_pwcca(cca: Cca, x: np.ndarray, y: np.ndarray, weights: str = "publi
 
 
 def column_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson correlation ``[C]`` of each column of ``[N, C]`` with its counterpart; 0 where one is constant."""
+    """Pearson correlation ``[C]`` of each column of ``[N, C]`` with its counterpart; 0 if one of them is constant."""
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
     norm_a, norm_b = np.linalg.norm(a, axis=0), np.linalg.norm(b, axis=0)
     varies = (norm_a > CONSTANT * norm_a.max()) & (norm_b > CONSTANT * norm_b.max())
@@ -158,10 +158,11 @@ def column_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def projection_weights(canonical: np.ndarray, raw: np.ndarray, weights: str = "published") -> np.ndarray:
-    """Weights ``[C]``, which sum to 1, of the canonical variables ``[N, C]`` of a raw view ``[N, X]``.
+    """Weights ``[C]``, with sum 1, of the canonical variables ``[N, C]`` of a raw view ``[N, X]``.
 
-    On samples that the CCA was not fitted on, canonical variables are not quite uncorrelated; as in the code of Morcos
-    et al., they are made so first, by QR. What depends on earlier ones (a unit without held-out samples) weighs 0.
+    On samples that the CCA was not fitted on, canonical variables are not quite uncorrelated. As in the code of Morcos
+    et al., QR makes them so first. A variable that depends on earlier ones (a unit without held-out samples) has
+    weight 0.
     """
     canonical = canonical - canonical.mean(axis=0)
     if weights == "layerwise-analysis":
@@ -177,15 +178,15 @@ def projection_weights(canonical: np.ndarray, raw: np.ndarray, weights: str = "p
 
 
 def stratified_splits(unit: np.ndarray, num_splits: int, rng: np.random.Generator) -> np.ndarray:
-    """Split number ``[N]`` of each sample: every unit, and the whole, is spread as evenly as whole numbers allow."""
+    """Split number ``[N]`` of each sample: those of each unit, and all of them, are spread as evenly as possible."""
     order = np.concatenate([rng.permutation(np.flatnonzero(unit == value)) for value in np.unique(unit)])
     splits = np.empty(len(unit), np.int64)
-    splits[order] = np.arange(len(unit)) % num_splits  # dealt round, going on where the last unit ended
+    splits[order] = np.arange(len(unit)) % num_splits  # dealt in turn; each unit continues where the last one ended
     return splits
 
 
 def split_pairs(num_splits: int, num_trials: int, rng: np.random.Generator) -> List[Tuple[int, int]]:
-    """A (dev, test) pair of splits for each trial; no split is in two of them."""
+    """A (dev, test) pair of splits for each trial; no split is used twice."""
     drawn = rng.permutation(num_splits)[: 2 * num_trials].tolist()
     return list(zip(drawn[::2], drawn[1::2]))
 
@@ -205,9 +206,9 @@ class Trial(NamedTuple):
 
 
 def score_views(x: np.ndarray, unit: np.ndarray, settings: CcaSettings = CcaSettings()) -> List[Trial]:
-    """PWCCA of features ``[N, X]`` with the one-hot identity of their units ``[N]``, held out, for each trial.
+    """Held-out PWCCA of features ``[N, X]`` with the one-hot identity of their units ``[N]``, for each trial.
 
-    The splits depend on ``unit`` and the seed only, so that layers and models are compared on the same ones.
+    The splits depend only on ``unit`` and the seed, so that layers and models are compared on the same splits.
 
     Raises:
         ValueError: fewer samples than dimensions, constant features, or no solution.
@@ -222,7 +223,7 @@ def score_views(x: np.ndarray, unit: np.ndarray, settings: CcaSettings = CcaSett
 
 
 def _run_trial(x, y, splits, dev: int, test: int, settings: CcaSettings, rng: np.random.Generator) -> Trial:
-    """Fit on all splits but two, choose the epsilons on ``dev``, score on ``test``."""
+    """Fit on all splits except ``dev`` and ``test``, choose the epsilons on ``dev``, score on ``test``."""
     train = (splits != dev) & (splits != test)
     views = TrainingViews(x[train], y[train])
     best, fitted = None, 0
@@ -244,12 +245,12 @@ def _run_trial(x, y, splits, dev: int, test: int, settings: CcaSettings, rng: np
 
 
 def one_hot(unit: np.ndarray) -> np.ndarray:
-    """Identity ``[N, K]`` of samples of the K units that occur."""
+    """One-hot identity ``[N, K]`` of samples of the K units that occur."""
     return (unit[:, None] == np.unique(unit)).astype(np.float64)
 
 
 def check_counts(num_samples: int, num_features: int, num_units: int, settings: CcaSettings = CcaSettings()) -> None:
-    """Raise ``ValueError`` where there are not more samples than dimensions, in training and in a held-out split."""
+    """Raise ``ValueError`` if training or a held-out split does not have more samples than dimensions."""
     held_out = num_samples // settings.num_splits
     train = num_samples - 2 * -(-num_samples // settings.num_splits)
     lower, higher = sorted((num_features, num_units))

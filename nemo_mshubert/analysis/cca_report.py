@@ -12,15 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Word-CCA of several models, layer by layer: what the paper's Figure 2 shows (section 4.2).
+"""Word-CCA of several models, layer by layer, as in the paper's Figure 2 (section 4.2).
 
     <output>/features/<encoder>-<sample>.npz             pooled hidden states, one array per layer
     <output>/scores/<encoder>-<sample>-<settings>.json   scores of a model
-    <output>/cca.json, cca.csv, cca.png                  all models of the call, written anew after each
-    <output>/summary.md                                  mean and spread of the runs of each name, when all are done
+    <output>/cca.json, cca.csv, cca.png                  all models of the call, rewritten after each
+    <output>/summary.md                                  mean and spread of the runs of each name, written at the end
 
-Files of ``features`` and ``scores`` that are there are not made again, so an interrupted call goes on with the model
-that it was at, and a call with another model computes that one only. ``features`` may be deleted when all is done.
+Existing files of ``features`` and ``scores`` are reused. So an interrupted call continues with the model that it was
+working on, and a call with one more model computes only that one. ``features`` may be deleted when all is done.
 """
 
 import csv
@@ -59,16 +59,16 @@ def analyze_models(
     settings: CcaSettings = CcaSettings(),
     load: Callable[[PathLike], AllHiddenStates] = load_hidden_states,
 ) -> List[Run]:
-    """Score every layer of every ``(name, .nemo)``; results and plot are written anew after each model.
+    """Score every layer of every ``(name, .nemo)``; results and plot are rewritten after each model.
 
-    Several files of one name are runs (seeds) of one model: a curve of their mean, within their range.
+    Several files of one name are runs (seeds) of one model; the plot shows their mean and range.
 
     Raises:
         FileNotFoundError, ValueError: see `load_hidden_states`, `pool_instances`, `score_views`; or files of one name
-            have other depths.
+            differ in depth.
     """
     output = Path(output)
-    make_folder(output)  # first: that it cannot be made should not cost a pass over the audio
+    make_folder(output)  # first: if it cannot be made, no pass over the audio is wasted
     runs: List[Run] = []
     depths: Dict[str, int] = {}
     for name, path in models:
@@ -87,7 +87,7 @@ def analyze_models(
 
 
 def score_model(features: AllHiddenStates, sample: Sample, output: Path, settings: CcaSettings, where: str) -> Run:
-    """Layers and areas of one model, from the files of an earlier call as far as there are any."""
+    """Layers and areas of one model, taken from the files of an earlier call if there are any."""
     key = f"{features.fingerprint}{features.scaling}-{sample.id}"
     path = output / "scores" / f"{key}-{_short_hash(settings)}.json"
     if path.is_file():
@@ -123,13 +123,13 @@ def _score_layer(pooled: np.ndarray, sample: Sample, settings: CcaSettings, laye
 
 
 def write_pooled(path: Path, pooled: np.ndarray) -> None:
-    """Pooled hidden states, an array float32 ``[N, D]`` per layer, so that one layer is in memory at a time."""
+    """Write pooled hidden states, one float32 array ``[N, D]`` per layer, so that one layer can be read at a time."""
     with atomic_write(path, "wb") as stream:
         np.savez(stream, **{f"layer_{number}": states for number, states in enumerate(pooled)})
 
 
 def read_pooled(path: Path, layer: int) -> np.ndarray:
-    """One layer ``[N, D]`` of what `write_pooled` wrote; raises ``ValueError`` where the file is damaged."""
+    """One layer ``[N, D]`` of a file of `write_pooled`; raises ``ValueError`` if the file is damaged."""
     try:
         with np.load(path) as arrays:
             return arrays[f"layer_{layer}"]
@@ -151,7 +151,7 @@ def areas(scores: Sequence[float]) -> Dict[str, float]:
 
 
 def write_results(runs: Sequence[Run], sample: Sample, settings: CcaSettings, output: Path) -> None:
-    """``cca.json``, ``cca.csv`` and ``cca.png``."""
+    """Write ``cca.json``, ``cca.csv`` and ``cca.png``."""
     report = {
         "sample": sample.summary(),
         "settings": asdict(settings),
@@ -167,7 +167,7 @@ def write_results(runs: Sequence[Run], sample: Sample, settings: CcaSettings, ou
 
 
 def write_csv(runs: Sequence[Run], stream) -> None:
-    """A line per layer of a model: score, its standard deviation over trials, and the score of each trial."""
+    """Write one line per model and layer: score, its standard deviation over trials, and the score of each trial."""
     num_trials = max(len(run["layers"][0]["trials"]) for run in runs)
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["name", "file", "layer", "score", "std", *(f"trial_{n}" for n in range(1, num_trials + 1))])
@@ -207,10 +207,10 @@ def group_runs(runs: Sequence[Run]) -> Dict[str, List[Run]]:
 
 
 def summary_rows(runs: Sequence[Run]) -> List[List[str]]:
-    """Header and a row per name: the mean score of its runs, of every layer and of the areas, +- their standard
+    """A header and one row per name: the mean over its runs of every layer's score and of the AUC, ± the standard
     deviation.
 
-    The deviation is that of the runs (seeds), with n - 1; of a single run there is none.
+    The deviation is over the runs (seeds), with n - 1; a single run has none.
     """
     groups = group_runs(runs)
     depth = max(len(group[0]["layers"]) for group in groups.values())
@@ -231,7 +231,7 @@ def summary_table(runs: Sequence[Run]) -> str:
 
 
 def results_table(runs: Sequence[Run]) -> str:
-    """Lines of text: score of every layer, best layer and areas of every model."""
+    """Lines of text: for every model, the score of every layer, the best layer and the areas."""
     lines = []
     for run in runs:
         scores = [row["score"] for row in run["layers"]]

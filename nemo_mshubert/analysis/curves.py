@@ -27,21 +27,21 @@ from PIL import Image
 
 from nemo_mshubert.analysis.experiments import Curve, Experiment
 
-MASKED, UNMASKED = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers and in grey
-MAX_WER_PERCENT = 110  # insertions of the first validations reach 300 % and would flatten the rest
+MASKED, UNMASKED = "#0072b2", "#d55e00"  # Okabe and Ito: distinct for colour-blind readers and in grey
+MAX_WER_PERCENT = 110  # with insertions, the first validations reach 300 % and would flatten the rest
 VALIDATED = {"marker": "o", "markersize": 4}
 
 
 @dataclass
 class Plot:
-    """A drawn figure with the sentence to set below it."""
+    """A drawn figure with the caption to set below it."""
 
     caption: str
     png: bytes
 
 
 def pretraining_plots(experiment: Experiment) -> List[Plot]:
-    """Accuracy and loss of each label set: training batches thin, validation with markers."""
+    """Accuracy and loss of each label set: thin lines for training batches, markers for validations."""
     plots = []
     for clusters in experiment.label_sets:
         title = f"{experiment.name}, {clusters} clusters"
@@ -52,7 +52,7 @@ def pretraining_plots(experiment: Experiment) -> List[Plot]:
 
 
 def comparison_plots(experiments: Sequence[Experiment]) -> List[Plot]:
-    """Validation of several pre-trainings in one plot per label set, a colour per group of seeds."""
+    """Validations of several pre-trainings: one plot per label set and metric, one colour per group of seeds."""
     plots, groups = [], list(dict.fromkeys(experiment.group for experiment in experiments))
     for clusters in sorted({clusters for e in experiments for clusters in e.label_sets}, reverse=True):
         for metric, scale, unit in (("masked_accuracy", 100, "masked accuracy, %"), ("loss", 1, "loss")):
@@ -81,7 +81,7 @@ def _groups_caption(clusters: int, unit: str, curves: Sequence[Tuple[str, Curve]
 
 
 def _views_plot(experiment: Experiment) -> Optional[Plot]:
-    """Do the two views of Swap come together while training?"""
+    """Do the two views of Swap become more similar during training?"""
     tags = [tag for tag in experiment.scalars if tag.startswith("val_views/masked_cosine_")]
     layers = sorted(int(tag.rsplit("_", 1)[1]) for tag in tags)
     curves = {f"block {layer}": experiment.curve(f"val_views/masked_cosine_{layer}") for layer in layers}
@@ -89,13 +89,13 @@ def _views_plot(experiment: Experiment) -> Optional[Plot]:
 
 
 def _codes_plot(experiment: Experiment) -> Optional[Plot]:
-    """Clusters that are predicted at all, as a share of the set: a collapse shows here first."""
+    """Clusters that are predicted at least once, as a share of the set: a collapse shows here first."""
     curves = {f"{k}": experiment.curve(f"val_{k}/predicted_codes", 100 / k) for k in experiment.label_sets}
     return _validation_plot(curves, f"{experiment.name}: clusters predicted at masked frames", "% of the set")
 
 
 def _validation_plot(curves: Dict[str, Curve], title: str, ylabel: str) -> Optional[Plot]:
-    """A curve per name, of validations."""
+    """Validations, one curve per name."""
     curves = {name: curve for name, curve in curves.items() if curve}
 
     def draw(axes: Axes) -> None:
@@ -145,7 +145,7 @@ def _draw_curve(axes: Axes, curve: Curve, label: Optional[str], **style) -> None
 
 
 def wer_plot(experiments: Iterable[Experiment]) -> Optional[Plot]:
-    """Validation WER of all fine-tunings together, or CER where ``model.use_cer`` was set."""
+    """Validation WER of all fine-tunings in one plot, or CER if ``model.use_cer`` was set."""
     curves = {}
     for experiment in experiments:
         name = f"{experiment.name} (CER)" if experiment.settings.get("cfg.use_cer") else experiment.name
@@ -189,7 +189,7 @@ def _last_validation(values: Iterable[str]) -> str:
 
 
 def _plot(draw: Callable[[Axes], None], caption: str, ylabel: str) -> Plot:
-    figure = Figure(figsize=(5, 3), layout="constrained")  # inches; its 10 point letters stay readable on a phone
+    figure = Figure(figsize=(5, 3), layout="constrained")  # inches; the 10 point letters stay readable on a phone
     axes = figure.add_subplot()
     draw(axes)
     axes.set_xlabel("step")
@@ -202,7 +202,7 @@ def _plot(draw: Callable[[Axes], None], caption: str, ylabel: str) -> Plot:
 
 
 def png_of(figure: Figure) -> bytes:
-    """The figure as a PNG of 64 colours: a third of the bytes, which a page of fifty plots needs."""
+    """The figure as a PNG with 64 colours. It has a third of the bytes, which matters on a page of fifty plots."""
     full, small = io.BytesIO(), io.BytesIO()
     figure.savefig(full, format="png", dpi=160)
     Image.open(full).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, format="png", optimize=True)

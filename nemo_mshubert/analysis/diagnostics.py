@@ -12,17 +12,17 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a finished pre-training has learned: predictions per label set, agreement of the two views and of clusters by
-layer.
+"""What a finished pre-training has learned: predictions per label set, and, for each layer, the similarity of the two
+views and the agreement of clusters with phones.
 
-predictions   masked and unmasked accuracy, loss, codes in use and entropies of each label set: the model's own
-              validation, on any manifest with labels of its label maker
-views         cosine of the masked and the clean view after every block, at masked and at unmasked frames: `exchanged`
-              as trained with Swap (section 2.2.1), `apart` without exchange, as HuBERT and "- Swap" are trained
-pnmi          of k-means clusters of every layer with phones, on frames that k-means has not seen (HuBERT, figure 2);
-              `pnmi_chance`: what clusters that know nothing of phones reach on them
+predictions   masked and unmasked accuracy, loss, codes in use and entropies of each label set. This is the model's own
+              validation, on any manifest with labels of its label maker.
+views         cosine of the masked and the clean view after every block, at masked and at unmasked frames. `exchanged`:
+              with Swap (section 2.2.1), as trained; `apart`: without exchange, as HuBERT and "- Swap" are trained.
+pnmi          PNMI of k-means clusters of every layer with phones, on frames that k-means has not seen (HuBERT, figure
+              2). `pnmi_chance`: the value that clusters without knowledge of phones reach on these frames.
 
-<output>/models/<id>.json                   of one model; a model that is there is not measured again
+<output>/models/<id>.json                   one model; if the file exists, the model is not measured again
 <output>/diagnostics.json, diagnostics.png  all models of the call
 """
 
@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 Diagnosis = Dict[str, Any]
 METHOD_VERSION = 1  # raise it when the same call no longer gives the same numbers
 KINDS = ("masked", "unmasked")
-SEED = 0  # of masks and of k-means
+SEED = 0  # for masks and k-means
 
 
 def diagnose_models(
@@ -71,16 +71,16 @@ def diagnose_models(
     """Diagnose every ``(name, .nemo)`` on a labelled manifest.
 
     Args:
-        alignments: phones in time, for the PNMI; left out without them.
-        clusters: of the k-means of each layer.
-        max_frames: aligned frames, half to fit the k-means on and half to measure.
+        alignments: phone times, for the PNMI; without them the PNMI is left out.
+        clusters: number of k-means clusters per layer.
+        max_frames: aligned frames; half of them fit the k-means, the other half measure.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, not a pre-trained model, models of one name and different depth,
+        FileNotFoundError, ValueError: no such file, not a pre-trained model, models of one name that differ in depth,
             labels of another label maker, unusable audio, an utterance that occurs twice, or too few aligned frames.
     """
     output, diagnoses = Path(output), []
-    make_folder(output)  # first: that it cannot be made should not cost a pass over the audio
+    make_folder(output)  # first: if it cannot be made, no pass over the audio is wasted
     manifest_hash = _file_hash(manifest)
     if alignments is not None:
         check_aligned([manifest], alignments)
@@ -89,7 +89,7 @@ def diagnose_models(
         logger.info("%s: %s", name, path)
         model = load_pretrained(path).to(device)
         depth = len(model.encoder.layers)
-        if depths.setdefault(name, depth) != depth:  # no mean of their curves; what was measured is kept
+        if depths.setdefault(name, depth) != depth:  # their curves have no mean; results so far are kept
             raise ValueError(
                 f"{path}: {depth} layers, where another file of {name} has {depths[name]}. Give models of other "
                 "depths other names."
@@ -108,7 +108,7 @@ def diagnose_models(
 
 
 def load_pretrained(path: PathLike) -> pl.LightningModule:
-    """A pre-training model; raises ``ValueError`` for a CTC model, which has no label heads."""
+    """Load a pre-training model; raises ``ValueError`` for a CTC model, which has no label heads."""
     from nemo_mshubert.models.loading import restore_model  # imports NeMo, which takes seconds
 
     model = restore_model(path)
@@ -173,7 +173,7 @@ def view_cosines(
     """Mean cosine between the masked and the clean view of a frame after blocks 0 (the input) to L.
 
     Returns:
-        ``{"apart": {"masked": [L + 1], "unmasked": [L + 1]}}``, with Swap also ``"exchanged"``.
+        ``{"apart": {"masked": [L + 1], "unmasked": [L + 1]}}``, and with Swap also ``"exchanged"``.
     """
     encoder, num_states = model.encoder, len(model.encoder.layers) + 1
     modes = ("exchanged", "apart") if with_exchange else ("apart",)
@@ -198,7 +198,7 @@ def view_cosines(
 
 
 def _masked_batches(model, lines, mask_prob: float, mask_length: int) -> Iterator[Tuple[Tensor, Tensor, Tensor]]:
-    """Signals ``[B, 1, S]``, counts of samples ``[B]`` and masks ``[B, T]``, the same at every call."""
+    """Signals ``[B, 1, S]``, sample counts ``[B]`` and masks ``[B, T]``, which are the same at every call."""
     generator = torch.Generator().manual_seed(SEED)
     for window in audio_windows(lines):
         for group in groups_of(window):
@@ -217,8 +217,8 @@ def _masked_batches(model, lines, mask_prob: float, mask_length: int) -> Iterato
 def layer_pnmi(
     states: AllHiddenStates, lines, alignments: Alignments, clusters: int, max_frames: int
 ) -> List[Dict[str, Any]]:
-    """`unit_agreement` of k-means clusters of layers 0 to L: fitted on half of a sample of frames, measured on the
-    other.
+    """`unit_agreement` of k-means clusters of layers 0 to L, fitted on one half of a sample of frames and measured on
+    the other.
 
     Raises:
         ValueError: fewer than four aligned frames per cluster, or an aligned utterance that occurs twice.
@@ -243,7 +243,7 @@ def layer_pnmi(
 
 
 def _frames_with_units(states: AllHiddenStates, lines, alignments: Alignments) -> Iterator[np.ndarray]:
-    """Aligned frames of each utterance, ``[T, (L + 1) D + 1]``: all hidden states, and the number of the unit."""
+    """Aligned frames of each utterance, ``[T, (L + 1) D + 1]``: all hidden states, then the number of the unit."""
     for window in audio_windows(lines):
         for group in groups_of(window):
             for utterance, features in zip(group, window_features(group, states)):
@@ -261,9 +261,9 @@ def _file_hash(path: PathLike) -> str:
 
 
 def plot_diagnoses(diagnoses: Sequence[Diagnosis]):
-    """Cosines of the views, PNMI and PNMI by chance over the layers, a colour per name: a `matplotlib.figure.Figure`.
+    """A `matplotlib.figure.Figure` of the view cosines, PNMI and chance PNMI over the layers, one colour per name.
 
-    Several runs (seeds) of one name are a curve of their mean, within their range.
+    Several runs (seeds) of one name are shown as their mean and range.
     """
     from matplotlib.figure import Figure
 
@@ -285,7 +285,7 @@ def plot_diagnoses(diagnoses: Sequence[Diagnosis]):
         axes[1].set_ylabel("PNMI of clusters with phones")
     for one in axes:
         draw_layer_axis(one)
-        # above: inside it would lie on curves
+        # above the axes: inside, it would hide curves
         one.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False, fontsize=8)
     return figure
 
@@ -298,7 +298,7 @@ def _draw_runs(axes, curves: Sequence[Sequence[float]], color: str, **style) -> 
 
 
 def prediction_table(diagnoses: Sequence[Diagnosis], title: str) -> Table:
-    """A row per model and label set."""
+    """One row per model and label set."""
     header = [
         "model",
         "set",

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Experiments of NeMo's exp_manager, read back: settings, and TensorBoard files of all resumes joined."""
+"""Reads experiments of NeMo's exp_manager: settings, and the TensorBoard files of all resumed sessions joined."""
 
 import math
 import re
@@ -26,11 +26,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nemo_mshubert.whole_files import PathLike
 
-Curve = Dict[int, float]  # value by step, in order of steps, as TensorBoard numbers them: 0 is the first update
+Curve = Dict[int, float]  # value by step, in order of steps; as in TensorBoard, step 0 is the first update
 Scalars = Dict[str, Curve]
 
 OWN_TAGS = re.compile(r"(train|val)_(loss|wer|(\d+|views)/.+)|learning_rate|grad_norm|nonfinite_steps|feature_penalty")
-STEP_SECONDS = "micro_batch_seconds"  # of callbacks.data_wait
+STEP_SECONDS = "micro_batch_seconds"  # logged by callbacks.data_wait
 SET_TAG = re.compile(r"(?:train|val)_(\d+)/")
 SEED = re.compile(r"[_-]?seed[_-]?\d+")
 EVENT_FILES = "events.out.tfevents.*"
@@ -42,7 +42,7 @@ class Experiment:
 
     name: str
     scalars: Scalars
-    settings: Dict[str, Any] = field(default_factory=dict)  # of its hparams.yaml, "model.encoder.dropout": 0.1, ...
+    settings: Dict[str, Any] = field(default_factory=dict)  # from hparams.yaml, "model.encoder.dropout": 0.1, ...
     step_seconds: Optional[float] = None  # median of a training step
 
     @property
@@ -57,7 +57,7 @@ class Experiment:
         return SEED.sub("", self.name)
 
     def curve(self, tag: str, scale: float = 1.0) -> Curve:
-        """The tag's finite values times ``scale``; empty where it was never logged."""
+        """The tag's finite values times ``scale``; empty if it was never logged."""
         return {step: scale * value for step, value in self.scalars.get(tag, {}).items() if math.isfinite(value)}
 
 
@@ -86,7 +86,7 @@ def _session_order(file: Path):
 
 
 def read_event_file(path: PathLike) -> Scalars:
-    """The scalars of one TensorBoard file that this package logs; a file cut short gives what is whole."""
+    """The scalars of one TensorBoard file that this package logs; of a truncated file, those that are complete."""
     accumulator = EventAccumulator(str(path), size_guidance={"scalars": 0}, purge_orphaned_data=False)  # 0: keep all
     accumulator.Reload()
     tags = [tag for tag in accumulator.Tags()["scalars"] if OWN_TAGS.fullmatch(tag) or tag == STEP_SECONDS]
@@ -94,8 +94,8 @@ def read_event_file(path: PathLike) -> Scalars:
 
 
 def read_settings(path: Path) -> Dict[str, Any]:
-    """Leaves of an experiment's ``hparams.yaml`` by dotted name; empty where there is none, ``ValueError`` for other
-    text."""
+    """Leaves of an experiment's ``hparams.yaml`` by dotted name; empty if there is no such file. Raises ``ValueError``
+    if it is not YAML."""
     if not path.is_file():
         return {}
     try:
@@ -113,13 +113,14 @@ def _leaves(node: Any, name: str = "") -> Iterator[Tuple[str, Any]]:
 
 
 def join_sessions(sessions: Iterable[Scalars]) -> Scalars:
-    """Join sessions, oldest first, by step: what an older one logged at or after the first step of a newer is dropped.
+    """Join sessions by step, oldest first. Values that an older one logged at or after a newer one's first step are
+    dropped.
 
-    A session that was killed may have logged updates beyond its last checkpoint; the resumed one did them again.
+    A session that was killed may have logged updates beyond its last checkpoint; the resumed session repeated them.
 
         version_0   9 19 29 39 49            killed; its last checkpoint is of update 30
         version_1            39 49 59 69
-        joined      9 19 29 39 49 59 69      39 and 49 as in version_1, also of tags that it has not logged yet
+        joined      9 19 29 39 49 59 69      39 and 49 as in version_1, even for tags that it has not logged yet
     """
     joined: Scalars = {}
     for session in sessions:

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What the analyses of a run have found: their JSON files below a folder, as tables and plots for the report."""
+"""Results of a run's analyses: reads their JSON files below a folder, and makes tables and plots for the report."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ from nemo_mshubert.analysis.superb.plots import plot_layer_weights
 from nemo_mshubert.markdown import Table
 
 ABSENT = "–"
-Findings = Dict[str, List[Tuple[str, Dict[str, Any]]]]  # kind, of `FILES` -> folder and content of each file, if any
+Findings = Dict[str, List[Tuple[str, Dict[str, Any]]]]  # kind (key of `FILES`) -> folder and content of each file
 
 
 class Section(NamedTuple):
@@ -36,7 +36,7 @@ class Section(NamedTuple):
     plots: List[Plot]
 
 
-FILES = {  # kind: names of its files, and a key of all
+FILES = {  # kind: pattern of its file names, and a key that each file has
     "cca": ("cca.json", "areas"),
     "superb": ("superb.json", "sweep"),
     "diagnostics": ("diagnostics.json", "models"),
@@ -48,10 +48,10 @@ FILES = {  # kind: names of its files, and a key of all
 
 
 def read_findings(folder: Path) -> Findings:
-    """Results of analyze_cca.py, superb.py, diagnose.py, and of benchmark.py where its file is named benchmark*.json.
+    """Read results of analyze_cca.py, superb.py, diagnose.py, and of benchmark.py if named benchmark*.json.
 
     Raises:
-        ValueError: a file of such a name is damaged; names it.
+        ValueError: a file of such a name is damaged; the message names it.
     """
     findings: Findings = {}
     for kind, (pattern, key) in FILES.items():
@@ -72,7 +72,7 @@ def read_findings(folder: Path) -> Findings:
 
 
 def sections(findings: Findings) -> List[Section]:
-    """One per kind of analysis that there is."""
+    """One section per kind of analysis that was found."""
     makers = {
         "cca": _cca_section,
         "superb": _superb_section,

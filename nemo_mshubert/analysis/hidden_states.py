@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""All hidden states of an encoder, and utterances in groups whose states fit the memory."""
+"""All hidden states of an encoder, and utterances in groups whose states fit into memory."""
 
 from typing import Any, Iterable, Iterator, Optional, Sequence
 
@@ -29,11 +29,11 @@ UTTERANCES_AT_ONCE = 4  # all layers of 4 x 35 s in fp32 are 280 MB for a base m
 
 
 class AllHiddenStates(HiddenFeatures):
-    """Hidden states 0 (input of the transformer) to L of an encoder side by side, ``[T, (L + 1) D]``, unmasked, fp32.
+    """Hidden states 0 (input of the transformer) to L of an encoder, concatenated: ``[T, (L + 1) D]``, unmasked, fp32.
 
     Args:
         encoder: an MSHuBERTEncoder.
-        preprocessor: of the same model; tells whether it was trained on audio scaled to unit variance.
+        preprocessor: of the same model; it says whether the model was trained on audio scaled to unit variance.
     """
 
     def __init__(self, encoder: nn.Module, preprocessor: Optional[nn.Module] = None, device="cpu"):
@@ -57,7 +57,7 @@ class AllHiddenStates(HiddenFeatures):
 
     @property
     def width(self) -> int:
-        """Of one state."""
+        """Width of one state."""
         return self.dimension // self.num_states
 
     def _extract(self, audio: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
@@ -66,22 +66,22 @@ class AllHiddenStates(HiddenFeatures):
 
 
 def groups_of(utterances: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """`UTTERANCES_AT_ONCE` at a time, in order."""
+    """Groups of `UTTERANCES_AT_ONCE`, in order."""
     for first in range(0, len(utterances), UTTERANCES_AT_ONCE):
         yield utterances[first : first + UTTERANCES_AT_ONCE]
 
 
 def utterance_groups(lines: Iterable[Line]) -> Iterator[Sequence[Utterance]]:
-    """Groups of utterances with their audio, those of similar lengths in a window together."""
+    """Groups of utterances with their audio; within a window, utterances of similar length are grouped."""
     for window in audio_windows(lines):
         yield from groups_of(sorted(window, key=lambda utterance: len(utterance.samples)))  # less padding
 
 
 def load_hidden_states(path: PathLike, device: str = "cpu") -> AllHiddenStates:
-    """The hidden states of a pre-trained or fine-tuned ``.nemo``, of audio as its own preprocessor scales it.
+    """The hidden states of a pre-trained or fine-tuned ``.nemo``, for audio scaled as its own preprocessor does.
 
     Raises:
-        FileNotFoundError, ValueError: not a NeMo model, one with another encoder, or a frame rate other than 50 Hz.
+        FileNotFoundError, ValueError: not a NeMo model, another encoder, or a frame rate other than 50 Hz.
     """
     from nemo_mshubert.models.loading import restore_mshubert  # imports NeMo, which takes seconds
 

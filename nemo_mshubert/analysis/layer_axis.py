@@ -12,15 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What plots over the layers of an encoder share."""
+"""The axes that all plots over the layers of an encoder share."""
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 
 def draw_layer_axis(axes: Axes, from_zero: bool = False) -> None:
-    """Layers along the abscissa; ``from_zero``: the ordinate begins at 0, so that small differences look small, and
-    ends above the curves: flat ones would lie on the upper edge, which cuts off half of each marker."""
+    """Draw layers along the abscissa. ``from_zero``: the ordinate begins at 0, so that small differences look small.
+    It ends above the curves, since a flat curve would lie on the upper edge, which cuts off half of each marker."""
     axes.set_xlabel("layer (0: input of the transformer)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

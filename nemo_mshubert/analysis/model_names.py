@@ -19,7 +19,7 @@ from typing import Tuple
 
 
 def named_model(text: str) -> Tuple[str, str]:
-    """Name and file; for ``argparse``, which reports the error."""
+    """Split into name and file, as a type for ``argparse``, which reports the error."""
     name, equals, path = text.partition("=")
     if not (name and equals and path):
         raise argparse.ArgumentTypeError(f"expected NAME=FILE.nemo, found {text!r}")

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The report of a run or of several, finished or not: tables as Markdown, and all of it as one HTML file."""
+"""The report on one or more runs, finished or not: tables as Markdown, and everything as one HTML file."""
 
 import base64
 from html import escape
@@ -24,13 +24,13 @@ from nemo_mshubert.analysis.report_tables import clock, missing_parts, score_tab
 from nemo_mshubert.analysis.run_folder import Run
 from nemo_mshubert.markdown import Table, markdown_table
 
-SHOWN_ALONE = 2  # pre-trainings with plots of their own; more share plots
+SHOWN_ALONE = 2  # up to so many pre-trainings have their own plots; more share plots
 
 # --- Markdown --------------------------------------------------------------------------------------------------------
 
 
 def markdown_report(run: Run) -> str:
-    """The tables for a terminal, and what is missing."""
+    """The tables for a terminal, and a list of the missing parts."""
     found = [table for section in sections(run.findings) for table in section.tables]
     parts = [_titled(table) for table in [*score_tables(run), *setup_tables(run), *found]]
     return "\n\n".join([*parts, *(f"*{sentence}*" for sentence in missing_parts(run))])

@@ -24,7 +24,7 @@ from nemo_mshubert.markdown import Table
 
 
 def score_tables(run: Run) -> List[Table]:
-    """Error rates, where there are any."""
+    """Error rates, if there are any."""
     if not run.scores:
         return []
     rows = []
@@ -51,7 +51,7 @@ def setup_tables(run: Run) -> List[Table]:
 
 
 def _difference_table(kind: str, experiments: Sequence[Experiment]) -> Optional[Table]:
-    """Settings in which experiments of a kind differ; paths and names, which always do, are left out."""
+    """Settings in which experiments of a kind differ, except paths and names, which always differ."""
     known = [experiment for experiment in experiments if experiment.settings]
     keys = dict.fromkeys(key for experiment in known for key in experiment.settings)
     differing = [
@@ -80,7 +80,7 @@ def _is_place(value: Any) -> bool:
 
 
 def _follows(key: str, keys: Dict[str, None], experiments: Sequence[Experiment]) -> bool:
-    """Whether an earlier setting has the same values: ``${...}`` repeats them all over a configuration."""
+    """Whether an earlier setting has the same values: ``${...}`` repeats values throughout a configuration."""
     values = [_setting(experiment, key) for experiment in experiments]
     earlier = itertools.takewhile(lambda other: other != key, keys)
     return any([_setting(experiment, other) for experiment in experiments] == values for other in earlier)

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a run folder holds, finished or not: stages, labels, error rates, experiments and findings of analyses."""
+"""Reads a run folder, finished or not: stages, labels, error rates, experiments and findings of analyses."""
 
 import json
 import re
@@ -38,7 +38,7 @@ class Stage(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Error rates (shares) of a model on a test set, and the words of its references."""
+    """Error rates (as shares) of a model on a test set, and the number of reference words."""
 
     wer: float
     cer: float
@@ -61,7 +61,7 @@ Scores = Dict[Tuple[str, str], Score]  # by manifest and decoder
 
 @dataclass
 class Run:
-    """What a run folder holds; a part whose stage has not run is empty."""
+    """The contents of a run folder; a part whose stage has not run is empty."""
 
     name: str
     stages: List[Stage] = field(default_factory=list)
@@ -86,11 +86,11 @@ class Run:
 
 
 def read_run(folder: PathLike) -> Run:
-    """Read all that a run folder holds so far.
+    """Read everything that a run folder holds so far.
 
     Raises:
-        FileNotFoundError: no such folder, or nothing of a run in it.
-        ValueError: a file is damaged; names it and says what to repeat.
+        FileNotFoundError: no such folder, or it holds nothing of a run.
+        ValueError: a file is damaged; the message names it and says what to repeat.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -113,11 +113,11 @@ def read_run(folder: PathLike) -> Run:
 
 
 def read_runs(folders: Sequence[PathLike]) -> Run:
-    """One run as it is; of several, all parts side by side, named after their runs: the last part of their paths, or
-    the whole where two end alike.
+    """Read one run, or several as one. The parts of several runs are named after their run: by the last part of its
+    path, or by the whole path if two last parts are the same.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_run`, or a folder that is given twice.
+        FileNotFoundError, ValueError: as `read_run`, or a folder was given twice.
     """
     runs = [read_run(folder) for folder in folders]
     if len(runs) == 1:
@@ -140,8 +140,8 @@ def read_runs(folders: Sequence[PathLike]) -> Run:
 
 
 def read_stages(path: Path) -> List[Stage]:
-    """Stages in the order in which they first ran, of a name that ran again the newest line; ``ValueError`` for a line
-    that is none."""
+    """Stages in the order in which they first ran. Of a stage that ran again, the newest line counts. Raises
+    ``ValueError`` for a line of another form."""
     stages: Dict[str, Stage] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], start=1):
         if not line.strip():
@@ -158,8 +158,8 @@ def read_stages(path: Path) -> List[Stage]:
 
 
 def read_label_metrics(folder: Path) -> List[LabelSetMetrics]:
-    """Metrics of all iterations, manifests and sets below ``labels/``, in this order; ``ValueError`` names what is
-    damaged."""
+    """Metrics of all iterations, manifests and sets below ``labels/``, in this order. Raises ``ValueError`` with the
+    name of a damaged file."""
     rows = []
     for path in sorted(folder.glob("*/*.metrics.json"), key=_natural_order):
         name, remedy = path.name.removesuffix(".metrics.json"), "Repeat scripts/label.py make --metrics_output."
@@ -177,7 +177,7 @@ def read_label_metrics(folder: Path) -> List[LabelSetMetrics]:
 
 
 def read_scores(folder: Path) -> Dict[str, Scores]:
-    """Scores of each model below ``results/``: those of `MODELS` first, others by name."""
+    """Scores of each model below ``results/``: first those of `MODELS`, then the others by name."""
     paths = {path.parent.name: path for path in sorted(folder.glob("*/results.json"), key=_natural_order)}
     scores = {}
     for model in sorted(paths, key=lambda model: list(MODELS).index(model) if model in MODELS else len(MODELS)):
@@ -190,5 +190,5 @@ def read_scores(folder: Path) -> Dict[str, Scores]:
 
 
 def _natural_order(path: Path) -> List[Union[int, str]]:
-    """iter10 after iter9."""
+    """Sort key by which iter10 comes after iter9."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.as_posix())]

@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Words (or phones) of aligned speech: which ones, which instances, which frames, and their mean hidden states.
+"""Words (or phones) of aligned speech: chooses units, instances and frames, and computes mean hidden states.
 
-The recipe is that of Pasad et al. (2021, section 3; ankitapasad/layerwise-analysis): the 500 commonest words of the
-training set, 15 random instances of each from the development set, the mean over the frames of an instance.
+The recipe is that of Pasad et al. (2021, section 3; ankitapasad/layerwise-analysis): the 500 most frequent words of
+the training set, 15 random instances of each from the development set, the mean over the frames of an instance.
 
     alignments ------> commonest units --+
     manifest + alignments of it ---------+--> Sample: N instances of K units --> pooled hidden states [L + 1, N, D]
@@ -43,17 +43,17 @@ logger = logging.getLogger(__name__)
 
 SILENCES = {"", "sp", "sil", "<eps>", "<sil>"}
 NOT_A_UNIT = SILENCES | {"spn", "<unk>", "[unk]"}  # noise, unknown
-SLACK_SECONDS = 1 / FRAME_RATE  # by which an alignment, on a grid of its own, may end behind the audio
+SLACK_SECONDS = 1 / FRAME_RATE  # an alignment has its own time grid and may end so much later than the audio
 
 
 # --- Units -----------------------------------------------------------------------------------------------------------
 
 
 def commonest_units(alignments: Alignments, top: Optional[int]) -> List[str]:
-    """The ``top`` commonest units (all: None), commonest first, alphabetical where counts are equal; no silence.
+    """The ``top`` most frequent units (None: all), most frequent first, ties in alphabetical order; no silence.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer than ``top``.
     """
     counts = np.zeros(len(alignments.names), np.int64)
     for _, _, unit in alignments.intervals.values():
@@ -84,13 +84,13 @@ class Sample:
     utterance: List[str]  # [N], ids
     start: np.ndarray  # [N], seconds
     end: np.ndarray  # [N]
-    lines: List[Line]  # of the utterances that are needed
-    missing_units: List[str]  # wanted, but without an instance
-    unaligned: int  # utterances of the manifest without alignment, which are left out
+    lines: List[Line]  # of the utterances that have instances
+    missing_units: List[str]  # requested units without an instance
+    unaligned: int  # utterances of the manifest that have no alignment and are left out
 
     @property
     def id(self) -> str:
-        """16 hex digits that tell apart samples of other units, times, audio files or content of audio files."""
+        """16 hex digits that differ for samples with other units, times, audio files or contents of audio files."""
         digest = hashlib.sha256(repr((self.kind, self.names)).encode())
         for _, entry in self.lines:
             digest.update(repr((utterance_id(entry), audio_source(entry))).encode())
@@ -99,7 +99,7 @@ class Sample:
         return digest.hexdigest()[:16]
 
     def summary(self) -> Dict[str, Any]:
-        """What results say of the sample."""
+        """The description of the sample in result files."""
         counts = np.bincount(self.unit, minlength=len(self.names)).tolist()
         return {
             "id": self.id,
@@ -166,7 +166,7 @@ def _warn_of_unaligned(manifests: Sequence[PathLike], lines: Sequence[Line], ali
 
 
 def _find_instances(alignments: Alignments, units: Sequence[str], aligned: Sequence[str]):
-    """``{unit: [(place of the utterance in aligned, start, end), ...]}`` of those that occur."""
+    """``{unit: [(index of the utterance in aligned, start, end), ...]}`` for the units that occur."""
     wanted = set(units)
     found: Dict[str, List[Tuple[int, float, float]]] = defaultdict(list)
     for place, utt_id in enumerate(aligned):
@@ -186,7 +186,7 @@ def _check_durations(sample: Sample) -> None:
 
 
 def check_times(sample: Sample, index: int, where: str, seconds: float) -> None:
-    """Raise ``ValueError`` where an instance does not lie within ``seconds`` of audio (and a frame of slack)."""
+    """Raise ``ValueError`` if an instance does not lie within ``seconds`` of audio (plus one frame of slack)."""
     start, end = sample.start[index], sample.end[index]
     if not 0 <= start <= end <= seconds + SLACK_SECONDS or start >= seconds:
         raise ValueError(
@@ -204,15 +204,15 @@ def _names(manifests: Sequence[PathLike]) -> str:
 
 
 def frame_span(start: float, end: float, num_frames: int, drop_thirds: bool) -> Tuple[int, int]:
-    """First frame and the one behind the last of ``start`` to ``end`` seconds: at least one of ``num_frames``.
+    """First frame of ``start`` to ``end`` seconds, and the frame after the last: at least one of ``num_frames``.
 
         seconds    0.05       0.13
         frames   0    1    2    3    4    5    6    7      floor(0.05 / 0.02) = 2 to ceil(0.13 / 0.02) = 7
                            |=======================|
 
-    ``drop_thirds`` leaves the middle: floor((frames + 1) / 3) less at each side, for phones, whose edges sound like
-    their neighbours. Unlike the reference code, a time on the grid stays there: 0.58 s is frame 29, though
-    0.58 / 0.02 is 28.999... in floating point.
+    ``drop_thirds`` keeps only the middle: it removes floor((frames + 1) / 3) frames at each side. It is for phones,
+    whose edges sound like their neighbours. Unlike in the reference code, a time on the grid stays there: 0.58 s is
+    frame 29, although 0.58 / 0.02 is 28.999... in floating point.
     """
     first = min(math.floor(round(start * FRAME_RATE, 6)), num_frames - 1)
     last = min(max(math.ceil(round(end * FRAME_RATE, 6)), first + 1), num_frames)
@@ -226,11 +226,11 @@ def frame_span(start: float, end: float, num_frames: int, drop_thirds: bool) -> 
 
 
 def pool_instances(sample: Sample, features: AllHiddenStates) -> np.ndarray:
-    """Mean hidden states ``float32 [L + 1, N, D]`` of the frames of each instance; utterances run whole.
+    """Mean hidden states ``float32 [L + 1, N, D]`` over the frames of each instance, computed from whole utterances.
 
     Raises:
-        FileNotFoundError, ValueError: audio that is missing or unusable, an instance beyond it, or hidden states that
-            are not finite; names the line.
+        FileNotFoundError, ValueError: audio that is missing or unusable, an instance beyond its end, or hidden states
+            that are not finite; the message names the line.
     """
     rows = defaultdict(list)
     for index, utt_id in enumerate(sample.utterance):

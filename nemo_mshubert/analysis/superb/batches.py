@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Batches for probes: utterances of similar length together, in an order that is a function of the seed alone."""
+"""Batches for probes: utterances of similar length together, in an order that depends only on the seed."""
 
 import itertools
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from nemo_mshubert.data.manifest import Line
 
 @dataclass
 class Targets:
-    """What a split is trained or tested on: manifest lines and their tokens, numbers of letters or phones."""
+    """The data of a split: manifest lines and their tokens, which are numbers of letters or phones."""
 
     lines: List[Line]
     tokens: List[List[int]]
@@ -36,7 +36,7 @@ class Targets:
 
 @dataclass
 class Batch:
-    """Utterances with what `FrozenFeatures.load` gave for each."""
+    """Utterances, each with the result of `FrozenFeatures.load`."""
 
     lines: List[Line]
     loaded: List[np.ndarray]
@@ -44,7 +44,7 @@ class Batch:
 
 
 class UtteranceBatches(Dataset):
-    """Batches by lists of utterance numbers."""
+    """A dataset whose index is a list of utterance numbers, and whose item is their batch."""
 
     def __init__(self, targets: Targets, features: FrozenFeatures):
         self.targets, self.features = targets, features
@@ -58,9 +58,9 @@ class UtteranceBatches(Dataset):
 def length_batches(
     durations: Sequence[float], batch_size: int, halve_above_seconds: float = np.inf
 ) -> List[List[int]]:
-    """Utterance numbers by duration, longest first, in batches; half as many where one is longer than a limit.
+    """Batches of utterance numbers by duration, longest first; half as many in a batch with an utterance over a limit.
 
-    s3prl halves the batches of its phone recognition above 300,000 samples.
+    For phone recognition, s3prl halves batches with utterances above 300,000 samples.
     """
     order = sorted(range(len(durations)), key=lambda row: -durations[row])
     batches = []
@@ -72,11 +72,11 @@ def length_batches(
 
 
 def endless(batches: Sequence[List[int]], seed: int) -> Iterator[List[int]]:
-    """The batches, shuffled anew for every pass."""
+    """The batches over and over, reshuffled for every pass."""
     for number in itertools.count():
         yield from (batches[index] for index in np.random.default_rng((seed, number)).permutation(len(batches)))
 
 
 def loader(dataset: UtteranceBatches, batches: Sequence[List[int]], num_workers: int) -> DataLoader:
-    """One `Batch` per list of ``batches``, loaded by processes of its own."""
+    """Load one `Batch` per list of ``batches``, in its own processes."""
     return DataLoader(dataset, sampler=batches, batch_size=None, num_workers=num_workers)

@@ -12,15 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Hidden states of a frozen encoder: from a cache on disk while a budget lasts, from the audio beyond it.
+"""Hidden states of a frozen encoder, read from a cache on disk, or computed from the audio once a budget is used up.
 
-LibriSpeech's train-clean-100 is 360 GB of a base model's 13 states in float16, hence the budget. What is cached and
-what is computed on the way are the same numbers: both are rounded to float16.
+A base model's 13 states of LibriSpeech's train-clean-100 take 360 GB in float16, hence the budget. Cached states and
+states computed during training are the same numbers: both are rounded to float16.
 
-    <folder>/<encoder>/<place>-<state>.npy      float16 [T, L + 1, D]; other encoders have folders of their own
+    <folder>/<encoder>/<place>-<state>.npy      float16 [T, L + 1, D]; each encoder has its own folder
 
-A file is known by the place of its audio and by size and time of change of the audio file: where that is replaced, the
-states are computed anew.
+A cache file is identified by the place of its audio and by the size and modification time of the audio file. If that
+file is replaced, the states are computed again.
 """
 
 import hashlib
@@ -41,14 +41,14 @@ from nemo_mshubert.modules.frames import RECEPTIVE_FIELD_SAMPLES
 from nemo_mshubert.whole_files import PathLike, atomic_write
 
 GIGABYTE = 1e9
-PLACE_DIGITS, STATE_DIGITS = 32, 8  # of the name of a file, hexadecimal
+PLACE_DIGITS, STATE_DIGITS = 32, 8  # hexadecimal digits in a file name
 
 
 class CacheUse(NamedTuple):
-    """What a call of `FrozenFeatures.fill` found and made."""
+    """The result of a call of `FrozenFeatures.fill`."""
 
-    utterances: int  # of the lines given
-    cached: int  # of them in the cache now
+    utterances: int  # number of the lines given
+    cached: int  # how many of them are in the cache now
     gigabytes: float  # of all files of this encoder
 
 
@@ -57,9 +57,8 @@ class FrozenFeatures:
 
     Args:
         hidden_states: of the frozen encoder.
-        folder: of the cache; None to compute all anew every time.
-        gigabytes: that the cache of this encoder may take; beyond, utterances are computed whenever they are asked
-            for.
+        folder: of the cache; None to compute everything whenever it is requested.
+        gigabytes: limit for the cache of this encoder; utterances beyond it are computed whenever they are requested.
     """
 
     def __init__(self, hidden_states: AllHiddenStates, folder: Optional[PathLike] = None, gigabytes: float = 0.0):
@@ -76,11 +75,10 @@ class FrozenFeatures:
         return self.hidden_states.width
 
     def fill(self, lines: Sequence[Line]) -> CacheUse:
-        """Put utterances into the cache, window by window, until the budget is spent; those that are there cost
-        nothing.
+        """Put utterances into the cache, window by window, until the budget is used up. Cached ones cost nothing.
 
-        Of two processes, as of two tasks, the second waits: it would compute the same, and spend the budget once more.
-        States of audio that has been replaced are removed.
+        If two processes (of two tasks, for example) call this, the second waits: it would compute the same states, and
+        use the budget a second time. States of audio that has been replaced are removed.
 
         Raises:
             FileNotFoundError, ValueError: audio that is missing or unusable, or states that are not finite.
@@ -91,7 +89,7 @@ class FrozenFeatures:
             return self._fill(lines)
 
     def _fill(self, lines: Sequence[Line]) -> CacheUse:
-        paths = {where: self._path(entry) for where, entry in lines}  # of the audio as it is before it is read
+        paths = {where: self._path(entry) for where, entry in lines}  # names for the audio as it is before reading
         self._remove_replaced(set(paths.values()))
         used = sum(path.stat().st_size for path in self.folder.glob("*.npy"))
         missing = [line for line in lines if not paths[line[0]].is_file()]
@@ -107,21 +105,21 @@ class FrozenFeatures:
         return CacheUse(len(lines), cached, used / GIGABYTE)
 
     def _remove_replaced(self, current: Set[Path]) -> None:
-        """Else states of audio that was replaced would take up the budget."""
+        """Remove states of audio that was replaced, which would otherwise use up the budget."""
         places = {path.name[:PLACE_DIGITS] for path in current}
         for path in self.folder.glob("*.npy"):
             if path.name[:PLACE_DIGITS] in places and path not in current:
-                path.unlink(missing_ok=True)  # another process may have been quicker
+                path.unlink(missing_ok=True)  # another process may have removed it first
 
     def _computed(self, lines: Sequence[Line]) -> Iterator[Tuple[Utterance, np.ndarray]]:
         for group in utterance_groups(lines):
             yield from zip(group, self._run(group))
 
     def load(self, line: Line) -> np.ndarray:
-        """What a loader process can fetch: cached states ``float16 [T, L + 1, D]``, else the samples ``float32 [S]``.
+        """The part that a loader process can do: cached states ``float16 [T, L + 1, D]``, or samples ``float32 [S]``.
 
         Raises:
-            FileNotFoundError, ValueError: audio that is missing, unusable or without a frame; a damaged file.
+            FileNotFoundError, ValueError: audio that is missing, unusable or shorter than a frame; a damaged file.
         """
         where, entry = line
         path = self._path(entry) if self.folder else None
@@ -136,7 +134,7 @@ class FrozenFeatures:
             raise ValueError(f"{path}: damaged ({error}). Delete it; the next call makes it again.") from error
 
     def finish(self, lines: Sequence[Line], loaded: Sequence[np.ndarray]) -> List[np.ndarray]:
-        """States ``float16 [T, L + 1, D]`` of what `load` returned: samples go through the encoder now."""
+        """States ``float16 [T, L + 1, D]`` from the results of `load`: samples now go through the encoder."""
         rows = [row for row, array in enumerate(loaded) if array.ndim == 1]
         states = list(loaded)
         for group in groups_of(rows):
@@ -146,7 +144,7 @@ class FrozenFeatures:
         return states
 
     def _run(self, group: List[Utterance]) -> List[np.ndarray]:
-        with torch.autocast(self.hidden_states.device.type, enabled=False):  # cached states are not of a trainer's
+        with torch.autocast(self.hidden_states.device.type, enabled=False):  # cached states are made without it
             computed = window_features(group, self.hidden_states)
         states = []
         for utterance, features in zip(group, computed):

@@ -12,13 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Plots of probes; apart from the training, which takes seconds to import."""
+"""Plots of probes, in a module of their own, since the training code takes seconds to import."""
 
 from typing import Any, Dict, Sequence
 
 
 def plot_layer_weights(results: Sequence[Dict[str, Any]]):
-    """Learned weights over the layers, a curve per model: a `matplotlib.figure.Figure`."""
+    """A `matplotlib.figure.Figure` of the learned layer weights, one curve per model."""
     from matplotlib.figure import Figure
 
     from nemo_mshubert.analysis.layer_axis import draw_layer_axis

@@ -12,11 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The probes of SUPERB: a weighted sum of frozen hidden states, a small network, CTC (s3prl: interfaces.py,
+"""The probes of SUPERB: a weighted sum of frozen hidden states, a small network, and CTC (s3prl: interfaces.py,
 downstream/asr, ctc).
 
-Legend: B utterances, T frames, L + 1 hidden states, D their width, P width of the projection, V tokens without the
-blank.
+Legend: B utterances, T frames, L + 1 hidden states of width D, P width of the projection, V tokens without the blank.
 """
 
 from typing import List, Sequence, Tuple
@@ -35,7 +34,7 @@ from nemo_mshubert.analysis.superb.features import FrozenFeatures
 from nemo_mshubert.decoding.error_rates import ErrorCounts, error_counts
 from nemo_mshubert.decoding.greedy import greedy_ids
 
-DEV_ERROR = "dev_error"  # the logged rate that chooses checkpoint and learning rate
+DEV_ERROR = "dev_error"  # this logged rate chooses the checkpoint and the learning rate
 
 
 class WeightedSum(nn.Module):
@@ -47,7 +46,7 @@ class WeightedSum(nn.Module):
 
     @property
     def weights(self) -> Tensor:
-        """``[L + 1]``, which sum to 1; 0 is the input of the transformer."""
+        """``[L + 1]``, with sum 1; index 0 is the input of the transformer."""
         return self.logits.softmax(dim=0)
 
     def forward(self, states_TLD: Tensor) -> Tensor:
@@ -56,8 +55,7 @@ class WeightedSum(nn.Module):
 
 
 class RecurrentLayers(nn.Module):
-    """Bidirectional LSTMs, with dropout behind each of them, the last one included (s3prl: downstream/model.py,
-    RNNs)."""
+    """Bidirectional LSTMs with dropout after each of them, including the last (s3prl: downstream/model.py, RNNs)."""
 
     def __init__(self, width: int, hidden: int, layers: int, dropout: float):
         super().__init__()
@@ -67,7 +65,7 @@ class RecurrentLayers(nn.Module):
         self.out_features = 2 * hidden
 
     def forward(self, x_BTP: Tensor, frames_B: Tensor) -> Tensor:
-        """``[B, T, P]`` and frame counts -> ``[B, T, 2 hidden]``; padding changes nothing."""
+        """``[B, T, P]`` and frame counts -> ``[B, T, 2 hidden]``; padding does not change the result."""
         packed = pack_padded_sequence(x_BTP, frames_B.cpu(), batch_first=True, enforce_sorted=False)
         return self.dropout(pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0])
 
@@ -76,8 +74,8 @@ class FeatureAugmentation(nn.Module):
     """SpecAugment of a padded batch of features: time warp, then NeMo's masks of frames and of dimensions.
 
     Args:
-        time_warp: W, most frames by which a point at least W from the ends is moved, 0 for none; utterances of 2 W
-            frames or fewer stay as they are.
+        time_warp: W, the maximum number of frames by which a point is moved; it is at least W frames from the ends.
+            0: no warp. Utterances of at most 2 W frames stay unchanged.
         **masks: of NeMo's SpectrogramAugmentation: freq_masks, freq_width, time_masks, time_width.
     """
 
@@ -87,17 +85,17 @@ class FeatureAugmentation(nn.Module):
         self.masks = SpectrogramAugmentation(**masks)
 
     def forward(self, features: List[Tensor]) -> List[Tensor]:
-        """``[T, D]`` each, of the same lengths again."""
+        """A list of ``[T, D]`` -> the same shapes."""
         features = [warp_time(x_TD, self.time_warp) for x_TD in features]
         frames_B = torch.tensor([len(x_TD) for x_TD in features], device=features[0].device)
         x_BDT = pad_sequence(features, batch_first=True).transpose(1, 2)
-        # NeMo masks without gradients, which the weights of the layers need: so it masks ones
+        # NeMo's masking stops gradients, which the layer weights need. So it masks a tensor of ones, to multiply by.
         masked_BDT = x_BDT * self.masks(input_spec=torch.ones_like(x_BDT), length=frames_B)
         return [x_DT[:, :count].T for x_DT, count in zip(masked_BDT, frames_B.tolist())]
 
 
 def warp_time(x_TD: Tensor, window: int) -> Tensor:
-    """Move a random point by up to ``window`` frames, stretching one side and squeezing the other (SpecAugment)."""
+    """Move a random point by up to ``window`` frames; one side is stretched, the other squeezed (SpecAugment)."""
     num_frames = len(x_TD)
     if window == 0 or num_frames <= 2 * window:
         return x_TD
@@ -116,13 +114,13 @@ class CtcProbe(pl.LightningModule):
     """Weighted sum, [SpecAugment,] Linear to P, [BLSTMs,] Linear to the tokens, CTC.
 
     Args:
-        features: of the frozen encoder; not a part of the probe, nor of its checkpoints.
-        vocabulary: tokens, by number; the CTC blank follows.
+        features: of the frozen encoder; they are no part of the probe or its checkpoints.
+        vocabulary: tokens in the order of their numbers; the CTC blank follows.
         config: ``projection`` (P), ``recurrent`` (hidden, layers, dropout, or null), ``spec_augment`` (or null).
         learning_rate: of Adam.
-        seed: of the initial weights, and of dropout and SpecAugment; these are a function of it and of the step, so
-            that a resumed run repeats them.
-        words: whether tokens are letters, and errors are counted in words; else in tokens.
+        seed: for the initial weights, dropout and SpecAugment. Dropout and SpecAugment depend only on the seed and
+            the step, so that a resumed run repeats them.
+        words: True if tokens are letters and errors are counted in words; otherwise errors are counted in tokens.
     """
 
     def __init__(
@@ -187,12 +185,12 @@ class CtcProbe(pl.LightningModule):
         return [greedy_ids(row[:count]) for row, count in zip(rows, frames_B.tolist())]
 
     def count_errors(self, reference: List[int], hypothesis: List[int]) -> ErrorCounts:
-        """Errors in words where tokens are letters, else in tokens."""
+        """Errors in words if tokens are letters, otherwise in tokens."""
         reference, hypothesis = (self.spell(tokens) for tokens in (reference, hypothesis))
         return error_counts(reference, hypothesis)
 
     def spell(self, tokens: List[int]) -> List[str]:
-        """Words of letters, or phones."""
+        """Words if tokens are letters, otherwise phones."""
         symbols = [self.vocabulary[token] for token in tokens]
         return "".join(symbols).split() if self.words else symbols
 
@@ -200,8 +198,8 @@ class CtcProbe(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch  # `forward` moves one utterance's states at a time: all layers of a batch are hundreds of MB
+        return batch  # `forward` moves the states of one utterance at a time: a batch has hundreds of MB
 
     def layer_weights(self) -> List[float]:
-        """Of the input of the transformer and of each block; they sum to 1."""
+        """Weights of the transformer's input and of each block; their sum is 1."""
         return self.weighted_sum.weights.detach().cpu().tolist()

@@ -12,13 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Phones of words: pronunciation files of LibriSpeech and CMUdict, and espeak-ng for words that are in none.
+"""Phones of words: from pronunciation files of LibriSpeech and CMUdict, and from espeak-ng for words that they lack.
 
     A BOND          AH0 B AA1 N D       LibriSpeech's lexicon: word, white space, ARPAbet phones
-    'bout(2)        B AW1 T # slang     CMUdict: further pronunciations numbered, comments behind "#"
+    'bout(2)        B AW1 T # slang     CMUdict: further pronunciations have numbers, comments follow "#"
 
-UTF-8, or Latin-1 as CMUdict 0.7b.
-The first pronunciation of the first file counts, as in s3prl's libriphone.py. Words are compared in lower case.
+Files are UTF-8, or Latin-1 as CMUdict 0.7b is. As in s3prl's libriphone.py, the first pronunciation in the first file
+counts. Words are compared in lower case.
 """
 
 import ctypes
@@ -35,10 +35,10 @@ VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split()
 CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()
 ARPABET = {*VOWELS, *CONSONANTS}
 PHONE = re.compile(r"([A-Z]+)([012]?)")
-ALTERNATIVE = re.compile(r"\(\d+\)$")  # of CMUdict
-NAMED_MISSING = 10  # words without pronunciation that an error lists
+ALTERNATIVE = re.compile(r"\(\d+\)$")  # CMUdict's numbers
+NAMED_MISSING = 10  # number of words without pronunciation that an error lists
 
-# espeak-ng's IPA of "en-us" in ARPAbet, an approximation: it reduces vowels where dictionaries do not.
+# espeak-ng's IPA of "en-us" -> ARPAbet. This is an approximation: espeak-ng reduces vowels that dictionaries do not.
 IPA = {
     **{"ɑː": "AA", "ɑ": "AA", "a": "AA", "æ": "AE", "ʌ": "AH", "ə": "AH", "ɐ": "AH", "ᵻ": "IH", "ɔː": "AO", "ɔ": "AO"},
     **{
@@ -71,13 +71,13 @@ class Pronunciations:
     """Phones of words.
 
     Args:
-        paths: pronunciation files (.gz too), the more trusted first.
-        fallback: pronounces words that are in none of them; without one they are errors.
-        stress: keep the stress digits of vowels, as s3prl does; False removes them everywhere, which a mixture of
-            files with and without stress needs.
+        paths: pronunciation files (also .gz), most trusted first.
+        fallback: pronounces words that are in none of them; without a fallback, these are errors.
+        stress: keep the stress digits of vowels, as s3prl does. False removes them everywhere, which is needed if only
+            some of the files have stress.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or a line that is no pronunciation.
+        FileNotFoundError, ValueError: no such file, or a line that is not a pronunciation.
     """
 
     def __init__(self, paths: Sequence[PathLike], fallback: Optional[Fallback] = None, stress: bool = True):
@@ -92,8 +92,8 @@ class Pronunciations:
         return [phone for word in text.lower().split() for phone in self._of_word(word)]
 
     def require(self, texts: Iterable[str]) -> None:
-        """Raise ``ValueError`` for words that neither the files nor the fallback pronounce, all at once, and, where
-        stress is kept, for a word whose vowels have none."""
+        """Raise one ``ValueError`` for all words that neither the files nor the fallback pronounce. If stress is kept,
+        also raise it for a word whose vowels have none."""
         words = dict.fromkeys(word for text in texts for word in text.lower().split())
         missing = [word for word in words if word not in self._phones]
         if missing and self.fallback is None:
@@ -118,7 +118,7 @@ class Pronunciations:
 
     @property
     def vocabulary(self) -> List[str]:
-        """All phones that can occur: ARPAbet, vowels three times with stress; 69 or 39."""
+        """All phones that can occur: 39 of ARPAbet, or 69 with stress, where each vowel occurs three times."""
         if not self.stress:
             return sorted(ARPABET)
         return sorted([*CONSONANTS, *(vowel + digit for vowel in VOWELS for digit in "012")])
@@ -143,7 +143,7 @@ def _read(path: Path):
 
 
 def _decoded(line: bytes) -> str:
-    """UTF-8, else Latin-1: cmudict-0.7b writes "DÉJÀ" in it."""
+    """Decode as UTF-8, or else as Latin-1, in which cmudict-0.7b writes "DÉJÀ"."""
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError:
@@ -157,7 +157,7 @@ def _is_phone(name: str, stress: str) -> bool:
 class EspeakPronunciations:
     """Pronounces any word of letters with the rules of espeak-ng's "en-us" (optional package espeakng-loader)."""
 
-    VOICE, IPA_MODE = b"en-us", 0x02  # of espeak-ng's speak_lib.h
+    VOICE, IPA_MODE = b"en-us", 0x02  # constants of espeak-ng's speak_lib.h
 
     @cached_property
     def _library(self):
@@ -171,14 +171,14 @@ class EspeakPronunciations:
         return library
 
     def __call__(self, word: str) -> List[str]:
-        """Phones of a word; raises ``ValueError`` for sounds that English does not have."""
+        """Phones of a word; raises ``ValueError`` for sounds that do not exist in English."""
         text = ctypes.c_char_p(word.encode())
         ipa = self._library.espeak_TextToPhonemes(ctypes.byref(text), CHARS_UTF8, self.IPA_MODE)
         return arpabet(ipa.decode(), word)
 
 
 def arpabet(ipa: str, word: str) -> List[str]:
-    """Phones with stress of an IPA string of espeak-ng, where a stress mark stands before its vowel."""
+    """Phones with stress from espeak-ng's IPA, where a stress mark stands before its vowel."""
     phones: List[str] = []
     stress = "0"
     for token in IPA_TOKEN.findall(re.sub(r"\s|[_|ː]$", "", ipa)):

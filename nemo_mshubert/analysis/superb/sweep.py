@@ -12,15 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""SUPERB's ASR and PR of one encoder: a probe per learning rate, the best on dev tested; resumable (section 4.2).
+"""SUPERB's ASR and PR of one encoder, resumable: a probe per learning rate; the best on dev is tested (section 4.2).
 
-    <output>/lr_<rate>/last.ckpt, best-*.ckpt      an interrupted probe goes on from the last evaluation
-    <output>/lr_<rate>/version_*/metrics.csv       loss and dev error, of each session
-    <output>/lr_<rate>/result.json                 a probe that is done is not trained again
-    <output>/superb.json, layer_weights.png        the sweep, and what the chosen probe gives on the test sets
+    <output>/lr_<rate>/last.ckpt, best-*.ckpt      an interrupted probe continues from the last evaluation
+    <output>/lr_<rate>/version_*/metrics.csv       loss and dev error of each session
+    <output>/lr_<rate>/result.json                 a probe with this file is finished and not trained again
+    <output>/superb.json, layer_weights.png        the sweep, and the results of the chosen probe on the test sets
 
-A probe's folder is of one encoder, data (transcripts and audio files) and configuration; another call with the same
-``output`` is refused.
+A folder ``output`` belongs to one encoder, one set of data (transcripts and audio files) and one configuration. A call
+with others is refused.
 """
 
 import hashlib
@@ -86,10 +86,10 @@ class Phones:
 
 
 def read_lines(manifests: Sequence[PathLike]) -> List[Line]:
-    """Lines with a transcript and a duration; the audio is looked for, not read.
+    """Lines with a transcript and a duration. Audio files must exist, but are not read.
 
     Raises:
-        FileNotFoundError, ValueError: no such manifest or audio file, no line, or one without either.
+        FileNotFoundError, ValueError: no such manifest or audio file, no line, or one without transcript or duration.
     """
     lines = list(itertools.chain.from_iterable(map(iter_manifest, manifests)))
     for where, entry in lines:
@@ -104,7 +104,7 @@ def read_lines(manifests: Sequence[PathLike]) -> List[Line]:
 
 
 def make_targets(lines: List[Line], units) -> Targets:
-    """Tokens of each line; raises ``ValueError`` that names the line with a letter that the task does not have."""
+    """Tokens of each line; raises ``ValueError`` naming the line if the task does not have one of its letters."""
     tokens = []
     for where, entry in lines:
         try:
@@ -118,7 +118,7 @@ def make_targets(lines: List[Line], units) -> Targets:
 
 
 def make_units(config: DictConfig, splits: Dict[str, List[Line]]):
-    """The tokens of the task; all words of all splits must have a pronunciation."""
+    """The tokens of the task. For phones, all words of all splits must have a pronunciation."""
     if config.task == "asr":
         return Letters()
     if not config.pronunciations:
@@ -134,7 +134,7 @@ def make_units(config: DictConfig, splits: Dict[str, List[Line]]):
 
 
 class ProbeData(pl.LightningDataModule):
-    """Batches of the training set: "epoch" e is the e-th stretch of ``eval_every`` updates of the endless stream."""
+    """Batches of the splits. Those of training are an endless stream; "epoch" e is its e-th ``eval_every`` updates."""
 
     def __init__(self, config: DictConfig, features: FrozenFeatures, splits: Dict[str, Targets]):
         super().__init__()
@@ -157,13 +157,13 @@ class ProbeData(pl.LightningDataModule):
         return self._loader("dev", self._batches("dev"))
 
     def loader_of(self, split: str):
-        """All of a test set."""
+        """Batches of a whole test set."""
         return self._loader(split, self._batches(split))
 
 
 class BestProbe(ModelCheckpoint):
-    """``best-step=<update>.ckpt`` by dev error, and ``last.ckpt``, which knows the best one also where the folder has
-    been moved since: Lightning then forgets it, and takes the next one for the best."""
+    """Keeps ``best-step=<update>.ckpt`` by dev error, and ``last.ckpt``, which knows the best one even if the folder
+    was moved. Lightning would forget it then, and take the next one as the best."""
 
     def __init__(self, folder: Path):
         super().__init__(folder, "best-{step}", DEV_ERROR, mode="min", save_last=True, save_on_train_epoch_end=True)
@@ -178,7 +178,7 @@ class BestProbe(ModelCheckpoint):
 
 
 def train_probe(config: DictConfig, rate: float, probe: CtcProbe, data: ProbeData, folder: Path) -> Dict[str, Any]:
-    """Train with one learning rate, or go on; returns its line of the sweep: the best dev error and where it was."""
+    """Train with one learning rate, or resume. Returns its line of the sweep: the best dev error and its update."""
     result = folder / "result.json"
     if result.is_file():
         return json.loads(result.read_text(encoding="utf-8"))
@@ -212,16 +212,16 @@ def train_probe(config: DictConfig, rate: float, probe: CtcProbe, data: ProbeDat
 
 
 def run_superb(config: DictConfig, features: Optional[FrozenFeatures] = None) -> Dict[str, Any]:
-    """Probe the encoder of ``config.model`` with every learning rate, and test the best on dev; see ``conf/superb``.
+    """Probe ``config.model`` with every learning rate, and test the probe with the best dev error; see ``conf/superb``.
 
     Returns:
         the content of ``superb.json``.
 
     Raises:
-        FileNotFoundError, ValueError: no such model or manifest, two of one name, one value where a list belongs, no
-            usable learning rate, unusable lines, words without pronunciation, ``updates`` that are not evaluated, an
-            ``output`` of another probe, or no learning rate that converges.
-        RuntimeError: another process probes into ``output``.
+        FileNotFoundError, ValueError: no such model or manifest, two manifests of one name, one value instead of a
+            list, no usable learning rate, unusable lines, words without pronunciation, ``updates`` that are not
+            evaluated, an ``output`` of another probe, or no learning rate that converges.
+        RuntimeError: another process is using ``output``.
     """
     _check_config(config)
     lines = {"train": read_lines(config.train_manifests), "dev": read_lines(config.dev_manifests)}
@@ -301,7 +301,7 @@ def _check_config(config: DictConfig) -> None:
 
 
 def _claim(output: Path, config: DictConfig, features: FrozenFeatures, splits: Dict[str, Targets]) -> Dict[str, Any]:
-    """Write what is probed to ``probe.json``; raises ``ValueError`` where the folder is of something else."""
+    """Write what is probed to ``probe.json``; raises ``ValueError`` if the folder belongs to something else."""
     plain = OmegaConf.to_container(config, resolve=True)
     method = (
         "task",
@@ -338,7 +338,7 @@ def _claim(output: Path, config: DictConfig, features: FrozenFeatures, splits: D
 
 
 def _data_digest(targets: Targets) -> str:
-    """16 hex digits that tell apart other utterances, tokens or audio."""
+    """16 hex digits that differ for other utterances, tokens or audio."""
     lines = [
         (utterance_id(entry), audio_source(entry), tokens) for (_, entry), tokens in zip(targets.lines, targets.tokens)
     ]
@@ -347,7 +347,7 @@ def _data_digest(targets: Targets) -> str:
 
 @torch.inference_mode()
 def score_probe(probe: CtcProbe, data: ProbeData, split: str) -> Dict[str, Any]:
-    """Errors of a test set, pooled."""
+    """Errors summed over a test set."""
     probe.eval().to(data.features.hidden_states.device)
     errors = ErrorCounts()
     for batch in data.loader_of(split):
