@@ -12,19 +12,19 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Speed of the lexicon beam search beside its peers, on the same log-probabilities, lexicon, LM and weights.
+"""Speed of the lexicon beam search and of its peers, on the same log-probabilities, lexicon, LM and weights.
 
-Rows, each the least time of decoding the utterances, without loading LM and lexicon (other work on the machine only
-makes it longer):
+Each row has the shortest time for decoding the utterances, since other work on the machine only makes it longer. Time
+for loading LM and lexicon is not included.
 
     ours                 `ParallelDecoder`, one process per core
-    plain flashlight     flashlight's LexiconDecoder called directly: one core, no checks, no words in time
-    pyctcdecode          NeMo's strategy of that name, with its default pruning; not measured where it is not
-                         installed, and where LM and model differ in case, which it cannot bridge
+    plain flashlight     flashlight's LexiconDecoder called directly: one core, no checks, no word times
+    pyctcdecode          NeMo's strategy of that name, with its default pruning. Not measured if it is not installed,
+                         or if LM and model differ in case, which it cannot handle
 
-CPU time, of one core, tells the same on a machine that is shared. The word error rate shows that equally good answers
-are compared. pyctcdecode searches other hypotheses (words outside the lexicon, sums over alignments), so its rate
-differs at equal weights.
+The CPU time of one core can also be compared on a shared machine. The word error rate shows that answers of equal
+quality are compared. pyctcdecode searches other hypotheses (words outside the lexicon, sums over alignments), so its
+rate differs with the same weights.
 """
 
 import dataclasses
@@ -80,8 +80,8 @@ def benchmark(
     Args:
         log_probs: file of scripts/evaluate.py.
         decode: YAML of weights; ``lm`` and ``lexicon`` where it does not name them.
-        repeats: of each measurement.
-        device: not used: all of these search on the CPU.
+        repeats: number of times that each measurement is made.
+        device: not used, since all decoders search on the CPU.
 
     Raises:
         FileNotFoundError, ValueError: as `read_log_probs`, `read_config` and `LexiconBeamSearchDecoder`.
@@ -95,22 +95,22 @@ def benchmark(
             row = {"decoder": name, "beam": beam, "cores": number}
             rows.append({**row, **(_measure(decoder, some, cache.references, repeats) if decoder else {})})
             if number > 1:
-                rows[-1].pop("cpu_seconds", None)  # that of other processes
+                rows[-1].pop("cpu_seconds", None)  # spent in other processes, so unknown here
             print(rows[-1], flush=True)
     return rows
 
 
 def _decoders(labels: List[str], config: LexiconBeamConfig, cores: int) -> Iterator[Tuple[str, Optional[Decode]]]:
-    """``(row, function that decodes)``, one at a time; None for what is not here."""
+    """Yield ``(row, function that decodes)``, one at a time; None for a decoder that is not available."""
     with ParallelDecoder(LexiconBeamSearchDecoder(labels, config), cores) as pool:
         yield "ours", lambda utterances: [best.text for best in pool.decode_all(utterances)]
-    if cores == 1:  # it has no way to use more
+    if cores == 1:  # it cannot use more
         yield "plain flashlight", partial(_decode_plainly, labels, *plain_flashlight(labels, config))
     theirs = pyctcdecode_decoder(labels, config)
     if theirs is None:
         yield "pyctcdecode", None
         return
-    with multiprocessing.get_context("fork").Pool(cores) as pool:  # it takes no other kind of pool
+    with multiprocessing.get_context("fork").Pool(cores) as pool:  # it accepts no other kind of pool
         decode = partial(theirs.decode_batch, pool if cores > 1 else None, beam_width=config.beam_size)
         yield "pyctcdecode", lambda utterances: decode([array for _, array in utterances])
 
@@ -131,8 +131,8 @@ def _measure(decode: Decode, utterances: Utterances, references: Sequence[str], 
 
 
 def plain_flashlight(labels: List[str], config: LexiconBeamConfig) -> Tuple[LexiconDecoder, Dictionary]:
-    """flashlight's decoder as its documentation builds it, with the settings of ``config``, and the words of its
-    results."""
+    """flashlight's decoder, built as in its documentation with the settings of ``config``, and the dictionary of the
+    words in its results."""
     spellings, words = read_lexicon(config.lexicon, labels), Dictionary()
     for word in (*spellings, "<unk>"):
         words.add_entry(word)
@@ -171,9 +171,9 @@ def _decode_plainly(
 
 
 def pyctcdecode_decoder(labels: List[str], config: LexiconBeamConfig) -> Optional[Any]:
-    """A decoder of the same words, LM and weights; None without pyctcdecode, or where it cannot read this LM.
+    """A decoder with the same words, LM and weights; None if pyctcdecode is not installed or cannot read this LM.
 
-    It weights natural logarithms of the LM, flashlight those to base 10.
+    pyctcdecode weights the natural logarithms of the LM, flashlight those to base 10.
     """
     try:
         from pyctcdecode import build_ctcdecoder

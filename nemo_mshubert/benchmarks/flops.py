@@ -12,8 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Floating-point operations of a pre-training step, after its mathematics, whatever an implementation repeats or
-saves."""
+"""Floating-point operations of a pre-training step, counted from its mathematics and not from what an implementation
+repeats or saves."""
 
 from typing import Any, Mapping, Sequence
 
@@ -39,12 +39,12 @@ def forward_flops(
         a block         V T (8 D^2 + 4 D I + 4 T D)             (q, k, v, output; feed-forward; attention)
         a head          V M (2 D E + 2 E K)
 
-    Norms, activations, softmax and the optimizer, which are bound by memory, are left out, as usual.
+    Norms, activations, softmax and the optimizer are memory-bound and, as usual, left out.
 
     Args:
         encoder: arguments of `MSHuBERTEncoder`.
         num_views: 2 with Swap.
-        num_masked: masked frames of the batch.
+        num_masked: number of masked frames in the batch.
     """
     layers = encoder["conv_layers"]
     channels, samples, convolutions = 1, num_samples, 0.0
@@ -63,9 +63,9 @@ def forward_flops(
 
 
 def step_flops(*args: Any, **kwargs: Any) -> float:
-    """FLOPs of forward and backward, three times `forward_flops`: the gradients of inputs and of weights cost one
-    each.
+    """FLOPs of forward and backward pass: three times `forward_flops`, since the gradients of inputs and of weights
+    cost as much as a forward pass each.
 
-    Activation checkpointing repeats the forward pass and adds nothing here: model FLOPs, not hardware FLOPs.
+    These are model FLOPs, not hardware FLOPs: the repeated forward pass of activation checkpointing does not count.
     """
     return 3.0 * forward_flops(*args, **kwargs)

@@ -14,10 +14,10 @@
 
 """The host's part of a pre-training step: Python, dispatch, autograd and the optimizer, without the arithmetic.
 
-While a GPU computes, the host sends it the kernels to come; where that takes longer than they do, the GPU waits, and
-only larger batches or fewer kernels help. The steps of `pretraining_step` run on the CPU with layers so narrow and
-audio so short that arithmetic takes next to nothing, in fp32: on a GPU the conversions of autocast and the launches
-themselves come on top, and Lightning's loop around the step.
+While a GPU computes, the host sends it the next kernels. If sending takes longer than computing, the GPU waits, and
+only larger batches or fewer kernels help. Here the steps of `pretraining_step` run on the CPU in fp32, with layers so
+narrow and audio so short that the arithmetic takes almost no time. On a GPU, autocast's conversions, the kernel
+launches and Lightning's loop around the step are additional.
 """
 
 from pathlib import Path
@@ -43,7 +43,7 @@ def benchmark(configs: Path, sizes: Sequence[str], repeats: int, device: torch.d
 
     Args:
         configs, sizes, repeats: as in `pretraining_step.benchmark`.
-        device: of this machine, whose CPU alone is measured.
+        device: of this machine; only the CPU is measured.
     """
     for size in sizes:
         config = narrow(load_config(configs, size))
@@ -61,7 +61,7 @@ def benchmark(configs: Path, sizes: Sequence[str], repeats: int, device: torch.d
 
 
 def narrow(config: DictConfig) -> DictConfig:
-    """The same layers with little in each; without attention dropout, for which CPUs have no fast kernel."""
+    """The same layers, but very narrow, and without attention dropout, for which CPUs have no fast kernel."""
     encoder = config.model.encoder
     encoder.conv_layers = [[8, kernel, stride] for _, kernel, stride in encoder.conv_layers]
     encoder.d_model = encoder.d_inner = 4 * encoder.num_heads

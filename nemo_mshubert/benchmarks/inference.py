@@ -12,14 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Speed of greedy CTC inference from audio files to text, beside ``transformers.HubertForCTC`` with the same weights.
+"""Speed of greedy CTC inference, audio files to text, compared with ``transformers.HubertForCTC`` of equal weights.
 
-Both read the same files with the same reader, ahead, in the same batches by duration; ours is what scripts/evaluate.py
-runs (NeMo's model, forward pass and greedy decoding), theirs the documented use of transformers: feature extractor
-(which pads the batch), forward pass (without a mask at base size), argmax, ``batch_decode`` of the tokenizer.
+Both sides read the same files ahead with the same reader, and use the same batches by duration. Ours is what
+scripts/evaluate.py runs (NeMo's model, forward pass and greedy decoding). Theirs is the documented use of
+transformers: feature extractor (which pads the batch), forward pass (without a mask at base size), argmax, and the
+tokenizer's ``batch_decode``.
 
-Unlike ours, their model of base size gives other numbers for a padded utterance than for it alone, since its first
-norm sees the padding: texts are compared in batches of one utterance. In bf16 the two round differently: some texts
+At base size, the result of their model for an utterance depends on its padding, since the first norm sees it; ours
+does not. Texts are therefore compared in batches of one utterance. In bf16 the two round differently, so some texts
 differ.
 """
 
@@ -54,7 +55,7 @@ COLUMNS = [
     Column("time_over_ours", "time / ours", ".2f"),
     Column("same_texts", "texts as ours, alone", ".0%"),
 ]
-Transcribe = Callable[[float], List[str]]  # seconds of a batch -> texts in the order of the manifest
+Transcribe = Callable[[float], List[str]]  # seconds per batch -> texts in the order of the manifest
 
 
 def benchmark(
@@ -73,9 +74,9 @@ def benchmark(
     Args:
         configs: folder of ``mshubert_<size>.yaml``, for a model with random weights where ``model`` is None.
         model: ``.nemo`` of a letter CTC model.
-        seconds: of the manifest's audio, from its start.
+        seconds: of audio to use, from the start of the manifest.
         batch_seconds: of padded audio in a batch.
-        precision: a key of `PRECISIONS`, of both models' weights and activations.
+        precision: a key of `PRECISIONS`, for the weights and activations of both models.
     """
     dtype = PRECISIONS[precision]
     entries = first_seconds(read_manifest(manifest), seconds)
@@ -90,7 +91,7 @@ def benchmark(
             "ours": ours(path, entries, device, dtype),
             "transformers": theirs(Path(folder) / "transformers", entries, device, dtype),
         }
-        texts = {name: call(0.0) for name, call in calls.items()}  # 0: every utterance is a batch
+        texts = {name: call(0.0) for name, call in calls.items()}  # 0: each utterance is a batch
         measured = median_seconds(
             {name: lambda call=call: call(batch_seconds) for name, call in calls.items()}, repeats, device
         )
@@ -109,7 +110,7 @@ def benchmark(
 
 
 def save_random_model(configs: Path, size: str, path: Path) -> Path:
-    """A letter CTC model of that size; its output layer is steep, so that texts are not empty."""
+    """Save a letter CTC model of that size. Its output layer has large weights, so that texts are not empty."""
     config = load_config(configs, size)
     encoder = {"_target_": "nemo_mshubert.modules.mshubert_encoder.MSHuBERTEncoder", **encoder_options(config)}
     preprocessor = OmegaConf.to_container(config.model.preprocessor, resolve=True)

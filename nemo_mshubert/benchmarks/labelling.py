@@ -12,14 +12,14 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Speed of label making beside the encoder's forward pass alone, and of k-means on a GPU beside a CPU.
+"""Speed of label making compared with the encoder's forward pass alone, and of k-means on a GPU compared with a CPU.
 
 Rows:
 
-    encoder alone        batches that lie ready on the device, up to the layer of the features
+    encoder alone        batches that are already on the device, up to the layer of the features
     features             `HiddenFeatures` from waveforms in memory: batching, chunks, copies
     labels               `label_manifest` from audio files to a labelled manifest; k-means of the same frames
-    k-means, cuml        `fit_kmeans` on a sample of the features, on a GPU; not measured without one, or without cuML
+    k-means, cuml        `fit_kmeans` on a sample of the features, on a GPU; not measured without a GPU or without cuML
     k-means, sklearn     the same on the CPU
 """
 
@@ -63,14 +63,14 @@ def benchmark(
     repeats: int,
     device: torch.device,
 ) -> Iterator[Row]:
-    """The rows, as soon as they are measured, of an encoder with random weights and features of its middle layer (6 of
-    12 in base).
+    """Yield each row as soon as it is measured. The encoder has random weights; features come from its middle layer (6
+    of 12 in base).
 
     Args:
         configs: folder of ``mshubert_<size>.yaml``.
-        seconds: of the manifest's audio, from its start.
-        clusters: of the labels and of k-means.
-        frames: of the sample for k-means; repeated with noise where the audio has fewer.
+        seconds: of audio to use, from the start of the manifest.
+        clusters: number of clusters, for the labels and for k-means.
+        frames: size of the sample for k-means; if the audio has fewer, they are repeated with noise.
     """
     options = encoder_options(load_config(configs, size))
     torch.manual_seed(0)
@@ -105,17 +105,17 @@ def benchmark(
 
 
 def first_seconds(entries: List[Dict[str, Any]], seconds: float) -> List[Dict[str, Any]]:
-    """The first entries that add up to ``seconds``, or all."""
+    """The first entries that add up to ``seconds``, or all if there are fewer."""
     durations = np.cumsum([entry["duration"] for entry in entries])
     return entries[: int(np.searchsorted(durations, seconds)) + 1]
 
 
 def encoder_alone(features: HiddenFeatures, waves: List[np.ndarray], device: torch.device) -> Callable[[], None]:
-    """A call that runs the encoder over the batches of `HiddenFeatures`, which lie ready on the device."""
+    """A call that runs the encoder over the batches of `HiddenFeatures`, which are already on the device."""
     ready = []
     for batch in batches_by_length([len(wave) for wave in waves], MAX_CHUNK_SAMPLES):
         audio = pad_sequence([torch.from_numpy(waves[index]) for index in batch], batch_first=True)
-        length = torch.tensor([len(waves[index]) for index in batch])  # on the host, as `HiddenFeatures` has it
+        length = torch.tensor([len(waves[index]) for index in batch])  # on the host, as in `HiddenFeatures`
         ready.append((audio.to(device), length))
 
     @torch.inference_mode()
@@ -127,7 +127,7 @@ def encoder_alone(features: HiddenFeatures, waves: List[np.ndarray], device: tor
 
 
 def enlarged(sample: np.ndarray, frames: int) -> np.ndarray:
-    """``frames`` rows: the sample ``[N, D]``, then copies of it with a tenth of its spread as noise."""
+    """``frames`` rows: the sample ``[N, D]``, then copies with noise of a tenth of its standard deviation."""
     rng = np.random.default_rng(0)
     copies = -(-frames // len(sample))
     spread = 0.1 * sample.std(axis=0)
@@ -136,16 +136,16 @@ def enlarged(sample: np.ndarray, frames: int) -> np.ndarray:
 
 
 def kmeans_rows(sample: np.ndarray, clusters: int) -> Iterator[Row]:
-    """Time and inertia (mean squared distance to the centre) of each backend that there is; scikit-learn last, which
-    can take a hundred times as long. cuML only of as many frames as `fit_kmeans` gives it."""
+    """Time and inertia (mean squared distance to the centre) of each available backend. scikit-learn, which can take a
+    hundred times as long, comes last. cuML is measured only with as many frames as make `fit_kmeans` use it."""
     for backend in ("cuml", "sklearn"):
         row = {"row": f"k-means, {backend}: {clusters} clusters, {len(sample)} frames of {sample.shape[1]}"}
         if backend == "cuml" and len(sample) <= FULL_BATCH:
-            yield row  # not measured: it would be scikit-learn
+            yield row  # not measured: `fit_kmeans` would use scikit-learn
             continue
         try:
             if backend == "cuml":
-                fit_kmeans(sample[: max(20 * clusters, FULL_BATCH + 1)], clusters, backend)  # loads and compiles it
+                fit_kmeans(sample[: max(20 * clusters, FULL_BATCH + 1)], clusters, backend)  # loads, compiles
             start = time.perf_counter()
             centres = fit_kmeans(sample, clusters, backend)
             row["seconds"] = time.perf_counter() - start

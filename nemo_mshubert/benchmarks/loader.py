@@ -14,17 +14,18 @@
 
 """Speed of the training loader from tarred FLAC with labels.
 
-Rows, in seconds of audio per second of time:
+Rows, in seconds of audio per second of wall-clock time:
 
-    decoding alone       soundfile over the members of the same tars, in one process: what the codec allows
+    decoding alone       soundfile over the members of the same tars, in one process: the limit set by the codec
     NeMo's loader        the stock Lhotse loader with its audio collation, without labels, in this process
     ours, n processes    `training_loader` as training uses it (crops, labels, resumable order); 0: in this process
 
-Of NeMo's and of ours in this process also what shuffling and bucketing hold back weighs, and how fast batches are
-chosen without their audio being decoded, as they are when a resumed run passes over what it has had.
+Two more values are measured for NeMo's loader and for ours in this process: the memory of the utterances that
+shuffling and bucketing hold back, and the speed of choosing batches without decoding their audio, as a resumed run
+does to skip the batches it has already had.
 
-The speed counts audio that comes out. Ours decodes the crop of an utterance alone, NeMo's all that it takes of it, and
-decoding alone whole files.
+The speed counts the audio that a loader returns. Ours decodes only the crop of an utterance, NeMo's decodes all that
+it uses of the utterance, and decoding alone decodes whole files.
 """
 
 import io
@@ -62,12 +63,12 @@ COLUMNS = [
     Column("held_mib", "MiB of 10,000 utterances held back", ".0f"),
     Column("passed_per_second", "utterances/s passed over", ".0f"),
 ]
-HELD = 2000  # utterances whose memory is measured
+HELD = 2000  # number of utterances whose memory is measured
 CPU = torch.device("cpu")
 
 
 class AudioOnly(torch.utils.data.Dataset):
-    """Batches ``audio [B, S]``, ``length [B]`` by Lhotse's own collation."""
+    """Batches ``audio [B, S]``, ``length [B]``, made by Lhotse's own collation."""
 
     def __getitem__(self, cuts: CutSet) -> Dict[str, torch.Tensor]:
         audio, length = AudioSamples()(cuts)
@@ -81,10 +82,10 @@ def benchmark(
 
     Args:
         configs: folder of conf/pretrain, from which the loader's options of ``mshubert_base`` are taken.
-        manifest: labelled, of FLAC files; it is packed into shards in a temporary folder.
+        manifest: labelled, with FLAC files; it is packed into shards in a temporary folder.
         workers: numbers of loader processes.
-        seconds: for which each row is measured.
-        shards: of the tarred data.
+        seconds: measuring time of each row.
+        shards: number of shards of the tarred data.
     """
     where, entry = next(iter_manifest(manifest))
     labels = FrameLabels.from_manifest(entry.get("labels"), where)
@@ -113,7 +114,7 @@ def benchmark(
 
 
 def loader_config(configs: Path, folder: Path, shards: int, manifest: PathLike) -> DictConfig:
-    """Options of ``mshubert_base`` for the shards; buckets and buffers no larger than the manifest has use for."""
+    """Options of ``mshubert_base`` for the shards, with buckets and buffers no larger than the manifest needs."""
     with initialize_config_dir(str(configs), version_base=None):
         config = compose("mshubert_base", overrides=["label_maker=-", "train_manifest=-", "validation_manifest=-"])
     options = OmegaConf.create(OmegaConf.to_container(config, resolve=True)["model"]["train_ds"])
@@ -132,14 +133,14 @@ def loader_config(configs: Path, folder: Path, shards: int, manifest: PathLike) 
 
 
 def stock_options(config: DictConfig) -> DictConfig:
-    """Without the options that are ours, and without the thread that fills its buckets, which has no end."""
+    """The options for NeMo's loader: without our own, and without the thread that fills buckets, which never ends."""
     options = OmegaConf.to_container(config)
     stock = {key: value for key, value in options.items() if key not in ("crop", "max_unreadable")}
     return OmegaConf.create({**stock, "concurrent_bucketing": False})
 
 
 def decoded_seconds(folder: Path) -> Iterator[float]:
-    """Seconds of audio of one tar member after another, decoded; over and over."""
+    """Decode one tar member after another, over and over, and yield their seconds of audio."""
     for path in itertools.cycle(sorted(folder.glob("audio_*.tar"))):
         with tarfile.open(path) as tar:
             for member in tar:
@@ -148,12 +149,12 @@ def decoded_seconds(folder: Path) -> Iterator[float]:
 
 
 def batch_seconds(loader: Any) -> Iterator[float]:
-    """Seconds of audio of one batch after another."""
+    """Yield the seconds of audio of one batch after another."""
     return (float(batch["length"].sum()) / SAMPLE_RATE for batch in loader)
 
 
 def sampling(cuts: Iterable[Cut], sampler: Iterable[CutSet], seconds: float) -> Dict[str, Optional[float]]:
-    """Memory of cuts that wait to be chosen, and utterances per second that a sampler chooses."""
+    """Memory of the cuts that wait to be chosen, and number of utterances that a sampler chooses per second."""
 
     def hold() -> Callable[[], Any]:
         held = list(itertools.islice(cuts, HELD))
@@ -169,12 +170,13 @@ def speed(audio_seconds: Iterator[float], seconds: float, warm_up: int = 1) -> D
 
 
 def per_second(amounts: Iterator[float], seconds: float, warm_up: int = 1) -> float:
-    """Sum per time over at least ``seconds``, behind ``warm_up`` items, which fill buffers and start processes."""
+    """Sum of ``amounts`` per second, over at least ``seconds``. The first ``warm_up`` items, which fill buffers and
+    start processes, do not count."""
     for _ in range(warm_up):
         next(amounts)
     start, total = time.perf_counter(), 0.0
     while time.perf_counter() - start < seconds:
         total += next(amounts)
     rate = total / (time.perf_counter() - start)
-    amounts.close()  # ends the processes of an endless loader
+    amounts.close()  # ends the worker processes of an endless loader
     return rate

@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Timing of things side by side, the machine it was done on, tables and JSON.
+"""Timing of several calls under the same conditions, a description of the machine, tables and JSON.
 
-A row is a dictionary; a column a key of it with a heading and a number format. What a row lacks was not measured, and
-the table says so.
+A row is a dictionary. A column is a key of it, with a heading and a number format. A value that a row lacks was not
+measured, and the table says so.
 """
 
 import ctypes
@@ -35,8 +35,8 @@ from nemo_mshubert.markdown import markdown_table
 from nemo_mshubert.whole_files import PathLike, atomic_write
 
 NOT_MEASURED = "not measured"
-TIMED_SECONDS = 0.25  # between two synchronisations with a GPU, so that launches overlap with its work as in training
-CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux: restarts the peak of the resident memory
+TIMED_SECONDS = 0.25  # between two synchronisations with a GPU, so that launches overlap with its work, as in training
+CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux: resets the peak of the resident memory
 Row = Dict[str, Any]
 Call = Callable[[], Any]
 
@@ -48,13 +48,13 @@ class Column(NamedTuple):
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what the device still computes; nothing to wait for on a CPU."""
+    """Wait until the device has finished computing. On a CPU this does nothing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_of(call: Call, device: torch.device, times: int = 1) -> float:
-    """Wall-clock seconds of one of ``times`` calls in a row, with the work that they left to the device."""
+    """Wall-clock seconds per call over ``times`` calls in a row, including the work that they leave to the device."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(times):
@@ -64,7 +64,7 @@ def seconds_of(call: Call, device: torch.device, times: int = 1) -> float:
 
 
 def calls_per_timing(call: Call, device: torch.device) -> int:
-    """Calls between two synchronisations: on a GPU as many as last `TIMED_SECONDS`, on a CPU one."""
+    """Number of calls between two synchronisations: on a GPU as many as take `TIMED_SECONDS`, on a CPU one."""
     if device.type != "cuda":
         return 1
     return max(1, round(TIMED_SECONDS / seconds_of(call, device)))
@@ -73,9 +73,9 @@ def calls_per_timing(call: Call, device: torch.device) -> int:
 def median_seconds(
     calls: Dict[str, Call], repeats: int, device: torch.device, left_out: Tuple[Type[Exception], ...] = ()
 ) -> Dict[str, float]:
-    """Median seconds of each call. They take turns, so that a machine that slows down slows them alike.
+    """Median seconds of each call. The calls take turns, so that a machine that slows down affects them all equally.
 
-    The first round warms up. A call that raises one of ``left_out`` is missing from the result, and the others go on.
+    The first round is a warm-up. A call that raises one of ``left_out`` is missing from the result; the others go on.
     """
     timings = {name: _Timing(call, device) for name, call in calls.items()}
     for _ in range(repeats + 1):
@@ -88,11 +88,11 @@ def median_seconds(
 
 
 class _Timing:
-    """A call and its seconds of every turn but the first."""
+    """A call, and its seconds in every turn except the first."""
 
     def __init__(self, call: Call, device: torch.device):
         self.call, self.device = call, device
-        self.times = 0  # calls per timing, known from the first turn on
+        self.times = 0  # calls per timing; the first turn sets it
         self.seconds: List[float] = []
 
     def take_turn(self) -> None:
@@ -104,36 +104,36 @@ class _Timing:
 
 
 def peak_gib(build: Callable[[], Call], device: torch.device) -> Optional[float]:
-    """Memory in GiB that ``build()`` and two of its calls hold at most beyond what was held before.
+    """Peak memory in GiB of ``build()`` and two calls of its result, in addition to what was held before.
 
-    On a GPU what PyTorch has allocated, on a CPU the resident memory of the process. None on a CPU where the system
-    has no peak that can be reset (only Linux has one).
+    On a GPU this is the memory that PyTorch allocated, on a CPU the resident memory of the process. On a CPU the
+    result is None if the system cannot reset the peak (only Linux can).
     """
     if device.type != "cuda" and not os.access(CLEAR_REFS, os.W_OK):
         return None
     gc.collect()
     before = _restart_peak(device)
     peak = _peak_of_two_calls(build, device)
-    gc.collect()  # what refers to itself is still held, and would lie beside what is built next
+    gc.collect()  # objects in reference cycles are still held and would add to what is built next
     return (peak - before) / 2**30
 
 
 def _peak_of_two_calls(build: Callable[[], Call], device: torch.device) -> int:
     call = build()
-    for _ in range(2):  # the optimizer's moments are there from the first step on
+    for _ in range(2):  # two, as the optimizer's moments exist only from the first step on
         call()
     synchronize(device)
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_bytes("VmHWM")
 
 
 def _restart_peak(device: torch.device) -> int:
-    """Bytes held now, from which on the peak counts."""
+    """Reset the peak, and return the bytes that are held now."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory that the C library keeps would hide as much of the next step
-    CLEAR_REFS.write_text("5")  # proc(5): the peak resident set is the present one
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory kept by the C library would hide as much of the next step's
+    CLEAR_REFS.write_text("5")  # proc(5): sets the peak resident set size to the current one
     return _resident_bytes("VmRSS")
 
 
@@ -144,14 +144,14 @@ def _resident_bytes(key: str) -> int:
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product: what this machine reaches at best, the base of a utilisation."""
+    """FLOP/s of a large matrix product: the best that this machine reaches, to which utilisations refer."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / median_seconds({"product": lambda: torch.mm(a, b)}, 5, device)["product"]
 
 
 def describe_machine(device: torch.device) -> Dict[str, Any]:
-    """Processor, cores, threads, GPU and versions: without them a time says nothing."""
+    """Processor, cores, threads, GPU and versions, without which a time means nothing."""
     machine = {
         "cpu": _processor(),
         "cores": available_cores(),
@@ -173,7 +173,7 @@ def _processor() -> str:
 
 
 def table_of(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """Markdown; values that are absent or None read "not measured"."""
+    """A Markdown table; values that are absent or None read "not measured"."""
     cells = (
         [NOT_MEASURED if row.get(key) is None else format(row[key], form) for key, _, form in columns] for row in rows
     )
@@ -188,9 +188,9 @@ def publish(
     device: torch.device,
     output: Optional[PathLike] = None,
 ) -> None:
-    """Print the machine and the table, and write them with the arguments to the JSON file ``output``.
+    """Print the machine and the table, and write them and the arguments to the JSON file ``output``.
 
-    The file is written anew with every row that a lazy ``rows`` comes to: an end by an error leaves those before it.
+    ``rows`` may be lazy. The file is rewritten after every row, so that an error later on does not lose earlier rows.
     """
     machine = describe_machine(device)
     print(", ".join(f"{key} {value}" for key, value in machine.items()), flush=True)

@@ -12,8 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""`MSHuBERTEncoder.forward_views` made of the modules of other libraries, so that the same Swap, heads, loss and masks
-can be trained with them.
+"""`MSHuBERTEncoder.forward_views` built from the modules of other libraries, so that these can be trained with the
+same Swap, heads, loss and masks.
 """
 
 from typing import Any, Callable, Collection, Dict, Mapping, Optional
@@ -27,9 +27,9 @@ from nemo_mshubert.modules.swap import swap, swap_source
 
 
 class PeerViews(nn.Module):
-    """Both views through a peer's blocks. A subclass provides the parts below; batches are without padding."""
+    """Runs both views through a peer's blocks. A subclass provides the parts below; batches have no padding."""
 
-    pre_norm: bool  # is there a LayerNorm behind the last block?
+    pre_norm: bool  # is there a LayerNorm after the last block?
 
     def features(self, audio_BS: Tensor) -> Tensor:
         """Output of the convolutional front end ``[B, T, C]``."""
@@ -73,12 +73,12 @@ class PeerViews(nn.Module):
 
 
 def first_output(output: Any) -> Tensor:
-    """Blocks return a tensor or, in some versions, a tuple that begins with it."""
+    """Some versions of the libraries return a tuple from a block, whose first element is the tensor."""
     return output[0] if isinstance(output, tuple) else output
 
 
 class TransformersViews(PeerViews):
-    """Of ``transformers.HubertModel``; ``options`` are the arguments of `MSHuBERTEncoder`."""
+    """Views of ``transformers.HubertModel``; ``options`` are the arguments of `MSHuBERTEncoder`."""
 
     def __init__(self, options: Mapping[str, Any]):
         super().__init__()
@@ -124,7 +124,7 @@ class TransformersViews(PeerViews):
 
 
 class TorchaudioViews(PeerViews):
-    """Of ``torchaudio.models.hubert_pretrain_model``; at base size that of ``hubert_pretrain_base``.
+    """Views of ``torchaudio.models.hubert_pretrain_model``; at base size, this is ``hubert_pretrain_base``.
 
     Raises:
         ImportError: torchaudio is not installed.
@@ -132,7 +132,7 @@ class TorchaudioViews(PeerViews):
 
     def __init__(self, options: Mapping[str, Any]):
         super().__init__()
-        from torchaudio.models import hubert_pretrain_model  # neither NeMo nor this package needs it
+        from torchaudio.models import hubert_pretrain_model  # NeMo and this package do not depend on it
 
         model = hubert_pretrain_model(
             extractor_mode=options["conv_norm"],
@@ -151,7 +151,7 @@ class TorchaudioViews(PeerViews):
             encoder_layer_norm_first=options["pre_norm"],
             encoder_layer_drop=0.0,
             **UNUSED_MASKING,
-            num_classes=2,  # of a head that is not used either
+            num_classes=2,  # for a head that is not used, either
             final_dim=2,
             feature_grad_mult=None,
         )
@@ -173,7 +173,7 @@ class TorchaudioViews(PeerViews):
         }
 
 
-# torchaudio's own masks, which `forward_views` replaces by the ones it is given.
+# Options of torchaudio's own masks. They are not used: `forward_views` gets its masks as an argument.
 UNUSED_MASKING = dict(
     mask_prob=0.65,
     mask_selection="static",

@@ -12,16 +12,16 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a pre-training needs before it is begun: memory, days, loader cores, storage, from a config and from
-measurements.
+"""Plans what a pre-training needs (memory, days, loader cores, storage) from a config and from measurements.
 
 Counts (parameters, bytes of weights, labels) are computed; speeds and activations come from JSON files of
-scripts/benchmark.py. What no file holds is "not measured", with the command that measures it: nothing is guessed.
+scripts/benchmark.py. Nothing is guessed: a value that no file holds is "not measured", with the command that measures
+it.
 
-Memory is that of the moment with all activations, the end of a forward pass. In the benchmark, where gradients are
-freed with every step, weights and moments are there besides. In training gradients are, too: of the micro-batches
-before, or of the update before, since Lightning frees them after the next forward pass; and so are DDP's copies of
-them. With a batch so small that the peak lies elsewhere (in AdamW's step) activations come out too large.
+The memory is that at the end of a forward pass, when all activations exist. In the benchmark, which frees gradients
+after every step, weights and moments exist at that time, too. In training, there are also gradients (of the earlier
+micro-batches, or of the last update, since Lightning frees them only after the next forward pass) and DDP's copies of
+them. If a batch is so small that the peak is elsewhere (in AdamW's step), the activations are overestimated.
 """
 
 import json
@@ -45,8 +45,8 @@ from nemo_mshubert.whole_files import PathLike
 FP32 = 4  # bytes
 WEIGHTS_AND_GRADIENTS, MOMENTS = 2 * FP32, 2 * FP32  # per parameter; AdamW keeps two moments
 BUCKETS = FP32  # per parameter: DDP copies gradients to send them (gradient_as_bucket_view is False by default)
-CHECKPOINT = AT_PEAK = FP32 + MOMENTS  # per parameter; at the peak of the benchmark there are no gradients
-CHECKPOINTS_ON_DISK = 3  # last, best, and the one that is being written
+CHECKPOINT = AT_PEAK = FP32 + MOMENTS  # per parameter; at the benchmark's peak there are no gradients
+CHECKPOINTS_ON_DISK = 3  # the last, the best, and the one being written
 LABEL_BYTES = 2 * 4 / 3  # per frame: uint16 as base64
 GIB, TB = 2**30, 1e12
 SECONDS_PER_DAY = 86400
@@ -60,14 +60,14 @@ class Line(NamedTuple):
     quantity: str
     value: Optional[float]
     unit: str
-    source: str  # how it comes about, or the command that measures what is missing
+    source: str  # where the value comes from, or the command that measures it
 
 
 class Sizes(NamedTuple):
-    """Parameters."""
+    """Numbers of parameters."""
 
     blocks: int  # of all transformer blocks
-    block: int  # of one
+    block: int  # of one block
     rest: int
 
     @property
@@ -77,7 +77,7 @@ class Sizes(NamedTuple):
 
 @dataclass
 class Cluster:
-    """What the run is to have."""
+    """The GPUs of the run, and how they share a model."""
 
     gpus: int
     gpus_per_node: int
@@ -90,12 +90,12 @@ class Cluster:
 
     @property
     def sharded(self) -> int:
-        """GPUs over which a copy of the weights is spread by FSDP2."""
+        """Number of GPUs over which FSDP2 shards a copy of the weights."""
         return min(self.gpus, self.gpus_per_node) if self.strategy == "fsdp2" else 1
 
     @property
     def uses_ddp(self) -> bool:
-        """Also under tensor parallelism, between the groups that share a model."""
+        """True also with tensor parallelism, where DDP works between the groups that share a model."""
         return self.gpus > 1 and self.strategy != "fsdp2"
 
     @property
@@ -104,10 +104,10 @@ class Cluster:
 
 
 def read_reports(paths: Sequence[PathLike]) -> Reports:
-    """Rows of JSON files of scripts/benchmark.py by benchmark.
+    """Rows of JSON files of scripts/benchmark.py, by name of the benchmark.
 
     Raises:
-        FileNotFoundError, ValueError: a missing file, or another one.
+        FileNotFoundError, ValueError: a file is missing, or it is not such a file.
     """
     reports: Reports = {}
     for path in paths:
@@ -117,7 +117,7 @@ def read_reports(paths: Sequence[PathLike]) -> Reports:
             )
         try:
             report = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError:  # not JSON, or no text
+        except ValueError:  # not JSON, or not text
             report = None
         if not isinstance(report, dict) or not {"benchmark", "machine", "rows"} <= report.keys():
             raise ValueError(f"{path}: not a JSON file of scripts/benchmark.py --output.")
@@ -129,7 +129,7 @@ def read_reports(paths: Sequence[PathLike]) -> Reports:
 
 
 def count_parameters(config: DictConfig) -> Sizes:
-    """Of encoder and heads, without their memory."""
+    """Parameters of encoder and heads, counted without allocating them."""
     with torch.device("meta"):
         encoder = MSHuBERTEncoder(**encoder_options(config))
         heads = LabelHeads(config.model.encoder.d_model, config.model.label_sets, config.model.label_heads.d_head)
@@ -142,17 +142,17 @@ def _num_parameters(module: torch.nn.Module) -> int:
 
 
 def state_bytes(sizes: Sizes, cluster: Cluster) -> float:
-    """Weights, gradients and moments on one GPU, by the way in which GPUs share a model."""
+    """Bytes of weights, gradients and moments on one GPU, which depend on how GPUs share a model."""
     ranks = tensor_parallel_size(cluster.strategy)
-    if ranks > 1:  # moments are shared out among the ranks of the same weights
+    if ranks > 1:  # ranks with the same weights divide the moments among them
         own = sizes.blocks / ranks + sizes.rest
         return own * (WEIGHTS_AND_GRADIENTS + MOMENTS / cluster.data_parts)
     state = sizes.all * (WEIGHTS_AND_GRADIENTS + MOMENTS) / cluster.sharded
-    return state + (sizes.block * WEIGHTS_AND_GRADIENTS if cluster.sharded > 1 else 0)  # one block is gathered
+    return state + (sizes.block * WEIGHTS_AND_GRADIENTS if cluster.sharded > 1 else 0)  # a whole block is gathered
 
 
 def bucket_bytes(sizes: Sizes, cluster: Cluster) -> float:
-    """DDP's copies of the gradients on one GPU."""
+    """Bytes of DDP's copies of the gradients on one GPU."""
     own = sizes.blocks / tensor_parallel_size(cluster.strategy) + sizes.rest
     return own * BUCKETS if cluster.uses_ddp else 0.0
 
@@ -164,7 +164,7 @@ def plan(config: DictConfig, size: str, hours: float, cluster: Cluster, reports:
         config: of an experiment of conf/pretrain.
         size: its name in the rows of ``benchmark.py pretrain``.
         hours: of audio in the corpus.
-        reports: of `read_reports`.
+        reports: result of `read_reports`.
     """
     sizes = count_parameters(config)
     step = _measured_step(reports, size, config)
@@ -178,7 +178,7 @@ def plan(config: DictConfig, size: str, hours: float, cluster: Cluster, reports:
 
 
 def _measured_step(reports: Reports, size: str, config: DictConfig) -> Mapping[str, Any]:
-    """The row of our step of the size, as it is configured, whose batch is the nearest; or what is needed."""
+    """The row of our step with this size and configuration whose batch is closest, or ``{"needed": size}``."""
     with_swap = "ours, compiled" if config.model.get("compile") else "ours"
     wanted = (with_swap if config.model.swap else "ours, no Swap", size)
     rows = [row for row in reports.get("pretrain", []) if (row["row"], row["size"]) == wanted]
@@ -240,7 +240,7 @@ def _loader(cluster: Cluster, step: Mapping[str, Any], reports: Reports) -> List
         source = _command(step)
     elif rows:
         slowest = min(rows, key=lambda row: row["per_process"])
-        readers = tensor_parallel_size(cluster.strategy)  # each GPU of a group reads all of its data
+        readers = tensor_parallel_size(cluster.strategy)  # each GPU of a group reads all data of the group
         cores = readers * step["audio_seconds_per_second"] / slowest["per_process"]
         source = f"{slowest['per_process']:.0f} audio-s/s per process ({slowest['row']}, {slowest['machine']})"
     node = min(cluster.gpus, cluster.gpus_per_node)
@@ -273,7 +273,7 @@ def _labelling(hours: float, reports: Reports) -> Line:
 
 
 def plan_table(lines: Sequence[Line]) -> str:
-    """Markdown."""
+    """The plan as a Markdown table."""
     values = (NOT_MEASURED if line.value is None else f"{line.value:,.4g} {line.unit}".strip() for line in lines)
     rows = [(line.quantity, value, line.source) for line, value in zip(lines, values)]
     return markdown_table(("quantity", "value", "from"), rows)

@@ -12,21 +12,21 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Speed of the pre-training step beside its peers: ratios of things measured in one run on the same batch.
+"""Speed of the pre-training step compared with its peers: ratios of times measured in one run on the same batch.
 
-Rows, each the median of steps (forward, loss, backward, clip, AdamW); they take turns on a CPU and follow one another
-on a GPU:
+Each row is the median over steps (forward, loss, backward, clipping, AdamW). On a CPU the rows take turns, on a GPU
+they are measured one after another.
 
     ours                 `MSHuBERTEncoder` with Swap, six heads, loss at both views
-    ours, no Swap        the masked view alone
-    ours, one head       Swap, the finest label set only
-    ours, compiled       ``model.compile=true``; on a GPU only
+    ours, no Swap        only the masked view
+    ours, one head       with Swap, only the finest label set
+    ours, compiled       ``model.compile=true``; only on a GPU
     transformers         the modules of ``HubertModel`` with the same Swap, heads, loss and masks
-    torchaudio           the modules of ``hubert_pretrain_base`` likewise; not measured where it is not installed
+    torchaudio           the modules of ``hubert_pretrain_base``, in the same way; not measured if it is not installed
 
-The utilisation is `flops.step_flops` per second over the FLOP/s of a large matrix product in the same precision on the
-same machine, measured in the same run. Memory is what a step adds at its peak, with weights and moments; with a large
-batch that is before there are gradients.
+The utilisation is `flops.step_flops` per second, divided by the FLOP/s of a large matrix product in the same
+precision, measured on the same machine in the same run. The memory is what a step adds at its peak, including weights
+and moments. With a large batch, this peak comes before there are gradients.
 """
 
 from functools import cached_property, partial
@@ -63,11 +63,11 @@ COLUMNS = [
 
 
 class Batch:
-    """Random audio of equal length, masks and labels of the finest set.
+    """Random audio of equal length, masks, and labels of the finest set.
 
     Args:
-        seconds: of audio; rounded down to whole utterances, at least one.
-        utterance_seconds: of each; rounded down to the frame grid.
+        seconds: of audio in the batch, rounded down to whole utterances, at least one.
+        utterance_seconds: of each utterance, rounded down to the frame grid.
     """
 
     def __init__(self, seconds: float, utterance_seconds: float, config: DictConfig, device: torch.device):
@@ -80,7 +80,7 @@ class Batch:
         self.audio = 0.1 * torch.randn(self.num_rows, 1, self.num_samples, device=device)
         self.length = torch.full((self.num_rows,), self.num_samples)
         self.mask_BT = mask_BT.to(device)
-        # Found once, before the steps: on a GPU the host would have to wait for their number, with every label set.
+        # Computed once, before the steps. Otherwise the host would wait for a GPU's count of them at every label set.
         self.masked_M = mask_BT.flatten().nonzero()[:, 0].to(device)  # indices into B * T
         self.labels_BT = torch.randint(max(config.model.label_sets), mask_BT.shape, device=device)
 
@@ -89,7 +89,7 @@ class Batch:
         return self.num_rows * self.num_samples / SAMPLE_RATE
 
     def masked_labels(self, clusters: int) -> Tensor:
-        """Of a set of so many clusters ``[M]``."""
+        """Labels ``[M]`` of the masked frames, for a set with so many clusters."""
         return (self.labels_BT % clusters).flatten().index_select(0, self.masked_M)
 
 
@@ -149,16 +149,16 @@ def benchmark(
     repeats: int,
     device: torch.device,
 ) -> Iterator[Row]:
-    """Rows of every size and batch, as soon as they are measured.
+    """Yield the rows of every size and batch as soon as they are measured.
 
     Args:
-        configs: folder of ``mshubert_<size>.yaml``, from which encoder, heads and masks are taken.
-        batch_seconds: of audio in a batch; a row whose batch does not fit the GPU says so.
+        configs: folder of ``mshubert_<size>.yaml``, which define encoder, heads and masks.
+        batch_seconds: of audio in a batch; if a batch does not fit into the GPU's memory, its row says so.
         utterance_seconds: of each utterance of a batch.
     """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # as in training (training_setup.py), for peers, too
+        torch.set_float32_matmul_precision("high")  # as in training (training_setup.py); also for peers
     reachable = matmul_flops(device, dtype)
     for size in sizes:
         config = load_config(configs, size)
@@ -168,13 +168,13 @@ def benchmark(
 
 
 def load_config(configs: Path, size: str) -> DictConfig:
-    """``mshubert_<size>`` without layerdrop: a skipped block would make the steps unequal."""
+    """``mshubert_<size>`` without layerdrop, since skipped blocks would make the steps unequal."""
     with initialize_config_dir(str(configs), version_base=None):
         return compose(f"mshubert_{size}", overrides=["model.encoder.layerdrop=0"])
 
 
 def batch_rows(size: str, config: DictConfig, batch: Batch, repeats: int, reachable_flops: float) -> List[Row]:
-    """The rows of one size and batch; ``reachable_flops`` are those of `matmul_flops`."""
+    """The rows of one size and batch; ``reachable_flops`` is the result of `matmul_flops`."""
     found = variants(encoder_options(config), list(config.model.label_sets), batch.audio.is_cuda)
     rows = {name: _untimed_row(size, config, batch, name, variant) for name, variant in found.items()}
     builds = {name: partial(variant.build, config, batch) for name, variant in found.items()}
@@ -194,10 +194,10 @@ def batch_rows(size: str, config: DictConfig, batch: Batch, repeats: int, reacha
 
 
 def _groups(names: List[str], device: torch.device) -> List[List[str]]:
-    """Rows whose steps are there at the same time and take turns.
+    """Groups of rows whose steps exist at the same time and take turns.
 
-    On a CPU, whose speed changes with what else runs on it, all of them. On a GPU one row after another: models that
-    wait would take the memory of the one that runs.
+    On a CPU this is one group, since its speed changes with its other work. On a GPU each row is a group: waiting
+    models would take memory from the one that runs.
     """
     return [[name] for name in names] if device.type == "cuda" else [names]
 
@@ -219,7 +219,7 @@ def _untimed_row(size: str, config: DictConfig, batch: Batch, name: str, variant
 def _measure(
     rows: Dict[str, Row], builds: Dict[str, Callable[[], Step]], repeats: int, device: torch.device
 ) -> Dict[str, float]:
-    """Median seconds by name; into ``rows`` go the peaks, and why there are no seconds. No step is left afterwards."""
+    """Median seconds by name. Peaks, and reasons for missing seconds, go into ``rows``. No step is kept afterwards."""
     steps = {}
     for name, row in rows.items():
         try:
@@ -238,7 +238,7 @@ def _measure(
 
 
 class Variant(NamedTuple):
-    """A row: whose encoder, which label sets, with Swap or without."""
+    """What a row measures: the encoder, the label sets, and Swap or not."""
 
     make_encoder: Callable[[], nn.Module]
     label_sets: Sequence[int]
@@ -255,7 +255,7 @@ def compiled_blocks(make_encoder: Callable[[], MSHuBERTEncoder]) -> MSHuBERTEnco
 
 
 def variants(options: Dict[str, Any], label_sets: Sequence[int], on_gpu: bool) -> Dict[str, Variant]:
-    """The rows by name; ``options`` are those of the encoder."""
+    """Variants by name of their row; ``options`` are those of the encoder."""
     ours = partial(MSHuBERTEncoder, **options)
     compiled = {"ours, compiled": Variant(partial(compiled_blocks, ours), label_sets)}
     return {

@@ -12,19 +12,19 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a pre-training step in bf16 moves through the memory of a GPU, counted without a GPU.
+"""Memory traffic of a pre-training step in bf16 on a GPU, counted without a GPU.
 
-The step of `pretraining_step` runs on PyTorch's device "meta", where tensors have shapes and no numbers. Every kernel
-that a GPU would be sent is counted with the bytes of the tensors that it reads and writes, once each, and with the
-FLOPs of products. The kernels follow one another, so a step takes at least the sum over them of
+The step of `pretraining_step` runs on PyTorch's "meta" device, where tensors have shapes but no values. Every kernel
+that would be sent to a GPU is counted, with the bytes of the tensors that it reads and writes (once each) and with the
+FLOPs of matrix products. Kernels run one after another, so a step takes at least the sum over all kernels of
 
     max(bytes / bandwidth, FLOPs / speed of products)
 
-which is the bound of unfused kernels that reach both: what a change of the kernels can save shows before a GPU is at
-hand. Caches, launches and communication are left out. The tensors that autograd keeps for the backward pass are
-counted, too: with weights, gradients and moments they are what the step needs of a GPU's memory.
+This is the bound for unfused kernels that reach both speeds. It shows what a change of the kernels can save before a
+GPU is available. Caches, launches and communication are left out. The tensors that autograd keeps for the backward
+pass are also counted: together with weights, gradients and moments, they are the GPU memory that the step needs.
 
-"meta" knows neither autocast, nor the fused dropout and attention of GPUs; `GpuKernels` puts them in their places.
+"meta" has neither autocast nor the fused dropout and attention of GPUs; `GpuKernels` provides them.
 """
 
 from collections import defaultdict
@@ -68,9 +68,9 @@ KINDS = {
 }
 KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
 REST = "residuals, biases, the rest"
-# Kernels that take and give no memory of their own, and those with which only a counted gradient is stored.
+# Operators that move no memory of their own, or that only store a gradient that was already counted.
 NOT_COUNTED = ("empty", "empty_like", "new_empty", "new_empty_strided", "copy_", "detach", "_unsafe_view")
-# As CUDA's autocast has it.
+# As in CUDA's autocast.
 TO_BF16 = (F.linear, F.conv1d, F.conv2d, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__)
 TO_FP32 = (F.layer_norm, F.group_norm, F.cross_entropy)
 
@@ -84,18 +84,18 @@ def benchmark(
     terabytes: float,
     device: torch.device,
 ) -> Iterator[Row]:
-    """Rows of every size, batch and step: one of each kind of kernel, and their sum.
+    """Rows of every size, batch and step: one per kind of kernel, and their sum.
 
     Args:
         configs, sizes, batch_seconds, utterance_seconds: as in `pretraining_step.benchmark`.
-        teraflops, terabytes: per second, of bf16 products and of memory.
-        device: of this machine, which has no part in it.
+        teraflops, terabytes: speed of bf16 products and bandwidth of the memory, per second.
+        device: not used.
     """
     for size in sizes:
         config = load_config(configs, size)
         found = variants(encoder_options(config), list(config.model.label_sets), on_gpu=False)
         for seconds in batch_seconds:
-            torch.manual_seed(0)  # of the masks: the same count every time
+            torch.manual_seed(0)  # for the masks, so that counts are the same every time
             batch = Batch(seconds, utterance_seconds, config, META)
             for name in STEPS:
                 traffic = traffic_of(lambda: found[name].build(config, batch))
@@ -104,7 +104,7 @@ def benchmark(
 
 
 class Kernel(NamedTuple):
-    """One kernel: its kind, what it reads and writes in bytes, and FLOPs, a multiply-add being two."""
+    """One kernel: its kind, the bytes that it reads and writes, and its FLOPs (a multiply-add is two)."""
 
     kind: str
     num_bytes: float
@@ -115,14 +115,14 @@ class Kernel(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """Kernels of a step, and bytes that autograd keeps between forward and backward pass, weights not counted."""
+    """Kernels of a step, and the bytes that autograd keeps between forward and backward pass, without weights."""
 
     kernels: List[Kernel]
     kept_bytes: int
 
 
 def _rows(traffic: Traffic, audio_seconds: float, teraflops: float, terabytes: float) -> Iterator[Row]:
-    """A row per kind, the largest bound first, and that of all."""
+    """A row per kind, the largest bound first, then a row for all."""
     of_kind = defaultdict(list)
     for kernel in traffic.kernels:
         of_kind[kernel.kind].append(kernel)
@@ -145,10 +145,10 @@ def _row(kind: str, kernels: List[Kernel], teraflops: float, terabytes: float) -
 
 
 def traffic_of(build: Callable[[], Any]) -> Traffic:
-    """One step, with as many kernels as a GPU with fused AdamW has, of the `pretraining_step.Step` that ``build``
-    makes."""
+    """The traffic of one step of the `pretraining_step.Step` that ``build`` makes, with as many kernels as on a GPU
+    with fused AdamW."""
     step, counter = build(), KernelCounter()
-    kept: Dict[int, int] = {}  # storages, which stay where they are until the backward pass, and their bytes
+    kept: Dict[int, int] = {}  # storage, which does not move until the backward pass -> its bytes
     weights = {_storage(parameter) for parameter in step.parameters}
 
     def note(tensor: Tensor) -> Tensor:
@@ -159,20 +159,20 @@ def traffic_of(build: Callable[[], Any]) -> Traffic:
     with _autocast_on_meta(), counter, GpuKernels(counter), saved_tensors_hooks(note, lambda tensor: tensor):
         step.backpropagate()
     num_weights = sum(parameter.numel() for parameter in step.parameters)
-    # Gradients are read for their norm, then read and written; weights, gradients and two moments are read, and all
-    # but the gradients written.
+    # Clipping reads gradients for their norm, then reads and writes them. AdamW reads weights, gradients and two
+    # moments, and writes all of them except the gradients.
     counter.add("clipping", 4.0 * num_weights * (1 + 2))
     counter.add("adamw", 4.0 * num_weights * (4 + 3))
     return Traffic(counter.kernels, sum(kept.values()))
 
 
 def _storage(tensor: Tensor) -> int:
-    """Which memory it is in; on "meta" all have the address 0."""
+    """Identifies the memory of a tensor; its address does not, since on "meta" all addresses are 0."""
     return tensor.untyped_storage()._cdata
 
 
 class KernelCounter(TorchDispatchMode):
-    """Notes every kernel below autograd, so those of the backward pass too."""
+    """Records every kernel. It works below autograd, so kernels of the backward pass are included."""
 
     def __init__(self):
         super().__init__()
@@ -192,7 +192,7 @@ class KernelCounter(TorchDispatchMode):
 
 
 def _tensors(values: Any) -> List[Tensor]:
-    """The tensors of nested lists; one that is read and written, as ``x`` of ``x.add_(y)``, is there twice."""
+    """The tensors in nested lists. A tensor that is both read and written, as ``x`` in ``x.add_(y)``, occurs twice."""
     if isinstance(values, Tensor):
         return [values]
     if isinstance(values, (list, tuple)):
@@ -201,7 +201,7 @@ def _tensors(values: Any) -> List[Tensor]:
 
 
 def _bytes_in_memory(tensor: Tensor) -> int:
-    """Of a tensor that repeats itself, those that are there."""
+    """Bytes that a tensor takes in memory; repeats of an expanded tensor take none."""
     count = 1
     for size, stride in zip(tensor.shape, tensor.stride()):
         count *= size if stride else 1
@@ -209,20 +209,20 @@ def _bytes_in_memory(tensor: Tensor) -> int:
 
 
 def _flops(function: Any, args: Sequence[Any], kwargs: Dict[str, Any], output: Any) -> float:
-    if function is torch.ops.aten.convolution_backward.default:  # PyTorch's count forgets the groups
+    if function is torch.ops.aten.convolution_backward.default:  # PyTorch's count ignores the groups
         grad, _, weight = args[:3]
-        return 2.0 * grad.numel() * weight[0].numel() * sum(args[-1][:2])  # of input and weight, where wanted
+        return 2.0 * grad.numel() * weight[0].numel() * sum(args[-1][:2])  # for input and weight, if requested
     count = flop_registry.get(function.overloadpacket)
     return float(count(*args, **kwargs, out_val=output)) if count else 0.0
 
 
 class GpuKernels(TorchFunctionMode):
-    """Has the calls of autocast, dropout and attention end in the kernels that a GPU has for them."""
+    """Replaces autocast, dropout and attention by the kernels that a GPU uses for them."""
 
     def __init__(self, counter: KernelCounter):
         super().__init__()
         self.counter = counter
-        self._converted: Dict[int, Tensor] = {}  # weights; autocast keeps them, too
+        self._converted: Dict[int, Tensor] = {}  # weights, which autocast also converts only once
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -248,28 +248,28 @@ class GpuKernels(TorchFunctionMode):
 
 
 class _FlashAttention(torch.autograd.Function):
-    """Reads queries, keys and values, and writes as much as the queries; backward, these again, and three
-    gradients."""
+    """Forward: reads queries, keys and values, and writes an output of the queries' size. Backward: the same again,
+    and three gradients."""
 
     @staticmethod
     def forward(ctx, q_BHTE, k_BHTE, v_BHTE, counter):
         y_BHTE = torch.empty_like(q_BHTE)
         ctx.save_for_backward(q_BHTE, k_BHTE, v_BHTE, y_BHTE)
         ctx.counter = counter
-        ctx.flops = 2.0 * q_BHTE.numel() * k_BHTE.shape[2]  # of one product of all queries and keys
+        ctx.flops = 2.0 * q_BHTE.numel() * k_BHTE.shape[2]  # FLOPs of one product of all queries and keys
         counter.add("attention", 4.0 * _bytes_in_memory(q_BHTE), 2 * ctx.flops)
         return y_BHTE
 
     @staticmethod
     def backward(ctx, _):
         q_BHTE, k_BHTE, v_BHTE, _ = ctx.saved_tensors
-        ctx.counter.add("attention", 8.0 * _bytes_in_memory(q_BHTE), 5 * ctx.flops)  # the scores once more
+        ctx.counter.add("attention", 8.0 * _bytes_in_memory(q_BHTE), 5 * ctx.flops)  # the scores are computed again
         return torch.empty_like(q_BHTE), torch.empty_like(k_BHTE), torch.empty_like(v_BHTE), None
 
 
 @contextmanager
 def _autocast_on_meta() -> Iterator[None]:
-    """`torch.autocast` and the questions about it, which PyTorch answers for real devices alone."""
+    """Replace `torch.autocast` and the queries of its state, which PyTorch supports only for real devices."""
     states = [False]
 
     @contextmanager
