@@ -12,4 +12,4 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Read speech models of Hugging Face, fairseq, s3prl, torchaudio and NeMo; write the first, second and last."""
+"""Read speech models of Hugging Face, fairseq, s3prl, torchaudio and NeMo; write Hugging Face, fairseq and NeMo."""

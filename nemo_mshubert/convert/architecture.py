@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The encoder's config out of its tensors: what names and shapes say is read from them, the rest from a config file.
+"""The encoder's config: inferred from names and shapes of its tensors as far as possible, the rest from a config file.
 
-Not in the tensors: strides, the number of heads (WavLM's excepted), pre- or post-LN, and whether input is normalised.
-Where the source states them, a statement that contradicts the tensors is an error; where it does not, the published
-models decide, and the assumption is reported.
+Tensors do not show strides, the number of heads (except WavLM's), pre- or post-LN, and whether input is normalised. If
+the source states a value that contradicts the tensors, that is an error. If it does not state a value, that of the
+published models is assumed, and the assumption is reported.
 """
 
 import re
@@ -32,14 +32,14 @@ from nemo_mshubert.modules.state_dicts import misfits
 
 # Width -> heads: base, large, x-large and XLS-R 1B, XLS-R 2B. (hubert-xlarge has 16 heads of 80.)
 PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16}
-HEAD_WIDTH = 64  # elsewhere
+HEAD_WIDTH = 64  # for other widths
 WAVLM_MAX_DISTANCE = 800  # frames
 
 _CONV = "feature_extractor.conv_layers.{}.conv.weight"
 _POS_CONV = "pos_conv_embed.conv.parametrizations.weight.original1"
 _STACKED_POS_CONV = "pos_conv_embed.layers.0.conv.weight"
 _BUCKETS = "position_bias.embedding.weight"
-# argument -> the tensor that tells it, where it is one
+# argument -> the tensor that shows it, if it is a single one
 _WITNESSES = {
     "conv_norm": "feature_extractor.conv_layers.1.layer_norm.weight",
     "conv_bias": "feature_extractor.conv_layers.0.conv.bias",
@@ -53,10 +53,10 @@ _WITNESSES = {
 def infer_architecture(
     weights: Mapping[str, Tensor], declared: Mapping[str, Any], name_of: NameOf, where: str
 ) -> Tuple[Dict[str, Any], List[str]]:
-    """Arguments of `MSHuBERTEncoder`, and the assumptions made.
+    """Arguments of `MSHuBERTEncoder`, and the assumptions that were made.
 
     Args:
-        weights: tensors of the encoder under our names.
+        weights: tensors of the encoder, under our names.
         declared: arguments that the source's config states.
         name_of: our name of a tensor -> the source's, for messages.
         where: the file, for messages.
@@ -77,14 +77,14 @@ def infer_architecture(
 
 
 def _assume(known: Dict[str, Any]) -> Tuple[Dict[str, Any], List[str]]:
-    """What neither tensors nor config say, as in the published models; and notes of it."""
+    """Arguments that neither tensors nor config show, as in the published models, and notes about them."""
     notes = []
     if "num_heads" not in known:
         known["num_heads"] = published_heads(known["d_model"])
         notes.append(
             f"assumed {known['num_heads']} attention heads, as published models of width {known['d_model']} have"
         )
-    if "pre_norm" not in known:  # data2vec is post-LN behind a front end with LayerNorms
+    if "pre_norm" not in known:  # data2vec is post-LN although its front end has LayerNorms
         known["pre_norm"] = known["conv_norm"] == "layer_norm" and "pos_conv_depth" not in known
         notes.append(
             f"assumed {'pre' if known['pre_norm'] else 'post'}-LN blocks, as published models of its front end"
@@ -95,21 +95,21 @@ def _assume(known: Dict[str, Any]) -> Tuple[Dict[str, Any], List[str]]:
 
 
 def published_heads(d_model: int) -> int:
-    """Attention heads of published models of a width, or as many as would be of the usual width."""
+    """Number of attention heads of the published models of this width; for other widths, heads of the usual width."""
     return PUBLISHED_HEADS.get(d_model) or max(d_model // HEAD_WIDTH, 1)
 
 
 def blank_weights(encoder: Mapping[str, Any]) -> Dict[str, Tensor]:
-    """The state dict of ``MSHuBERTEncoder(**encoder)``, without values."""
+    """The state dict of ``MSHuBERTEncoder(**encoder)``, with shapes but without values."""
     with torch.device("meta"):
         return MSHuBERTEncoder(**encoder).state_dict()
 
 
 def check_weights(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name_of: NameOf, where: str) -> None:
-    """Every tensor of ``own``, the state dict of an encoder, is there, in its shape and finite, and no other.
+    """Check that ``weights`` has exactly the tensors of ``own``, an encoder's state dict, in these shapes and finite.
 
     Raises:
-        ValueError: names the tensor as the source spells it.
+        ValueError: they differ; the message names the tensor as the source spells it.
     """
     own, weights = ({name_of(name): tensor for name, tensor in state.items()} for state in (own, weights))
     if found := misfits(own, weights):
@@ -121,7 +121,7 @@ def check_weights(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name
 
 
 def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
-    """Raises ``ValueError`` with the name of a tensor that holds NaN or infinity."""
+    """Raise ``ValueError`` with the name of a tensor that holds NaN or infinity."""
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(
@@ -130,7 +130,7 @@ def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
 
 
 class Finder:
-    """Reads sizes off tensors."""
+    """Reads sizes from the shapes of tensors."""
 
     def __init__(self, weights: Mapping[str, Tensor], name_of: NameOf, where: str):
         self.weights, self.name_of, self.where = weights, name_of, where
@@ -152,8 +152,8 @@ class Finder:
         return [[channels, kernel, stride] for (channels, _, kernel), stride in zip(shapes, strides)]
 
     def sizes(self, stack: str = "") -> Dict[str, Any]:
-        """Everything else that the tensors tell; ``stack`` begins the names of the first of several stacks of
-        blocks."""
+        """All other arguments that the tensors show. ``stack`` is the prefix of the first stack of blocks, if there
+        are several."""
         d_model, _ = self.shape("feature_projection.projection.weight", 2)
         every_conv_has_a_norm = self.has("feature_extractor.conv_layers.1.layer_norm.weight")
         return {
@@ -176,7 +176,7 @@ class Finder:
         return found
 
     def witness(self, argument: str, declared: Any, found: Any) -> str:
-        """Name, and shape if it is there, of the tensor that tells an argument."""
+        """Name of the tensor that shows an argument, and its shape if it exists."""
         name = _WITNESSES.get(argument, "")
         if argument == "conv_layers":
             differ = [index for index, (one, other) in enumerate(zip(declared, found)) if list(one) != other]
@@ -202,6 +202,6 @@ class Finder:
         return shape
 
     def count(self, pattern: str) -> int:
-        """One more than the largest number in the names."""
+        """One more than the largest number that ``pattern`` finds in the names."""
         numbers = [int(match[1]) for match in (re.match(pattern, name) for name in self.weights) if match]
         return max(numbers, default=-1) + 1

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What every format is read into and written from: our encoder's config and weights, and the heads beside it."""
+"""The form into which every format is read and from which it is written: our encoder's config, weights and heads."""
 
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
@@ -27,7 +27,7 @@ from nemo_mshubert.decoding.lexicon import fold_case
 from nemo_mshubert.modules.state_dicts import listed
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # the first rows of every fairseq dictionary, in this order
-# fairseq: examples/wav2vec/dict.ltr.txt of LibriSpeech, behind the specials
+# LibriSpeech's letters, which follow the specials (fairseq: examples/wav2vec/dict.ltr.txt)
 ENGLISH_LETTERS = tuple("|ETAONIHSRDLUMWCFGYPBVK'XJQZ")
 
 
@@ -35,9 +35,9 @@ ENGLISH_LETTERS = tuple("|ETAONIHSRDLUMWCFGYPBVK'XJQZ")
 class CtcHead:
     """An output layer for CTC.
 
-    ``tokens`` names each row; None where the source does not. ``blank`` is the row of the blank. ``specials`` are rows
-    that no transcript uses. ``keeps_case``: whether letters stay as they are. Those of other ecosystems become small,
-    since models of LibriSpeech have capitals there, and small letters in NeMo.
+    ``tokens`` names each row; it is None if the source does not. ``blank`` is the row of the blank. ``specials`` are
+    tokens that no transcript uses. ``keeps_case``: whether letters keep their case. Letters of other ecosystems become
+    lower case, since LibriSpeech models have capitals there, but lower case in NeMo.
     """
 
     weight: Tensor  # [V, D]
@@ -48,17 +48,17 @@ class CtcHead:
     keeps_case: bool = False
 
     def other_tokens(self) -> str:
-        """What the rows are of where they are not letters."""
+        """Describes the tokens if they are not letters."""
         if self.tokens is None:
             return "tokens that are not known"
         longer = [token for token in self.tokens if len(token) > 1 and token not in self.specials]
         return f"tokens of several characters ({', '.join(map(repr, longer[:5]))})" if longer else "no tokens"
 
     def letters(self) -> Optional["LetterHead"]:
-        """Rows in NeMo's order: labels, then the blank; without special rows. None if the tokens are not letters.
+        """The rows in NeMo's order: labels, then the blank; no special rows. None if the tokens are not letters.
 
         Raises:
-            ValueError: two rows of one letter.
+            ValueError: two rows have the same letter.
         """
         if self.tokens is None:
             return None
@@ -91,29 +91,31 @@ class LetterHead(NamedTuple):
 class PredictionHead(NamedTuple):
     """HuBERT's prediction head of one label set: `modules.label_heads.LabelHead` without the temperature."""
 
-    weight: Tensor  # [E, D] of final_proj
+    weight: Tensor  # [E, D], of final_proj
     bias: Tensor  # [E]
     embeddings: Tensor  # [K, E]
 
 
 @dataclass
 class Checkpoint:
-    """A speech model of any source."""
+    """A speech model from any source."""
 
     encoder: Dict[str, Any]  # arguments of MSHuBERTEncoder
     weights: Dict[str, Tensor]  # its state dict, fp32
     normalize: bool  # whether it expects audio of zero mean and unit variance
     ctc: Optional[CtcHead] = None
     prediction_heads: List[PredictionHead] = field(default_factory=list)  # finest first, or in the order of the file
-    notes: List[str] = field(default_factory=list)  # assumptions, and what was dropped
-    drawn: List[str] = field(default_factory=list)  # names of weights that the source has none of
+    notes: List[str] = field(default_factory=list)  # assumptions, and names of dropped tensors
+    drawn: List[str] = field(
+        default_factory=list
+    )  # names of weights that the source lacks and that were drawn at random
 
 
 @dataclass
 class Source:
-    """What a reader found in a file, before it is checked.
+    """The content of a file as a reader found it, before it is checked.
 
-    ``declared``: arguments of `MSHuBERTEncoder` that a config states. ``normalize``: None where nothing states it.
+    ``declared``: arguments of `MSHuBERTEncoder` that a config states. ``normalize``: None if it is not stated.
     """
 
     where: str
@@ -162,18 +164,18 @@ def _check_heads(heads: Mapping[str, Tensor], source: Source) -> None:
 
 
 def random_mask_embedding(d_model: int) -> Tensor:
-    """U(0, 1), as the encoder starts with."""
+    """Values from U(0, 1), as in a new encoder."""
     return torch.rand(d_model, generator=torch.Generator().manual_seed(0))
 
 
 def _small(labels: Sequence[str]) -> Sequence[str]:
-    """Small letters; as they are where two of them would become one, or one would become two."""
-    is_turkish = {"I", "İ"} <= set(labels)  # whose small letters are ı and i
+    """Labels in lower case, or unchanged if two of them would become one or one would become two."""
+    is_turkish = {"I", "İ"} <= set(labels)  # Turkish: their lower-case letters are ı and i
     small = [fold_case(label, "ı" if is_turkish else "i") for label in labels]
     fits = len(set(small)) == len(small) and all(len(letter) == 1 for letter in small)
     return small if fits else labels
 
 
 def _nemo_order(label: str) -> tuple:
-    """Space, letters, the rest: the order of alphabet.ENGLISH_LABELS."""
+    """Sort key: the space, then letters, then the rest, as in alphabet.ENGLISH_LABELS."""
     return (label != SPACE, not label.isalpha(), label)

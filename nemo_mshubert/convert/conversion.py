@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Any checkpoint in, any ecosystem out."""
+"""Reads a checkpoint of any ecosystem and writes it for another."""
 
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Sequence
@@ -38,16 +38,16 @@ TARGETS = ("nemo", "huggingface", "fairseq")
 
 
 def read_checkpoint(path: PathLike, source: str = "auto") -> Checkpoint:
-    """Read a folder or file of ``source``, one of `READERS` or ``nemo``; ``auto`` looks what it is.
+    """Read a folder or file of ``source``, one of `READERS` or ``nemo``; ``auto`` detects the format.
 
     Raises:
-        FileNotFoundError, ValueError: nothing there, or not what it should be; names the file, the tensor, the remedy.
+        FileNotFoundError, ValueError: it does not exist, or is something else; names the file, the tensor, the remedy.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder. Correct the path.")
     if source == "nemo" or source == "auto" and path.suffix == ".nemo":
-        from nemo_mshubert.convert.nemo import read_nemo  # which imports our models, and they this
+        from nemo_mshubert.convert.nemo import read_nemo  # it imports our models, and they import this
 
         return read_nemo(path)
     if source != "auto":
@@ -61,7 +61,7 @@ def read_checkpoint(path: PathLike, source: str = "auto") -> Checkpoint:
 
 
 def write_checkpoint(checkpoint: Checkpoint, path: PathLike, target: Optional[str] = None) -> str:
-    """Write for ``target``, one of `TARGETS` (default: by the suffix); returns what was written."""
+    """Write for ``target``, one of `TARGETS` (default: by the suffix). Returns a description of what was written."""
     target = target or {".nemo": "nemo", ".pt": "fairseq"}.get(Path(path).suffix, "huggingface")
     letters = checkpoint.ctc.letters() if checkpoint.ctc else None
     written = f"{target} encoder{f', CTC over {len(letters.labels)} letters' if letters else ''}"
@@ -86,7 +86,7 @@ def write_checkpoint(checkpoint: Checkpoint, path: PathLike, target: Optional[st
 
 
 def read_encoder(path: PathLike) -> nn.Module:
-    """The encoder of a foreign folder or file, in evaluation mode, for features; see `models.loading.load_encoder`.
+    """The encoder of a folder or file of another ecosystem, in evaluation mode; see `models.loading.load_encoder`.
 
     Raises:
         FileNotFoundError, ValueError: as `read_checkpoint`.
@@ -105,13 +105,13 @@ def read_encoder(path: PathLike) -> nn.Module:
 
 
 def log_notes(path: PathLike, notes: Sequence[str]) -> None:
-    """What was assumed about a file, or dropped from it."""
+    """Log what was assumed about a file or dropped from it."""
     for note in notes:
         logging.warning(f"{path}: {note}")
 
 
 def _from_content(content: Any, path: Path) -> Checkpoint:
-    """A file that was loaded; which layout it is of, its names tell."""
+    """Convert the content of a file; its names show which layout it has."""
     if is_multiresolution(content):
         raise ValueError(
             f"{path}: an MR-HuBERT. It gives features (--encoder of fit_kmeans.py and label.py), but no other format "

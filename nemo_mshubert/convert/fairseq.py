@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""fairseq's ``.pt`` files, read and written without fairseq, and files in its layout: s3prl's, WavLM's, the authors'.
+"""Reads and writes fairseq's ``.pt`` files without fairseq; also reads s3prl's, WavLM's and the authors' files.
 
 fairseq   {"cfg" or "args", "model", "task_state", ...}
 s3prl     {"task_cfg", "model_cfg", "model_weight", "dictionaries_symbols"}     (the authors' MS-HuBERT)
-WavLM     {"cfg", "model"}, cfg flat
+WavLM     {"cfg", "model"}, with a flat cfg
 weights   {name: tensor}
 """
 
@@ -51,7 +51,7 @@ CONFIG_ARGUMENTS = {
     "conv_pos_groups": "pos_conv_groups",
 }
 EXTRACTOR_MODES = {"default": "group_norm", "layer_norm": "layer_norm"}
-NEVER = -1e4  # bias of rows that must not win, finite in half precision
+NEVER = -1e4  # bias of rows that must never be chosen; finite in half precision
 
 # --- In --------------------------------------------------------------------------------------------------------------
 
@@ -66,7 +66,7 @@ def read_fairseq(path: PathLike) -> Checkpoint:
 
 
 def from_fairseq(content: Any, where: str) -> Checkpoint:
-    """What `read_fairseq` does, of a loaded file."""
+    """As `read_fairseq`, for the content of a loaded file."""
     if not isinstance(content, dict):
         raise ValueError(
             f"{where}: holds a {type(content).__name__}, expected a dictionary of weights. Use the file that fairseq "
@@ -115,7 +115,7 @@ def _pretrained_options(model: Any) -> Dict[str, Any]:
 
 
 def declared_architecture(model: Mapping[str, Any], where: str) -> Dict[str, Any]:
-    """Arguments of `MSHuBERTEncoder` that fairseq's options state; raises ``ValueError`` for what it cannot be."""
+    """Arguments of `MSHuBERTEncoder` that fairseq's options state; raises ``ValueError`` if our encoder lacks one."""
     for option, expected in (("activation_fn", "gelu"), ("layer_type", "transformer")):
         if model.get(option, expected) != expected:
             raise ValueError(
@@ -164,10 +164,11 @@ def parse_conv_layers(text: str, where: str = "conv_feature_layers") -> List[Lis
 def split_heads(
     heads: Mapping[str, Tensor], symbols: Optional[List[List[str]]], where: str, notes: List[str]
 ) -> List[PredictionHead]:
-    """Prediction heads of each label set, finest first, or in the order of the file.
+    """The prediction head of each label set, in the order of the file.
 
-    fairseq stacks the rows of n sets in ``final_proj`` (``untie_final_proj``; else one projection serves all) and in
-    ``label_embs_concat``, where each set begins with four special symbols that no frame has.
+    fairseq stacks the rows of n sets in ``final_proj`` (with ``untie_final_proj``; otherwise all sets share one
+    projection) and in ``label_embs_concat``. There each set begins with four special symbols, which no frame has as a
+    label.
     """
     weight, bias, embeddings = heads["final_proj.weight"], heads["final_proj.bias"], heads["label_embeddings"]
     width = embeddings.shape[1]
@@ -205,7 +206,7 @@ def _symbols(content: Mapping[str, Any]) -> Optional[List[List[str]]]:
 
 
 def _ctc_head(heads: Mapping[str, Tensor], symbols: Optional[List[List[str]]], notes: List[str]) -> CtcHead:
-    """The blank is ``<s>``, row 0."""
+    """The output layer of a CTC model; its blank is ``<s>``, row 0."""
     weight, tokens = heads["ctc.weight"], symbols[0] if symbols else None
     if tokens is None and len(weight) == len(SPECIALS) + len(ENGLISH_LETTERS):
         tokens = [*SPECIALS, *ENGLISH_LETTERS]
@@ -220,10 +221,10 @@ def _ctc_head(heads: Mapping[str, Tensor], symbols: Optional[List[List[str]]], n
 
 
 def to_fairseq(checkpoint: Checkpoint) -> Dict[str, Any]:
-    """A dictionary in fairseq's layout: HuBERT with its prediction heads, or its CTC wrapper where there are letters.
+    """A dictionary in fairseq's layout: HuBERT with its prediction heads, or, with letters, fairseq's CTC wrapper.
 
-    ``cfg`` is plain. Symbols are in ``dictionaries_symbols``, as s3prl has them: fairseq's own ``task_state`` would
-    need its classes, so fairseq reads dictionaries from the folder of its task.
+    ``cfg`` consists of plain dictionaries. Symbols are in ``dictionaries_symbols``, as in s3prl. fairseq's own
+    ``task_state`` would need its classes, so fairseq must read dictionaries from the folder of its task.
     """
     tensors = fairseq_table(checkpoint.encoder["conv_norm"]).to_theirs(checkpoint.weights)
     letters = checkpoint.ctc.letters() if checkpoint.ctc else None
@@ -249,13 +250,13 @@ def to_fairseq(checkpoint: Checkpoint) -> Dict[str, Any]:
 
 
 def write_fairseq(checkpoint: Checkpoint, path: PathLike) -> None:
-    """Write `to_fairseq` as a ``.pt``, whole or not at all."""
+    """Write the result of `to_fairseq` as a ``.pt``, completely or not at all."""
     with atomic_write(path, "wb") as stream:
         torch.save(to_fairseq(checkpoint), stream)
 
 
 def fairseq_options(encoder: Mapping[str, Any]) -> Dict[str, Any]:
-    """The options of fairseq's models that give the encoder."""
+    """The options with which fairseq builds the same encoder."""
     options = {theirs: encoder[ours] for theirs, ours in CONFIG_ARGUMENTS.items()}
     depth = encoder.get("pos_conv_depth", 1)
     options["extractor_mode"] = {ours: theirs for theirs, ours in EXTRACTOR_MODES.items()}[encoder["conv_norm"]]
@@ -271,7 +272,7 @@ def fairseq_options(encoder: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def _joined_heads(heads: List[PredictionHead]) -> Dict[str, Tensor]:
-    """Special symbols get zeros: their cosine with every frame is 0."""
+    """Stack the heads as fairseq does. Embeddings of special symbols are zeros, with cosine 0 to every frame."""
     specials = torch.zeros(len(SPECIALS), heads[0].embeddings.shape[1])
     return {
         "final_proj.weight": torch.cat([head.weight for head in heads]),
@@ -281,7 +282,7 @@ def _joined_heads(heads: List[PredictionHead]) -> Dict[str, Tensor]:
 
 
 def _with_special_rows(letters) -> Tuple[Tensor, Tensor]:
-    """Blank (``<s>``), three rows that never win, labels."""
+    """Weight and bias in fairseq's order: blank (``<s>``), three special rows that are never chosen, labels."""
     weight, bias = letters.weight, letters.bias
     unused = len(SPECIALS) - 1
     return (

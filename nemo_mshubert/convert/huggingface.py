@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Hugging Face folders: ``config.json``, weights, and the files of the processor.
+"""Reads and writes Hugging Face folders: ``config.json``, weights, and the files of the processor.
 
-In: base, CTC and pre-training classes of HuBERT, wav2vec 2.0, WavLM and data2vec-audio, as safetensors or ``.bin``,
-whole or in shards. Out: ``HubertModel`` and ``HubertForCTC``, or the WavLM and data2vec classes where the encoder has
+Reads base, CTC and pre-training classes of HuBERT, wav2vec 2.0, WavLM and data2vec-audio, as safetensors or ``.bin``,
+whole or in shards. Writes ``HubertModel`` and ``HubertForCTC``, or the WavLM or data2vec classes if the encoder has
 their parts.
 """
 
@@ -37,10 +37,10 @@ from nemo_mshubert.data.manifest import SAMPLE_RATE
 from nemo_mshubert.whole_files import PathLike, atomic_folder
 
 MODEL_TYPES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio")
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or either with .index.json: shards
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or one of them with .index.json, which lists shards
 BLANK = "<pad>"
 
-# config.json -> arguments of MSHuBERTEncoder; names that all families share
+# config.json -> arguments of MSHuBERTEncoder, for names that all families share
 CONFIG_ARGUMENTS = {
     "conv_bias": "conv_bias",
     "hidden_size": "d_model",
@@ -60,7 +60,7 @@ POSITION_ARGUMENTS = {
     "data2vec-audio": {"conv_pos_kernel_size": "pos_conv_kernel", "num_conv_pos_embeddings": "pos_conv_depth"},
 }
 POSITION_ARGUMENTS["wav2vec2"] = POSITION_ARGUMENTS["hubert"]
-# What our encoder does in one way only. A config that leaves a field out has this value.
+# Options for which our encoder has only one value. A config without such a field has this value.
 FIXED = {
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
@@ -106,7 +106,7 @@ def read_huggingface(folder: PathLike) -> Checkpoint:
 
 
 def declared_architecture(config: Mapping[str, Any], folder: PathLike) -> Dict[str, Any]:
-    """Arguments of `MSHuBERTEncoder` that ``config.json`` states; raises ``ValueError`` for what it cannot be."""
+    """Arguments of `MSHuBERTEncoder` that ``config.json`` states; raises ``ValueError`` if our encoder lacks one."""
     family = config.get("model_type")
     if family not in MODEL_TYPES:
         raise ValueError(
@@ -132,7 +132,7 @@ def declared_architecture(config: Mapping[str, Any], folder: PathLike) -> Dict[s
 
 
 def read_json(path: Path) -> Optional[Dict[str, Any]]:
-    """A JSON object, None where there is no such file; raises ``ValueError`` naming a broken one."""
+    """A JSON object, or None if there is no such file; raises ``ValueError`` with the name of a broken file."""
     if not path.is_file():
         return None
     try:
@@ -178,7 +178,7 @@ def _read_normalize(folder: Path) -> Optional[bool]:
 
 
 def refuse_weights_alone(path: Path) -> None:
-    """Raise ``ValueError`` for a file out of the folder that `read_huggingface` reads."""
+    """Raise ``ValueError`` for a single file of a folder that only `read_huggingface` can read as a whole."""
     if path.suffix == ".safetensors" or path.name == "pytorch_model.bin":
         raise ValueError(f"{path}: give its folder, which holds config.json too.")
 
@@ -186,9 +186,8 @@ def refuse_weights_alone(path: Path) -> None:
 def _read_ctc_head(heads: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> CtcHead:
     vocabulary = read_json(folder / "vocab.json")
     head = CtcHead(heads["ctc.weight"], heads["ctc.bias"], None, blank=config.get("pad_token_id") or 0)
-    if vocabulary is None or any(
-        isinstance(rows, dict) for rows in vocabulary.values()
-    ):  # none; one per language (MMS)
+    # There is no vocabulary, or one per language (MMS).
+    if vocabulary is None or any(isinstance(rows, dict) for rows in vocabulary.values()):
         return head
     tokens = {row: token for token, row in vocabulary.items()}
     tokens.update({row: token for token, row in (read_json(folder / "added_tokens.json") or {}).items()})
@@ -196,7 +195,7 @@ def _read_ctc_head(heads: Mapping[str, Tensor], config: Mapping[str, Any], folde
     names = {key: _token(tokenizer.get(key, default)) for key, default in _SPECIAL_TOKENS.items()}
     head.tokens = [tokens.get(row, "<unk>") for row in range(len(head.weight))]
     head.tokens = [WRITTEN_SPACE if token == names["word_delimiter_token"] else token for token in head.tokens]
-    if names["pad_token"] in head.tokens:  # else the config's, which may be older than the tokenizer
+    if names["pad_token"] in head.tokens:  # otherwise the config's blank, which may be older than the tokenizer
         head.blank = head.tokens.index(names["pad_token"])
     head.specials = [*_SPECIAL_TOKENS.values(), *names.values()]
     head.specials += filter(_MARKER.fullmatch, head.tokens)  # <mask>, [MASK]
@@ -204,7 +203,7 @@ def _read_ctc_head(heads: Mapping[str, Tensor], config: Mapping[str, Any], folde
     return head
 
 
-_MARKER = re.compile(r"<.+>|\[.+\]")  # no letters, whatever they mark
+_MARKER = re.compile(r"<.+>|\[.+\]")  # such tokens are never letters
 _SPECIAL_TOKENS = {
     "bos_token": "<s>",
     "pad_token": BLANK,
@@ -215,7 +214,7 @@ _SPECIAL_TOKENS = {
 
 
 def _token(value: Any) -> Optional[str]:
-    """Tokens are strings, or objects with ``content``."""
+    """A token is given as a string or as an object with ``content``."""
     return value.get("content") if isinstance(value, dict) else value
 
 
@@ -223,10 +222,10 @@ def _token(value: Any) -> Optional[str]:
 
 
 def write_huggingface(checkpoint: Checkpoint, folder: PathLike) -> None:
-    """Write a folder that ``from_pretrained`` takes, whole or not at all; of a CTC class where letters have a head.
+    """Write a folder for ``from_pretrained``, completely or not at all; for a CTC class if there is a letter head.
 
     Raises:
-        FileExistsError: the folder holds something.
+        FileExistsError: the folder is not empty.
         ValueError: Hugging Face has no class for the encoder.
     """
     with atomic_folder(folder) as temporary:
@@ -243,7 +242,7 @@ def write_huggingface(checkpoint: Checkpoint, folder: PathLike) -> None:
 
 
 def hugging_face_config(encoder: Mapping[str, Any], letters: Optional[LetterHead]) -> Dict[str, Any]:
-    """``config.json``; raises ``ValueError`` where no class has the encoder's parts."""
+    """The content of ``config.json``; raises ``ValueError`` if no class has the encoder's parts."""
     family = hugging_face_family(encoder)
     inverse = {ours: theirs for theirs, ours in {**CONFIG_ARGUMENTS, **POSITION_ARGUMENTS[family]}.items()}
     base_class, ctc_class, _ = CLASSES[family]
@@ -263,7 +262,7 @@ def hugging_face_config(encoder: Mapping[str, Any], letters: Optional[LetterHead
 
 
 def hugging_face_family(encoder: Mapping[str, Any]) -> str:
-    """``model_type`` whose classes hold the encoder. wav2vec 2.0 and HuBERT are one architecture: ``hubert``."""
+    """The ``model_type`` whose classes have the encoder's parts; wav2vec 2.0, the same as HuBERT, is ``hubert``."""
     stacked, gated = encoder.get("pos_conv_depth", 1) > 1, encoder.get("position_buckets", 0) > 0
     if stacked and (gated or encoder["pre_norm"] or encoder["conv_norm"] != "layer_norm"):
         raise ValueError("No class of transformers has stacked positional convolutions with these other parts.")
@@ -285,7 +284,7 @@ TOKENIZER_CONFIG = {
 
 
 def _vocabulary(letters: LetterHead) -> list:
-    """The blank first, as their configs have it, then our order."""
+    """The blank first, as in Hugging Face's configs, then our order."""
     return [BLANK] + [written(label) for label in letters.labels]
 
 
@@ -308,7 +307,7 @@ def _feature_extractor_config(checkpoint: Checkpoint) -> Dict[str, Any]:
         "padding_value": 0.0,
         "padding_side": "right",
         "do_normalize": checkpoint.normalize,
-        # Their group norm sees the padding, so their base models are trained without a mask.
+        # transformers' group norm sees the padding, so its base models are trained without a mask.
         "return_attention_mask": checkpoint.encoder["conv_norm"] == "layer_norm",
     }
 

@@ -12,11 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Published k-means files: what fairseq's ``learn_kmeans.py`` wrote with ``joblib.dump``, read without running it.
+"""Reads published k-means files, as fairseq's ``learn_kmeans.py`` writes them with ``joblib.dump``, without running
+code in them.
 
-Such a file is a pickle with the bytes of its arrays in between. joblib's own reader walks through it here, but every
-name that the pickle asks for is resolved by us: array descriptions and dtypes are real, classes of scikit-learn, numpy
-and SciPy are stubs that keep their state and do nothing, all else is refused before it is called.
+Such a file is a pickle with the bytes of its arrays in between. joblib's own reader parses it, but we resolve every
+name that the pickle asks for: array descriptions and dtypes are real; classes of scikit-learn, numpy and SciPy are
+stubs that keep their state and do nothing; everything else is refused before it is called.
 """
 
 from pathlib import Path
@@ -36,14 +37,14 @@ STUBBED_PACKAGES = ("_codecs", "numpy", "scipy", "sklearn")
 
 
 def label_maker_of_joblib(path: PathLike, features: FeatureDescription) -> LabelMaker:
-    """A label maker of published centres; its ``label`` gives what fairseq's ``dump_km_label.py`` gives.
+    """A label maker with published centres; its ``label`` gives the same labels as fairseq's ``dump_km_label.py``.
 
     Args:
         path: file of ``joblib.dump``.
-        features: what the centres were fitted on; the file does not say.
+        features: the features that the centres were fitted on; the file does not say.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_joblib_kmeans`; centres of another width than the features.
+        FileNotFoundError, ValueError: as `read_joblib_kmeans`, or centres and features differ in width.
     """
     centres = read_joblib_kmeans(path)
     if centres.shape[1] != features.dimension:
@@ -58,7 +59,7 @@ def label_maker_of_joblib(path: PathLike, features: FeatureDescription) -> Label
 
 
 def read_joblib_kmeans(path: PathLike) -> np.ndarray:
-    """Centres, float32 ``[K, D]``, of a pickled ``KMeans`` or ``MiniBatchKMeans``.
+    """The centres, float32 ``[K, D]``, of a pickled ``KMeans`` or ``MiniBatchKMeans``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -92,7 +93,7 @@ def _is_kmeans(content: Any) -> bool:
 
 
 class _RestrictedUnpickler(NumpyUnpickler):
-    """joblib's reader with our names."""
+    """joblib's reader, with names resolved by us."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("joblib.numpy_pickle", "NumpyArrayWrapper"):
@@ -103,7 +104,7 @@ class _RestrictedUnpickler(NumpyUnpickler):
 
 
 class _PlainArray(NumpyArrayWrapper):
-    """Where an array's bytes follow. Arrays of objects would be pickles of their own."""
+    """Reads an array whose bytes follow in the file. Arrays of objects, which would be more pickles, are refused."""
 
     def read(self, unpickler: NumpyUnpickler, ensure_native_byte_order: bool) -> np.ndarray:
         if not isinstance(self.dtype, np.dtype) or self.dtype.hasobject:

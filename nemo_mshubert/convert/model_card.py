@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The model card: what a model is, what it was trained on, how well it does; readable by people and by the hub."""
+"""The model card: what a model is, what it was trained on and how well it performs, for people and for the hub."""
 
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Sequence
@@ -41,14 +41,14 @@ PAPER = """@inproceedings{yadav2024mshubert,
 
 @dataclass
 class Facts:
-    """What a model file does not say of itself.
+    """Facts that a model file does not contain.
 
     Attributes:
-        licence: identifier of the hub, e.g. ``cc-by-4.0``.
-        data: one sentence per corpus: of pre-training, of fine-tuning.
+        licence: the hub's identifier, e.g. ``cc-by-4.0``.
+        data: one sentence per corpus, for pre-training and for fine-tuning.
         language: code, e.g. ``en``.
         results: of scripts/evaluate.py.
-        evaluated: `weights_fingerprint` of the model that they are of; None where there are none.
+        evaluated: `weights_fingerprint` of the model with these results; None if there are no results.
     """
 
     licence: str
@@ -59,8 +59,8 @@ class Facts:
 
 
 def require_results_of(model: ModelPT, facts: Facts, where: PathLike) -> None:
-    """Raise ``ValueError`` where ``facts.results`` are of another model than this one, which is named ``where``."""
-    precisions = (torch.float32, torch.bfloat16)  # those of scripts/evaluate.py
+    """Raise ``ValueError`` if ``facts.results`` belong to another model than this one, whose name is ``where``."""
+    precisions = (torch.float32, torch.bfloat16)  # the precisions of scripts/evaluate.py
     if facts.evaluated and all(facts.evaluated != weights_fingerprint(model, each) for each in precisions):
         raise ValueError(
             f"{where}: the results are of a model with other weights. Evaluate this one with scripts/evaluate.py into "
@@ -69,7 +69,7 @@ def require_results_of(model: ModelPT, facts: Facts, where: PathLike) -> None:
 
 
 def model_card(model: ModelPT, name: str, facts: Facts, has_transformers_files: bool) -> str:
-    """Markdown with the hub's YAML header; ``name`` is that of the folder and of the ``.nemo`` in it."""
+    """Markdown with the hub's YAML header; ``name`` is the name of the folder and of the ``.nemo`` in it."""
     sections = [
         f"# {name}",
         _what_it_is(model),
@@ -144,7 +144,7 @@ def _use(model: ModelPT, name: str, has_transformers_files: bool) -> str:
 
 
 def _labels(model: ModelPT) -> List[str]:
-    """Heading and sentence on the pseudo-labels, where the file knows them."""
+    """A heading and a sentence about the pseudo-labels, if the model file describes them."""
     origin = pretraining_labels(model)
     if origin is None:
         return []

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""MR-HuBERT in fairseq's layout, into a `MultiresolutionEncoder`: a feature extractor, with no way back out."""
+"""Reads MR-HuBERT in fairseq's layout into a `MultiresolutionEncoder`, for features only; it cannot be written."""
 
 import re
 from typing import Any, Dict, List, Mapping, Tuple
@@ -33,12 +33,12 @@ DEFAULT_RATES = [1, 2]  # 50 Hz and 25 Hz
 
 
 def is_multiresolution(content: Any) -> bool:
-    """Whether a loaded file is an MR-HuBERT."""
+    """Whether the content of a loaded file is an MR-HuBERT."""
     return isinstance(content, dict) and any("middle_encoder." in str(name) for name in sections(content)[2])
 
 
 def from_multiresolution(content: Mapping[str, Any], where: str) -> Tuple[MultiresolutionEncoder, List[str]]:
-    """The encoder of a file of fairseq or s3prl, in evaluation mode, and what was assumed or dropped.
+    """The encoder of a fairseq or s3prl file, in evaluation mode, and notes on what was assumed or dropped.
 
     Raises:
         ValueError: a missing, surplus, misshapen or non-finite tensor, by name; a config of another model.
@@ -60,7 +60,7 @@ def from_multiresolution(content: Mapping[str, Any], where: str) -> Tuple[Multir
 
 
 def _rates(options: Mapping[str, Any]) -> Tuple[List[Tuple[int, int]], List[str]]:
-    """``label_rate_ratios`` of fairseq: up, down, up, down, ..."""
+    """Pairs (up, down) of fairseq's ``label_rate_ratios``, a list up, down, up, down, ..., and notes."""
     numbers = options.get("label_rate_ratios")
     notes = []
     if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
@@ -70,7 +70,7 @@ def _rates(options: Mapping[str, Any]) -> Tuple[List[Tuple[int, int]], List[str]
 
 
 def _our_names(tensors: Mapping[str, Tensor], levels: int, where: str) -> Tuple[Dict[str, Tensor], List[str]]:
-    """Tensors under the names of `MultiresolutionEncoder`, in fp32, and names of those with no place there."""
+    """Tensors under the names of `MultiresolutionEncoder`, in fp32, and names of tensors that have no place there."""
     table = fairseq_table()
     mapped: Dict[str, Tensor] = {}
     dropped, front = [], {}
@@ -106,10 +106,10 @@ def _stack_number(name: str, levels: int) -> int:
 def _architecture(
     ours: Mapping[str, Tensor], declared: Mapping[str, Any], rates: List[Tuple[int, int]], where: str
 ) -> Dict[str, Any]:
-    """Arguments of `MultiresolutionEncoder`: what tensors say is read from them."""
+    """Arguments of `MultiresolutionEncoder`, inferred from the tensors as far as possible."""
     finder = Finder(ours, str, where)
     sizes = finder.sizes("stacks.0.")
-    del sizes["num_layers"]  # of the first stack; those of all are the depths
+    del sizes["num_layers"]  # it is of the first stack; "depths" has all stacks
     plain = not (finder.has("resamplers.0.upsample.conv.weight") and finder.has("resamplers.0.downsample.conv.weight"))
     resampling = "downsample" if rates[0][1] > 1 or not plain else "upsample"
     return {

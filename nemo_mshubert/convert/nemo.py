@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""``.nemo`` files: ours in, and a stock CTC model out, which every script of ours and of NeMo takes.
+"""Reads our ``.nemo`` files, and writes stock CTC models, which all our scripts and NeMo's take.
 
-An encoder from elsewhere has no label maker, so it cannot be a pre-training model. It becomes an ``EncDecCTCModel``
-over letters: with its own output layer where it has one, else with random weights there.
+An encoder from another ecosystem has no label maker, so it cannot be a pre-training model. It becomes an
+``EncDecCTCModel`` over letters, with its own output layer if it has one, otherwise with a random one.
 """
 
 import inspect
@@ -37,7 +37,7 @@ from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.modules.waveform_preprocessor import WaveformPreprocessor
 from nemo_mshubert.whole_files import PathLike
 
-# Options of the encoder that concern training only, or say the class
+# Options of the encoder that only concern training, and its class
 TRAINING_OPTIONS = (
     "_target_",
     "dropout",
@@ -58,16 +58,16 @@ def read_nemo(path: PathLike) -> Checkpoint:
     """The encoder and the heads of a pre-trained or fine-tuned ``.nemo``.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not a NeMo model; another encoder, or one with adapters.
+        FileNotFoundError, ValueError: no such file; not a NeMo model; another encoder; an encoder with adapters.
     """
     return checkpoint_of(restore_mshubert(path), path)
 
 
 def checkpoint_of(model: ModelPT, name: PathLike) -> Checkpoint:
-    """The encoder and the heads of a model that was restored.
+    """The encoder and the heads of a restored model.
 
     Raises:
-        ValueError: begins with ``name``; the encoder has adapters.
+        ValueError: the encoder has adapters; the message begins with ``name``.
     """
     if adapters := model.encoder.adapter_names():
         raise ValueError(f"{name}: has adapters ({', '.join(adapters)}), for which no other format has a place.")
@@ -86,14 +86,14 @@ def checkpoint_of(model: ModelPT, name: PathLike) -> Checkpoint:
 
 
 def write_nemo(checkpoint: Checkpoint, path: PathLike) -> str:
-    """Write `to_model`; returns what its output layer is."""
+    """Write the result of `to_model`. Returns a description of its output layer."""
     model, output_layer = to_model(checkpoint)
     save_model(model, path)
     return output_layer
 
 
 def read_as_model(path: PathLike) -> EncDecCTCModel:
-    """`to_model` of a folder or file of another ecosystem; what was assumed is logged.
+    """`to_model` for a folder or file of another ecosystem; assumptions are logged.
 
     Raises:
         FileNotFoundError, ValueError: as `read_checkpoint`.
@@ -105,19 +105,19 @@ def read_as_model(path: PathLike) -> EncDecCTCModel:
 
 
 def to_model(checkpoint: Checkpoint) -> Tuple[EncDecCTCModel, str]:
-    """A stock CTC model around the encoder, and what its output layer is."""
+    """A stock CTC model around the encoder, and a description of its output layer."""
     letters = checkpoint.ctc.letters() if checkpoint.ctc else None
     labels = letters.labels if letters else ENGLISH_LABELS
     target = f"{MSHuBERTEncoder.__module__}.{MSHuBERTEncoder.__name__}"
     config = ctc_config(_preprocessor(checkpoint.normalize), {"_target_": target, **checkpoint.encoder}, labels, None)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(RANDOM_OUTPUT_SEED)  # not those of GPUs, which are the caller's
+        torch.default_generator.manual_seed(RANDOM_OUTPUT_SEED)  # not the GPUs' generators, which belong to the caller
         model = EncDecCTCModel(cfg=config)
     model.encoder.load_state_dict(checkpoint.weights)
     if letters:
         weights = {"decoder_layers.0.weight": letters.weight[..., None], "decoder_layers.0.bias": letters.bias}
         model.decoder.load_state_dict(weights)
-    model.output_layer_is_random = not letters  # evaluation.load_ctc_model looks
+    model.output_layer_is_random = not letters  # evaluation.load_ctc_model checks it
     kind = "converted" if letters else "random: fine-tune it before decoding"
     if checkpoint.ctc and not letters:
         kind += f" (the one of the checkpoint is over {checkpoint.ctc.other_tokens()})"
@@ -125,7 +125,7 @@ def to_model(checkpoint: Checkpoint) -> Tuple[EncDecCTCModel, str]:
 
 
 def _with_defaults(options: Dict[str, Any]) -> Dict[str, Any]:
-    """Options that the config leaves to `MSHuBERTEncoder`, filled in; one that it does not know fails there."""
+    """The options, completed with the defaults of `MSHuBERTEncoder`, which refuses options that it does not know."""
     signature = inspect.signature(MSHuBERTEncoder.__init__)
     defaults = {name: parameter.default for name, parameter in signature.parameters.items() if name != "self"}
     filled = {**{key: value for key, value in defaults.items() if key not in TRAINING_OPTIONS}, **options}

@@ -12,11 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Files of ``torch.save`` without running what they hold.
+"""Reads files of ``torch.save`` without running code in them.
 
-A pickle names functions to call. This reader calls those that build tensors and containers, gives a `Stub` in place of
-classes of a few packages that trainers leave in checkpoints (configs, dictionaries), and refuses every other name
-before it is called. torch's own ``weights_only`` loader would refuse the configs too, and fairseq's need fairseq.
+A pickle names functions to call. This reader calls only functions that build tensors and containers. For classes of a
+few packages that trainers leave in checkpoints (configs, dictionaries) it substitutes a `Stub`. It refuses every other
+name before it is called. torch's own ``weights_only`` loader would also refuse the configs, and fairseq's configs need
+fairseq.
 """
 
 import codecs
@@ -31,7 +32,7 @@ import torch
 
 from nemo_mshubert.whole_files import PathLike
 
-# Their classes become stubs: state is kept, no code of theirs runs.
+# Classes of these packages become stubs: their state is kept, but none of their code runs.
 STUBBED_PACKAGES = (
     "argparse",
     "enum",
@@ -47,7 +48,7 @@ STUBBED_PACKAGES = (
 
 
 class Stub:
-    """Stands for an object whose class is not loaded: remembers arguments and state, does nothing."""
+    """Stands for an object whose class is not loaded. It keeps the arguments and the state, and does nothing."""
 
     def __new__(cls, *arguments, **_):
         self = super().__new__(cls)
@@ -73,7 +74,7 @@ class Stub:
 
 
 def plain(value: Any) -> Any:
-    """Stubs as dictionaries, lists and scalars: namespaces of argparse, containers of OmegaConf, enums, ..."""
+    """Turn stubs into dictionaries, lists and scalars: argparse namespaces, OmegaConf containers, enums, ..."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -82,7 +83,7 @@ def plain(value: Any) -> Any:
         return value
     state = value.state
     if isinstance(state, dict):
-        for content in ("_content", "_val"):  # OmegaConf: of a container, of a node
+        for content in ("_content", "_val"):  # OmegaConf's containers and nodes
             if content in state:
                 return plain(state[content])
         return {key: plain(item) for key, item in state.items() if key != "_parent"}
@@ -90,7 +91,7 @@ def plain(value: Any) -> Any:
 
 
 def load_torch_file(path: PathLike) -> Any:
-    """What ``torch.save`` wrote, on the CPU, with stubs in place of unknown harmless objects.
+    """The content of a ``torch.save`` file, on the CPU, with stubs in place of objects of `STUBBED_PACKAGES`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -106,7 +107,7 @@ def load_torch_file(path: PathLike) -> Any:
 
 @contextmanager
 def named_errors(path: Path, writer: str) -> Iterator[None]:
-    """Turn what goes wrong while a pickle is read into a ``ValueError`` that names the file and who should have
+    """Turn any error while reading a pickle into a ``ValueError`` that names the file and the program that should have
     written it."""
     try:
         yield
@@ -119,14 +120,14 @@ def named_errors(path: Path, writer: str) -> Iterator[None]:
 
 
 class Refused(Exception):
-    """Raised before anything is called."""
+    """The pickle asks for a name that is not allowed. Raised before anything is called."""
 
 
 def stub_class(module: str, name: str, packages: Sequence[str]) -> type:
-    """A `Stub` in place of a class of ``packages``, a new one each time, since a pickle can set its attributes.
+    """A subclass of `Stub` for a class of ``packages``. It is a new one each time, as a pickle can set its attributes.
 
     Raises:
-        Refused: the name is of another package, or an attribute of a class.
+        Refused: the name belongs to another package, or is an attribute of a class.
     """
     if module.split(".")[0] in packages and "." not in name:
         return type(name, (Stub,), {"__module__": module})
@@ -137,24 +138,24 @@ def stub_class(module: str, name: str, packages: Sequence[str]) -> type:
 
 
 def _reconstruct(cls: type, base: type, state: Any) -> Any:
-    """copyreg._reconstructor for stubs alone."""
+    """copyreg._reconstructor, only for stubs."""
     if not (isinstance(cls, type) and issubclass(cls, Stub)):
         raise Refused(f"its pickle reconstructs {cls!r}. It was not made by a trainer; do not trust it.")
     return cls()
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """How old pickles spell bytes."""
+    """_codecs.encode, by which old pickles represent bytes."""
     return codecs.latin_1_encode(text)[0]
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    """Resolves names of `_TYPES` and `_FUNCTIONS`, dtypes, and stubs."""
+    """Resolves names in `_TYPES` and `_FUNCTIONS`, dtypes, and names that become stubs."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _TYPES:
             return _TYPES[module, name]
-        if (module, name) in _FUNCTIONS:  # wrapped, since a pickle can set attributes of what it is given
+        if (module, name) in _FUNCTIONS:  # wrapped, since a pickle can set attributes of what it gets
             return lambda *arguments: _FUNCTIONS[module, name](*arguments)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
@@ -194,7 +195,7 @@ _FUNCTIONS: Dict[tuple, Callable] = {
 
 
 def _refuse_torchscript(path: Path) -> None:
-    """torch.load hands archives of TorchScript to another loader."""
+    """Refuse TorchScript archives, which torch.load would pass to another loader."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("constants.pkl") for name in archive.namelist()):

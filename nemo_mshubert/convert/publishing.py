@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A folder to publish: the ``.nemo``, the same weights for transformers, and the model card, in it and in the
-``.nemo``.
+"""Makes a folder to publish: the ``.nemo``, the same weights for transformers, and the model card, which is also put
+into the ``.nemo``.
 
-Uploaded as it is (``hf upload ORGANISATION/NAME FOLDER``), it is what ``ASRModel.from_pretrained`` and
-``AutoModel.from_pretrained`` expect; beforehand every script takes the folder where it takes a ``.nemo``.
+Uploaded unchanged (``hf upload ORGANISATION/NAME FOLDER``), the folder works with ``ASRModel.from_pretrained`` and
+``AutoModel.from_pretrained``. Before the upload, every script that takes a ``.nemo`` also takes the folder.
 """
 
 import io
@@ -34,17 +34,17 @@ CARD = "README.md"
 
 
 def publish(model_name: PathLike, folder: PathLike, facts: Facts) -> List[str]:
-    """Write the folder, whole or not at all; its name becomes the model's. Returns the names of its files.
+    """Write the folder, completely or not at all. Its name becomes the model's name. Returns the names of its files.
 
     Args:
         model_name: a name of `models.loading.restore_model`.
-        folder: does not exist, or is empty.
+        folder: must not exist, or must be empty.
         facts: for the card.
 
     Raises:
-        FileExistsError: the folder holds something.
-        FileNotFoundError, ValueError: as `restore_model`; an encoder of another ecosystem without an output layer over
-            letters; results of another model.
+        FileExistsError: the folder is not empty.
+        FileNotFoundError, ValueError: as `restore_model`; an encoder from another ecosystem without an output layer
+            over letters; results of another model.
     """
     folder = Path(folder).absolute()
     with atomic_folder(folder) as temporary:
@@ -69,7 +69,7 @@ def publish(model_name: PathLike, folder: PathLike, facts: Facts) -> List[str]:
 
 
 def add_card(nemo_path: Path, card: str) -> None:
-    """Put the card into a ``.nemo``, a plain tar; NeMo passes over it, and leaves it out of files it saves anew."""
+    """Put the card into a ``.nemo``, a plain tar. NeMo ignores it, and leaves it out when it saves a new file."""
     content = card.encode("utf-8")
     member = tarfile.TarInfo(f"./{CARD}")
     member.size = len(content)
@@ -79,7 +79,7 @@ def add_card(nemo_path: Path, card: str) -> None:
 
 
 def _has_class(encoder) -> bool:
-    """Whether transformers has a class for it."""
+    """Whether transformers has a class for the encoder."""
     try:
         hugging_face_family(encoder)
     except ValueError:

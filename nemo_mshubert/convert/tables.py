@@ -12,12 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Tensor names of other ecosystems and ours: one row per module, read both ways.
+"""Tables of tensor names in other ecosystems and in ours, one row per module, for both directions.
 
-A row stands for the module's ``weight`` and ``bias`` and for both spellings of a weight norm; ``{}`` is the number of
-a layer; None means that the tensor has no place in our models and is dropped. A name in no row is an error.
+A row covers the module's ``weight`` and ``bias`` and both spellings of a weight norm. ``{}`` is the number of a layer.
+None means that the tensor has no place in our models and is dropped. A name in no row is an error.
 
-Names that do not belong to the encoder: ``ctc`` is an output layer, ``final_proj`` and ``label_embeddings`` are
+Some names do not belong to the encoder: ``ctc`` is an output layer; ``final_proj`` and ``label_embeddings`` are
 HuBERT's prediction heads.
 
 Sources: fairseq ``models/wav2vec/wav2vec2.py``, ``models/hubert/hubert.py``; transformers ``modeling_hubert.py``,
@@ -34,7 +34,7 @@ from nemo_mshubert.modules.state_dicts import listed
 Row = Tuple["re.Pattern[str]", Optional[str]]
 
 _LEAVES = r"(\.(?:weight|bias|parametrizations\.weight\.original[01]))?"
-# torch.nn.utils.weight_norm, and its successor in torch.nn.utils.parametrizations
+# Names of torch.nn.utils.weight_norm -> names of its successor in torch.nn.utils.parametrizations
 _WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 
 # --- Rows: theirs -> ours --------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ HUGGING_FACE = {
     "encoder.layers.{}.attention.gru_rel_pos_linear": "layers.{}.attention.gate_linear",
     "encoder.layers.{}.attention.gru_rel_pos_const": "layers.{}.attention.gate_constant",
     "lm_head": "ctc",
-    "final_proj": None,  # of ContentVec, whose label embeddings are not in the folder
+    "final_proj": None,  # ContentVec's; its label embeddings are not in the folder
     # wav2vec 2.0's contrastive head
     "quantizer.codevectors": None,
     "quantizer.weight_proj": None,
@@ -102,7 +102,7 @@ FAIRSEQ = {
     "quantizer.weight_proj": None,
     "project_q": None,
 }
-# The place of a norm in the front end depends on extractor_mode.
+# The names of the front end's norms depend on extractor_mode.
 FAIRSEQ_CONV_NORM = {
     "group_norm": {"feature_extractor.conv_layers.0.2": "feature_extractor.conv_layers.0.layer_norm"},
     "layer_norm": {"feature_extractor.conv_layers.{}.2.1": "feature_extractor.conv_layers.{}.layer_norm"},
@@ -125,7 +125,7 @@ TORCHAUDIO = {
     "encoder.transformer.layers.{}.feed_forward.intermediate_dense": "layers.{}.feed_forward.intermediate_dense",
     "encoder.transformer.layers.{}.feed_forward.output_dense": "layers.{}.feed_forward.output_dense",
     "encoder.transformer.layers.{}.final_layer_norm": "layers.{}.final_layer_norm",
-    # WavLM; `attention.attention.*` are spelled as above before the table is read
+    # WavLM; `attention.attention.*` are renamed as above before this table is used
     "encoder.transformer.layers.0.attention.rel_attn_embed": "position_bias.embedding",
     "encoder.transformer.layers.{}.attention.gru_rel_pos_linear": "layers.{}.attention.gate_linear",
     "encoder.transformer.layers.{}.attention.gru_rel_pos_const": "layers.{}.attention.gate_constant",
@@ -144,12 +144,12 @@ NOT_ENCODER = ("ctc", "final_proj", "label_embeddings")
 
 
 class KeyTable:
-    """A table of rows, the prefixes that wrap its names, and the spelling of weight norms it writes.
+    """A table of rows, the prefixes that names may have, and the spelling of weight norms when writing.
 
     Args:
         name: of the layout, for messages.
-        rows: theirs -> ours; where several rows lead to one of our names, the first is written.
-        prefixes: removed from names in this order, where they are there.
+        rows: theirs -> ours; if several rows lead to one of our names, the first is used for writing.
+        prefixes: removed from names in this order, if present.
         parametrizations: write ``parametrizations.weight.original0/1`` instead of ``weight_g/weight_v``.
     """
 
@@ -161,10 +161,10 @@ class KeyTable:
         self._outward: List[Row] = [(_pattern(ours), theirs) for theirs, ours in rows.items() if ours is not None]
 
     def to_ours(self, state: Mapping[str, Tensor], where: str) -> Tuple[Dict[str, Tensor], List[str]]:
-        """Tensors under our names, and the names of those that were dropped.
+        """Tensors under our names, and the names of dropped tensors.
 
         Raises:
-            ValueError: a tensor is in no row, or two have the same place.
+            ValueError: a tensor is in no row, or two tensors get the same name.
         """
         mapped: Dict[str, Tensor] = {}
         dropped, unknown = [], []
@@ -191,14 +191,14 @@ class KeyTable:
         return {self.their_name(name): tensor for name, tensor in weights.items()}
 
     def their_name(self, name: str) -> str:
-        """Their name of one of our tensors; raises ``ValueError`` where their layout has no such part."""
+        """Their name of one of our tensors; raises ``ValueError`` if their layout has no such part."""
         found, theirs = _translate(name, self._outward)
         if not found:
             raise ValueError(f"The {self.name} layout has no place for our tensor {name}.")
         return theirs if self.parametrizations else _old_weight_norm(theirs)
 
     def spell(self, name: str) -> str:
-        """`their_name` for messages: our name where they have none."""
+        """`their_name` for messages, or our name if they have none."""
         found, theirs = _translate(name, self._outward)
         return self.their_name(name) if found else name
 
@@ -214,7 +214,7 @@ def hugging_face_table() -> KeyTable:
 
 
 def fairseq_table(conv_norm: Optional[str] = None) -> KeyTable:
-    """Names of fairseq's models; to write, ``conv_norm`` says where the norms of the front end are."""
+    """Names of fairseq's models. For writing, ``conv_norm`` says which norms the front end has."""
     norms = [conv_norm] if conv_norm else list(FAIRSEQ_CONV_NORM)
     rows = {**FAIRSEQ, **{theirs: ours for norm in norms for theirs, ours in FAIRSEQ_CONV_NORM[norm].items()}}
     return KeyTable("fairseq", rows, FAIRSEQ_PREFIXES, parametrizations=False)
@@ -230,7 +230,7 @@ def _pattern(template: str) -> "re.Pattern[str]":
 
 
 def _translate(name: str, rows: Sequence[Row]) -> Tuple[bool, Optional[str]]:
-    """Whether a row has the name, and the other side of it."""
+    """Whether a row has the name, and the name on its other side."""
     for pattern, other_side in rows:
         match = pattern.fullmatch(name)
         if match:

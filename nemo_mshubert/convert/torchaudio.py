@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""State dicts of torchaudio's ``Wav2Vec2Model`` (HuBERT, wav2vec 2.0, WavLM) and ``HuBERTPretrainModel``."""
+"""Reads state dicts of torchaudio's ``Wav2Vec2Model`` (HuBERT, wav2vec 2.0, WavLM) and ``HuBERTPretrainModel``."""
 
 import re
 from pathlib import Path
@@ -33,7 +33,7 @@ from nemo_mshubert.convert.pickles import load_torch_file
 from nemo_mshubert.convert.tables import torchaudio_table
 from nemo_mshubert.whole_files import PathLike
 
-# Rows of an output layer for LibriSpeech; torchaudio's pipelines drop rows 1 to 3 of fairseq's when they load them.
+# Number of rows of a LibriSpeech output layer -> tokens. torchaudio's pipelines drop rows 1 to 3 of fairseq's layer.
 LETTER_ROWS = {
     len(SPECIALS) + len(ENGLISH_LETTERS): [*SPECIALS, *ENGLISH_LETTERS],
     1 + len(ENGLISH_LETTERS): [SPECIALS[0], *ENGLISH_LETTERS],
@@ -50,7 +50,7 @@ def read_torchaudio(path: PathLike) -> Checkpoint:
 
 
 def from_torchaudio(content: Any, where: str) -> Checkpoint:
-    """What `read_torchaudio` does, of a loaded file; a Lightning checkpoint's ``state_dict`` is looked into."""
+    """As `read_torchaudio`, for the content of a loaded file; of a Lightning checkpoint, its ``state_dict``."""
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
@@ -66,8 +66,8 @@ def from_torchaudio(content: Any, where: str) -> Checkpoint:
 
 
 def _ctc_head(heads: Mapping[str, Tensor], where: str, notes: List[str]) -> CtcHead:
-    """Shapes do not tell whose letters they are: the recognisers trained on VoxPopuli have as many rows, in another
-    order."""
+    """The output layer. Shapes do not show which letters it has: models trained on VoxPopuli have as many rows, but in
+    another order."""
     weight = heads["ctc.weight"]
     tokens = LETTER_ROWS.get(len(weight)) if "voxpopuli" not in Path(where).name else None
     if tokens:
@@ -79,7 +79,7 @@ def _ctc_head(heads: Mapping[str, Tensor], where: str, notes: List[str]) -> CtcH
 
 
 def _split_packed_attention(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-    """WavLM's ``attention.attention.in_proj_*`` as the three projections that the other models have."""
+    """Split WavLM's ``attention.attention.in_proj_*`` into the three projections of the other models."""
     split: Dict[str, Tensor] = {}
     for name, tensor in state.items():
         packed = re.fullmatch(r"(.*\.attention)\.attention\.in_proj_(weight|bias)", name)
