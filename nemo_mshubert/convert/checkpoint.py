@@ -106,9 +106,7 @@ class Checkpoint:
     ctc: Optional[CtcHead] = None
     prediction_heads: List[PredictionHead] = field(default_factory=list)  # finest first, or in the order of the file
     notes: List[str] = field(default_factory=list)  # assumptions, and names of dropped tensors
-    drawn: List[str] = field(
-        default_factory=list
-    )  # names of weights that the source lacks and that were drawn at random
+    drawn: List[str] = field(default_factory=list)  # names of weights that the source lacks: drawn at random
 
 
 @dataclass

@@ -212,7 +212,7 @@ def train_probe(config: DictConfig, rate: float, probe: CtcProbe, data: ProbeDat
 
 
 def run_superb(config: DictConfig, features: Optional[FrozenFeatures] = None) -> Dict[str, Any]:
-    """Probe ``config.model`` with every learning rate, and test the probe with the best dev error; see ``conf/superb``.
+    """Probe ``config.model`` with every learning rate, and test the probe with the best dev error (``conf/superb``).
 
     Returns:
         the content of ``superb.json``.
