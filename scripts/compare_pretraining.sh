@@ -23,6 +23,7 @@
 #
 # --kmeans FILE             six label sets from scripts/fit_kmeans.py
 # --encoder FILE            the encoder whose layer they were fitted on; leave it out for MFCCs
+# --train, --dev FILE       manifests, which the script labels with them
 # --test FILE               speech from which the CCA takes its instances; may be repeated
 # --phones, --words PATH    alignments of the test speech, JSONL (.gz) or a folder of TextGrids; give at least one.
 #                           --phones must also cover --train and --dev, for the quality of labels and layers

@@ -165,8 +165,8 @@ words_of() {
     echo "${line//EXP\//"$exp"/}"
 }
 
-# made_since NAME: print the output folders of a stage and of all stages begun after it. For a training this is the
-# folder that holds its checkpoints.
+# made_since NAME: print the output folders of a stage and of all stages begun after it. For a training this is its
+# whole folder, including checkpoints.
 made_since() {
     local name output made since=()
     while IFS=$'\t' read -r name output _; do
