@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The audio of a manifest as a stream, and features of it: what labels, k-means and analyses are made of."""
+"""Stream the audio of a manifest and compute its features, for labelling, k-means and analyses."""
 
 from typing import Callable, Iterable, Iterator, List, NamedTuple, Optional, Union
 
@@ -41,8 +41,8 @@ def audio_windows(lines: Iterable[Line], leave_out: Optional[LeaveOut] = None) -
     """Load the audio of lines, in order, in windows of at least `WINDOW_SECONDS`.
 
     Args:
-        leave_out: called with the entry of a line whose audio is missing or unusable, and the reason; None: that is an
-            error.
+        leave_out: called with the entry of a line whose audio is missing or unusable, and with the reason. With None,
+            such a line is an error.
     """
     window: List[Utterance] = []
     window_samples = 0
@@ -62,9 +62,9 @@ def audio_windows(lines: Iterable[Line], leave_out: Optional[LeaveOut] = None) -
 
 
 def window_features(window: List[Utterance], features: FeatureMaker) -> List[Tensor]:
-    """Features ``[T, D]`` of each utterance, on their device; raises ``ValueError`` where they are not finite."""
+    """Features ``[T, D]`` of each utterance, on their device; raises ``ValueError`` if they are not finite."""
     outputs = features([utterance.samples for utterance in window])
-    are_finite = torch.stack([output.isfinite().all() for output in outputs]).tolist()  # a GPU is waited for once
+    are_finite = torch.stack([output.isfinite().all() for output in outputs]).tolist()  # one wait for the GPU
     for utterance, is_finite in zip(window, are_finite):
         if not is_finite:
             raise ValueError(
@@ -85,7 +85,7 @@ def _load(where: str, entry: Entry) -> Utterance:
 
 
 def _load_or_reason(line: Line) -> Union[Utterance, Exception]:
-    """The error carries the entry of its line."""
+    """The utterance, or the error with the entry of its line as an attribute."""
     try:
         return _load(*line)
     except (ValueError, FileNotFoundError) as error:

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Features of a manifest in files of NumPy, one for each utterance, for other programs."""
+"""Write the features of a manifest to NumPy files, one for each utterance, for other programs."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -32,16 +32,16 @@ DESCRIPTION = "features.json"
 
 
 def write_features(manifest: PathLike, folder: PathLike, features: FeatureMaker) -> int:
-    """Write ``<folder>/<utterance id>.npy``, float32 ``[T, D]``, frame t at ``0.02 t`` s, and what they are of to
-    ``features.json``. Files that are there are kept, so an interrupted call goes on.
+    """Write ``<folder>/<utterance id>.npy``, float32 ``[T, D]``, frame t at ``0.02 t`` s, and their description to
+    ``features.json``. Existing files are kept, so an interrupted call can be continued.
 
     Returns:
         the number of files written.
 
     Raises:
-        FileNotFoundError, ValueError: an utterance that occurs twice, or whose id is no name of a file; audio that is
-            missing or unusable (the first such line is named); a folder with other features, or with those of other
-            audio of the same id, as of a recording that was cut into other segments.
+        FileNotFoundError, ValueError: an utterance occurs twice, or its id cannot be a file name; audio is missing or
+            unusable (the first such line is named); the folder holds other features, or features of other audio with
+            the same id, for example of a recording that was cut into other segments.
     """
     folder = Path(folder)
     lines = list(distinct_utterances(iter_manifest(manifest)))
@@ -64,7 +64,7 @@ def write_features(manifest: PathLike, folder: PathLike, features: FeatureMaker)
 
 
 def _path(entry: Dict[str, Any], folder: Path, where: str) -> Path:
-    """Below the folder, another one for each id; an id may have parts, as ``speaker/session``."""
+    """A file below the folder; an id with parts, such as ``speaker/session``, gives subfolders."""
     utt_id = utterance_id(entry)
     if set(utt_id.split("/")) & {"", ".", ".."}:  # "/a", "a//b" and the like
         raise ValueError(f'{where}: the id {utt_id!r} is no name of a file below {folder}. Change its "utt_id".')
@@ -82,7 +82,7 @@ def _check_length(path: Path, entry: Dict[str, Any], where: str) -> None:
 
 def _describe(folder: Path, features: FeatureMaker) -> None:
     path, description = folder / DESCRIPTION, asdict(features.description)
-    names = {file.name for file in folder.glob("[!.]*")}  # a call that was killed leaves a hidden file
+    names = {file.name for file in folder.glob("[!.]*")}  # not the hidden file that a killed call leaves
     if names and DESCRIPTION not in names:
         raise ValueError(f"{folder}: holds something else. Give another --output.")
     found = claim_json(path, description)

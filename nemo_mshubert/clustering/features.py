@@ -12,9 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What k-means clusters: MFCCs (first iteration) or hidden states of an encoder (second iteration), at 50 Hz.
+"""The features for k-means: MFCCs (first iteration) or hidden states of an encoder (second iteration), at 50 Hz.
 
-A feature maker has a ``description``, a ``name``, a ``dimension``, a ``device``, and maps waveforms to features:
+A feature maker has a ``description``, a ``name``, a ``dimension`` and a ``device``. It maps waveforms to features:
 
     waveforms: list of float32 [S], 16 kHz    ->    list of float32 [T, D], T = frame_count(S), 0 below 400 samples
 """
@@ -36,18 +36,18 @@ from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, f
 from nemo_mshubert.modules.unit_variance import to_unit_variance
 
 MFCC_HOP_SAMPLES = 160  # 10 ms
-NORMALIZED = "-normalized"  # behind the fingerprint of an encoder whose audio is scaled to unit variance
+NORMALIZED = "-normalized"  # suffix to the fingerprint of an encoder whose audio is scaled to unit variance
 MAX_CHUNK_SAMPLES = 100 * SAMPLE_RATE  # fairseq: dump_hubert_feature.py, max_chunk
 
 
 @dataclass(frozen=True)
 class FeatureDescription:
-    """What a k-means file says of the features it was fitted on."""
+    """What a k-means file says about the features it was fitted on."""
 
     kind: str  # "mfcc" or "hidden"
     dimension: int
-    layer: Optional[int] = None  # of "hidden": counted from 1
-    encoder: Optional[str] = None  # of "hidden": weights_fingerprint, and NORMALIZED where its audio is scaled
+    layer: Optional[int] = None  # for "hidden": counted from 1
+    encoder: Optional[str] = None  # for "hidden": weights_fingerprint, plus NORMALIZED if its audio is scaled
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class FeatureDescription:
         return f"{self.dimension} hidden features of layer {self.layer} of encoder {self.encoder}"
 
     def differs_in_scaling(self, other: "FeatureDescription") -> bool:
-        """Whether they are of the same layer of the same encoder, but its audio is scaled in one of them only."""
+        """Whether both are from the same layer of the same encoder, but only one of them has scaled audio."""
         plain = [
             replace(each, encoder=each.encoder and each.encoder.removesuffix(NORMALIZED)) for each in (self, other)
         ]
@@ -80,13 +80,14 @@ class FeatureMaker:
     def __call__(self, waveforms: List[np.ndarray]) -> List[Tensor]:
         """Features ``float32 [T, D]``, ``T = frame_count(S)``, of each waveform ``float32 [S]`` at 16 kHz.
 
-        They are on ``device``, where labels are found: a second of base's is 154 kB, of labels 100 bytes.
+        They stay on ``device``, where labels are computed: one second of base's features takes 154 kB, of labels 100
+        bytes.
         """
         raise NotImplementedError
 
 
 class MfccFeatures(FeatureMaker):
-    """13 Kaldi MFCCs, their deltas and delta-deltas: 39 dimensions, every second frame of 100 Hz.
+    """13 Kaldi MFCCs with deltas and delta-deltas: 39 dimensions, every second frame of those at 100 Hz.
 
         samples           0        160       320       480
         MFCC window 0     |---- 400 samples ----|               = HuBERT frame 0
@@ -94,18 +95,18 @@ class MfccFeatures(FeatureMaker):
         MFCC window 2                         |---- 400 samples ----|    = HuBERT frame 1
 
     Without padding at the edges, window ``2t`` covers exactly the 400 samples of HuBERT frame ``t``, and there are as
-    many even windows as HuBERT frames. The deltas are taken at 100 Hz, before windows are dropped.
+    many even windows as HuBERT frames. Deltas are computed at 100 Hz, before the odd windows are dropped.
 
     Parameters and waveform scale (floats in [-1, 1]) are those of fairseq's dump_mfcc_feature.py, which calls
-    ``torchaudio.compliance.kaldi.mfcc`` and ``compute_deltas``. Unlike HuBERT, whose MFCC labels are at 100 Hz: its
-    model, at 50 Hz, reads every second one (``feat2tar_ratio`` in fairseq), which are the ones made here.
+    ``torchaudio.compliance.kaldi.mfcc`` and ``compute_deltas``. The original HuBERT makes MFCC labels at 100 Hz, and
+    its model, at 50 Hz, reads every second one (``feat2tar_ratio`` in fairseq). Only those are made here.
     """
 
     description = FeatureDescription(kind="mfcc", dimension=39)
 
     def __init__(self):
         with warnings.catch_warnings():
-            # Lhotse advises against snip_edges because its own frame counts assume padding; ours assume none.
+            # Lhotse warns about snip_edges because its own frame counts assume padding; ours assume none.
             warnings.simplefilter("ignore")
             # high_freq 0 is the Nyquist frequency, as in Kaldi; Lhotse's default is 400 Hz less.
             self._mfcc = Wav2MFCC(sampling_rate=SAMPLE_RATE, snip_edges=True, high_freq=0.0)
@@ -125,18 +126,18 @@ class MfccFeatures(FeatureMaker):
 
 
 class HiddenFeatures(FeatureMaker):
-    """Output of a transformer layer of an encoder, unmasked, in fp32. On GPUs cuDNN's convolutions are
-    TF32, PyTorch's default.
+    """Output of a transformer layer of an encoder, unmasked, in fp32. On GPUs, cuDNN computes convolutions in TF32,
+    PyTorch's default.
 
     Utterances longer than `MAX_CHUNK_SAMPLES` (which no padded batch exceeds) are cut into chunks of about equal
-    length, so that no chunk is a few frames long; neighbours share the 80 samples by which a frame's 400 samples
-    exceed the hop, so that no frame is lost (fairseq cuts without overlap and loses one per cut). Chunks do not see
-    each other.
+    length, so that no chunk is only a few frames long. Neighbouring chunks share the 80 samples by which the 400
+    samples of a frame exceed the hop, so that no frame is lost (fairseq cuts without overlap and loses one frame per
+    cut). The transformer processes each chunk on its own.
 
     Args:
         encoder: has ``extract_features(audio [B, S], length [B], layer) -> (features [B, T, D], frames [B])`` that
-            does not depend on padding. It is moved to ``device`` and put into eval mode. Where its
-            ``normalized_input`` is true, every utterance is scaled to zero mean and unit variance before it is cut.
+            does not depend on padding. It is moved to ``device`` and set to eval mode. If its ``normalized_input`` is
+            true, every utterance is scaled to zero mean and unit variance before it is cut.
         layer: transformer layer, counted from 1.
         device: where to run.
     """
@@ -156,7 +157,7 @@ class HiddenFeatures(FeatureMaker):
 
     @property
     def scaling(self) -> str:
-        """Behind the fingerprint of the encoder in what names its features: `NORMALIZED`, or nothing."""
+        """Suffix to the fingerprint of the encoder in the description of its features: `NORMALIZED`, or empty."""
         return NORMALIZED if self.normalized else ""
 
     def __call__(self, waveforms: List[np.ndarray]) -> List[Tensor]:
@@ -183,7 +184,7 @@ class HiddenFeatures(FeatureMaker):
         length = torch.tensor([len(piece) for piece in pieces])
         features = self._extract(audio.to(self.device), length)
         expected = frame_count(audio.shape[1])
-        if features.shape[1] != expected:  # of the shape, not of the counts, for which the host would wait for a GPU
+        if features.shape[1] != expected:  # compare shapes: reading the counts would make the host wait for the GPU
             raise ValueError(
                 f"The encoder makes {features.shape[1]} frames of {audio.shape[1]} samples, HuBERT's front end "
                 f"{expected}: its labels would not fit the frames of training. Take one with HuBERT's convolutions."
@@ -197,11 +198,11 @@ class HiddenFeatures(FeatureMaker):
 
 
 def cut_at_frames(num_samples: int, max_samples: int, hop_samples: int) -> List[slice]:
-    """Sample ranges of at most ``max_samples`` whose 400-sample windows, ``hop_samples`` apart, are those of the
-    whole.
+    """Sample ranges of at most ``max_samples`` whose 400-sample windows, ``hop_samples`` apart, are together the
+    windows of the whole.
 
-    Neighbours overlap by ``400 - hop_samples``, so that each window is whole in exactly one range. The last range
-    keeps the samples behind the last window: norms over time see them, as they do in training and in fairseq.
+    Neighbours overlap by ``400 - hop_samples``, so that exactly one range contains each whole window. The last range
+    keeps the samples after the last window: norms over time see them, as they do in training and in fairseq.
     """
     if num_samples < RECEPTIVE_FIELD_SAMPLES:
         return []

@@ -14,7 +14,7 @@
 
 """A sample of the frames of manifests, to fit k-means on.
 
-Audio streams in windows of ten minutes, read ahead by threads; nothing is kept of a window but its sample.
+Audio is streamed in windows of ten minutes, which threads read ahead. Of each window only the sample is kept.
 """
 
 import logging
@@ -38,8 +38,8 @@ def sample_corpus_frames(
     """Uniform sample of the frames of all manifests, float32 ``[N <= max_frames, D]``; fit on training data only.
 
     Raises:
-        FileNotFoundError, ValueError: the first line whose audio is missing or unusable, unless ``skip_unusable``,
-            which logs them.
+        FileNotFoundError, ValueError: the audio of a line is missing or unusable (the first such line). With
+            ``skip_unusable`` such lines are logged instead.
     """
     total = sum(count_lines(manifest) for manifest in manifests)
     lines = (line for manifest in manifests for line in iter_manifest(manifest))

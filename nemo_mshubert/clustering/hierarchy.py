@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The hierarchy of label sets: k-means of 500 on the 1000 centres, of 250 on the 500, and so on; and its tables.
+"""The hierarchy of label sets and its tables: k-means of 500 on the 1000 centres, of 250 on the 500, and so on.
 
 frames --k-means--> 1000 centres --k-means--> 500 centres --k-means--> 250 centres ...
 label of 1000  --nearest of 500-->  label of 500  --nearest of 250-->  label of 250 ...
@@ -37,10 +37,10 @@ def check_cluster_counts(cluster_counts: Sequence[int]) -> None:
 
 
 def fit_hierarchy(frames: np.ndarray, cluster_counts: Sequence[int], backend: str, seed: int) -> Dict[int, np.ndarray]:
-    """Centres ``{clusters: float32 [clusters, D]}``, the finest set on ``frames [N, D]``, each next on the centres
-    before.
+    """Centres ``{clusters: float32 [clusters, D]}``: the finest set is fitted on ``frames [N, D]``, every other set on
+    the centres of the set before it.
 
-    Centres count alike however many frames they have: the paper clusters "the cluster centers".
+    All centres have the same weight, however many frames they have: the paper clusters "the cluster centers".
     """
     check_cluster_counts(cluster_counts)
     finest = fit_kmeans(frames, cluster_counts[0], backend, seed)
@@ -48,7 +48,7 @@ def fit_hierarchy(frames: np.ndarray, cluster_counts: Sequence[int], backend: st
 
 
 def coarsen(finest: np.ndarray, cluster_counts: Sequence[int], backend: str, seed: int) -> Dict[int, np.ndarray]:
-    """`fit_hierarchy` where the finest centres ``[K, D]`` are there; ``cluster_counts`` are those below K."""
+    """Like `fit_hierarchy`, with given finest centres ``[K, D]``; ``cluster_counts`` are the counts below K."""
     check_cluster_counts([len(finest), *cluster_counts])
     centres = {len(finest): finest}
     points = finest
@@ -58,11 +58,11 @@ def coarsen(finest: np.ndarray, cluster_counts: Sequence[int], backend: str, see
 
 
 def compose_tables(centres: Dict[int, np.ndarray]) -> Dict[int, np.ndarray]:
-    """Look-up tables ``{clusters: uint16 [K_finest]}`` from the finest label to each set's, in the order of
+    """Look-up tables ``{clusters: uint16 [K_finest]}`` from the finest label to the label of each set, in the order of
     ``centres``.
 
-    A label of one set becomes the label, in the next, of the centre nearest to its own; the finest set's table is the
-    identity.
+    Each label stands for a centre; its label in the next set is that of the nearest centre there. The table of the
+    finest set is the identity.
     """
     tables: Dict[int, np.ndarray] = {}
     previous = None

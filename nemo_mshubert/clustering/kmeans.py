@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""k-means on frames: sample them from a stream, fit centres on a CPU or a GPU, assign frames to centres.
+"""k-means on frames: sample frames from a stream, fit centres on a CPU or a GPU, assign frames to centres.
 
-Features are never written to disk and never held for the whole corpus: fitting sees a uniform sample, assigning sees
-ten minutes at a time.
+Features are never written to disk, and never held in memory for the whole corpus: centres are fitted on a uniform
+sample, and frames are assigned ten minutes at a time.
 """
 
 from importlib.util import find_spec
@@ -37,18 +37,18 @@ MINIBATCH = dict(
     reassignment_ratio=0.0,
     compute_labels=False,
 )
-FULL_BATCH = MINIBATCH["batch_size"]  # up to so many frames all are looked at in every iteration, on the CPU
+FULL_BATCH = MINIBATCH["batch_size"]  # up to so many frames, every iteration uses all of them, on the CPU
 ASSIGN_FRAMES = 16384  # per distance matrix: 66 MB for 1000 centres
 
 
 def sample_frames(batches_of_features: Iterable[Union[np.ndarray, Tensor]], max_frames: int, seed: int) -> np.ndarray:
-    """Uniform sample without replacement of a stream of frames, in the memory of the sample.
+    """Uniform sample without replacement of a stream of frames. It needs no more memory than the sample itself.
 
-    Vitter's algorithm R on whole batches: frame ``i`` takes a random place of ``i + 1`` and is kept if that place is
-    in the reservoir. The sample does not depend on how the stream is cut into batches.
+    This is Vitter's algorithm R on whole batches: frame ``i`` draws one of ``i + 1`` places, and is kept if that place
+    is in the reservoir. The sample does not depend on how the stream is divided into batches.
 
     Args:
-        batches_of_features: ``[T, D]`` each, on any device; the frames that are kept leave it.
+        batches_of_features: ``[T, D]`` each, on any device; the frames that are kept are copied to the CPU.
         max_frames: size of the sample; a shorter stream is returned whole.
         seed: of the random places.
 
@@ -63,7 +63,7 @@ def sample_frames(batches_of_features: Iterable[Union[np.ndarray, Tensor]], max_
         index = np.arange(seen, seen + len(batch))
         place = np.where(index < max_frames, index, (rng.random(len(batch)) * (index + 1)).astype(np.int64))
         kept = place < max_frames
-        # A place drawn twice keeps the later frame, as one at a time would.
+        # A place drawn twice keeps the later frame, as if frames came one at a time.
         sample[place[kept]] = torch.as_tensor(batch)[kept].cpu().numpy()
         seen += len(batch)
     if not seen:
@@ -72,12 +72,12 @@ def sample_frames(batches_of_features: Iterable[Union[np.ndarray, Tensor]], max_
 
 
 def choose_backend(backend: str) -> str:
-    """What ``backend`` stands for, "sklearn" or "cuml". Asked before a pass over the corpus, it spares one that ends
-    without cuML.
+    """The backend that ``backend`` stands for: "sklearn" or "cuml". A call before the pass over the corpus avoids a
+    pass that fails at its end because cuML is missing.
 
     Raises:
         ValueError: no such backend.
-        ImportError: cuML is asked for, or chosen by "auto", and cannot be imported.
+        ImportError: cuML is requested, or chosen by "auto", but cannot be imported.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}.")
@@ -94,8 +94,8 @@ def fit_kmeans(frames: np.ndarray, clusters: int, backend: str = "auto", seed: i
     Args:
         frames: ``[N, D]``.
         clusters: K.
-        backend: "sklearn" (CPU), "cuml" (NVIDIA GPU), or "auto": cuML where it is installed and there is a GPU.
-            Up to `FULL_BATCH` frames are scikit-learn's in any case.
+        backend: "sklearn" (CPU), "cuml" (NVIDIA GPU), or "auto": cuML if it is installed and there is a GPU.
+            For up to `FULL_BATCH` frames, scikit-learn is used in any case.
         seed: of the initial centres and of the mini-batches.
 
     Returns:
@@ -124,7 +124,7 @@ def assign(features: Union[np.ndarray, Tensor], centres: np.ndarray) -> np.ndarr
     """Index of the nearest centre (squared Euclidean distance, fp32) of each frame.
 
     Args:
-        features: ``[T, D]``, on the device that is to find them.
+        features: ``[T, D]``, on the device that is to compute the distances.
         centres: ``[K, D]``, K <= 65535.
 
     Returns:
@@ -144,8 +144,9 @@ def assign(features: Union[np.ndarray, Tensor], centres: np.ndarray) -> np.ndarr
 def _fit_full_batch(points: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     """Plain k-means. fairseq's mini-batches of 10,000 make no sense on fewer points, such as 1000 centres.
 
-    Centres, two to a cluster, have optima whose inertia differs by percents: the best of ten starts. With many frames
-    to a cluster it differs by tenths of a percent, which is not worth ten times the time.
+    When centres are clustered, with two points per cluster, local optima differ in inertia by a few percent, so the
+    best of ten starts is taken. With many frames per cluster they differ by tenths of a percent, which is not worth
+    ten times the time.
     """
     from sklearn.cluster import KMeans
 
@@ -154,10 +155,10 @@ def _fit_full_batch(points: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 
 
 def _fit_cuml(frames: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """Full-batch k-means: on a GPU the whole sample is quicker than mini-batches are on a CPU.
+    """Full-batch k-means: on a GPU, the whole sample takes less time than mini-batches on a CPU.
 
-    Without oversampling cuML starts as scikit-learn does, at centres that are each the best of several draws. Its
-    default, k-means||, ended in an inertia 1.5 % above that of scikit-learn's mini-batches with their 20 starts.
+    Without oversampling, cuML initialises as scikit-learn does: each centre is the best of several draws. Its default,
+    k-means||, ended with an inertia 1.5 % above that of scikit-learn's mini-batches with their 20 starts.
     """
     options = dict(n_init=1, oversampling_factor=0.0, random_state=seed, output_type="numpy")
     kmeans = _cuml_kmeans()(n_clusters=clusters, **options)

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The label maker: all that is needed to label audio again, in one file with an identity of its own."""
+"""The label maker: everything needed to label audio in the same way again, in one file with its own id."""
 
 import hashlib
 import json
@@ -45,16 +45,16 @@ SCALING_DIFFERS = (
 
 @dataclass(frozen=True, eq=False)
 class LabelMaker:
-    """Centres of every label set, and how frames become labels.
+    """The centres of every label set, and the rule that turns frames into labels.
 
     Attributes:
         centres: ``{clusters: float32 [clusters, D]}``, finest first.
-        tables: ``{clusters: uint16 [K_finest]}``, finest label to the set's label; the finest set's is the identity.
-        features: what the centres were fitted on.
-        assignment: "nested": a coarse label is the label of the fine centre, only the finest set is stored;
-            "nearest": each set takes the nearest of its own centres, all sets are stored.
+        tables: ``{clusters: uint16 [K_finest]}`` map a finest label to the set's; the finest set's is the identity.
+        features: the features that the centres were fitted on.
+        assignment: "nested": a coarse label is the label of the fine centre, and only the finest set is stored;
+            "nearest": each set takes the nearest of its own centres, and all sets are stored.
         seed: of k-means and of the sample of frames.
-        versions: of the libraries that made it, and the file or label maker that its centres were taken from.
+        versions: of the libraries that made it; also the file or label maker that its centres were taken from.
     """
 
     centres: Dict[int, np.ndarray]
@@ -76,7 +76,7 @@ class LabelMaker:
 
     @cached_property
     def id(self) -> str:
-        """16 hex digits of the SHA-256 of all that decides labels: centres, tables, features and assignment."""
+        """16 hex digits of the SHA-256 of all that determines labels: centres, tables, features and assignment."""
         digest = hashlib.sha256(json.dumps([asdict(self.features), self.assignment, self.sets]).encode())
         for clusters in self.sets:
             digest.update(self.centres[clusters].astype("<f4").tobytes())
@@ -84,7 +84,7 @@ class LabelMaker:
         return digest.hexdigest()[:16]
 
     def check_features(self, features: FeatureDescription) -> None:
-        """Raise ``ValueError`` unless ``features`` are those the centres were fitted on."""
+        """Raise ``ValueError`` unless the centres were fitted on ``features``."""
         if features != self.features:
             raise ValueError(
                 f"label maker {self.id} was fitted on {self.features.name}, not on {features.name}. "
@@ -92,11 +92,11 @@ class LabelMaker:
             )
 
     def label(self, features: Union[np.ndarray, Tensor]) -> Dict[int, np.ndarray]:
-        """Labels ``{clusters: uint16 [T]}`` of ``stored_sets`` for features ``[T, D]``, found on their device."""
+        """Labels ``{clusters: uint16 [T]}`` of ``stored_sets`` for features ``[T, D]``, computed on their device."""
         return {clusters: assign(features, self.centres[clusters]) for clusters in self.stored_sets}
 
     def expand(self, finest_labels: np.ndarray) -> Dict[int, np.ndarray]:
-        """Labels ``{clusters: uint16 [T]}`` of all sets from those of the finest, by the tables."""
+        """Labels ``{clusters: uint16 [T]}`` of all sets, looked up in the tables by the finest set's labels."""
         return {clusters: table[finest_labels] for clusters, table in self.tables.items()}
 
     def save(self, path: PathLike) -> None:
@@ -121,7 +121,7 @@ class LabelMaker:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not such a file, one of joblib, truncated, or its content is not what its id says.
+            ValueError: the file is not a k-means file, was written by joblib, is truncated, or does not match its id.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such k-means file. Make one with scripts/fit_kmeans.py.")
@@ -152,14 +152,14 @@ class LabelMaker:
 
 
 def is_own(path: PathLike) -> bool:
-    """Whether it is a k-means file of ours, or is called like one where there is none."""
+    """Whether ``path`` is one of our k-means files, or is named like one."""
     return zipfile.is_zipfile(path) or Path(path).suffix == ".npz"
 
 
 def is_pickle(path: PathLike) -> bool:
-    """Whether it is an uncompressed file of joblib, as published k-means are; ours are zip archives."""
+    """Whether ``path`` is an uncompressed joblib file, as published k-means models are; ours are zip archives."""
     if not Path(path).is_file():
-        return False  # what is missing is said when it is loaded
+        return False  # loading it will report the missing file
     with open(path, "rb") as stream:
         return stream.read(1) == pickle.PROTO
 
@@ -181,8 +181,8 @@ def fit_label_maker(
 def coarsen_label_maker(
     maker: LabelMaker, cluster_counts: Sequence[int], assignment: str, backend: str, seed: int
 ) -> LabelMaker:
-    """The finest set of ``maker``, and coarser ones of ``cluster_counts`` fitted on its centres as `fit_label_maker`
-    does; its own coarser sets are left out. The labels of the finest set stay."""
+    """A label maker with the finest set of ``maker`` and with sets of ``cluster_counts``, fitted on its centres as in
+    `fit_label_maker`. The coarser sets of ``maker`` are dropped. The labels of the finest set do not change."""
     _check_assignment(assignment)
     centres = coarsen(maker.centres[maker.sets[0]], cluster_counts, backend, seed)
     origin = {**maker.versions, **_versions(), "finest set of": maker.id}

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Labels as lines of numbers, for programs that take units as text."""
+"""Labels as lines of numbers, for programs that read units as text."""
 
 from itertools import groupby
 from typing import Iterator, Optional
@@ -26,15 +26,15 @@ from nemo_mshubert.whole_files import PathLike
 def label_lines(
     manifest: PathLike, clusters: Optional[int] = None, maker: Optional[LabelMaker] = None, collapse: bool = False
 ) -> Iterator[str]:
-    """``<utterance id><TAB>12 12 7 ...`` of each line of a labelled manifest: a number for every 20 ms.
+    """``<utterance id><TAB>12 12 7 ...`` for each line of a labelled manifest: one number for every 20 ms.
 
     Args:
-        clusters: of which set; the finest by default.
-        maker: of the labels; gives sets that follow from the finest, which alone is in the manifest.
-        collapse: repeats are one number.
+        clusters: size of the label set to write; the finest by default.
+        maker: the label maker of the labels. Its tables give the coarser sets, if the manifest holds the finest alone.
+        collapse: write repeated labels as one number.
 
     Raises:
-        FileNotFoundError, ValueError: a line without labels, with those of another maker, or without such a set.
+        FileNotFoundError, ValueError: a line has no labels, labels of another maker, or no such set.
     """
     for where, entry in iter_manifest(manifest):
         sets = FrameLabels.from_manifest(entry.get("labels"), where, maker and maker.id).sets

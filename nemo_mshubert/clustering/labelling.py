@@ -12,9 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Labels for every line of a manifest, by one process or in shards.
+"""Label every line of a manifest, in one process or in shards.
 
-Audio streams in windows of ten minutes, read ahead by threads; nothing is kept of a window but its labels.
+Audio is streamed in windows of ten minutes, which threads read ahead. Of each window only the labels are kept.
 """
 
 import itertools
@@ -49,11 +49,12 @@ from nemo_mshubert.whole_files import PathLike
 
 logger = logging.getLogger(__name__)
 
-MAX_ROUNDING = 0.01  # seconds between a file and the "duration" of its line: two decimals, and less than a frame
+MAX_ROUNDING = 0.01  # s by which "duration" may differ from its file: rounding to two decimals, less than a frame
 
 
 class Shard(NamedTuple):
-    """Part ``index`` (from 0) of ``count`` of a manifest: neighbouring lines, so that parts in order are the whole."""
+    """Part ``index`` (from 0) of ``count`` parts of a manifest: consecutive lines, so the parts in order make up the
+    whole."""
 
     index: int = 0
     count: int = 1
@@ -62,7 +63,7 @@ class Shard(NamedTuple):
         return range(total * self.index // self.count, total * (self.index + 1) // self.count)
 
     def path(self, output: PathLike) -> Path:
-        """Where its lines are written: ``output`` itself, or ``<stem>.shard-2-of-8.json`` beside it."""
+        """The file for the lines of this shard: ``output`` itself, or ``<stem>.shard-2-of-8.json`` beside it."""
         output = Path(output)
         name = f"{output.stem}.shard-{self.index}-of-{self.count}{output.suffix}"
         return output if self.count == 1 else output.with_name(name)
@@ -76,23 +77,24 @@ def label_manifest(
     shard: Shard = Shard(),
     skip_unusable: bool = False,
 ) -> bool:
-    """Write ``output``: the lines of ``manifest`` with labels of ``maker``, replacing labels they may have.
+    """Write ``output``: the lines of ``manifest`` with labels of ``maker``, which replace any earlier labels.
 
-    A ``shard`` writes its lines alone, to ``shard.path(output)``; `merge_shards` joins them.
+    With a ``shard``, only its lines are written, to ``shard.path(output)``; `merge_shards` joins the shards.
 
-    Lines go to ``.<output>.<id of maker>.partial`` beside ``output``, window by window. After an interruption the same
-    call goes on behind the last line that is in the manifest unchanged, with labels of the same maker; so a bad line
-    can be repaired and nothing before it is lost. With ``skip_unusable`` it is left out instead, and written with the
-    reason to the manifest of `LeftOut` beside ``output``.
+    Lines go to ``.<output>.<id of maker>.partial`` beside ``output``, window by window. After an interruption, the
+    same call keeps the lines that are unchanged in the manifest and have labels of the same maker, and continues after
+    the last of them. So one can repair a bad line without losing the work before it. With ``skip_unusable``, a bad
+    line is left out instead, and written with the reason to the manifest of `LeftOut` beside ``output``.
 
     Returns:
-        False if that was there already, with the same lines and labels of the same maker, or the whole ``output`` was.
+        False if the output of this call, or the whole ``output``, exists already with the same lines and with labels
+        of the same maker.
 
     Raises:
-        FileNotFoundError, ValueError: ``features`` are not those of ``maker``; ``output``, or that of the shard, is
-            the manifest, or another file than one labelled by ``maker``; or the first line whose audio is missing or
-            unusable, or whose labels fail their checks; with ``skip_unusable``, no line that can be labelled.
-        RuntimeError: another process labels these lines, or others into ``output``.
+        FileNotFoundError, ValueError: ``features`` are not those of ``maker``; ``output``, or the shard's file, is
+            the manifest itself or was not labelled by ``maker``; the audio of a line is missing or unusable, or its
+            labels fail their checks (the first such line); with ``skip_unusable``, no line can be labelled.
+        RuntimeError: another process is labelling these lines, or other lines into ``output``.
     """
     maker.check_features(features.description)
     total = count_lines(manifest)
@@ -107,14 +109,14 @@ def label_manifest(
     left_out = LeftOut(output)
     leave_out = left_out.add if skip_unusable else None
     remedy = "Wait for it, or give this one another --shard or --output."
-    # with another k-means it has lines of its own, and the same manifest of those left out
+    # a process with another k-means has its own partial file, but the same manifest of lines left out
     lock = alone(output.with_name(f".{output.name}.lock"), f"is labelling into this file. {remedy}")
     with lock, locked_partial(output, maker.id, f"is labelling these lines. {remedy}") as (partial, stream):
-        if _is_complete(manifest, output, maker.id, lines):  # by another process, since the look above
+        if _is_complete(manifest, output, maker.id, lines):  # another process finished it since the check above
             partial.unlink()
             return False
         if not partial.stat().st_size:
-            left_out.clear()  # of an earlier output, or of audio that was missing and may be there now
+            left_out.clear()  # it is from an earlier output, or lists missing audio that may exist now
         done, size = _labelled_prefix(manifest, partial, maker.id, lines, left_out)
         os.truncate(partial, size)
         if done:
@@ -129,7 +131,7 @@ def label_manifest(
         progress.close()
         if shard.count == 1 and not partial.stat().st_size:
             raise _none_labelled(manifest, total, left_out.path)
-        _check_output(manifest, output, maker.id)  # with another k-means a second process may have been quicker
+        _check_output(manifest, output, maker.id)  # a process with another k-means may have finished first
         os.replace(partial, output)
     logger.info("%s: %d utterances labelled.", output, len(lines) - len(left_out))
     if len(left_out):
@@ -138,15 +140,15 @@ def label_manifest(
 
 
 def merge_shards(manifest: PathLike, output: PathLike, maker: LabelMaker, count: int) -> bool:
-    """Join the ``count`` shards of `label_manifest` to ``output``, whole or not at all, and remove them.
+    """Join the ``count`` shards of `label_manifest` into ``output``, whole or not at all, and remove them.
 
     Returns:
-        False if ``output`` was there already.
+        False if ``output`` existed already.
 
     Raises:
-        ValueError: shards that are missing, unfinished, or of another maker; they are named, and nothing is written.
-            Or ``output`` is what `label_manifest` refuses, or no line could be labelled, and the shards are removed.
-        RuntimeError: another process joins them.
+        ValueError: shards are missing, unfinished, or from another maker: they are named, and nothing is written.
+            Or `label_manifest` would refuse ``output``. Or no line could be labelled: the shards are removed.
+        RuntimeError: another process is joining them.
     """
     if count < 1:
         raise ValueError(f"{count} shards: expected the number that `label.py make --shard` was given, 1 or more.")
@@ -159,12 +161,12 @@ def merge_shards(manifest: PathLike, output: PathLike, maker: LabelMaker, count:
         try:
             return _join(manifest, output, maker, count, total)
         finally:
-            if not partial.stat().st_size:  # else of a call without --shard, which may go on with it
+            if not partial.stat().st_size:  # else it belongs to a call without --shard, which may continue it
                 partial.unlink()
 
 
 def _join(manifest: PathLike, output: PathLike, maker: LabelMaker, count: int, total: int) -> bool:
-    if _is_complete(manifest, Path(output), maker.id, range(total)):  # by another process, since the look before
+    if _is_complete(manifest, Path(output), maker.id, range(total)):  # another process finished it meanwhile
         return False
     shards = [Shard(index, count) for index in range(count)]
     missing = [
@@ -177,8 +179,8 @@ def _join(manifest: PathLike, output: PathLike, maker: LabelMaker, count: int, t
         )
     paths = [shard.path(output) for shard in shards]
     left_out = [path for path in map(left_out_path, paths) if path.is_file()]
-    LeftOut(output).clear()  # of an earlier output
-    if left_out:  # before the labels, which are whole with them alone
+    LeftOut(output).clear()  # from an earlier output
+    if left_out:  # written before the labels, which are complete only together with it
         write_manifest(left_out_path(output), (entry for path in left_out for _, entry in iter_manifest(path)))
     any_labelled = any(path.stat().st_size for path in paths)
     if any_labelled:
@@ -195,7 +197,7 @@ def _none_labelled(manifest: PathLike, total: int, left_out: Path) -> ValueError
 
 
 def _check_output(manifest: PathLike, output: Path, maker_id: str) -> None:
-    """Raise ``ValueError`` where writing would destroy a file that is not an earlier result of the same k-means."""
+    """Raise ``ValueError`` if writing would destroy a file that is not an earlier result of the same k-means."""
     if left_out_path(output).exists() and left_out_path(output).samefile(manifest):
         raise ValueError(f"{manifest}: lists what was left out of --output {output}. Give another --output.")
     if not output.exists():
@@ -215,24 +217,24 @@ def _maker_of_first_line(manifest: Path) -> Optional[str]:
         _, entry = next(iter_manifest(manifest))
         return entry["labels"]["maker"]
     except (ValueError, KeyError, TypeError, StopIteration):
-        return None  # whatever it is, it has no labels
+        return None  # whatever the file is, it has no labels
 
 
 def window_labels(features: List[Tensor], maker: LabelMaker) -> List[Dict[int, np.ndarray]]:
-    """Labels ``{clusters: uint16 [T]}`` of the stored sets of each utterance, found on the device of the features."""
+    """Labels ``{clusters: uint16 [T]}`` of the stored sets for each utterance, computed on the features' device."""
     ends = np.cumsum([len(rows) for rows in features])
     sets = {k: np.split(labels, ends[:-1]) for k, labels in maker.label(torch.cat(features)).items()}
     return [dict(zip(sets, parts)) for parts in zip(*sets.values())]
 
 
 def label_entry(utterance: Utterance, sets: Dict[int, np.ndarray], maker_id: str) -> Dict[str, Any]:
-    """The manifest entry with labels ``{clusters: uint16 [T]}``, its duration, and the rate of its audio, see
-    `_rate_field`; raises ``ValueError`` where the labels fail their checks."""
+    """The manifest entry with its labels ``{clusters: uint16 [T]}``, its duration and the sampling rate of its audio
+    (see `_rate_field`). Raises ``ValueError`` if the labels fail their checks."""
     entry = utterance.entry
     labels = FrameLabels(maker_id, len(utterance.samples), sets, offset=entry.get("offset"))
     labels.check(f"{utterance.where}: {utterance_id(entry)}")
     line = {key: value for key, value in entry.items() if key not in RATE_FIELDS}
-    if entry.get("duration") is None:  # which training needs
+    if entry.get("duration") is None:  # training needs it
         line["duration"] = len(utterance.samples) / SAMPLE_RATE
     return {**line, **_rate_field(utterance), "labels": labels.to_manifest()}
 
@@ -240,7 +242,7 @@ def label_entry(utterance: Utterance, sets: Dict[int, np.ndarray], maker_id: str
 def label_entries(
     window: List[Utterance], labels: List[Dict[int, np.ndarray]], maker_id: str, leave_out: Optional[LeaveOut]
 ) -> List[Dict[str, Any]]:
-    """`label_entry` of each utterance; those whose labels fail their checks are left out where that is wanted."""
+    """`label_entry` of each utterance. With ``leave_out``, utterances whose labels fail their checks are left out."""
     entries = []
     for utterance, sets in zip(window, labels):
         try:
@@ -253,11 +255,11 @@ def label_entries(
 
 
 def _rate_field(utterance: Utterance) -> Dict[str, int]:
-    """``sampling_rate`` of the file, whatever its line says: NeMo then takes the length of the audio from
+    """``sampling_rate`` of the file, whatever its line says: with this field, NeMo takes the length of the audio from
     ``duration``.
 
-    Otherwise it opens every file before training, and ends the run at one that is gone. But it takes ``duration`` for
-    that of the whole file, so the field is left out where it is that of a segment, or another than the file's.
+    Without it, NeMo opens every file before training and stops at one that is missing. But NeMo takes ``duration`` to
+    be that of the whole file. So the field is omitted if the line is a segment, or its duration is not the file's.
     """
     entry, found = utterance.entry, len(utterance.samples) / SAMPLE_RATE
     duration = entry.get("duration", found)
@@ -267,12 +269,12 @@ def _rate_field(utterance: Utterance) -> Dict[str, int]:
 
 
 def _lines_of(manifest: PathLike, lines: range) -> Iterator[Line]:
-    """``("<file>:<line>", entry)`` of some lines, counted from 0."""
+    """``("<file>:<line>", entry)`` of the given lines, counted from 0."""
     return itertools.islice(iter_manifest(manifest), lines.start, lines.stop)
 
 
 def _is_complete(manifest: PathLike, labelled: Path, maker_id: str, lines: range) -> bool:
-    """Does ``labelled`` hold these lines of the manifest, with labels of the maker, and nothing else?"""
+    """Whether ``labelled`` holds exactly these lines of the manifest, with labels of the maker."""
     if not labelled.is_file():
         return False
     found = _labelled_prefix(manifest, labelled, maker_id, lines, LeftOut(labelled))
@@ -282,8 +284,8 @@ def _is_complete(manifest: PathLike, labelled: Path, maker_id: str, lines: range
 def _labelled_prefix(
     manifest: PathLike, labelled: Path, maker_id: str, lines: range, left_out: LeftOut
 ) -> Tuple[int, int]:
-    """How many of these lines of ``manifest`` are done, since ``labelled`` begins with them, with labels of the maker,
-    or they were left out; and the bytes of ``labelled`` that they are."""
+    """How many of these lines of ``manifest`` are done, and how many bytes of ``labelled`` they take. A line is done
+    if it was left out, or if ``labelled`` holds it, in this order, with labels of the maker."""
     count = size = 0
     with open(labelled, "rb") as stream:
         line = stream.readline()
@@ -298,7 +300,7 @@ def _labelled_prefix(
 
 
 def _is_labelled(line: bytes, labelled: Path, entry: Dict[str, Any], maker_id: str) -> bool:
-    """Is ``line`` of the manifest ``labelled`` the ``entry`` with labels of the maker?"""
+    """Whether ``line`` of the manifest ``labelled`` is ``entry`` with labels of the maker."""
     try:
         found = json.loads(line)
         labels_maker = found["labels"]["maker"]

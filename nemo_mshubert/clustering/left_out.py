@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Lines of a manifest that cannot be labelled, beside the labelled one, each with the reason."""
+"""The lines of a manifest that cannot be labelled, each with the reason, in a file beside the labelled manifest."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ from nemo_mshubert.whole_files import PathLike
 logger = logging.getLogger(__name__)
 
 REASON = "left_out"
-RATE_FIELDS = ("sampling_rate", "sample_rate")  # either will do for NeMo
+RATE_FIELDS = ("sampling_rate", "sample_rate")  # NeMo accepts either
 
 
 def left_out_path(labelled: PathLike) -> Path:
@@ -33,7 +33,7 @@ def left_out_path(labelled: PathLike) -> Path:
 
 
 class LeftOut:
-    """``train_l.left_out.json`` of ``train_l.json``: a manifest, which can be labelled when it is repaired."""
+    """``train_l.left_out.json`` beside ``train_l.json``: a manifest that can be labelled once it is repaired."""
 
     def __init__(self, labelled: PathLike):
         self.path = left_out_path(labelled)
@@ -48,7 +48,7 @@ class LeftOut:
         return bool(self._keys) and _key(entry) in self._keys
 
     def add(self, entry: Dict[str, Any], reason: str) -> None:
-        """Write it down now: the lines behind it may be labelled by another call."""
+        """Add an entry and write it to the file at once, since another call may label the lines after it."""
         logger.warning("left out: %s", reason)
         if entry in self:
             return
@@ -57,13 +57,14 @@ class LeftOut:
             stream.writelines(manifest_lines(self.path, [{**entry, REASON: reason}]))
 
     def clear(self) -> None:
-        """Begin anew, without the file."""
+        """Forget all entries and remove the file."""
         self._keys.clear()
         self.path.unlink(missing_ok=True)
 
 
 def unlabelled(entry: Dict[str, Any], manifest: Path = Path()) -> Dict[str, Any]:
-    """The entry without what labelling writes, its audio path absolute; in ``manifest`` it may be relative."""
+    """The entry without the fields that labelling writes, and with an absolute audio path; the path in ``manifest``
+    may be relative."""
     return {
         **{key: value for key, value in entry.items() if key not in ("labels", REASON, *RATE_FIELDS)},
         "audio_filepath": str(absolute_path(manifest.parent / entry["audio_filepath"])),  # as manifest_lines does

@@ -12,21 +12,21 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""How good are labels? Entropy and dead clusters; with alignments also purities and PNMI, as HuBERT measures them.
+"""Quality of labels: entropy and dead clusters; with alignments also purities and PNMI, as HuBERT measures them.
 
 With p(unit, cluster) over aligned frames (HuBERT, section IV-D; fairseq: measure_teacher_quality.py):
 
     unit purity     sum over clusters of max over units      accuracy of calling a cluster by its commonest unit
     cluster purity  sum over units of max over clusters      falls as clusters get finer
-    PNMI            I(unit; cluster) / H(unit)               uncertainty of the unit that the label removes
-    PNMI by chance  E[I] / H(unit)                           what labels that know nothing of the units reach
+    PNMI            I(unit; cluster) / H(unit)               share of the unit's uncertainty that the label removes
+    PNMI by chance  E[I] / H(unit)                           PNMI of labels that are independent of the units
 
-On few frames even meaningless labels seem to tell units, the more the more clusters there are: E[I] is the expected
-information of labels as frequent as these, dealt to the frames at random (labels that last for several frames reach
-somewhat more). A PNMI says something where it is far above.
+On few frames, even meaningless labels seem to predict units, and more so with more clusters. E[I] is the expected
+information if labels with the same frequencies were assigned to the frames at random (labels that last for several
+frames reach somewhat more). A PNMI is meaningful only if it is far above its value by chance.
 
-Frames outside any unit are skipped, since an alignment may be incomplete there: give silence a unit of its own to have
-it counted, as fairseq's numbers do. In TextGrids it is one, the interval without text.
+Frames outside any unit are skipped, since an alignment may be incomplete there. Give silence its own unit to have it
+counted, as in fairseq's numbers. In TextGrids it has one: the interval without text.
 """
 
 from typing import Any, Dict, Optional, Sequence
@@ -44,10 +44,10 @@ from nemo_mshubert.whole_files import PathLike
 
 
 def measure_manifest(manifest: PathLike, maker: LabelMaker, alignments: Optional[Alignments] = None) -> Dict[str, Any]:
-    """`LabelMetrics` of all sets of a labelled manifest; times of alignments count from the start of the utterance.
+    """`LabelMetrics` of all sets of a labelled manifest. Alignment times are relative to the start of the utterance.
 
     Raises:
-        ValueError: labels are malformed or of another maker, or no utterance is aligned.
+        ValueError: labels are malformed or from another maker, or no utterance is aligned.
     """
     if alignments:
         check_aligned([manifest], alignments)
@@ -66,7 +66,7 @@ def measure_manifest(manifest: PathLike, maker: LabelMaker, alignments: Optional
 
 
 class LabelMetrics:
-    """Counts labels, and labels by units, utterance by utterance; memory does not grow with the corpus.
+    """Counts labels, and pairs of label and unit, utterance by utterance; memory does not grow with the corpus.
 
     Args:
         sets: numbers of clusters.
@@ -78,7 +78,7 @@ class LabelMetrics:
         self.joint = {clusters: np.zeros((num_units, clusters), np.int64) for clusters in sets}
 
     def add(self, labels: Dict[int, np.ndarray], units: Optional[np.ndarray] = None) -> None:
-        """Count an utterance: ``{clusters: [T]}`` and the unit index ``[T]`` of each frame, -1 where it has none."""
+        """Count an utterance: labels ``{clusters: [T]}`` and the unit index ``[T]`` of each frame, -1 for none."""
         for clusters, stream in labels.items():
             self.counts[clusters] += np.bincount(stream, minlength=clusters)
             if units is not None:
@@ -86,7 +86,7 @@ class LabelMetrics:
                 np.add.at(self.joint[clusters], (units[inside], stream[inside]), 1)
 
     def result(self) -> Dict[int, Dict[str, Any]]:
-        """Per set: `cluster_usage`, and where frames were aligned also ``aligned_frames`` and `unit_agreement`."""
+        """Per set: `cluster_usage`; if frames were aligned, also ``aligned_frames`` and `unit_agreement`."""
         result = {}
         for clusters, counts in self.counts.items():
             result[clusters] = {"frames": int(counts.sum()), **cluster_usage(counts)}
@@ -96,7 +96,7 @@ class LabelMetrics:
 
 
 def unit_agreement(joint: np.ndarray) -> Dict[str, Any]:
-    """Purities, PNMI and PNMI by chance of frame counts ``[units, clusters]``; of one unit alone, the latter are 0."""
+    """Purities, PNMI and PNMI by chance from frame counts ``[units, clusters]``. With one unit, both PNMIs are 0."""
     frames = joint.sum()
     unit_entropy = entropy(joint.sum(axis=1))
     information, by_chance = mutual_info_score(None, None, contingency=joint), chance_information(joint)
@@ -110,12 +110,12 @@ def unit_agreement(joint: np.ndarray) -> Dict[str, Any]:
 
 
 def chance_information(joint: np.ndarray) -> float:
-    """Expected mutual information, in nats, of labels with the margins of ``joint [units, clusters]`` that are
-    independent of the units.
+    """Expected mutual information, in nats, of units and labels that are independent and have the margins of
+    ``joint [units, clusters]``.
 
-    It is scikit-learn's ``expected_mutual_information`` (Vinh et al. 2010), which sums over all counts that a cell can
-    have: for 1000 clusters and 70 phones, 3 s per million frames. Here the sum is over those within ten standard
-    deviations of the cell's mean: 3 s for 100 million.
+    It equals scikit-learn's ``expected_mutual_information`` (Vinh et al. 2010), which sums over all possible counts of
+    a cell: with 1000 clusters and 70 phones, it takes 3 s per million frames. Here the sum covers the counts within
+    ten standard deviations of the cell's mean: 3 s for 100 million.
     """
     unit_sizes, clusters = (margin[margin > 0].astype(np.float64) for margin in (joint.sum(axis=1), joint.sum(axis=0)))
     frames = unit_sizes.sum()
