@@ -12,9 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Words or phones in time: reading them, and which utterances of a manifest they are of.
+"""Time-aligned words or phones: how they are read, and which utterances of a manifest have them.
 
-A frame ``t`` has the unit at its centre, ``(320 t + 200) / 16000`` seconds.
+The unit of frame ``t`` is the one at its centre, ``(320 t + 200) / 16000`` seconds.
 """
 
 import hashlib
@@ -32,20 +32,21 @@ from nemo_mshubert.data.textgrid import read_textgrid
 from nemo_mshubert.modules.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES
 from nemo_mshubert.whole_files import PathLike
 
-ARPABET_STRESS = re.compile(r"(?<=^[A-Z]{2})[012]$")  # of "AH0"
+ARPABET_STRESS = re.compile(r"(?<=^[A-Z]{2})[012]$")  # the "0" of "AH0"
 Intervals = Tuple[np.ndarray, np.ndarray, np.ndarray]  # start [N] and end [N] in seconds, unit index [N]
 
 
 @dataclass(frozen=True)
 class Alignments:
-    """Units in time. ``kind`` is "phone" or "word"; ``names`` of the units; ``intervals`` by utterance id."""
+    """Time-aligned units. ``kind`` is "phone" or "word", ``names`` are those of the units, ``intervals`` are given by
+    utterance id."""
 
     kind: str
     names: List[str]
     intervals: Dict[str, Intervals]
 
     def frame_units(self, utt_id: str, num_frames: int) -> Optional[np.ndarray]:
-        """Unit index ``[num_frames]``, -1 outside any unit; ``None`` where the utterance is not aligned."""
+        """Unit index ``[num_frames]``, -1 outside any unit; ``None`` if the utterance is not aligned."""
         if utt_id not in self.intervals:
             return None
         start, end, unit = self.intervals[utt_id]
@@ -54,7 +55,7 @@ class Alignments:
         return np.where((index >= 0) & (centre < end[index]), unit[index], -1)
 
     def digest(self) -> str:
-        """Hexadecimal digits that tell apart alignments of other units, utterances or times."""
+        """Hexadecimal digest, which differs between alignments with other units, utterances or times."""
         digest = hashlib.sha256(repr((self.kind, self.names)).encode())
         for utt_id, columns in sorted(self.intervals.items()):
             digest.update(utt_id.encode())
@@ -67,18 +68,18 @@ class Alignments:
 
 
 def read_alignments(paths: Sequence[PathLike], kind: Optional[str] = None) -> Alignments:
-    """Alignments of all ``paths``: JSONL (.gz), TextGrids, or folders that hold TextGrids at any depth.
+    """Alignments from all ``paths``: JSONL (.gz), TextGrids, or folders that hold TextGrids at any depth.
 
-    A line of JSONL is ``{"utt_id": ..., "phones": [{"phone", "start", "end"}]}``, or with "words". The utterance of a
-    TextGrid is its file name without suffix; its tier is "words" or "phones", or ends in " - words", as MFA names it
-    for a speaker. Of ARPAbet phones the stress is dropped.
+    A line of JSONL is ``{"utt_id": ..., "phones": [{"phone", "start", "end"}]}``, or the same with "words". The
+    utterance id of a TextGrid is its file name without suffix. Its tier is called "words" or "phones", or a name that
+    ends in " - words", as MFA names the tier of a speaker. The stress of ARPAbet phones is dropped.
 
     Args:
-        kind: "phone" or "word"; by default what the first file aligns, of a TextGrid with both its phones.
+        kind: "phone" or "word"; by default the kind in the first file, or phones if that is a TextGrid with both.
 
     Raises:
         FileNotFoundError: no such file, or a folder without TextGrids.
-        ValueError: malformed (names the line), of the other kind, or an utterance that is aligned twice.
+        ValueError: a file is malformed (names the line) or of the other kind, or an utterance is aligned twice.
     """
     index: Dict[str, int] = {}
     merged: Dict[str, Intervals] = {}
@@ -100,7 +101,7 @@ def read_alignments(paths: Sequence[PathLike], kind: Optional[str] = None) -> Al
 
 
 def _sources(path: Path, kind: Optional[str]) -> Iterator[Tuple[Path, Alignments]]:
-    """One file for JSONL, else each TextGrid."""
+    """The alignments of the one JSONL file, or of each TextGrid."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such alignments. Expected JSONL (.gz), a TextGrid or a folder of them.")
     if path.is_dir() or path.suffix.lower() == ".textgrid":
@@ -113,7 +114,7 @@ def _sources(path: Path, kind: Optional[str]) -> Iterator[Tuple[Path, Alignments
 
 
 def _read_jsonl(path: Path) -> Alignments:
-    """Each line of one kind, and of another utterance."""
+    """Alignments of a JSONL file, whose lines must all have the same kind and different utterances."""
     names: Dict[str, int] = {}
     intervals: Dict[str, Intervals] = {}
     line_of: Dict[str, int] = {}
@@ -169,12 +170,12 @@ def _tiers_of(kind: str, names: Iterable[str]) -> List[str]:
 
 
 def aligned_lines(lines: Iterable[Line], alignments: Alignments) -> Iterator[Line]:
-    """Those of the lines whose utterances are aligned; ``ValueError`` where one alignment is of two of them."""
+    """The lines whose utterances are aligned; raises ``ValueError`` if two of them share one alignment."""
     return distinct_utterances(line for line in lines if utterance_id(line[1]) in alignments.intervals)
 
 
 def check_aligned(manifests: Sequence[PathLike], alignments: Alignments) -> None:
-    """Raise ``ValueError`` if the alignments are of none of the utterances, or one is of two of them."""
+    """Raise ``ValueError`` if no utterance is aligned, or if two of them share one alignment."""
     if sum(1 for _ in aligned_lines(_lines_of(manifests), alignments)):
         return
     ids = [utterance_id(entry) for _, entry in _lines_of(manifests)]

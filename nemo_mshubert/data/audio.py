@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The audio of a manifest line, read with errors that say where."""
+"""Read the audio of a manifest line, with errors that name the place."""
 
 import os
 from functools import lru_cache
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lhotse import Recording
     from lhotse.cut import Cut
 
-MAX_DURATION_ERROR = 0.3  # seconds between file and manifest: rounding, and what MP3 adds, but not another file
+MAX_DURATION_ERROR = 0.3  # s between file and manifest: allows rounding and the padding of MP3, but not another file
 
 
 def load_audio(entry: Dict[str, Any], where: str = "") -> np.ndarray:
@@ -38,14 +38,14 @@ def load_audio(entry: Dict[str, Any], where: str = "") -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unreadable, empty, with more than one channel, not finite, over before the ``offset``, or of
-            another length than the line's ``duration``; names the file, and says what to do.
+        ValueError: the audio is unreadable, empty, not finite, has more than one channel, ends before the ``offset``,
+            or does not have the line's ``duration``; names the file and the remedy.
     """
     return load_audio_and_rate(entry, where)[0]
 
 
 def load_audio_and_rate(entry: Dict[str, Any], where: str = "") -> Tuple[np.ndarray, int]:
-    """What `load_audio` returns, and the sample rate that the file itself has, in Hz."""
+    """What `load_audio` returns, and the sample rate of the file itself, in Hz."""
     path = entry["audio_filepath"]
     where = f"{where}: {path}" if where else path
     require_audio_file(entry, where)
@@ -65,12 +65,12 @@ def load_audio_and_rate(entry: Dict[str, Any], where: str = "") -> Tuple[np.ndar
 
 
 def read_header(path: PathLike, where: str = "") -> "Recording":
-    """What the header of an audio file says of it.
+    """The header of an audio file.
 
     Raises:
-        ValueError: it cannot be read; begins with ``where``, or else the path.
+        ValueError: it cannot be read; the message begins with ``where`` if given, else with the path.
     """
-    from lhotse import Recording  # lhotse takes seconds to import; manifest tools without audio stay quick
+    from lhotse import Recording  # lhotse takes seconds to import; tools that read manifests alone stay fast
 
     try:
         return Recording.from_file(path)
@@ -81,7 +81,7 @@ def read_header(path: PathLike, where: str = "") -> "Recording":
 
 
 def cut_of_line(recording: "Recording", entry: Dict[str, Any], where: str) -> "Cut":
-    """The part of the audio file that a manifest line is about, as a lhotse cut at 16 kHz, after `check_length`."""
+    """The part of the audio file that a manifest line covers, as a lhotse cut at 16 kHz, after `check_length`."""
     check_length(recording, entry, where)
     offset, duration = entry.get("offset"), entry.get("duration")
     cut = recording.resample(SAMPLE_RATE).to_cut()
@@ -92,8 +92,8 @@ def check_length(recording: "Recording", entry: Dict[str, Any], where: str) -> N
     """Compare a file with its manifest line.
 
     Raises:
-        ValueError: the file is empty, is over before the ``offset``, or holds more or less than the ``duration``, as a
-            truncated WAV does, of which libsndfile says nothing.
+        ValueError: the file is empty, ends before the ``offset``, or is longer or shorter than the ``duration``. A
+            truncated WAV is shorter, and libsndfile does not report it.
     """
     if recording.num_samples == 0:
         raise ValueError(f"{where}: the file holds no samples. Remove the line.")
@@ -114,13 +114,13 @@ def check_length(recording: "Recording", entry: Dict[str, Any], where: str) -> N
 
 
 def require_audio_file(entry: Dict[str, Any], where: str) -> None:
-    """Raise ``FileNotFoundError``, which begins with ``where``, if the audio file of a line is not there."""
+    """Raise ``FileNotFoundError``, which begins with ``where``, if the audio file of a line does not exist."""
     if not Path(entry["audio_filepath"]).is_file():
         raise FileNotFoundError(f"{where}: {no_audio_file(entry)}")
 
 
 def no_audio_file(entry: Dict[str, Any]) -> str:
-    """What to say of a line whose audio file is not there."""
+    """The message for a line whose audio file does not exist."""
     if entry.get("shard_id") is None:
         return "no such audio file. Correct the manifest or remove the line."
     return (
@@ -130,15 +130,15 @@ def no_audio_file(entry: Dict[str, Any]) -> str:
 
 
 def iter_with_audio(manifest: PathLike) -> Iterator[Line]:
-    """Yield what `iter_manifest` yields, and look for the audio file of every line, where it is local.
+    """Yield what `iter_manifest` yields, and check that the audio file of every line exists, if it is local.
 
-    Stock loaders pass over what is missing, and end in an error of their own where that is all of a batch.
+    Stock loaders skip missing files, and stop with an error of their own if a whole batch is missing.
 
     Raises:
-        FileNotFoundError: one is missing; names file and line.
-        ValueError: one is over before the ``offset`` of its line, or before its end.
+        FileNotFoundError: an audio file is missing; names file and line.
+        ValueError: an audio file ends before the ``offset`` of its line, or before the end of its segment.
     """
-    header_of = lru_cache(maxsize=100)(read_header)  # segments of one file lie near each other
+    header_of = lru_cache(maxsize=100)(read_header)  # segments of one file are close to each other
     for where, entry in iter_lines(manifest):
         path = entry["audio_filepath"]
         entry["audio_filepath"] = audio_path(manifest, entry)
@@ -156,6 +156,6 @@ def _look_for_audio(entry: Dict[str, Any], where: str, header_of: Callable[[str]
         return
     try:
         recording = header_of(entry["audio_filepath"])
-    except ValueError:  # loaders say so when its turn comes
+    except ValueError:  # the loader reports it when it reaches this file
         return
     check_length(recording, entry, where)

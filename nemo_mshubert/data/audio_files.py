@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The audio files of a folder, at any depth."""
+"""Find the audio files of a folder, at any depth."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ from nemo_mshubert.whole_files import PathLike
 
 logger = logging.getLogger(__name__)
 
-# What else files of a format of libsndfile are called. Not NIST's .sph, for which lhotse wants another program.
+# Other suffixes of the formats of libsndfile. NIST's .sph is not among them: lhotse needs another program for it.
 OTHER_SUFFIXES = {
     "AIFF": ("aif", "aifc"),
     "AU": ("snd",),
@@ -34,11 +34,11 @@ OTHER_SUFFIXES = {
     "OGG": ("oga", "opus"),
     "WAV": ("wave",),
 }
-NO_SUFFIXES = ("raw",)  # without a header
+NO_SUFFIXES = ("raw",)  # has no header
 
 
 def audio_suffixes() -> List[str]:
-    """Suffixes, in lower case and with their dot, of what libsndfile, and so lhotse, can read."""
+    """Suffixes, in lower case and with their dot, of the files that libsndfile, and therefore lhotse, can read."""
     formats = soundfile.available_formats()
     names = {name.lower() for name in formats} - set(NO_SUFFIXES)
     names.update(name for kind, others in OTHER_SUFFIXES.items() if kind in formats for name in others)
@@ -46,7 +46,7 @@ def audio_suffixes() -> List[str]:
 
 
 def find_audio(data: Path) -> Tuple[List[str], List[str]]:
-    """Paths below ``data`` of all files with `audio_suffixes`, sorted, and what is wrong with folders and names.
+    """Sorted paths below ``data`` of all files with `audio_suffixes`, and the problems with folders and names.
 
     Raises:
         FileNotFoundError: no such folder, or no audio in it.
@@ -71,10 +71,10 @@ def find_audio(data: Path) -> Tuple[List[str], List[str]]:
 
 
 def _visible_files(data: Path, problems: List[str]) -> Iterator[Path]:
-    """Files that are not hidden, of every folder once.
+    """All files that are not hidden; every folder is visited once.
 
-    Links to folders are followed when all others have been seen, so that what lies in ``data`` goes by its own name;
-    and links in a circle come to an end.
+    Links to folders are followed after all real folders have been visited, so that files in ``data`` keep their own
+    names. Circular links come to an end.
     """
     folders, seen = [data], set()
 

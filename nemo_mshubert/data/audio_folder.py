@@ -12,13 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""NeMo manifests of any folder of recordings, without transcripts: what one's own pre-training begins with.
+"""NeMo manifests of any folder of recordings, without transcripts: the first step of pre-training on your own data.
 
     <data>/radio/2024/monday.mp3    an hour     -> 231 lines of 15.6 s, radio/2024/monday-0000 to .../monday-0230
     <data>/calls/7.wav              12 s        -> one line, calls/7
 
-Long files are cut because pre-training takes one crop, of at most 15.6 s, of every line in an epoch: of a line of an
-hour it would hear 15.6 s in each, as much as of one of 15.6 s.
+Long files are cut because pre-training takes one crop, of at most 15.6 s, from every line in an epoch. From a line of
+one hour it would use 15.6 s per epoch, no more than from a line of 15.6 s.
 """
 
 import hashlib
@@ -43,34 +43,35 @@ from nemo_mshubert.whole_files import PathLike, atomic_write
 
 logger = logging.getLogger(__name__)
 
-SEGMENT_SECONDS = 15.6  # of lines, at most: what base hears of one
+SEGMENT_SECONDS = 15.6  # longest line: the crop that base takes from a line
 DEV_SHARE = 0.01  # of the files
 
 
 class Recording(NamedTuple):
     """One audio file of the folder."""
 
-    path: Path  # of what the manifest names: the file, or its mix
+    path: Path  # named in the manifest: the file, or its mix
     name: str  # path of the file below the folder
     utt_id: str
     header: AudioHeader
 
 
 def utterance_ids(names: Sequence[str]) -> List[str]:
-    """Paths without their suffix; with it where another differs in nothing else, or is called so with its suffix or
-    as a segment."""
+    """Paths without their suffix. The suffix is kept if the shortened path is also that of another file, with or
+    without suffix, or could be the id of a segment of another file."""
     stems = [os.path.splitext(name)[0] for name in names]
     counts = Counter([*stems, *names])
 
     def is_unique(stem: str) -> bool:
-        whole = re.sub(r"-\d{4,}$", "", stem)  # of which it may be called a segment
+        whole = re.sub(r"-\d{4,}$", "", stem)  # the file of which this could be a segment
         return counts[stem] == 1 and (whole == stem or not counts[whole])
 
     return [stem if is_unique(stem) else name for stem, name in zip(stems, names)]
 
 
 def read_folder(data: Path, workers: int) -> Tuple[List[Recording], List[str]]:
-    """All recordings in ``data`` that have at least a frame, by their headers, and complaints of what is broken."""
+    """All recordings in ``data`` with at least one frame, according to their headers, and complaints about broken
+    files."""
     names, problems = find_audio(data)
     recordings: List[Recording] = []
     headers = _in_threads(lambda name: _read_header(data / name), names, workers, "reading")
@@ -99,7 +100,8 @@ def _read_header(path: Path) -> AudioHeader:
 def mono_recordings(
     recordings: Sequence[Recording], mono: Optional[Path], workers: int
 ) -> Tuple[List[Recording], List[str]]:
-    """The recordings of one channel, with mixes below ``mono`` in place of the others, and complaints of the rest."""
+    """The recordings with one channel, mixes below ``mono`` in place of those with several, and complaints about those
+    that cannot be used."""
 
     several = [each for each in recordings if each.header.channels > 1]
     if mono is None:
@@ -120,7 +122,7 @@ def mono_recordings(
 def _in_threads(
     function: Callable[[Any], Any], items: Sequence[Any], workers: int, title: str
 ) -> List[Tuple[Optional[Any], str]]:
-    """``(result, "")`` of each item, in order, or ``(None, what its ValueError says)``; with a progress bar."""
+    """``(result, "")`` for each item, in order, or ``(None, text of its ValueError)``; with a progress bar."""
 
     def attempt(item: Any) -> Tuple[Optional[Any], str]:
         try:
@@ -133,15 +135,15 @@ def _in_threads(
 
 
 def entries_of(recording: Recording, segment_seconds: Optional[float]) -> List[Entry]:
-    """Lines of a recording: one, or pieces of equal length where it is longer than ``segment_seconds``.
+    """Lines of a recording: one, or pieces of equal length if it is longer than ``segment_seconds``.
 
-    Pieces have no ``sampling_rate``, with which NeMo takes the duration of a segment for that of the whole file.
+    Pieces have no ``sampling_rate``: with that field, NeMo takes the duration of a segment to be that of the file.
     """
     frames, rate, path = recording.header.frames, recording.header.sampling_rate, str(recording.path)
     count = math.ceil(recording.header.seconds / segment_seconds) if segment_seconds else 1
     if count == 1:
         whole = {"audio_filepath": path, "duration": recording.header.seconds, "utt_id": recording.utt_id}
-        # With the rate NeMo need not open every file before training, and a file that breaks later is skipped.
+        # With the rate, NeMo need not open every file before training, and a file that breaks later is skipped.
         return [{**whole, "sampling_rate": rate}]
     ends = [frames * piece // count for piece in range(count + 1)]  # in samples of the file
     return [
@@ -156,12 +158,12 @@ def entries_of(recording: Recording, segment_seconds: Optional[float]) -> List[E
 
 
 def place_in_split(name: str) -> float:
-    """From 0 to 1, by a hash of the path: a file stays on its side when others are added."""
+    """A number from 0 to 1, from a hash of the path: a file stays on its side when others are added."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
 def split(recordings: Sequence[Recording], dev_share: float) -> Tuple[List[Recording], List[Recording]]:
-    """Recordings of train and of dev, whole files on one side.
+    """Recordings of train and of dev; each file is on one side only.
 
     Raises:
         ValueError: one side is empty.
@@ -193,19 +195,20 @@ def prepare_folder(
     workers: int = 8,
     skip_broken: bool = False,
 ) -> Dict[str, List[Entry]]:
-    """Write a manifest of all recordings below ``data``; with ``dev_output`` two, of which that has ``dev_share``.
+    """Write a manifest of all recordings below ``data``; with ``dev_output`` also a dev manifest, which gets the share
+    ``dev_share`` of the files.
 
-    Files longer than ``segment_seconds``, unless that is 0 or None, become lines of pieces. Everything wrong with the
-    files is named in ``problems.txt`` beside ``output``; with ``mono`` several channels are not wrong, but mixed down
-    to files below that folder, which stay for the next time.
+    Files longer than ``segment_seconds`` are cut into pieces, one per line, unless it is 0 or None. All problems with
+    the files are listed in ``problems.txt`` beside ``output``. Several channels are a problem unless ``mono`` is
+    given: then they are mixed down to files below that folder, which are kept for the next call.
 
     Returns:
         manifest -> its entries.
 
     Raises:
         FileNotFoundError: no audio in ``data``.
-        ValueError: anything is wrong and ``skip_broken`` is not set, or an argument, or there is nothing for one of
-            the manifests. No manifest is written then.
+        ValueError: there are problems and ``skip_broken`` is not set, an argument is wrong, or one of the manifests
+            would be empty. No manifest is written then.
     """
     _check_arguments(Path(data), output, dev_output, dev_share, segment_seconds, mono)
     beside = Path(output).parent
@@ -234,7 +237,7 @@ def _check_arguments(
     segment_seconds: Optional[float],
     mono: Optional[PathLike],
 ) -> None:
-    """Before what may take hours."""
+    """Check the arguments before work that may take hours."""
     outputs = [Path(path) for path in (output, dev_output) if path is not None]
     for path in outputs:
         if path.is_dir():
@@ -252,11 +255,11 @@ def _check_arguments(
 
 
 def write_manifests(manifests: Dict[str, List[Entry]]) -> None:
-    """All of them or none."""
+    """Write all manifests, or none."""
     with ExitStack() as stack:
         for path, entries in manifests.items():
             stream = stack.enter_context(atomic_write(path))
             stream.writelines(manifest_lines(path, entries))
-            stream.flush()  # a full disk is noticed now, before the first of them has its name
-        for path in list(manifests)[:-1]:  # the last of them gets its name first: no kill leaves it beside an old one
+            stream.flush()  # a full disk is noticed now, before the first manifest has its name
+        for path in list(manifests)[:-1]:  # the last one gets its name first: a kill leaves no old one beside it
             Path(path).unlink(missing_ok=True)

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What the header of an audio file says of it, once its end has been found to be there."""
+"""Read the header of an audio file, and check that the file has its end."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -31,10 +31,10 @@ class AudioHeader(NamedTuple):
 
 
 def read_audio_header(path: Path) -> AudioHeader:
-    """The header, once the last sample has been decoded: a copy that broke off keeps its header.
+    """The header of a file whose last sample could be decoded: an interrupted copy has a whole header, too.
 
     Raises:
-        ValueError: empty, unreadable, cut off, or of a coding that can only be read from its beginning.
+        ValueError: the file is empty, unreadable or cut off, or its coding can only be read from the beginning.
     """
     if path.stat().st_size == 0:
         raise ValueError("empty file")

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Batches of utterances whose lengths are similar, so that little is padded."""
+"""Batches of utterances of similar length, so that there is little padding."""
 
 from typing import Iterator, List, Sequence, TypeVar
 
@@ -20,10 +20,10 @@ Length = TypeVar("Length", int, float)
 
 
 def batches_by_length(lengths: Sequence[Length], most: Length) -> Iterator[List[int]]:
-    """Indices of utterances in batches of at most ``most`` with padding, in the unit of ``lengths``; the longest
-    first.
+    """Indices of utterances in batches, the longest first. A batch has at most the size ``most`` including padding, in
+    the unit of ``lengths``.
 
-    An utterance that is longer is a batch.
+    A longer utterance is a batch of its own.
     """
     batch: List[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):

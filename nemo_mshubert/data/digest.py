@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a file holds, as a digest: to tell whether it is the file of another time."""
+"""The digest of a file's content, to tell whether the file has changed."""
 
 import hashlib
 
@@ -22,7 +22,7 @@ CHUNK_BYTES = 1 << 20
 
 
 def file_digest(path: PathLike, algorithm: str = "sha256") -> str:
-    """Hexadecimal digest of a file of any size; ``algorithm`` as `hashlib` names it."""
+    """Hexadecimal digest of a file of any size; ``algorithm`` is a name of `hashlib`."""
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):

@@ -12,14 +12,14 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a corpus has given, for whoever has prepared it."""
+"""A summary of the manifests of a corpus, for the person who has prepared it."""
 
 from typing import Any, Dict, List
 
 
 def hours_table(manifests: Dict[str, List[Dict[str, Any]]], groups: str, key: str, lines: str) -> str:
-    """Hours of each manifest, how many different ``key`` its lines have, and how many these are, as text; ``groups``
-    and ``lines`` are the titles of the latter two."""
+    """A text table with the hours of each manifest, its number of different values of ``key``, and its number of
+    lines; ``groups`` and ``lines`` are the titles of the last two columns."""
     width = max(18, *(len(name) + 2 for name in manifests))
     rows = [f"{'manifest':<{width}}{'hours':>9}{groups:>10}{lines:>12}"]
     for name, entries in manifests.items():

@@ -12,15 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Frame labels inside a NeMo manifest line: the format, its checks, and the check of a whole manifest.
+"""Frame labels in a NeMo manifest line: the format, its checks, and the check of a whole manifest.
 
     {"audio_filepath": ..., "labels": {"maker": "0123456789abcdef",         id of the label maker (k-means file)
                                        "frame_rate": 50, "num_frames": 7, "num_samples": 2500,
-                                       "offset": 1.5,                       where the line itself has an offset
+                                       "offset": 1.5,                       only if the line itself has an offset
                                        "sets": {"1000": "<base64>"}}}       clusters: little-endian uint16 [num_frames]
 
-Labels travel with their audio, so they cannot be matched to the wrong utterance by line number, and each line says
-enough to refuse labels of other audio, another rate or another k-means (the silent label corruption of fairseq#4521,
+Labels are stored with their audio, so they cannot be matched to the wrong utterance by line number. Each line holds
+enough to reject labels of other audio, another rate or another k-means (the silent label corruption of fairseq#4521,
 #5097 and #5005). Integers are stored, never dictionary entries. `nested` label makers store the finest set only.
 """
 
@@ -41,7 +41,7 @@ from nemo_mshubert.modules.frames import FRAME_RATE, frame_count
 from nemo_mshubert.whole_files import PathLike
 
 MAX_CLUSTERS = 65535  # labels are uint16
-# Speech changes its label many times a second: two seconds of one label are silence or a dead label maker.
+# In speech the label changes many times a second: two seconds of one label mean silence or a dead label maker.
 MIN_CONSTANT_FRAMES = 100
 MAX_PROBLEMS_SHOWN = 20
 REMEDY = "Make the labels again with scripts/label.py make."
@@ -57,7 +57,7 @@ class FrameLabels:
         maker: id of the label maker.
         num_samples: 16 kHz samples of the labelled audio.
         sets: ``{clusters: uint16 [num_frames]}``.
-        offset: seconds into the file, where the manifest line has an offset.
+        offset: seconds into the file, if the manifest line has an offset.
     """
 
     maker: str
@@ -90,13 +90,13 @@ class FrameLabels:
         """Read and check the ``labels`` field of a manifest line.
 
         Args:
-            field: value of ``labels``; ``None`` where the line has none.
-            where: ``file:line`` or an utterance, for the error.
-            maker: id of the label maker that the labels must be of; None for any.
-            sets: clusters of the label sets that must be there.
+            field: value of ``labels``; ``None`` if the line has none.
+            where: ``file:line`` or an utterance, for the error message.
+            maker: id of the label maker that must have made the labels; None for any.
+            sets: numbers of clusters of the label sets that must be present.
 
         Raises:
-            ValueError: anything is missing, malformed, inconsistent or not what it must be; names ``where`` and the
+            ValueError: anything is missing, malformed, inconsistent or not as required; names ``where`` and the
                 remedy.
         """
         _check_field(field, where)
@@ -114,7 +114,7 @@ class FrameLabels:
         return labels
 
     def check(self, where: str) -> None:
-        """Raise ``ValueError`` unless every set is of full length, in range and not constant."""
+        """Raise ``ValueError`` unless every set has the full length, is in range and is not constant."""
         for clusters, labels in self.sets.items():
             if len(labels) != self.num_frames:
                 raise ValueError(
@@ -133,7 +133,7 @@ class FrameLabels:
                 )
 
     def check_audio(self, num_samples: int, offset: Optional[float], where: str) -> None:
-        """Raise ``ValueError`` unless the labels are of audio of ``num_samples`` (16 kHz) at ``offset`` seconds."""
+        """Raise ``ValueError`` unless the labels belong to ``num_samples`` of 16 kHz audio at ``offset`` seconds."""
         if (self.num_samples, self.offset) != (num_samples, offset):
             raise ValueError(
                 f"{where}: labels of {self.num_samples} samples at offset {self.offset}, audio of {num_samples} "
@@ -142,7 +142,7 @@ class FrameLabels:
 
     def crop(self, start_frame: int, num_frames: int) -> Dict[int, np.ndarray]:
         """Labels of frames ``[start_frame, start_frame + num_frames)``: ``{clusters: int64 [num_frames]}``, a copy;
-        raises ``ValueError`` where the utterance has fewer."""
+        raises ``ValueError`` if the utterance has fewer frames."""
         end_frame = start_frame + num_frames
         if start_frame < 0 or num_frames < 0 or end_frame > self.num_frames:
             raise ValueError(f"frames {start_frame} to {end_frame} of an utterance of {self.num_frames} frames.")
@@ -168,14 +168,14 @@ def check_labels_of(manifest: PathLike, maker: str, sets: Sequence[int], lines: 
     """Check the labels in the first ``lines`` (None: all) of a manifest, without the audio.
 
     Raises:
-        ValueError: the first line whose labels are missing, malformed, of another label maker or lack one of ``sets``.
+        ValueError: labels are missing, malformed, from another label maker, or lack one of ``sets``; names the line.
     """
     for where, entry in itertools.islice(iter_manifest(manifest), lines):
         FrameLabels.from_manifest(entry.get("labels"), where, maker, sets)
 
 
 def cluster_usage(counts: np.ndarray) -> Dict[str, Any]:
-    """Entropy (bits) and used and dead (never used) clusters of label counts ``[clusters]``."""
+    """Entropy (bits) and numbers of used and dead (never used) clusters, from label counts ``[clusters]``."""
     used = int(np.count_nonzero(counts))
     return {
         "entropy_bits": float(entr(counts / max(counts.sum(), 1)).sum() / np.log(2)),
@@ -189,13 +189,13 @@ def check_labelled_manifest(path: PathLike, maker: Optional[str] = None) -> Dict
 
     Args:
         path: the manifest.
-        maker: id of the label maker all lines must have; ``None`` takes the first line's.
+        maker: id of the label maker that all lines must have; ``None`` takes the id of the first line.
 
     Returns:
         ``maker``, ``utterances``, ``frames``, ``hours``, and ``sets``: `cluster_usage` of each stored set.
 
     Raises:
-        FileNotFoundError: no such manifest, or one of a tarred dataset.
+        FileNotFoundError: no such manifest, or the manifest of a tarred dataset.
         ValueError: lists the problems as ``file:line: ...``, the first 20 in full.
     """
     problems: List[str] = []
@@ -262,7 +262,7 @@ def _decode(text: Any, where: str) -> np.ndarray:
 
 
 def _lines_or_problem(path: PathLike) -> Iterator:
-    """`iter_manifest`, with the error of a broken line in place of its entry; nothing can be read behind that line."""
+    """`iter_manifest`, with the error of a broken line in place of its entry; no line after it can be read."""
     try:
         yield from iter_manifest(path)
     except ValueError as error:
@@ -270,7 +270,8 @@ def _lines_or_problem(path: PathLike) -> Iterator:
 
 
 def _check_line(where: str, entry: Any, maker: Optional[str], sets: List[int]) -> FrameLabels:
-    """The labels of a line, checked on their own, against ``maker`` and ``sets`` of the lines before and the audio."""
+    """The labels of a line, checked alone, against ``maker`` and ``sets`` of the previous lines, and against the
+    audio."""
     if isinstance(entry, ValueError):
         raise entry
     labels = FrameLabels.from_manifest(entry.get("labels"), where, maker)
@@ -281,10 +282,10 @@ def _check_line(where: str, entry: Any, maker: Optional[str], sets: List[int]) -
 
 
 def _header_samples(entry: Dict[str, Any], where: str) -> int:
-    """The number of 16 kHz samples that `load_audio` returns, from the header of the audio file alone."""
+    """The number of 16 kHz samples that `load_audio` would return, from the header of the audio file alone."""
     path = entry["audio_filepath"]
     if not Path(path).is_file():
-        # of a tarred dataset all lines are so: a FileNotFoundError ends the check at the first
+        # in a tarred dataset this holds for all lines: a FileNotFoundError ends the check at the first
         kind = ValueError if entry.get("shard_id") is None else FileNotFoundError
         raise kind(f"{where}: {path}: {no_audio_file(entry)}")
     return cut_of_line(read_header(path, f"{where}: {path}"), entry, where).num_samples

@@ -12,13 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""LibriSpeech, Libri-Light's limited sets, and any corpus laid out as they are: check, write NeMo manifests.
+"""Check LibriSpeech, Libri-Light's limited sets or any corpus with their layout, and write NeMo manifests.
 
     <data>[/LibriSpeech]/dev-clean/84/121123/84-121123-0000.flac, 84-121123.trans.txt        -> dev-clean.json
     <data>/librispeech_finetuning/1h/{0..5}/{clean,other}/<speaker>/<chapter>/...            -> 10min.json, 1h.json
     <data>/librispeech_finetuning/9h/{clean,other}/<speaker>/<chapter>/...                   -> 10h.json
 
-Folds of Libri-Light: 10 minutes are fold 0 of the hour, 10 hours are 1h and 9h together.
+Folds of Libri-Light: the 10 minutes are fold 0 of the hour; the 10 hours are 1h and 9h together.
 """
 
 import logging
@@ -41,7 +41,7 @@ TRAIN_960 = ("train-clean-100", "train-clean-360", "train-other-500")
 LIBRILIGHT = ("10min", "1h", "10h")
 LIBRILIGHT_FOLDER = "librispeech_finetuning"
 FOLDS = tuple(f"1h/{fold}/{kind}" for fold in range(6) for kind in ("clean", "other"))
-SOURCES = {  # manifest: the folders it is made of
+SOURCES = {  # manifest -> its folders
     "train-960": TRAIN_960,
     "10min": FOLDS[:2],
     "1h": FOLDS,
@@ -55,16 +55,16 @@ def corpus_roots(data: Path) -> Tuple[Path, Path]:
 
 
 def _holds_chapters(folder: Path) -> bool:
-    """Whether there are ``<speaker>/<chapter>/`` folders with speech or transcripts below."""
+    """Whether there are ``<speaker>/<chapter>/`` folders with speech or transcripts below ``folder``."""
     return any(next(folder.glob(f"*/*/{name}"), None) for name in ("*.trans.txt", "*.flac"))
 
 
 def find_subsets(data: PathLike) -> Dict[str, Path]:
-    """Folders with LibriSpeech's layout: ``dev-clean`` and the like by name, Libri-Light's as ``1h/0/clean``.
+    """Folders with LibriSpeech's layout by name, such as ``dev-clean``, and for Libri-Light ``1h/0/clean``.
 
     Raises:
-        FileNotFoundError: ``data`` is no folder, or holds no subset.
-        ValueError: a subset is there twice.
+        FileNotFoundError: ``data`` is not a folder, or holds no subset.
+        ValueError: a subset exists twice.
     """
     data = Path(data)
     if not data.is_dir():
@@ -90,7 +90,7 @@ def find_subsets(data: PathLike) -> Dict[str, Path]:
 
 
 def plan_manifests(found: Dict[str, Path], wanted: Optional[Sequence[str]] = None) -> Dict[str, Tuple[str, ...]]:
-    """Manifest name -> the subset folders it joins; without names, every manifest whose folders are all there.
+    """Manifest name -> the subset folders it joins; without ``wanted``, every manifest whose folders all exist.
 
     Raises:
         ValueError: a wanted manifest lacks a folder.
@@ -108,7 +108,7 @@ def plan_manifests(found: Dict[str, Path], wanted: Optional[Sequence[str]] = Non
 
 
 def _missing_folds(found: Dict[str, Path]) -> List[str]:
-    """The archive of Libri-Light holds all folds; where some are missing, a copy broke off."""
+    """Complaints about missing folds: Libri-Light's archive holds all of them, so a copy was interrupted."""
     if not set(found) & set(SOURCES["10h"]):
         return []
     missing = [name for name in SOURCES["10h"] if name not in found]
@@ -118,7 +118,7 @@ def _missing_folds(found: Dict[str, Path]) -> List[str]:
 
 
 def read_genders(data: PathLike) -> Dict[str, str]:
-    """Speaker -> ``F`` or ``M``, from SPEAKERS.TXT; empty where there is none."""
+    """Speaker -> ``F`` or ``M``, from SPEAKERS.TXT; empty if there is no such file."""
     genders = {}
     for root in corpus_roots(Path(data)):
         path = root / "SPEAKERS.TXT"
@@ -139,12 +139,13 @@ PUNCTUATION = re.compile(r"[.,;:!?\"“”„«»()\[\]{}…_]")
 
 
 def normalize_text(text: str) -> str:
-    """Lower-case a to z, apostrophes and single spaces: accents stripped, dashes to spaces, punctuation dropped.
+    """Text in lower-case a to z, apostrophes and single spaces: accents and punctuation are removed, and dashes become
+    spaces.
 
     Raises:
-        ValueError: anything else, such as digits, which have more than one reading; or nothing is left.
+        ValueError: other characters are left, such as digits, which have more than one reading; or nothing is left.
     """
-    # Lower case once more after NFKD, which turns signs such as the trade mark into capitals
+    # Lower case again after NFKD, which turns signs such as the trade mark into capitals
     decomposed = unicodedata.normalize("NFKD", text.lower().translate(LIGATURES)).lower()
     letters = "".join(char for char in decomposed if not unicodedata.combining(char))
     words = PUNCTUATION.sub("", DASHES.sub(" ", letters)).split()
@@ -157,8 +158,8 @@ def normalize_text(text: str) -> str:
 
 
 class Chapter(NamedTuple):
-    """What one chapter gave: manifest entries, complaints that name the file, and texts with letters of others than
-    English, which entries have without accents."""
+    """The result of one chapter: manifest entries, complaints that name the file, and the texts with letters outside
+    English, which the entries hold without accents."""
 
     entries: List[Dict[str, Any]]
     problems: List[str]
@@ -166,7 +167,7 @@ class Chapter(NamedTuple):
 
 
 def _read_transcripts(folder: Path, problems: List[str], respelled: List[str]) -> Dict[str, Optional[str]]:
-    """Utterance id -> normalised text, None where the text is unusable (that has been complained of)."""
+    """Utterance id -> normalised text, None if the text is unusable (then ``problems`` has a complaint)."""
     texts: Dict[str, Optional[str]] = {}
     for path in sorted(folder.glob("[!.]*.trans.txt")):
         for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
@@ -214,7 +215,7 @@ def read_chapter(folder: Path, subset: str, genders: Dict[str, str]) -> Chapter:
         text = texts.get(utt_id)
         if text is not None:
             entry = {"audio_filepath": str(path), "duration": header.seconds, "text": text, "utt_id": utt_id}
-            # With the rate NeMo need not open every file before training, and a file that breaks later is skipped.
+            # With the rate, NeMo need not open every file before training, and a file that breaks later is skipped.
             entry["sampling_rate"] = header.sampling_rate
             entries.append({**entry, "speaker": speaker, **gender, "subset": subset})
     return Chapter(entries, problems, respelled)
@@ -232,17 +233,17 @@ def prepare_librispeech(
     workers: int = 8,
     skip_broken: bool = False,
 ) -> Dict[str, List[Dict[str, Any]]]:
-    """Write one manifest per subset into ``output``, and the joined ones of `SOURCES` whose folders are all there.
+    """Write one manifest per subset into ``output``, and the joined manifests of `SOURCES` whose folders all exist.
 
-    Everything wrong with the corpus is named in ``<output>/problems.txt``. ``workers`` threads read the files.
+    All problems with the corpus are listed in ``<output>/problems.txt``. ``workers`` threads read the files.
 
     Returns:
         manifest name -> its entries.
 
     Raises:
         FileNotFoundError: no subset in ``data``.
-        ValueError: a wanted subset is not there; or anything is wrong and ``skip_broken`` is not set. No manifest is
-            written then.
+        ValueError: a requested subset is missing; or there are problems and ``skip_broken`` is not set. No manifest
+            is written then.
     """
     found = find_subsets(data)
     plan = plan_manifests(found, subsets)

@@ -12,8 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Download of LibriSpeech and of Libri-Light's limited sets: with checksums, resumable, unpacked whole or not at
-all."""
+"""Download LibriSpeech and Libri-Light's limited sets. Downloads are resumable and checked by checksums; archives are
+unpacked whole or not at all."""
 
 import http.client
 import logging
@@ -61,7 +61,7 @@ ARCHIVES[LIBRILIGHT_FOLDER] = Archive(
     "sha256",
     "5d1efdc777b548194d7e09ba89126e2188026df9fd57aa57eb14408d2b2342af",
 )
-ATTEMPTS = 5  # long downloads break off; each attempt goes on where the last one stopped
+ATTEMPTS = 5  # long downloads are interrupted; each attempt continues where the last one stopped
 CHUNK_BYTES = 1 << 20
 
 
@@ -75,7 +75,7 @@ def _verify(path: Path, archive: Archive) -> None:
 
 
 def _fetch_rest(url: str, path: Path) -> None:
-    """Append to ``path`` what it lacks of ``url``; a server that ignores the range makes it start anew."""
+    """Append to ``path`` the missing part of ``url``; if the server ignores the range, the download restarts."""
     done = path.stat().st_size if path.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     try:
@@ -88,7 +88,7 @@ def _fetch_rest(url: str, path: Path) -> None:
         if response.status != 206:
             done = 0
         length = response.headers["Content-Length"]
-        size = int(length) + done if length else None  # a proxy may not say: the checksum decides
+        size = int(length) + done if length else None  # a proxy may not send it: the checksum decides
         with (
             open(path, "ab" if done else "wb") as stream,
             tqdm(total=size, initial=done, unit="B", unit_scale=True, desc=path.name) as bar,
@@ -101,10 +101,10 @@ def _fetch_rest(url: str, path: Path) -> None:
 
 
 def download(archive: Archive, path: Path) -> None:
-    """Download to ``path``, going on with a ``.part`` file left behind; the whole file appears only with its checksum.
+    """Download to ``path``, and continue an earlier ``.part`` file. ``path`` appears only once its checksum is right.
 
     Raises:
-        ConnectionError: the server cannot be reached or breaks off again and again; run again to go on.
+        ConnectionError: the server cannot be reached, or interrupts every attempt; another call continues.
         ValueError: the checksum is wrong; the download is deleted.
     """
     part = path.with_name(path.name + ".part")
@@ -131,12 +131,12 @@ def extract(path: Path, destination: Path) -> None:
     """Unpack what ``destination`` does not have yet; each subset appears whole or not at all.
 
     Raises:
-        tarfile.FilterError: a member would land outside the destination, or is a device or an outward link.
+        tarfile.FilterError: a member would be written outside ``destination``, or is a device or a link to outside.
     """
     logger.info("unpacking %s", path)
     with tarfile.open(path) as tar:
         top = destination / Path(tar.next().name).parts[0]
-        # in LibriSpeech itself, which may be a link to another disk: what is unpacked is renamed
+        # unpack in LibriSpeech itself, which may be a link to another disk: the result is renamed, not copied
         place = top if top.name == "LibriSpeech" and top.is_dir() else destination
         with tempfile.TemporaryDirectory(dir=place, prefix=".unpacking-") as temporary:
             with naming(place):
@@ -146,7 +146,7 @@ def extract(path: Path, destination: Path) -> None:
 
 def _move_what_is_missing(unpacked: Path, destination: Path) -> None:
     for top in sorted(unpacked.iterdir()):
-        # LibriSpeech's archives share the folder LibriSpeech; Libri-Light's has one of its own
+        # LibriSpeech's archives share the folder LibriSpeech; Libri-Light's archive has its own
         members = top.iterdir() if top.name == "LibriSpeech" else [top]
         for member in sorted(members):
             target = destination / member.relative_to(unpacked)
@@ -156,13 +156,14 @@ def _move_what_is_missing(unpacked: Path, destination: Path) -> None:
 
 
 def download_corpora(data: PathLike, subsets: Optional[Sequence[str]] = None) -> None:
-    """Fetch and unpack into ``data`` the archives that ``subsets`` need and ``data`` lacks; all of them without names.
+    """Download and unpack into ``data`` the archives that ``subsets`` need and ``data`` lacks; without ``subsets``,
+    all archives.
 
-    An archive that lies in ``data`` already is checked and used. Archives are kept.
+    An archive that is in ``data`` already is checked and used. Archives are kept.
 
     Raises:
-        ConnectionError, ValueError: see `download`; or a name that no archive holds.
-        RuntimeError: another process downloads into ``data``.
+        ConnectionError, ValueError: see `download`; ValueError also for a name that no archive holds.
+        RuntimeError: another process is downloading into ``data``.
     """
     data = Path(data)
     wanted = list(subsets or ARCHIVES)
@@ -179,7 +180,7 @@ def download_corpora(data: PathLike, subsets: Optional[Sequence[str]] = None) ->
 
 def _download_missing(data: Path, names: Sequence[str]) -> None:
     for left_over in (path for root in corpus_roots(data) for path in root.glob(".unpacking-*")):
-        shutil.rmtree(left_over)  # of a call that was killed: up to 30 GB
+        shutil.rmtree(left_over)  # from a killed call: up to 30 GB
     present = {folder.name for root in corpus_roots(data) if root.is_dir() for folder in root.iterdir()}
     for name in names:
         if name in present:

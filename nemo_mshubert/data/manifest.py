@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""NeMo manifests (JSON lines), read with errors that say where."""
+"""Read and write NeMo manifests (JSON lines), with errors that name file and line."""
 
 import codecs
 import json
@@ -25,10 +25,10 @@ from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, Tuple
 from nemo_mshubert.whole_files import PathLike, atomic_write
 
 SAMPLE_RATE = 16000  # Hz
-NEMO_LOOKS_UP = 255  # characters: NeMo looks for shorter names alone beside the manifest
-GZIP = b"\x1f\x8b"  # first bytes of a file of gzip
-SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # escaped; two of them may be one character
-Entry = Dict[str, Any]  # what a line holds
+NEMO_LOOKS_UP = 255  # characters: NeMo looks beside the manifest only for names shorter than this
+GZIP = b"\x1f\x8b"  # first bytes of a gzip file
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escaped surrogate; two of them may be one character
+Entry = Dict[str, Any]  # content of a line
 Line = Tuple[str, Entry]  # "<file>:<line>" and its entry
 
 
@@ -40,23 +40,23 @@ def iter_manifest(path: PathLike) -> Iterator[Line]:
 
 
 def audio_path(manifest: PathLike, entry: Dict[str, Any]) -> str:
-    """The path of a line below the manifest's folder; where no file is there, but one at the path as it is written,
-    from the working directory or with ~, that one."""
+    """The audio path of a line, taken below the manifest's folder. If no file is there, but one exists at the path as
+    written (relative to the working directory, or with ~), that path is taken."""
     path = entry["audio_filepath"]
-    below = str(Path(manifest).parent / path)  # an absolute path as it is
-    if os.path.isabs(path) or entry.get("shard_id") is not None or os.path.isfile(below):  # in a tar: not looked for
+    below = str(Path(manifest).parent / path)  # an absolute path stays as it is
+    if os.path.isabs(path) or entry.get("shard_id") is not None or os.path.isfile(below):  # no look for files in a tar
         return below
     as_written = os.path.expanduser(path)
     return as_written if os.path.isfile(as_written) else below
 
 
 def iter_lines(path: PathLike) -> Iterator[Line]:
-    """Yield ``("<file>:<line>", entry)`` for every line of a manifest, as it is written.
+    """Yield ``("<file>:<line>", entry)`` for every line of a manifest, with its path as written.
 
     Raises:
         FileNotFoundError: no such manifest.
         ValueError: a line is not UTF-8 or not a JSON object, lacks ``audio_filepath``, or has an ``offset`` or a
-            ``duration`` that is no time in seconds; names the file and the line.
+            ``duration`` that is not a time in seconds; names the file and the line.
     """
     with _open_manifest(path) as stream:
         yield from parse_lines(stream, str(path))
@@ -77,8 +77,8 @@ def _open_manifest(path: PathLike) -> BinaryIO:
 
 
 def parse_lines(stream: BinaryIO, name: str) -> Iterator[Line]:
-    """`iter_lines` of a manifest that is open: of bytes, since a text stream decodes blocks of lines, and cannot say
-    which is broken."""
+    """`iter_lines` for an open manifest. It reads bytes, since a text stream decodes blocks of lines and cannot tell
+    which line is broken."""
     for number, line in enumerate(stream, start=1):
         if not line.isspace():
             where = f"{name}:{number}"
@@ -86,7 +86,7 @@ def parse_lines(stream: BinaryIO, name: str) -> Iterator[Line]:
 
 
 def check_for_nemo(path: PathLike) -> None:
-    """Look for what `iter_lines` passes over and NeMo's reader of manifests, when its turn comes, does not.
+    """Look for what `iter_lines` accepts, but NeMo's manifest reader rejects when it reaches the line.
 
     Raises:
         FileNotFoundError: no such manifest.
@@ -139,7 +139,7 @@ def _parse_line(line: bytes, where: str) -> Dict[str, Any]:
 
 
 def _check_surrogates(entry: Dict[str, Any], where: str) -> None:
-    """Raise ``ValueError`` for characters that JSON can escape, but that no file of UTF-8 can hold."""
+    """Raise ``ValueError`` for characters that JSON can escape, but that UTF-8 cannot encode."""
     for field, value in entry.items():
         try:
             f"{field}{json.dumps(value, ensure_ascii=False)}".encode()
@@ -169,12 +169,12 @@ def _no_time(field: str, value: Any, least: str, where: str) -> str:
 
 
 def read_manifest(path: PathLike) -> List[Dict[str, Any]]:
-    """All entries of a manifest; raises ``ValueError`` where it has none. See `iter_manifest`."""
+    """All entries of a manifest; raises ``ValueError`` if it has none. See `iter_manifest`."""
     return [entry for _, entry in not_empty(iter_manifest(path), path)]
 
 
 def not_empty(lines: Iterable[Line], manifest: PathLike) -> Iterator[Line]:
-    """Pass the lines of a manifest on; raise ``ValueError`` where there are none."""
+    """Pass on the lines of a manifest; raise ``ValueError`` if there are none."""
     empty = True
     for line in lines:
         empty = False
@@ -184,12 +184,13 @@ def not_empty(lines: Iterable[Line], manifest: PathLike) -> Iterator[Line]:
 
 
 def count_lines(manifest: PathLike) -> int:
-    """Lines of a manifest; raises where one is broken or there are none, now rather than hours into the work."""
+    """The number of lines of a manifest. A broken line or an empty manifest raises an error now, rather than hours
+    into the work."""
     return sum(1 for _ in not_empty(iter_manifest(manifest), manifest))
 
 
 def distinct_utterances(lines: Iterable[Line]) -> Iterator[Line]:
-    """Pass lines of manifests on; raise ``ValueError`` where two have one `utterance_id`."""
+    """Pass on lines of manifests; raise ``ValueError`` if two have the same `utterance_id`."""
     places: Dict[str, str] = {}
     for where, entry in lines:
         utt_id = utterance_id(entry)
@@ -203,14 +204,14 @@ def distinct_utterances(lines: Iterable[Line]) -> Iterator[Line]:
 
 
 def write_manifest(path: PathLike, entries: Iterable[Dict[str, Any]]) -> None:
-    """Write one JSON object per line; audio below the manifest's folder is named relative to it."""
+    """Write one JSON object per line; paths of audio below the manifest's folder are relative to it."""
     with atomic_write(path) as stream:
         stream.writelines(manifest_lines(path, entries))
 
 
 def manifest_lines(path: PathLike, entries: Iterable[Dict[str, Any]]) -> Iterator[str]:
     """The lines of `write_manifest`."""
-    folder = Path(os.path.abspath(path)).parent  # not resolve(): a symlinked file keeps its own name
+    folder = Path(os.path.abspath(path)).parent  # not resolve(), so that a symlinked file keeps its own name
     for entry in entries:
         audio = absolute_path(entry["audio_filepath"])
         name = str(audio.relative_to(folder)) if audio.is_relative_to(folder) else str(audio)
@@ -220,9 +221,10 @@ def manifest_lines(path: PathLike, entries: Iterable[Dict[str, Any]]) -> Iterato
 
 
 def absolute_path(path: PathLike) -> Path:
-    """``os.path.abspath``, but ``link/..`` is the folder that holds what ``link`` points to, as it is for the system.
+    """``os.path.abspath``, but ``link/..`` is the folder that contains the target of ``link``, as for the operating
+    system.
 
-    Other symbolic links stay as they are: what lies below a folder is named relative to it.
+    Other symbolic links are kept, so that paths below a folder can be relative to it.
     """
     if ".." not in Path(path).parts:
         return Path(os.path.abspath(path))
@@ -237,7 +239,7 @@ def absolute_path(path: PathLike) -> Path:
 
 
 def utterance_id(entry: Dict[str, Any]) -> str:
-    """``utt_id`` where the manifest has one, else the stem of the audio file, with the offset where there is one."""
+    """``utt_id`` if the manifest has one, else the stem of the audio file, followed by the offset if there is one."""
     if entry.get("utt_id"):
         return str(entry["utt_id"])
     stem = Path(entry["audio_filepath"]).stem

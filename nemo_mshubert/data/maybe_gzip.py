@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Files that are compressed where their name ends in ``.gz``."""
+"""Files that are compressed with gzip if their name ends in ``.gz``."""
 
 import gzip
 import zlib
@@ -24,10 +24,10 @@ from nemo_mshubert.whole_files import PathLike, atomic_write
 
 @contextmanager
 def open_maybe_gzip(path: PathLike) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked where it is ``.gz``.
+    """The bytes of a file, unpacked if its name ends in ``.gz``.
 
     Raises:
-        ValueError: while it is read, that it is damaged, or not compressed in spite of its name.
+        ValueError: the file is damaged, or not compressed in spite of its name; raised while it is read.
     """
     try:
         with gzip.open(path) if _is_gzip(path) else open(path, "rb") as stream:
@@ -39,7 +39,7 @@ def open_maybe_gzip(path: PathLike) -> Iterator[BinaryIO]:
 
 
 def write_maybe_gzip(path: PathLike, text: str) -> None:
-    """Write a file whole or not at all. No time stamp is in it: the same text is the same bytes."""
+    """Write a file whole or not at all. It has no time stamp, so the same text gives the same bytes."""
     with atomic_write(path, "wb") as stream:
         stream.write(gzip.compress(text.encode(), mtime=0) if _is_gzip(path) else text.encode())
 

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Recordings of several channels mixed down to one: their mean, as FLAC of the same rate."""
+"""Mix recordings with several channels down to one: the mean of the channels, as FLAC at the same rate."""
 
 from pathlib import Path
 
@@ -22,20 +22,20 @@ import soundfile
 from nemo_mshubert.data.audio_header import AudioHeader, read_audio_header
 from nemo_mshubert.whole_files import atomic_path
 
-BLOCK_FRAMES = 1 << 20  # read at a time: recordings may last hours
+BLOCK_FRAMES = 1 << 20  # read at once: recordings may last hours
 COMPARED_FRAMES = 1 << 16
 ROUNDING = 1e-4  # to 16 bits
 MORE_THAN_16_BITS = ("PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAC_20", "ALAC_24", "ALAC_32")
 
 
 def mix_to_mono(source: Path, target: Path, header: AudioHeader) -> AudioHeader:
-    """Write the mean of the channels of ``source``, whose header is ``header``, to ``target``, unless it is there.
+    """Write the mean of the channels of ``source`` to ``target``, unless it exists; ``header`` is that of ``source``.
 
     Returns:
         the header of ``target``.
 
     Raises:
-        ValueError: ``source`` is broken, or ``target`` is another file than its mix.
+        ValueError: ``source`` is broken, or ``target`` exists but is not its mix.
         OSError: ``target`` cannot be written.
     """
     mixed = header._replace(channels=1)
@@ -48,7 +48,7 @@ def mix_to_mono(source: Path, target: Path, header: AudioHeader) -> AudioHeader:
             for start in range(0, header.frames, BLOCK_FRAMES):
                 block = _read(channels, min(BLOCK_FRAMES, header.frames - start))
                 _write(mono, block.mean(axis=1), target)
-        if not _has_header(temporary, mixed):  # the encoder does not tell of a disk that is full at its last block
+        if not _has_header(temporary, mixed):  # the encoder reports no full disk at its last block
             raise OSError(f"{target}: could not be written whole. Is the disk full?")
     return mixed
 
@@ -61,11 +61,11 @@ def _has_header(path: Path, header: AudioHeader) -> bool:
 
 
 def _begins_as_mix(target: Path, source: Path, mixed: AudioHeader) -> bool:
-    """Clips of one length and name in another folder have the same header."""
+    """Compare samples, since clips with the same name and length in another folder have the same header."""
     with soundfile.SoundFile(source) as channels, soundfile.SoundFile(target) as mono:
         count = min(COMPARED_FRAMES, mixed.frames)
         expected, found = _read(channels, count).mean(axis=1), _read(mono, count)[:, 0]
-    loud = np.abs(expected) >= 1 - ROUNDING  # as lossy formats may be; FLAC cannot hold more than 1
+    loud = np.abs(expected) >= 1 - ROUNDING  # possible in lossy formats; FLAC cannot hold more than 1
     return bool((loud | (np.abs(expected - found) < ROUNDING)).all())
 
 
@@ -88,7 +88,8 @@ def _read(audio: soundfile.SoundFile, frames: int) -> np.ndarray:
 
 
 def _write(audio: soundfile.SoundFile, samples: np.ndarray, target: Path) -> None:
-    """Apart from `_read`: a full disk is no fault of the recording."""
+    """Write samples; errors are raised as ``OSError``, unlike in `_read`, since a full disk is no fault of the
+    recording."""
     try:
         audio.write(samples)
     except soundfile.LibsndfileError as error:

@@ -12,16 +12,17 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Batches for pre-training: crops on the frame grid, with the labels of exactly those frames.
+"""Batches for pre-training: crops on the frame grid, with the labels of exactly their frames.
 
     samples    |--------------------- utterance ----------------------|
     frames      0   1   2   3   4   5   6   7   8   9
     crop                    |-- start * 320 ... (F - 1) * 320 + 400 --|     F frames, labels [start, start + F)
 
 Legend: B utterances, S samples, T frames. A batch holds
-    audio       float [B, S], zero beyond an utterance
+    audio       float [B, S], zero after the end of an utterance
     length      long [B], samples
-    labels      {clusters: long [B, T]}, -100 beyond an utterance; `nested` label makers give the finest set only
+    labels      {clusters: long [B, T]}, -100 after the end of an utterance; `nested` label makers give the finest set
+                only
     utterances  list of B utterance ids
 """
 
@@ -46,15 +47,15 @@ class PretrainingDataset(torch.utils.data.Dataset):
     """Turn ``(batch number, cuts)`` into a batch.
 
     Args:
-        maker_id: label maker whose labels the model expects; other labels are an error.
-        label_sets: cluster counts that every utterance must carry.
-        crop: ``"shortest"``: every utterance is cropped to the frames of the shortest of its batch, so nothing is
-            padded (fairseq: ``pad_audio: false``); ``"pad"``: shorter utterances are padded.
-        seed: with the batch number it determines the crops, so that a resumed run repeats them.
-        max_unreadable: unreadable utterances that are skipped and logged, per loader process, before an error.
+        maker_id: id of the label maker whose labels the model expects; other labels are an error.
+        label_sets: numbers of clusters of the label sets that every utterance must have.
+        crop: ``"shortest"``: every utterance is cropped to the number of frames of the shortest one in its batch, so
+            nothing is padded (fairseq: ``pad_audio: false``); ``"pad"``: shorter utterances are padded.
+        seed: determines the crops, together with the batch number, so that a resumed run repeats them.
+        max_unreadable: how many unreadable utterances each loader process skips and logs before it raises an error.
 
-    Cuts come from NeMo's loader with ``truncate_offset_type: start``: their duration says how much to take, and where
-    to take it is drawn here, on the frame grid.
+    Cuts come from NeMo's loader with ``truncate_offset_type: start``. Their duration is the length of the crop; its
+    position is drawn here, on the frame grid.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class PretrainingDataset(torch.utils.data.Dataset):
         number, cuts = numbered_cuts
         rng = random.Random(f"{self.seed}-{number}")
         labelled = [(cut, self._labels_of(cut)) for cut in cuts]
-        # a decoder may give a few samples fewer than were labelled, and so a frame
+        # a decoder may return a few samples fewer than were labelled, and so one frame fewer
         available = [min(frame_count(cut.recording.num_samples), labels.num_frames) for cut, labels in labelled]
         frames = [min(frame_count(cut.num_samples), most) for (cut, _), most in zip(labelled, available)]
         if self.crop == "shortest":
@@ -102,9 +103,9 @@ class PretrainingDataset(torch.utils.data.Dataset):
         return labels
 
     def _read(self, cut: Cut, labels: FrameLabels, start_frame: int, num_frames: int) -> Optional[np.ndarray]:
-        """Samples ``[S]`` of the crop, or None (logged and counted) where the audio cannot be read."""
-        segment_start = 0  # of the labelled segment within the recording; a tar member holds the segment alone
-        surplus = cut.recording.num_samples - labels.num_samples  # beside the segment, or of a decoder
+        """Samples ``[S]`` of the crop, or None (logged and counted) if the audio cannot be read."""
+        segment_start = 0  # of the labelled segment in the recording; 0 if a tar member holds the segment alone
+        surplus = cut.recording.num_samples - labels.num_samples  # outside the segment, or added by a decoder
         if labels.offset and surplus > labels.offset * cut.sampling_rate / 2:
             segment_start = round(labels.offset * cut.sampling_rate)
         start = segment_start + start_frame * HOP_SAMPLES
@@ -133,7 +134,8 @@ class PretrainingDataset(torch.utils.data.Dataset):
         return None
 
     def _silence(self) -> Example:
-        """Stands in for a batch without any readable utterance, so that the count of batches stays; weighs nothing."""
+        """Replaces a batch without any readable utterance, so that the number of batches stays the same. It has no
+        weight: all its labels are ignored."""
         unlabelled = np.full(2, IGNORED_LABEL)
         silence = np.zeros(HOP_SAMPLES + RECEPTIVE_FIELD_SAMPLES, dtype=np.float32)
         return "silence", silence, {clusters: unlabelled for clusters in self.label_sets}

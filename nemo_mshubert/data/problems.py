@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What is wrong with a corpus: all of it listed in a file, and an error unless it is to be left out."""
+"""Report the problems of a corpus: list all in a file, and raise an error unless broken utterances may be left out."""
 
 import logging
 from pathlib import Path
@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 def report_problems(folder: Path, problems: List[str], skip_broken: bool) -> None:
-    """Write ``<folder>/problems.txt``, or remove that of an earlier run where there are none.
+    """Write ``<folder>/problems.txt``, or remove the file of an earlier run if there are no problems.
 
     Raises:
-        ValueError: there are some, and ``skip_broken`` is not set.
+        ValueError: there are problems, and ``skip_broken`` is not set.
     """
     path = folder / "problems.txt"
     path.unlink(missing_ok=True)

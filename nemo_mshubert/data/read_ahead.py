@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Audio read by threads while something else computes; decoding holds no lock of the interpreter."""
+"""Threads read audio ahead, while the main thread computes: decoding does not hold the interpreter's lock (GIL)."""
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -23,20 +23,20 @@ from nemo_mshubert.device import available_cores
 Item = TypeVar("Item")
 Audio = TypeVar("Audio")
 
-SECONDS_AHEAD = 600  # of audio that may lie ready: 38 MB
-UNKNOWN_SECONDS = 15.0  # of an utterance whose line does not say
+SECONDS_AHEAD = 600  # of audio that may be held ready: 38 MB
+UNKNOWN_SECONDS = 15.0  # assumed for an utterance whose line has no duration
 MOST_THREADS = 16
 
 
 def read_ahead(
     items: Iterable[Item], read: Callable[[Item], Audio], seconds: Callable[[Item], float]
 ) -> Iterator[Audio]:
-    """``read(item)`` of every item, in order, `SECONDS_AHEAD` of audio ahead. An error is raised where its item would
-    come.
+    """Yield ``read(item)`` for every item, in order, and read `SECONDS_AHEAD` of audio ahead. An error is raised in
+    place of its item.
 
     Args:
         read: called on threads.
-        seconds: of the audio of an item; 0 where that is not known.
+        seconds: length of the audio of an item; 0 if it is not known.
     """
     pool = ThreadPoolExecutor(min(MOST_THREADS, 2 + available_cores()))
     pending = deque()

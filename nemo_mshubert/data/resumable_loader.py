@@ -14,8 +14,8 @@
 
 """NeMo's Lhotse loader as one endless, numbered stream of batches that can start anywhere.
 
-A resumed run asks for the stream from the number of batches it has consumed. Skipped batches are sampled, not loaded
-(remote tars are read for it, not decoded).
+A resumed run starts the stream at the number of batches that it has consumed. Skipped batches are sampled, but not
+loaded (remote tars must be read for this, but are not decoded).
 """
 
 import itertools
@@ -40,9 +40,9 @@ from nemo_mshubert.data.tar_shards import only_path, shards_of, with_audio
 from nemo_mshubert.data.tarred import all_paths, has_remote_paths, local_paths
 from nemo_mshubert.data.usable_utterances import count_utterances, log_hours, usable_lines
 
-VISITS = "mshubert_shard_visits"  # our type of source for NeMo's loader
-PER_BUCKET = 20  # utterances that a process holds back at least, so that most buckets can fill a batch
-# Options of NeMo's loader that move frames, or hide the recording that the labels are of.
+VISITS = "mshubert_shard_visits"  # our type of data source for NeMo's loader
+PER_BUCKET = 20  # utterances per bucket that a process buffers at least, so that most buckets can fill a batch
+# Options of NeMo's loader that shift frames, or hide the recording that the labels belong to.
 LEAVE_NO_LABELS = (
     "perturb_speed",
     "noise_path",
@@ -51,16 +51,16 @@ LEAVE_NO_LABELS = (
     "pad_min_duration",
     "slice_length",
 )
-# Sources that NeMo's loader takes before the manifests: nothing would have checked their labels.
+# Sources that NeMo's loader prefers to the manifests: their labels would be unchecked.
 OTHER_SOURCES = ("input_cfg", "shar_path", "cuts_path")
-RANK_SEED_STEP = 100_000  # distance of the seeds of two ranks, that of lhotse's worker_init_fn
+RANK_SEED_STEP = 100_000  # difference between the seeds of two ranks, as in lhotse's worker_init_fn
 
 
 class NumberedSampler:
-    """For plain manifests: yields ``(batch number, cuts)`` from batch ``first``; lives in the training process.
+    """For plain manifests: yields ``(batch number, cuts)`` from batch ``first`` on; runs in the training process.
 
-    ``places`` has places of epochs sampled before, and the beginnings of others are added to it. From the last one
-    before ``first`` the sampler is asked again, so that a resume samples less than one epoch in vain.
+    ``places`` holds a place in each epoch sampled before; the beginnings of further epochs are added to it. Sampling
+    starts at the last place before ``first``, so that a resumed run discards less than one epoch of sampled batches.
     """
 
     def __init__(self, sampler: CutSampler, first: int, places: Dict[int, Place]):
@@ -81,7 +81,7 @@ class NumberedSampler:
 
 
 class FiniteNumberedSampler:
-    """``(batch number, cuts)`` of one pass over the sampler."""
+    """Yields ``(batch number, cuts)`` in one pass over the sampler."""
 
     def __init__(self, sampler):
         self.sampler = sampler
@@ -94,9 +94,9 @@ class NumberedShards(IterableDataset):
     """For tarred data: every loader process of every rank samples and reads its own stream of shards, see
     `shard_visits`.
 
-    Process w of n yields the batches whose number is w modulo n, from the first of the streams on. The loader asks its
-    processes in turn, so on a resume the roles are rotated: the process asked first plays the one that owns batch
-    ``first``. A batch tells in ``lines`` what it holds, for `VisitRecord`.
+    Process w of n yields the batches whose number is w modulo n, from the first batch of the streams on. The loader
+    asks its processes in turn, so a resumed run rotates the roles: the process that is asked first takes the role of
+    the one that owns batch ``first``. Each batch lists its manifest lines in ``lines``, for `VisitRecord`.
     """
 
     def __init__(self, dataset: Dataset, sampler, visits: Visits, first_of_streams: int, first: int):
@@ -108,7 +108,7 @@ class NumberedShards(IterableDataset):
 
     def __iter__(self):
         info = get_worker_info()
-        role, count = (info.id, info.num_workers) if info else (0, 1)  # `_start_worker` made the id the role
+        role, count = (info.id, info.num_workers) if info else (0, 1)  # `_start_worker` has set the id to the role
         numbers = itertools.count(self.first_of_streams + (role - self.first_of_streams) % count, count)
         for number, cuts in zip(numbers, self.sampler):
             if number >= self.first:
@@ -120,18 +120,18 @@ class NumberedShards(IterableDataset):
 
 
 def _start_worker(worker_id: int, rank: int, world_size: int, seed: int) -> None:
-    """A loader process takes its role and its stream."""
+    """Give a loader process its role and its stream."""
     info = get_worker_info()
     shards: NumberedShards = info.dataset
     role = shards.role(worker_id, info.num_workers)
-    object.__setattr__(info, "id", role)  # Lhotse seeds its choice of buckets with the id, too
+    object.__setattr__(info, "id", role)  # Lhotse also seeds its choice of buckets with the id
     shards.visits.stream = (rank * info.num_workers + role, world_size * info.num_workers)
     worker_init_fn(role, rank=rank, world_size=world_size, seed=seed)
 
 
 def _lhotse_options(config: DictConfig) -> DictConfig:
-    """A copy for NeMo's loader: without the options of our dataset, and without its background thread, whose timing
-    would decide the order of the batches."""
+    """A copy of the options for NeMo's loader, without those of our dataset. NeMo's background thread is switched off,
+    because its timing would determine the order of the batches."""
     options = OmegaConf.to_container(config, resolve=True)
     for ours in ("crop", "max_unreadable"):
         options.pop(ours, None)
@@ -162,11 +162,11 @@ def training_loader(
 
     Args:
         config: NeMo's Lhotse options (``manifest_filepath``, ``tarred_audio_filepaths``, ``batch_duration``,
-            ``seed``...). Whatever would depend on timing or on true randomness is overruled, so that the stream is a
+            ``seed``...). Options that depend on timing or on true randomness are overridden, so that the stream is a
             function of the config, the rank and the number of loader processes.
         dataset: takes a number and cuts, see `PretrainingDataset`.
-        places: of plain manifests, epoch -> `Place`, see `NumberedSampler`.
-        progress: of tarred data.
+        places: for plain manifests, epoch -> `Place`, see `NumberedSampler`.
+        progress: for tarred data.
     """
     config = _lhotse_options(config)
     parts = (rank, world_size) if torch.distributed.is_initialized() else (0, 1)
@@ -183,23 +183,23 @@ def training_loader(
 def _plain_loader(
     config: DictConfig, dataset: Dataset, rank: int, world_size: int, numbered: Callable[[Any], Any]
 ) -> DataLoader:
-    """Loader of plain manifests; ``numbered`` makes the sampler of numbered batches out of NeMo's, whose passes
-    end."""
+    """Loader of plain manifests; ``numbered`` makes a sampler of numbered batches from NeMo's sampler, whose passes
+    are finite."""
     with open_dict(config):
-        # Patterns spelled out: NeMo shuffles what one stands for in an order that depends on the passes before.
+        # Patterns are expanded here: NeMo shuffles the files of a pattern in an order that depends on earlier passes.
         manifests = config.manifest_filepath
         config.manifest_filepath = all_paths(
             manifests if isinstance(manifests, str) else list(map(only_path, manifests))
         )
         config.seed = config.get("seed", 0)
-        config.shard_seed = config.seed  # alike on all ranks: they draw one order, and share it
-        config.force_finite = True  # NeMo would mix several manifests for ever
+        config.shard_seed = config.seed  # the same on all ranks: they draw one order, and share it
+        config.force_finite = True  # else NeMo mixes several manifests without end
     stock = get_lhotse_dataloader_from_config(config, rank, world_size, dataset)
     return with_sampler(stock, numbered(stock.sampler))
 
 
 def with_sampler(loader: DataLoader, sampler) -> DataLoader:
-    """NeMo's Lhotse loader of plain manifests, whose sampler gives whole batches, with another one."""
+    """NeMo's Lhotse loader of plain manifests, with its sampler replaced; both samplers yield whole batches."""
     return DataLoader(
         loader.dataset,
         sampler=sampler,
@@ -210,11 +210,11 @@ def with_sampler(loader: DataLoader, sampler) -> DataLoader:
 
 
 def _limit_buffer(config: DictConfig, num_utterances: Optional[int], world_size: int) -> None:
-    """No stream holds back more than its share of an epoch (or what its buckets need), else its batches would mix many
-    epochs.
+    """Limit the buffer of each stream to its share of an epoch, or to what its buckets need. With a larger buffer, its
+    batches would mix many epochs.
 
-    The lines of shards come shuffled, so Lhotse's shuffling buffer, which it adds to that of the buckets, is not
-    needed. Of remote manifests the number of utterances is not known: the buffers stay as they are.
+    The lines of shards are shuffled already, so Lhotse's shuffling buffer, which it adds to that of the buckets, is
+    not needed. For remote manifests the number of utterances is unknown, and the buffers are not changed.
     """
     if num_utterances is None or not config.get("use_bucketing"):
         return
@@ -235,14 +235,14 @@ def _tarred_loader(
         selector = config.pop("channel_selector", None)
         config.force_map_dataset = False
     order, streams = _identity(config, len(shards), world_size)
-    if has_remote_paths(config.tarred_audio_filepaths):  # to pass over what was trained on would be to read it again
+    if has_remote_paths(config.tarred_audio_filepaths):  # skipping what was trained on would read it again
         streams = json.dumps([streams, {"first_batch": first_batch}])
     before = progress.begin(order, streams, first_batch)
     visits = Visits(
         shards, usable_lines(config), config.get("seed", 0), config.get("shuffle", False), before, selector
     )
     visits.stream = (rank, world_size)  # without loader processes
-    data_type_parser(VISITS)(lambda _: (CutSet(visits), True))  # NeMo's way to bring a source of cuts of one's own
+    data_type_parser(VISITS)(lambda _: (CutSet(visits), True))  # NeMo's way to register a custom source of cuts
     with open_dict(config):
         config.input_cfg = [{"type": VISITS}]
         config.shard_seed = "randomized" if num_workers else config.get("seed", 0) + RANK_SEED_STEP * rank
@@ -255,7 +255,7 @@ def _tarred_loader(
 
 
 def _identity(config: DictConfig, num_shards: int, world_size: int) -> Tuple[str, str]:
-    """What the order of the visits and their lines follows from, and what the streams do; see
+    """What determines the order of the visits and their lines, and what determines the streams; see
     `ShardProgress.begin`."""
     options = _options_of_streams(config)
     filters = {
@@ -267,7 +267,7 @@ def _identity(config: DictConfig, num_shards: int, world_size: int) -> Tuple[str
 
 
 def stream_options(config: DictConfig, world_size: int) -> Dict[str, Any]:
-    """What the stream of batches of every rank follows from, apart from the data; for a checkpoint."""
+    """What determines the stream of batches of every rank, apart from the data; for a checkpoint."""
     options = _options_of_streams(config)
     options.pop("max_unreadable", None)
     tarred = config.get("tarred_audio_filepaths") is not None
@@ -277,13 +277,13 @@ def stream_options(config: DictConfig, world_size: int) -> Dict[str, Any]:
 
 
 def data_options(config: DictConfig, world_size: int) -> Dict[str, Any]:
-    """`stream_options`, and the size of the local manifests, by which one that was edited is noticed."""
-    paths = filter(os.path.isfile, local_paths(config.manifest_filepath))  # a run outlives its manifest
+    """`stream_options`, and the size of the local manifests, which shows whether one was edited."""
+    paths = filter(os.path.isfile, local_paths(config.manifest_filepath))  # a manifest may be deleted during the run
     return {**stream_options(config, world_size), "manifest_bytes": sum(map(os.path.getsize, paths))}
 
 
 def warn_of_other_data(before: Dict[str, Any], now: Dict[str, Any]) -> None:
-    """Name what has changed in the `data_options` of a run since its checkpoint."""
+    """Warn of what has changed in the `data_options` of a run since its checkpoint."""
     changes = [
         f"{name} was {before.get(name)}, is {now.get(name)}"
         for name in {**before, **now}
@@ -296,7 +296,7 @@ def warn_of_other_data(before: Dict[str, Any], now: Dict[str, Any]) -> None:
 
 
 def _options_of_streams(config: DictConfig) -> Dict[str, Any]:
-    """Without paths, since data may move, and without what changes no batch."""
+    """The options without paths, since data may be moved, and without those that change no batch."""
     options = OmegaConf.to_container(config, resolve=True)
     for name in ("manifest_filepath", "tarred_audio_filepaths", "pin_memory"):
         options.pop(name, None)
@@ -304,8 +304,8 @@ def _options_of_streams(config: DictConfig) -> Dict[str, Any]:
 
 
 def validation_loader(config: DictConfig, dataset: Dataset, rank: int, world_size: int) -> DataLoader:
-    """One finite pass over a plain manifest, numbered alike every time; ranks share the utterances. Raises
-    ``ValueError`` for tars, and what `count_utterances` raises."""
+    """One finite pass over a plain manifest, with the same batch numbers every time; ranks share the utterances.
+    Raises ``ValueError`` for tars, and what `count_utterances` raises."""
     config = _lhotse_options(config)
     if config.get("tarred_audio_filepaths") is not None:
         raise ValueError(

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Plain manifests of NeMo's own loader, from the batch that a resumed training has come to."""
+"""Resume NeMo's own loader of plain manifests at the batch that training has reached."""
 
 from typing import Iterator
 
@@ -26,11 +26,11 @@ from nemo_mshubert.data.shared_batches import Place, SharedBatches
 
 
 class ResumedSampler:
-    """The batches of NeMo's sampler; in the first pass of a resumed run without those that it has trained on.
+    """The batches of NeMo's sampler; the first pass of a resumed run omits those that it has trained on.
 
-    Lightning restores its count of batches, but begins the data anew, and in the order of the first epoch: it asks for
-    an iterator before it tells the sampler the epoch. ``place`` is where the current epoch, or what was left of it,
-    began, with numbers by Lightning's count in that epoch; see `callbacks.other_ranks`.
+    Lightning restores its count of batches, but restarts the data at the beginning, in the order of the first epoch:
+    it asks for an iterator before it tells the sampler the epoch. ``place`` is where the current epoch, or what was
+    left of it, began; its numbers follow Lightning's count in that epoch. See `callbacks.other_ranks`.
     """
 
     def __init__(self, sampler: CutSampler, trainer: Trainer):
@@ -39,7 +39,7 @@ class ResumedSampler:
         self.place = Place()
 
     def set_epoch(self, epoch: int) -> None:
-        self.place = self.place.in_epoch(epoch)  # on a resume it comes after the iterator
+        self.place = self.place.in_epoch(epoch)  # in a resumed run, called after the iterator was made
 
     def __iter__(self) -> Iterator[CutSet]:
         loop = self.trainer.fit_loop

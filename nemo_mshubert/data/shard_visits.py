@@ -12,14 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The order in which tarred data is read, and what has been read: epochs that ranks and loader processes share out.
+"""The order in which tarred data is read, and the record of what was read. Ranks and loader processes share epochs.
 
     visit v      the shard at place (v mod N) of a permutation of the N shards that is drawn for epoch (v div N)
     stream k     what one loader process of one rank reads: the visits k, k + W, k + 2 W... of those that are left,
-                 W streams in all
+                 with W streams in all
 
-Shuffling and buckets hold utterances back, so batches do not end where visits do. The record therefore notes single
-lines, and a run that goes on with other ranks or loader processes reads exactly the lines of an epoch that are left.
+Shuffling and buckets hold utterances back, so batches do not end where visits end. Therefore the record notes single
+lines. A run that continues with other numbers of ranks or loader processes reads exactly the remaining lines of an
+epoch.
 """
 
 import itertools
@@ -36,29 +37,30 @@ from nemo_mshubert.data.manifest import Entry
 from nemo_mshubert.data.tar_shards import Shard
 
 LINE, EMPTY = "_mshubert_line", "_mshubert_empty"  # keys of a cut's custom fields
-EMPTY_EPOCHS = 30  # visits of that many epochs in a row without an utterance: none is usable, rather than bad luck
-# Visit, line (counted among the usable ones), number of lines of the visit; 0: nothing to read.
+EMPTY_EPOCHS = 30  # after so many epochs of visits without an utterance, none is usable: it is not bad luck
+# Visit, line (counted among the usable ones), number of lines of the visit (0: there is nothing to read).
 VisitLine = Tuple[int, int, int]
 
 
 class VisitRecord:
-    """Which lines of which visits batches have held."""
+    """Records which lines of which visits have been in batches."""
 
     def __init__(self):
         self._first_open = 0  # all visits before it are done
-        self._done = set()  # others that are done
-        self._seen: Dict[int, np.ndarray] = {}  # visit -> bool [lines], of the others
+        self._done = set()  # further visits that are done
+        self._seen: Dict[int, np.ndarray] = {}  # visit -> bool [lines], of visits under way
 
     def is_done(self, visit: int) -> bool:
         return visit < self._first_open or visit in self._done
 
     def has(self, visit: int, line: int, count: int) -> bool:
-        """Of a visit of ``count`` lines; one that had another number has been changed, and begins anew."""
+        """Whether a line of a visit of ``count`` lines was noted. If the visit had another number of lines before, its
+        shard has been changed, and the visit starts again."""
         seen = self._seen.get(visit)
         return self.is_done(visit) or (seen is not None and len(seen) == count and bool(seen[line]))
 
     def open_visits(self) -> Iterator[int]:
-        """Visits that are not done, without end."""
+        """The endless sequence of visits that are not done."""
         return (visit for visit in itertools.count(self._first_open) if visit not in self._done)
 
     def note(self, lines: Iterable[VisitLine]) -> None:
@@ -81,7 +83,7 @@ class VisitRecord:
                 self._first_open += 1
 
     def state(self) -> Dict[str, Any]:
-        """For a checkpoint: a number for each visit, and a bit for each line of those that are under way."""
+        """State for a checkpoint: a number for each visit, and a bit for each line of the visits under way."""
         visits = sorted(self._seen)
         bits = [np.packbits(self._seen[visit]) for visit in visits]
         return {
@@ -93,7 +95,7 @@ class VisitRecord:
         }
 
     def merge(self, state: Dict[str, Any]) -> None:
-        """Add what another rank, or a checkpoint, has noted: a `state`."""
+        """Add the `state` of another rank or of a checkpoint."""
         for visit in itertools.chain(range(self._first_open, state["first_open"]), state["done"].tolist()):
             if not self.is_done(visit):
                 self._seen[visit] = np.ones(0, dtype=bool)
@@ -109,21 +111,21 @@ class VisitRecord:
             start = end
 
     def forget(self, other: "VisitRecord") -> None:
-        """Leave out what ``other`` holds as done, and all that is done here."""
+        """Remove the visits that are done, in ``other`` or here."""
         self._first_open, self._done = 0, set()
         self._seen = {visit: seen for visit, seen in self._seen.items() if not other.is_done(visit)}
 
 
 class Visits:
-    """Endless cuts of one stream, for `tar_shards.with_audio` and `lines_of`.
+    """The endless cuts of one stream, for `tar_shards.with_audio` and `lines_of`.
 
     Args:
-        shards: all of them.
-        usable: whether a manifest line is to be trained on.
+        shards: all shards of the data.
+        usable: tells whether a manifest line is to be used for training.
         seed: of the permutations.
-        shuffle: the shards in every epoch, and the lines of a local one; without it a stream still meets all shards in
-            turn.
-        record: what was read before; the streams start behind it.
+        shuffle: shuffle the shards in every epoch, and the lines of a local shard. Without it, a stream still visits
+            all shards in turn.
+        record: what was read before; the streams continue after it.
         channel_selector: NeMo's option.
     """
 
@@ -142,7 +144,7 @@ class Visits:
         self.shuffle = shuffle
         self.record = record
         self.channel_selector = channel_selector
-        self.stream = (0, 1)  # its number, and how many there are
+        self.stream = (0, 1)  # number of the stream, and number of all streams
         self._epoch, self._order = -1, []
 
     def __iter__(self) -> Iterator[Cut]:
@@ -179,11 +181,11 @@ class Visits:
                 random.Random(f"{self.seed}-shards-{epoch}").shuffle(self._order)
             else:
                 self._order = [(index + epoch) % len(self.shards) for index in range(len(self.shards))]
-        return replace(self.shards[self._order[place]])  # a copy: its index of the tar goes when its cuts have gone
+        return replace(self.shards[self._order[place]])  # a copy: its index of the tar is freed with its cuts
 
 
 def lines_of(cuts: Iterable[Cut]) -> List[VisitLine]:
-    """What a batch of cuts of `Visits` holds, for `VisitRecord.note`."""
+    """The lines in a batch of cuts of `Visits`, for `VisitRecord.note`."""
     lines = []
     for cut in cuts:
         lines += [(visit, 0, 0) for visit in cut.custom[EMPTY]] + [cut.custom[LINE]]
@@ -191,29 +193,30 @@ def lines_of(cuts: Iterable[Cut]) -> List[VisitLine]:
 
 
 class ShardProgress:
-    """How far a training has come in tarred data, over resumes.
+    """How far a training run has come in tarred data, also when it is resumed.
 
     Each stream is a function of the config and of what had been read when the streams started. A run that resumes with
-    the same streams starts them there again and passes over what it has had; with others they start anew, behind the
-    record.
+    the same streams starts them at that point again and skips what it has used. If its streams differ, new ones start
+    after the record.
     """
 
     def __init__(self):
         self.record = VisitRecord()  # of this rank, since the last checkpoint and of visits under way
         self._of_all = VisitRecord()  # of all ranks, up to the last checkpoint
         self.first_batch = 0  # number of the first batch of every stream
-        self._start = self._of_all.state()  # what had been read then
-        self._streams: Optional[Hashable] = None  # what the streams follow from
-        self._order: Optional[Hashable] = None  # what the order of the visits and their lines follows from
+        self._start = self._of_all.state()  # what had been read before the first batch
+        self._streams: Optional[Hashable] = None  # what determines the streams
+        self._order: Optional[Hashable] = None  # what determines the order of the visits and their lines
 
     def begin(self, order: Hashable, streams: Hashable, next_batch: int) -> VisitRecord:
-        """What the streams start behind.
+        """The record of the lines that the streams must omit.
 
         Args:
-            order: of the visits and lines. With another one than the checkpoint's the record means nothing: epochs
-                start anew.
-            streams: their numbers and options. With others than the checkpoint's they start anew, behind the record.
-            next_batch: number of their first batch, if they do.
+            order: what determines the order of visits and lines. If it differs from the checkpoint's, the record is
+                meaningless, and the epochs start again.
+            streams: their numbers and options. If they differ from the checkpoint's, new streams start after the
+                record.
+            next_batch: number of the first batch of new streams.
         """
         if self._order not in (None, order):
             logging.warning(
@@ -228,7 +231,7 @@ class ShardProgress:
         return start
 
     def state(self) -> Dict[str, Any]:
-        """For a checkpoint; all ranks must call this."""
+        """State for a checkpoint; all ranks must call this."""
         states = [self.record.state()]
         if torch.distributed.is_initialized():
             own, states = states[0], [None] * torch.distributed.get_world_size()
@@ -245,7 +248,7 @@ class ShardProgress:
         }
 
     def load(self, state: Dict[str, Any]) -> None:
-        """Take over the `state` of a checkpoint."""
+        """Restore the `state` of a checkpoint."""
         self._order, self._streams = state["order"], state["streams"]
         self.first_batch, self._start = state["first_batch"], state["start"]
         self.record, self._of_all = VisitRecord(), VisitRecord()

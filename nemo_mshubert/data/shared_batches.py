@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Batches of plain manifests, which all ranks draw alike and share out, from any place on.
+"""Batches of plain manifests from any place on: all ranks draw the same batches and share them.
 
-Lhotse's sampler draws as many batches as there are ranks out of one bucket, and each rank takes one of them. So the
-order of the batches depends on the number of ranks. A run that goes on with other ranks draws the rest of its epoch
-as it was begun; each rank takes its share of that.
+Lhotse's sampler draws as many batches as there are ranks from one bucket, and each rank takes one of them. So the
+order of the batches depends on the number of ranks. A run that continues with another number of ranks draws the rest
+of its epoch as the epoch was begun, and each rank takes its share.
 """
 
 import itertools
@@ -29,10 +29,10 @@ from lhotse.dataset.sampling.base import CutSampler
 
 @dataclass(frozen=True)
 class Place:
-    """A place in an epoch: ``batches`` of it, counted over all ranks, are before it.
+    """A place in an epoch, after the first ``batches`` batches, counted over all ranks.
 
-    ``drawn_for`` is the number of ranks for which the epoch is drawn; None: for those that there are. ``number`` is
-    that of a rank's next batch, by its own count.
+    ``drawn_for`` is the number of ranks for which the epoch is drawn; None is the current number. ``number`` is the
+    number of a rank's next batch, in the rank's own count.
     """
 
     epoch: int = 0
@@ -41,24 +41,24 @@ class Place:
     number: int = 0
 
     def in_epoch(self, epoch: int) -> "Place":
-        """This place, where it is of ``epoch``, or the beginning of that."""
+        """This place if it is in ``epoch``, else the beginning of ``epoch``."""
         return self if self.epoch == epoch else Place(epoch)
 
     def when_next_is(self, number: int, num_ranks: int) -> "Place":
-        """The place when a rank's next batch is ``number``, of the same epoch."""
+        """The place in the same epoch where a rank's next batch is ``number``."""
         batches = self.batches + (number - self.number) * num_ranks
         return replace(self, batches=batches, drawn_for=self.drawn_for or num_ranks, number=number)
 
 
 def last_before(places: Iterable[Place], number: int) -> Place:
-    """The last of ``places`` whose number is at most ``number``; the beginning where there is none."""
+    """The last of ``places`` whose number is at most ``number``; the beginning if there is none."""
     before = (place for place in places if place.number <= number)
-    # Of an epoch of which nothing was left and the next one, the next.
+    # If nothing was left of an epoch, the next epoch has the same number; it is the one to take.
     return max(before, key=lambda place: (place.number, place.epoch), default=Place())
 
 
 class SharedBatches:
-    """This rank's share of the batches of a sampler of NeMo's loader."""
+    """This rank's share of the batches from the sampler of NeMo's loader."""
 
     def __init__(self, sampler: CutSampler):
         self.sampler = sampler
@@ -77,9 +77,9 @@ class SharedBatches:
     def _all(self, place: Place) -> Iterator[CutSet]:
         """The batches of all ranks."""
         self.sampler.set_epoch(place.epoch)
-        self.sampler.world_size = place.drawn_for or self.num_ranks  # so many batches in turn are of one bucket
-        iter(self.sampler)  # which begins the epoch
-        self.sampler.rank, self.sampler.world_size = 0, 1  # it gives all of them
+        self.sampler.world_size = place.drawn_for or self.num_ranks  # so many batches in turn are from one bucket
+        iter(self.sampler)  # starts the epoch
+        self.sampler.rank, self.sampler.world_size = 0, 1  # now the sampler yields the batches of all ranks
         while True:
             try:
                 yield next(self.sampler)
@@ -88,9 +88,8 @@ class SharedBatches:
 
 
 def shared_out(batches: List[CutSet], num_ranks: int) -> List[CutSet]:
-    """The utterances of fewer batches than ranks, a part for every rank: the longest batch is halved until there are
-    enough. So no part is larger than a batch, or of several buckets. Where utterances are too few, all come again in
-    turn."""
+    """Divide fewer batches than ranks into one part per rank: the longest part is halved until there are enough. So no
+    part is larger than a batch or mixes buckets. If there are too few utterances, the parts are repeated in turn."""
     parts = [list(batch) for batch in batches]
     while len(parts) < num_ranks and any(len(part) > 1 for part in parts):
         seconds = [sum(cut.duration for cut in part) if len(part) > 1 else 0.0 for part in parts]

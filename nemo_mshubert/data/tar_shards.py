@@ -14,10 +14,10 @@
 
 """Shards of NeMo's tarred datasets, read one at a time.
 
-Of a local shard the lines of the manifest are enough to choose batches; the bytes of an utterance are read from the
-tar when its batch is loaded. Thus what loader processes hold back for shuffling and bucketing weighs little, and a
-resumed run passes over millions of utterances without reading their audio. A tar behind an address or a pipe is read
-from its start to its end, and its audio is held with the lines.
+For a local shard, the lines of the manifest are enough to choose batches; the bytes of an utterance are read from the
+tar when its batch is loaded. So the buffers of loader processes for shuffling and bucketing need little memory, and a
+resumed run skips millions of utterances without reading their audio. A tar behind an address or a pipe is read from
+start to end, and its audio is held with the lines.
 """
 
 import io
@@ -39,7 +39,7 @@ from nemo_mshubert.data.manifest import SAMPLE_RATE, Entry, iter_lines, parse_li
 from nemo_mshubert.data.tarred import is_local
 
 MEMBER = "_mshubert_member"  # key of a cut's custom fields
-# NeMo's converter names the lines of the segments of one member <stem>-sub1, -sub2...
+# NeMo's converter names the segments of one member <stem>-sub1, -sub2... in the manifest.
 SUB = re.compile(r"-sub\d+(?P<ext>\.\w+)?$")
 
 
@@ -48,9 +48,9 @@ class Shard:
     """A tar and the manifest of its members.
 
     Args:
-        manifest: path of the lines of this tar, or, with ``lines``, of the manifest that they were taken from.
-        tar: its path.
-        lines: of this shard, where one manifest is for several.
+        manifest: path of the manifest of this tar, or, with ``lines``, of the manifest that they were taken from.
+        tar: path of the tar.
+        lines: the lines of this shard, if several shards share one manifest.
     """
 
     manifest: str
@@ -58,7 +58,7 @@ class Shard:
     lines: Optional[List[Entry]] = None
 
     def entries(self) -> List[Entry]:
-        """All lines. Raises what `iter_lines` raises, and ``OSError`` of an address or a command that fails."""
+        """All lines. Raises what `iter_lines` raises, and ``OSError`` if an address or a command fails."""
         if self.lines is not None:
             return self.lines
         if is_local(self.manifest):
@@ -70,7 +70,8 @@ class Shard:
     def cuts(
         self, chosen: List[Tuple[int, Entry]], channel_selector: Union[int, str, None]
     ) -> Iterator[Tuple[int, Cut]]:
-        """``(number, cut)`` of the chosen ``(number, line)``, for `with_audio`; those of a remote tar in its order.
+        """``(number, cut)`` for each chosen ``(number, line)``, for `with_audio`; from a remote tar, in the tar's
+        order.
 
         Args:
             channel_selector: NeMo's option: a channel, or the field of the line that holds one.
@@ -86,7 +87,7 @@ class Shard:
         for name in lines_of:
             segments[_member_of(name)].append(name)
         for name, data in self._stream():
-            # A file may itself be called like a segment of another. Not a set: its order is another in every process.
+            # A file may itself be named like a segment of another. Not a set, whose order differs between processes.
             lines = [line for own in dict.fromkeys((name, *segments[name])) for line in lines_of.pop(own, ())]
             for number, entry in lines:
                 yield number, _cut(entry, Member(self, name, _channel(entry, channel_selector), data))
@@ -101,7 +102,7 @@ class Shard:
 
     @cached_property
     def members(self) -> Dict[str, Tuple[int, int]]:
-        """First byte and number of bytes of the members of a local tar; raises ``ValueError`` where it is damaged."""
+        """First byte and number of bytes of the members of a local tar; raises ``ValueError`` if it is damaged."""
         try:
             with tarfile.open(self.tar, "r:") as tar:
                 return {member.name: (member.offset_data, member.size) for member in tar if member.isreg()}
@@ -111,10 +112,10 @@ class Shard:
             ) from error
 
     def read(self, name: str) -> bytes:
-        """The bytes of the member of a local tar that a line calls ``name``.
+        """The bytes of the member of a local tar that a line names ``name``.
 
         Raises:
-            FileNotFoundError, ValueError: no such tar, no such member, or a tar that is shorter than it was.
+            FileNotFoundError, ValueError: no such tar, no such member, or the tar has become shorter.
         """
         if name not in self.members:
             name = _member_of(name)
@@ -140,12 +141,12 @@ def _open_remote(path: str) -> Iterator[BinaryIO]:
     """A stream of bytes from an address or a command.
 
     Raises:
-        OSError: it cannot be opened, or not be read to its end, whatever its library raises for that.
+        OSError: it cannot be opened, or not read to its end, whatever error its library raises.
     """
     try:
         stream = open_best(path, "rb")
     except Exception as error:
-        cause = error.__context__ or error  # Lhotse advises to install a library, whatever was wrong
+        cause = error.__context__ or error  # Lhotse's own error always advises to install a library
         raise OSError(
             f"{path}: cannot be opened ({_named(cause)}). Addresses need their library (for s3://: pip install "
             "'smart_open[s3]') and its credentials."
@@ -153,9 +154,9 @@ def _open_remote(path: str) -> Iterator[BinaryIO]:
     try:
         with stream:
             yield stream
-            while stream.read(2**20):  # what tarfile leaves behind: a command that is cut off there would seem to fail
+            while stream.read(2**20):  # read what tarfile leaves, else the command is cut off and seems to fail
                 pass
-        if getattr(stream, "status", 0):  # of a command; Lhotse's close does not look at it
+        if getattr(stream, "status", 0):  # exit status of a command; Lhotse's close ignores it
             raise OSError(f"the command ended with {stream.status}")
     except Exception as error:
         raise OSError(f"{path}: cannot be read to its end ({_named(error)}). The same command goes on.") from error
@@ -167,7 +168,7 @@ def _named(error: BaseException) -> str:
 
 @dataclass
 class Member:
-    """What a cut needs to find its audio; ``data`` of remote tars, whose bytes have been read."""
+    """What a cut needs to find its audio; ``data`` holds the bytes of a member of a remote tar."""
 
     shard: Shard
     name: str
@@ -198,10 +199,10 @@ def _cut(entry: Entry, member: Member) -> Cut:
 
 
 def with_audio(cut: Cut) -> Cut:
-    """A cut of `Shard.cuts` with its recording in memory, at 16 kHz, behind it what NeMo's loader put on top (a codec,
-    say).
+    """A cut of `Shard.cuts` with its recording in memory, at 16 kHz, followed by the transforms that NeMo's loader
+    has added (a codec, for example).
 
-    A recording that cannot be read keeps its bytes, so that decoding it raises as that of a broken file does.
+    A recording that cannot be read keeps its bytes, so that decoding raises the same error as for a broken file.
     """
     member = cut.custom[MEMBER]
     data = member.shard.read(member.name) if member.data is None else member.data
@@ -217,14 +218,14 @@ def with_audio(cut: Cut) -> Cut:
 
 
 def shards_of(manifests: Union[str, Sequence], tars: Union[str, Sequence]) -> List[Shard]:
-    """The shards of all tarred sets, in an order that is always the same.
+    """The shards of all tarred sets, always in the same order.
 
     Args:
         manifests, tars: NeMo's ``manifest_filepath`` and ``tarred_audio_filepaths``: patterns, or (nested) lists of
             them.
 
     Raises:
-        ValueError: sets with weights, or manifests and tars that do not match.
+        ValueError: sets have weights, or manifests and tars do not match.
     """
     if isinstance(manifests, str):
         return _shards_of_set(manifests, tars if isinstance(tars, str) else list(tars))
@@ -237,7 +238,7 @@ def shards_of(manifests: Union[str, Sequence], tars: Union[str, Sequence]) -> Li
 
 
 def only_path(part: Union[str, Sequence]) -> str:
-    """The path in a part of NeMo's lists, ``path`` or ``[path]``; raises ``ValueError`` for ``[path, weight]``."""
+    """The path of an item of NeMo's lists, ``path`` or ``[path]``; raises ``ValueError`` for ``[path, weight]``."""
     if isinstance(part, str):
         return part
     if len(part) != 1:
@@ -254,7 +255,7 @@ def _shards_of_set(manifest: str, tars: Union[str, List[str]]) -> List[Shard]:
         return [Shard(*paths, *tar_paths)]
     try:
         stock = LazyNeMoTarredIterator(manifest, tars)  # pairs them by the numbers in their names
-    except AssertionError as error:  # what NeMo says of file names without a number, and of numbers without a partner
+    except AssertionError as error:  # from NeMo, for a file name without a number or a number without a partner
         raise ValueError(
             f"{manifest} and {tars} do not match. Name the same shards in both patterns, as in "
             f"manifest__OP_0..7_CL_.json and audio__OP_0..7_CL_.tar. {error}"

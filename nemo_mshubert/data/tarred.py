@@ -15,9 +15,9 @@
 """NeMo's tarred datasets: ``audio_{i}.tar``, ``sharded_manifests/manifest_{i}.json`` and
 ``tarred_audio_manifest.json``.
 
-The layout is the one of NeMo's ``convert_to_tarred_audio_dataset.py``; every manifest key, labels included, is carried
-over and ``shard_id`` added, so stock readers take it too. A shard exists whole or not at all, and a re-run makes what
-is missing.
+The layout is that of NeMo's ``convert_to_tarred_audio_dataset.py``. Every manifest key, labels included, is kept, and
+``shard_id`` is added, so stock readers accept it too. A shard exists whole or not at all, and another run makes the
+missing shards.
 """
 
 import io
@@ -41,19 +41,19 @@ from nemo_mshubert.file_lock import alone
 from nemo_mshubert.whole_files import PathLike, atomic_write, claim_json, remove_left_over
 
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)  # two zero blocks close an archive
-SOURCE = "source.json"  # in a tarred dataset: what it was made of
+SOURCE = "source.json"  # in a tarred dataset: what it was made from
 
 
 def make_tarred(manifest: PathLike, output: PathLike, num_shards: int, seed: int = 0, num_workers: int = 2) -> Path:
     """Write a tarred dataset and return the path of its ``tarred_audio_manifest.json``.
 
     Utterances are shuffled over shards by ``seed``. Files are copied byte for byte; a line with an offset becomes a
-    FLAC member that holds its segment alone.
+    FLAC member that holds only its segment.
 
     Raises:
-        FileNotFoundError, ValueError: a missing or unreadable file; two lines with one audio file and offset; fewer
-            utterances than shards; or an output folder that holds another dataset.
-        RuntimeError: another process packs into the folder.
+        FileNotFoundError, ValueError: a file is missing or unreadable; two lines have the same audio file and offset;
+            there are fewer utterances than shards; or the output folder holds another dataset.
+        RuntimeError: another process is packing into the folder.
     """
     output = Path(output)
     entries = [
@@ -69,7 +69,7 @@ def make_tarred(manifest: PathLike, output: PathLike, num_shards: int, seed: int
     joined = output / "tarred_audio_manifest.json"
     with alone(output / ".lock", "is packing into this folder. Wait for it, or give another --output."):
         _claim_folder(output, manifest, num_shards, seed)
-        remove_left_over(output, "audio_*.tar")  # of calls that were killed: gigabytes
+        remove_left_over(output, "audio_*.tar")  # from killed calls: gigabytes
         with ThreadPoolExecutor(num_workers) as pool:
             for _ in tqdm(pool.map(_write_shard, *zip(*jobs)), total=num_shards, desc="shards", unit="shard"):
                 pass
@@ -84,7 +84,7 @@ def _manifest_path(output: Path, shard: int) -> Path:
 
 
 def _member_name(entry: Entry, root: Path) -> str:
-    """Flat name of the audio in a tar: its path below the manifest with separators squashed."""
+    """Flat name of the audio in a tar: its path below the manifest's folder, with separators replaced by ``_``."""
     path = Path(os.path.abspath(entry["audio_filepath"]))
     stem, suffix = os.path.splitext(str(path.relative_to(root) if path.is_relative_to(root) else path))
     squashed = stem.strip("/").replace("/", "_").replace(".", "_")
@@ -110,7 +110,7 @@ def _check_unique(entries: List[Tuple[str, Entry]], manifest: PathLike) -> None:
 
 
 def _claim_folder(output: Path, manifest: PathLike, num_shards: int, seed: int) -> None:
-    """Note what the shards are made of, so that shards of different datasets never mix."""
+    """Note what the shards are made from, so that shards of different datasets are never mixed."""
     source = {"manifest_sha256": file_digest(manifest), "num_shards": num_shards, "seed": seed}
     note = output / SOURCE
     if not note.exists():
@@ -128,7 +128,7 @@ def _claim_folder(output: Path, manifest: PathLike, num_shards: int, seed: int) 
 
 
 def _write_shard(output: Path, shard: int, entries: List[Tuple[str, Entry]]) -> None:
-    """The tar first, its manifest last: a shard with a manifest is complete."""
+    """Write the tar first and its manifest last: a shard with a manifest is complete."""
     manifest, tar_path = _manifest_path(output, shard), output / f"audio_{shard}.tar"
     if manifest.exists() and tar_path.exists():
         return
@@ -159,8 +159,9 @@ def _audio_bytes(entry: Entry) -> bytes:
 
 
 def _check_header(data: bytes, path: Path, entry: Entry) -> None:
-    """Stock readers pass over a member whose header they cannot read, or that is shorter than ``min_duration``."""
-    from lhotse import Recording  # as in read_header: readers of manifests stay quick
+    """Raise ``ValueError`` for broken audio: stock readers silently skip a member whose header they cannot read, or
+    that is shorter than ``min_duration``."""
+    from lhotse import Recording  # as in read_header: tools that read manifests alone stay fast
 
     try:
         recording = Recording.from_bytes(data, path.stem)
@@ -177,16 +178,16 @@ def _without_offset(entry: Entry) -> Entry:
 
 
 def check_shards(manifests: Union[str, List], tars: Union[str, List], rank: int = 0, world_size: int = 1) -> None:
-    """Look at every local shard before a long run, which would find a broken one only when its turn comes.
+    """Check every local shard before a long run, which would find a broken one only when it reaches it.
 
-    Shards of a dataset that are left out are a warning.
+    Logs a warning if shards of a dataset are left out.
 
     Args:
         manifests, tars: NeMo's ``manifest_filepath`` and ``tarred_audio_filepaths``.
-        rank, world_size: this process looks at its share.
+        rank, world_size: this process checks its share.
 
     Raises:
-        FileNotFoundError, ValueError: a missing shard, or a tar without its end mark (truncated).
+        FileNotFoundError, ValueError: a shard is missing, or a tar has no end mark (is truncated).
     """
     manifest_paths, tar_paths = local_paths(manifests), local_paths(tars)
     for path in manifest_paths[rank::world_size] + tar_paths[rank::world_size]:
@@ -219,25 +220,25 @@ def _warn_of_shards_left_out(tar_paths: List[str]) -> None:
 
 
 def is_local(path: str) -> bool:
-    """A path of the file system, not an address or a command that NeMo's readers take in its place."""
+    """Whether it is a path in the file system, not an address or a command, which NeMo's readers also accept."""
     return "://" not in path and not path.startswith("pipe:")
 
 
 def local_paths(paths: Union[str, List]) -> List[str]:
-    """Those of `all_paths` that are local."""
+    """The local paths among `all_paths`."""
     return [path for path in all_paths(paths) if is_local(path)]
 
 
 def has_remote_paths(paths: Union[str, List]) -> bool:
-    """Whether NeMo's way of naming shards names some by addresses or commands."""
+    """Whether some of `all_paths` are addresses or commands."""
     return not all(map(is_local, all_paths(paths)))
 
 
 def all_paths(paths: Union[str, List]) -> List[str]:
-    """Every path that NeMo's way of naming shards, a pattern or a (nested) list of patterns, stands for.
+    """Every path that is named in NeMo's way, by a pattern or a (nested) list of patterns.
 
     Raises:
-        ValueError: a file whose name NeMo takes for a pattern.
+        ValueError: a file has a name that NeMo takes for a pattern.
     """
     from nemo.collections.common.data.lhotse.nemo_adapters import expand_sharded_filepaths
 

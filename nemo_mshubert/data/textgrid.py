@@ -12,9 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""TextGrids of Praat, as the Montreal Forced Aligner writes them: the intervals of a tier.
+"""Read the intervals of Praat's TextGrids, as the Montreal Forced Aligner writes them.
 
-The long and the short text format differ in names before the values only ("xmin = 0.5" against "0.5"). Without them
+The long and the short text format differ only in the names before the values ("xmin = 0.5" and "0.5"). Without names,
 both are the same sequence of numbers, quoted texts and <flags>:
 
     "ooTextFile" "TextGrid"  start end <exists> tiers
@@ -33,15 +33,15 @@ from nemo_mshubert.whole_files import PathLike
 Interval = Tuple[float, float, str]  # start and end in seconds, text
 Token = Union[float, str]
 
-# A quote within a text is doubled. A number stands alone: not the "1" of "intervals [1]:".
+# A quote within a text is doubled. A number is a separate token: not the "1" of "intervals [1]:".
 TOKEN = re.compile(r'"((?:[^"]|"")*)"|(?:^|(?<=\s))(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)(?=\s|$)|<(\w+)>')
 
 
 def read_textgrid(path: PathLike) -> Dict[str, List[Interval]]:
-    """Intervals of every interval tier, by the tier's name; tiers of points are left out.
+    """Intervals of every interval tier, by the tier's name; point tiers are left out.
 
     Raises:
-        ValueError: not a TextGrid in a text format, or cut off; names the file.
+        ValueError: the file is not a TextGrid in a text format, or is cut off; names the file.
     """
     tokens = _tokens(_decode(Path(path).read_bytes(), path))
     try:
@@ -63,7 +63,7 @@ def read_textgrid(path: PathLike) -> Dict[str, List[Interval]]:
 
 
 def _decode(content: bytes, path) -> str:
-    """Praat writes UTF-16 with a byte order mark where it must, MFA writes UTF-8."""
+    """The text of the file: Praat writes UTF-16 with a byte order mark where it must, and MFA writes UTF-8."""
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         return content.decode(encoding)

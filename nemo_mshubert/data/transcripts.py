@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Transcripts to train on or to count errors by: there, and in the model's letters; NeMo drops other letters
+"""Check that transcripts for training or for error rates exist and use the model's letters; NeMo drops other letters
 silently."""
 
 import unicodedata
@@ -23,15 +23,15 @@ from nemo_mshubert.whole_files import PathLike
 
 
 def check_transcripts(manifest: PathLike, letters: Optional[Sequence[str]] = None) -> None:
-    """Read all of a manifest.
+    """Check the transcripts of a whole manifest.
 
     Args:
-        letters: those of the model, with the word delimiter; None for a model of subwords, which writes any text.
+        letters: letters of the model, with the word delimiter; None for a subword model, which can write any text.
 
     Raises:
         FileNotFoundError: no such manifest.
-        ValueError: no lines, a line without ``text``, or with letters that are not among ``letters``, such as
-            capitals; names file, line and remedy.
+        ValueError: there are no lines, or a line has no ``text`` or has letters that are not among ``letters``, such
+            as capitals; names file, line and remedy.
     """
     for where, entry in not_empty(iter_manifest(manifest), manifest):
         check_transcript(entry, where, letters)
@@ -40,7 +40,7 @@ def check_transcripts(manifest: PathLike, letters: Optional[Sequence[str]] = Non
 def check_transcript(
     entry: Dict[str, Any], where: str, letters: Optional[Sequence[str]] = None, field: str = "text"
 ) -> None:
-    """`check_transcripts` of one line, which is at ``where``, with its transcript in ``field``."""
+    """`check_transcripts` for one line, which is at ``where`` and has its transcript in ``field``."""
     if not isinstance(entry.get(field), str):
         raise ValueError(f'{where}: no "{field}". Add the transcript or remove the line.')
     foreign = "".join(sorted(set(entry[field]) - set(letters))) if letters else ""
@@ -55,14 +55,15 @@ def check_transcript(
 
 
 def other_form(text: str, letters: Iterable[str]) -> Optional[str]:
-    """The form of Unicode in which ``text`` has the fewest letters that are not among ``letters``; None for its own.
+    """The Unicode form in which ``text`` has the fewest letters that are not among ``letters``; None if no form has
+    fewer than its own.
 
-    Programs of macOS write "ä" as "a" and an accent, those of Japanese and Chinese letters and digits of double width.
+    Programs on macOS write "ä" as "a" and an accent; Japanese and Chinese ones write full-width letters and digits.
     """
     known = set(letters)
 
     def count_foreign(text: str) -> int:
-        return sum(letter not in known and not letter.isspace() for letter in text)  # white space is another matter
+        return sum(letter not in known and not letter.isspace() for letter in text)  # white space does not count
 
     foreign = {form: count_foreign(unicodedata.normalize(form, text)) for form in ("NFC", "NFKC", "NFD")}
     best = min(foreign, key=foreign.get)
@@ -70,7 +71,8 @@ def other_form(text: str, letters: Iterable[str]) -> Optional[str]:
 
 
 def in_form(form: str, text: str) -> str:
-    """What is wrong with a ``text`` that should be in another form, and the remedy; the two look the same."""
+    """The message for a ``text`` that should be in another Unicode form, with the remedy; both forms look the
+    same."""
     changed = next(word for word in text.split() if not unicodedata.is_normalized(form, word))
     return (
         f"{changed!r} holds the characters {ascii(changed)}, the model's letters are in another form of Unicode. "

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Utterances that training cannot read: they are skipped, named and counted, and too many of them end the run."""
+"""Utterances that training cannot read: they are skipped, logged and counted, and too many of them end the run."""
 
 import sys
 from typing import Optional, Set, Tuple
@@ -32,40 +32,41 @@ class UnreadableAudioError(RuntimeError):
 
 
 def reason(error: Exception) -> str:
-    """Kind and text of an error, without the objects that Lhotse prints behind it."""
+    """Type and text of an error, without the objects that Lhotse prints after it."""
     return f"{type(error).__name__}: {error}".split("\n[extra info]")[0]
 
 
 class UnreadableCount:
-    """Counts what one loader process could not read.
+    """Counts the utterances that one loader process could not read.
 
     Args:
-        limit: different utterances that are skipped and logged before an error, since an endless loader meets each in
-            every epoch; also readings that may fail in a row, as those of a small corpus do where its disk is gone.
+        limit: number of different utterances that are skipped and logged before an error; different ones, since an
+            endless loader meets each in every epoch. Also the number of readings that may fail in a row, as in a small
+            corpus whose disk has gone.
     """
 
     def __init__(self, limit: int):
         self.limit = limit
-        self.count = 0  # readings
+        self.count = 0  # of failed readings
         self._utterances: Set[str] = set()
         self._in_a_row = 0
 
     def note_readable(self) -> None:
-        """An utterance was read."""
+        """Note that an utterance was read."""
         self._in_a_row = 0
 
     def add(self, utterance: str, problem: str) -> None:
-        """Log one more.
+        """Log and count one more unreadable utterance.
 
         Raises:
-            UnreadableAudioError: it is one too many.
+            UnreadableAudioError: the limit is exceeded.
         """
         self._utterances.add(utterance)
         self.count += 1
         self._in_a_row += 1
         message = f"Skipped utterance {utterance} ({self.count} so far in this process): {problem}"
         logging.warning(message)
-        if not is_global_rank_zero():  # there NeMo's logger shows nothing
+        if not is_global_rank_zero():  # on other ranks NeMo's logger shows nothing
             print(f"On another rank than 0: {message}", file=sys.stderr, flush=True)
         if max(len(self._utterances), self._in_a_row) > self.limit:
             failed = f"{len(self._utterances)} utterances could not be used"
@@ -78,22 +79,23 @@ class UnreadableCount:
 
 
 class CountedAudio:
-    """Takes the place of ``load_audio`` in NeMo's datasets, which pass over what cannot be decoded without a count.
+    """Replaces ``load_audio`` in NeMo's datasets, which skip undecodable audio without counting it.
 
     Args:
-        limit: as of `UnreadableCount`.
+        limit: as in `UnreadableCount`.
     """
 
     def __init__(self, limit: int):
         self.unreadable = UnreadableCount(limit)
-        self._last: Optional[Tuple[torch.Tensor, Cut]] = None  # that was read
+        self._last: Optional[Tuple[torch.Tensor, Cut]] = None  # last utterance that was read
 
     def __call__(self, cuts: CutSet) -> Tuple[torch.Tensor, torch.Tensor, CutSet]:
-        """Audio ``[B, S]``, channels mixed down, zero beyond an utterance; samples ``[B]``; the cuts that were read.
-        Where none was, the last one of the batches before stands in: on all ranks the count of batches stays.
+        """Audio ``[B, S]``, channels mixed down, zero after an utterance; samples ``[B]``; the cuts that were read.
+        If none could be read, the last readable one of earlier batches is used, so that the number of batches stays
+        the same on all ranks.
 
         Raises:
-            UnreadableAudioError: too many were not, or none of the first batch was.
+            UnreadableAudioError: too many could not be read, or none of the first batch.
         """
         waves, readable = [], []
         for cut in cuts:

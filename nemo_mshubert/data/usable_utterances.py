@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Which lines of manifests NeMo's loaders take, counted and checked once before a long run."""
+"""Count and check, once before a long run, which lines of manifests NeMo's loaders use."""
 
 import itertools
 from functools import partial
@@ -26,11 +26,11 @@ from omegaconf import DictConfig
 from nemo_mshubert.data.manifest import Line, check_for_nemo, iter_manifest
 from nemo_mshubert.data.tarred import all_paths, has_remote_paths, local_paths
 
-LEAST_HEARD = 0.2  # share of the audio that an epoch hears without a warning; tiny, of LibriSpeech, a third
+LEAST_HEARD = 0.2  # share of the audio that an epoch must use, else a warning; tiny uses a third of LibriSpeech
 
 
 class Counts(NamedTuple):
-    """Lines of manifests, those that are usable, and the seconds of these before and after they are cropped."""
+    """Number of lines of manifests and of usable ones, and seconds of the latter before and after cropping."""
 
     lines: int = 0
     usable: int = 0
@@ -39,8 +39,8 @@ class Counts(NamedTuple):
 
 
 def usable_lines(config: DictConfig) -> Callable[[Dict[str, Any]], bool]:
-    """Whether NeMo's loader takes a line of a manifest: by its duration, cropped, and by what it says of its own
-    use."""
+    """A function that tells whether NeMo's loader uses a manifest line: by its duration after cropping, and by the
+    fields that exclude it from use."""
     return partial(
         _is_usable,
         shortest=config.get("min_duration") or 0,
@@ -67,21 +67,21 @@ def _duration(entry: Dict[str, Any], where: str) -> float:
 
 
 def count_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> Optional[Counts]:
-    """Read the local manifests once before a long run; within a process group every rank its share of them.
+    """Read the local manifests once before a long run; within a process group, every rank reads its share.
 
     Args:
         config: NeMo's Lhotse options.
 
     Returns:
-        what is in them; None where some manifests are remote.
+        the counts of all manifests; None if some manifests are remote.
 
     Raises:
-        FileNotFoundError, ValueError: a missing manifest, a broken line (file and line are named), no utterance
-            between ``min_duration`` and ``max_duration`` (Lhotse would search tars for one forever), more buckets
-            than utterances, or a segment of a file of which NeMo would read another.
+        FileNotFoundError, ValueError: a manifest is missing, a line is broken (file and line are named), no utterance
+            is between ``min_duration`` and ``max_duration`` (Lhotse would search tars for one forever), there are more
+            buckets than utterances, or NeMo would read another segment of a file than its line says.
     """
     manifests = local_paths(config.manifest_filepath)[rank::world_size]
-    if config.get("tarred_audio_filepaths") is None:  # shards are not read by NeMo
+    if config.get("tarred_audio_filepaths") is None:  # NeMo does not read shards
         for manifest in manifests:
             check_for_nemo(manifest)
             if len(all_paths(config.manifest_filepath)) > 1:
@@ -90,7 +90,7 @@ def count_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
     if world_size > 1:
         of_ranks = [(0, Counts())] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(of_ranks, (rank, counts))
-        # By rank, since ranks that share a part of the data counted the same.
+        # By rank, since ranks with the same share of the data have counted the same lines.
         counts = Counts(*map(sum, zip(*dict(of_ranks).values())))
     if has_remote_paths(config.manifest_filepath):
         return None
@@ -99,11 +99,11 @@ def count_utterances(config: DictConfig, rank: int = 0, world_size: int = 1) -> 
 
 
 def counts_of(config: DictConfig, entries: Iterable[Line]) -> Counts:
-    """What is in lines of manifests, as `iter_manifest` yields them.
+    """The counts of lines of manifests, as `iter_manifest` yields them.
 
     Raises:
-        ValueError: a line without its duration, of a tarred dataset without its tars, or a segment of a file of which
-            NeMo would read another; names file and line.
+        ValueError: a line has no duration, is from a tarred dataset whose tars are not given, or is a segment of a
+            file of which NeMo would read another segment; names file and line.
     """
     is_usable, crop = usable_lines(config), _crop(config)
     has_tars = config.get("tarred_audio_filepaths") is not None
@@ -120,8 +120,8 @@ def counts_of(config: DictConfig, entries: Iterable[Line]) -> Counts:
 
 
 def check_for_mixing(manifest: str) -> None:
-    """Raise ``ValueError`` where a manifest has no line end: NeMo mixes several by their numbers of line ends, and
-    would stop when the others are read."""
+    """Raise ``ValueError`` if a manifest has no line end: NeMo mixes several manifests by their numbers of line ends,
+    and would stop once the others are read."""
     with open(manifest, "rb") as stream:
         if not stream.readline().endswith(b"\n"):
             raise ValueError(
@@ -143,8 +143,8 @@ def _check_plain_line(entry: Dict[str, Any], where: str) -> None:
 
 
 def check_counts(config: DictConfig, counts: Counts) -> None:
-    """Raise ``ValueError`` where the manifests hold no utterance that is usable, or too few for the buckets; log how
-    many are left out."""
+    """Raise ``ValueError`` if the manifests hold no usable utterance, or too few for the buckets; log how many are
+    left out."""
     durations = f"{config.get('min_duration') or 0} to {config.get('max_duration') or float('inf')} s"
     if counts.usable == 0:
         raise ValueError(
@@ -173,7 +173,7 @@ def check_counts(config: DictConfig, counts: Counts) -> None:
 
 
 def log_hours(counts: Counts, crop: Optional[float]) -> None:
-    """How much there is to train on, and a warning where much of it is behind the crops."""
+    """Log how much audio there is to train on, and warn if the crops leave out most of it."""
     hours, heard = counts.seconds / 3600, counts.heard / 3600
     cropped = f", with lines cropped to {crop:g} s" if crop else ""
     logging.info(

@@ -12,17 +12,17 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A small multi-voice English corpus, spoken by espeak-ng, on disk as LibriSpeech is, with exact word and phone times.
+"""A small multi-voice English corpus, spoken by espeak-ng, in LibriSpeech's layout, with exact word and phone times.
 
     <root>/LibriSpeech/SPEAKERS.TXT
     <root>/LibriSpeech/train-clean/1003/100300/1003-100300-0000.flac    16 kHz, mono, 16 bit
     <root>/LibriSpeech/train-clean/1003/100300/1003-100300.trans.txt
     <root>/align_words.jsonl.gz     {"utt_id", "words": [{"word", "start", "end"}]}, seconds
     <root>/align_phones.jsonl.gz    {"utt_id", "complete", "phones": [{"phone", "start", "end"}]}, espeak's mnemonics
-    <root>/corpus.json              what was asked for
+    <root>/corpus.json              the settings
     <root>/speakers/1003.jsonl      one finished speaker: texts, durations, times
 
-An interrupted call goes on: finished speakers and whole files are kept.
+An interrupted call can be continued: finished speakers and whole files are kept.
 """
 
 import importlib.metadata
@@ -46,7 +46,7 @@ FORMAT_VERSION = 1  # raise it when the same settings no longer give the same fi
 
 
 def cast(minutes: Dict[str, float], seed: int) -> List[Voice]:
-    """The voices of a corpus: in each subset one for every half minute, at least two, at most as many as there are."""
+    """The voices of a corpus: each subset has one for every half minute, at least two, at most as many as exist."""
     chosen = []
     for subset in SUBSETS:
         voices = [voice for voice in all_voices(seed) if voice.subset == subset]
@@ -55,7 +55,7 @@ def cast(minutes: Dict[str, float], seed: int) -> List[Voice]:
 
 
 def _claim(root: Path, settings: Dict[str, Any]) -> None:
-    """Note the settings in the folder, or compare them with those noted there."""
+    """Write the settings to the folder, or compare them with those written there."""
     path = root / "corpus.json"
     found = claim_json(path, settings)
     if found != settings:
@@ -83,7 +83,7 @@ def _write_times(path: Path, entries: Iterator[Dict[str, Any]]) -> None:
 
 
 def _synthesize_speakers(root: Path, voices: List[Voice], seconds: Dict[str, float], seed: int) -> None:
-    """One process per speaker, so that what espeak says depends on nothing said before."""
+    """Run one process per speaker, so that espeak's output does not depend on earlier speech."""
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "forkserver":
@@ -98,7 +98,7 @@ def _synthesize_speakers(root: Path, voices: List[Voice], seconds: Dict[str, flo
                     process = context.Process(target=synthesize_speaker, args=job)
                     process.start()
                     running[process.sentinel] = voice, process
-                for ended in multiprocessing.connection.wait(list(running)):  # a pool would wait for one that dies
+                for ended in multiprocessing.connection.wait(list(running)):  # a pool would wait for a dead process
                     _check_ended(*running.pop(ended))
                     progress.update()
         finally:
@@ -124,7 +124,7 @@ def synthesize_corpus(
 
     Raises:
         ImportError: espeakng-loader is not installed.
-        ValueError: a subset without minutes, or ``root`` holds a corpus of other settings.
+        ValueError: a subset has no minutes, or ``root`` holds a corpus with other settings.
     """
     root = Path(root)
     minutes = dict(zip(SUBSETS, (train_minutes, dev_minutes, test_minutes)))

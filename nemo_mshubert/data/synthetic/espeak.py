@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""espeak-ng as a library, by ctypes: text in, samples and the beginnings of words and phones out."""
+"""espeak-ng as a library, through ctypes: from a text it makes samples and the start times of words and phones."""
 
 import ctypes
 import os
@@ -51,7 +51,8 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 class Event(NamedTuple):
-    """A word (``text`` empty) or a phone (``text`` its mnemonic) begins at ``sample``; ``character`` counts from 0."""
+    """A word (``text`` is empty) or phone (``text`` is its mnemonic) begins at ``sample``; ``character`` counts from
+    0."""
 
     is_word: bool
     character: int
@@ -60,7 +61,7 @@ class Event(NamedTuple):
 
 
 def open_library(output: int, options: int) -> Tuple[ctypes.CDLL, int]:
-    """The shared library of the wheel espeakng-loader, initialised, and the sample rate of what it says.
+    """The shared library of the wheel espeakng-loader, initialised, and the sample rate of its speech.
 
     Raises:
         ImportError: espeakng-loader, an optional package, is not installed.
@@ -80,11 +81,11 @@ def open_library(output: int, options: int) -> Tuple[ctypes.CDLL, int]:
 
 
 class Espeak:
-    """The speech engine, a library of global state: one per process, and what it says depends on what it has said."""
+    """The speech engine. The library has global state: one engine per process; earlier speech affects later speech."""
 
     def __init__(self):
         self._library, self.sample_rate = open_library(AUDIO_OUTPUT_SYNCHRONOUS, INITIALIZE_PHONEME_EVENTS)
-        self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # of the breath noise; espeak takes the clock
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # of the breath noise; espeak's default is the clock
         self._callback = _CALLBACK(self._receive)  # kept alive here; espeak keeps only the pointer
         self._library.espeak_SetSynthCallback(self._callback)
 
@@ -98,10 +99,10 @@ class Espeak:
                 text = event.id.string.decode() if event.type == EVENT_PHONEME else ""
                 self._events.append(Event(event.type == EVENT_WORD, event.text_position - 1, event.sample, text))
             index += 1
-        return 0  # go on
+        return 0  # continue
 
     def speak(self, text: str, voice: Voice, rate: int) -> Tuple[np.ndarray, List[Event]]:
-        """``text`` as int16 samples ``[S]`` at ``self.sample_rate``, and the beginnings of its words and phones."""
+        """``text`` as int16 samples ``[S]`` at ``self.sample_rate``, and the starts of its words and phones."""
         if self._library.espeak_SetVoiceByName(voice.name.encode()) != 0:
             raise ValueError(f"espeak-ng has no voice {voice.name!r}. Install espeakng-loader 0.2.4 or newer.")
         for parameter, value in ((RATE, rate), (PITCH, voice.pitch), (RANGE, voice.pitch_range)):

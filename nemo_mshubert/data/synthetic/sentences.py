@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""English sentences of a grammar, and the subset of the corpus that each belongs to."""
+"""English sentences from a grammar, and the subset of the corpus that each sentence belongs to."""
 
 import random
 import re
@@ -20,8 +20,8 @@ import zlib
 from functools import lru_cache
 from typing import Dict, List
 
-# Upper case names a rule; alternatives are separated by "|", and those further left are drawn more often, as the
-# common words of a language are.
+# Names of rules are in upper case. Alternatives are separated by "|"; those further left are drawn more often, like
+# the common words of a language.
 GRAMMAR = {
     "SENTENCE": "CLAUSE | TIME CLAUSE | CLAUSE TIME | CLAUSE and THEN CLAUSE | CLAUSE but CLAUSE | SAYING "
     "| when CLAUSE CLAUSE | CLAUSE because CLAUSE | PLURAL PLURALDID WHERE | there was NP WHERE | THOUGHT "
@@ -99,7 +99,7 @@ GRAMMAR = {
     "| robert | martha | edward | grace | arthur | helen | william | rose | oliver | julia",
 }
 
-# Nouns take a plural, verbs come as base/past/participle.
+# Nouns have a plural; verbs are given as base/past/participle.
 PEOPLE = (
     "man woman boy girl king child friend mother father doctor captain teacher brother sister soldier queen farmer "
     "son daughter sailor lady servant stranger neighbour priest judge prince uncle aunt cook hunter fisherman painter "
@@ -196,5 +196,5 @@ def make_sentence(rng: random.Random) -> str:
 
 
 def sentence_subset(sentence: str) -> str:
-    """The one subset a sentence may be spoken in: 8 of 10 sentences are train, 1 dev, 1 test, whatever the seed."""
+    """The only subset that may contain a sentence: 8 of 10 sentences are train, 1 dev and 1 test, for any seed."""
     return {8: "dev-clean", 9: "test-clean"}.get(zlib.crc32(sentence.encode()) % 10, "train-clean")

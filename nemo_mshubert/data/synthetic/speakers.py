@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""One speaker of the corpus: reads sentences aloud, is recorded in a quiet room, and written to disk."""
+"""One speaker of the corpus reads sentences aloud in a quiet room; the recordings are written to disk."""
 
 import json
 import random
@@ -55,7 +55,8 @@ class Utterance(NamedTuple):
 
 
 def record(speech: np.ndarray, speech_rate: int, rng: np.random.Generator) -> Tuple[np.ndarray, float]:
-    """Put int16 ``speech`` into a quiet room: its own level, some silence around it, low-pass noise 25 to 40 dB below.
+    """Put int16 ``speech`` into a quiet room: with its own level, silence around it, and low-pass noise 25 to 40 dB
+    below it.
 
     Returns float32 samples ``[S]`` at 16 kHz within -1 and 1, and the seconds before the speech begins.
     """
@@ -77,10 +78,10 @@ def _seconds(spans: List[Span], kind: str, speech_rate: int, offset: float) -> L
 
 
 def read_aloud(voice: Voice, seconds: float, seed: int) -> Iterator[Tuple[Utterance, np.ndarray]]:
-    """Utterances of one voice until ``seconds`` are filled, at least one, with their samples.
+    """Utterances of one voice with their samples, until ``seconds`` are filled, but at least one.
 
     The same arguments give the same samples only in a process in which espeak has not spoken before: the flutter of
-    a voice goes on from one utterance to the next, and nothing sets it back.
+    a voice continues from one utterance to the next, and cannot be reset.
     """
     engine = Espeak()
     rng = random.Random(f"text {seed} {voice.speaker}")
@@ -108,7 +109,7 @@ def read_aloud(voice: Voice, seconds: float, seed: int) -> Iterator[Tuple[Uttera
 
 
 def _write_audio(path: Path, samples: np.ndarray) -> None:
-    """Write 16-bit FLAC unless a whole file is there already."""
+    """Write 16-bit FLAC, unless the whole file exists already."""
     try:
         if soundfile.info(path).frames == len(samples):
             return
@@ -123,7 +124,7 @@ def _record_of(root: Path, voice: Voice) -> Path:
 
 
 def synthesize_speaker(voice: Voice, root: Path, seconds: float, seed: int) -> None:
-    """Write one speaker's audio, transcripts, and last of all the record that says it is finished."""
+    """Write one speaker's audio and transcripts, and then the record that marks the speaker as finished."""
     utterances = []
     transcripts: Dict[Path, List[str]] = {}
     for utterance, samples in read_aloud(voice, seconds, seed):
@@ -139,7 +140,7 @@ def synthesize_speaker(voice: Voice, root: Path, seconds: float, seed: int) -> N
 
 
 def finished(root: Path, voice: Voice) -> List[Utterance]:
-    """A speaker's utterances where all their files are there, else nothing."""
+    """A speaker's utterances if all their files exist, else an empty list."""
     path = _record_of(root, voice)
     if not path.is_file():
         return []

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The speakers of the corpus: accents, timbres and manners of espeak-ng."""
+"""The speakers of the corpus: accents, timbres and manners of speaking of espeak-ng."""
 
 import random
 from typing import List, NamedTuple
@@ -20,7 +20,7 @@ from typing import List, NamedTuple
 SUBSETS = ("train-clean", "dev-clean", "test-clean")
 # "en" is espeak's British English
 ACCENTS = "en-us en en-gb-x-rp en-us-nyc en-gb-scotland en-029 en-gb-x-gbclan en-gb-x-gbcwmd".split()
-# espeak's voice variants that sound like a person; each is one speaker, so no timbre is heard in two subsets.
+# espeak's voice variants that sound like a person. Each is one speaker, so no timbre occurs in two subsets.
 FEMALE = {
     "train-clean": "f1 f2 f4 Andrea Annie belinda linda steph steph3 aunty".split(),
     "dev-clean": "f3 anika steph2".split(),
@@ -52,7 +52,7 @@ class Voice(NamedTuple):
 
 
 def all_voices(seed: int) -> List[Voice]:
-    """Every voice there is, the two sexes taking turns within a subset; the seed draws accent, pitch and rate."""
+    """All voices; the sexes alternate within a subset. The seed determines accent, pitch and rate."""
     voices = []
     for subset in SUBSETS:
         females, males = list(FEMALE[subset]), list(MALE[subset])

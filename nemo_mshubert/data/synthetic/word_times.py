@@ -12,14 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Words and phones with their times, of what espeak-ng announces while it speaks."""
+"""Words and phones with their times, from the events that espeak-ng sends while it speaks."""
 
 import re
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from nemo_mshubert.data.synthetic.espeak import Event
 
-# espeak speaks some pairs of short words as one and announces only the first. The second begins with one of these.
+# espeak speaks some pairs of short words as one word, and announces only the first. The second word begins with one of
+# these phones.
 JOINED_ONSETS = {
     "the": ("D", "d"),
     "was": ("w",),
@@ -43,7 +44,7 @@ class Span(NamedTuple):
 
 
 class _Group(NamedTuple):
-    words: List[str]  # two where espeak joined them
+    words: List[str]  # two if espeak joined them
     start: int
     phones: List[Tuple[str, int]]  # mnemonic, first sample
 
@@ -69,7 +70,7 @@ def _groups(text: str, events: List[Event]) -> Iterator[_Group]:
         elif group is not None:
             group.phones.append((event.text.lstrip("',%"), event.sample))
             if group.start < 0:
-                # The word was announced with the last phone of the word before it, to which it is linked ("o|n a").
+                # The word was announced with the last phone of the previous word, to which it is linked ("o|n a").
                 group = group._replace(start=event.sample)
         if not event.is_word:
             last_phone = event.sample
@@ -77,10 +78,10 @@ def _groups(text: str, events: List[Event]) -> Iterator[_Group]:
 
 
 def align(text: str, events: List[Event]) -> Optional[Tuple[List[Span], List[Span]]]:
-    """Words and phones of a spoken text, without the pauses; None where words are joined in a way unknown here.
+    """Words and phones of a spoken text, without the pauses; None if words are joined in a way unknown here.
 
-    A word ends where the next word or a pause begins. Stops begin with their closure as words, with their burst as
-    phones: espeak announces them so.
+    A word ends where the next word or a pause begins. As espeak announces them, a word that begins with a stop starts
+    at the closure, but the phone starts at the burst.
     """
     word_marks, phone_marks = [], []  # (text, start), with "" for a pause
     for group in _groups(text, events):
