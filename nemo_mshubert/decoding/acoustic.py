@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Log-probabilities of a CTC model for the utterances of a manifest, in batches, long files in overlapping chunks."""
+"""Log-probabilities of a CTC model for the utterances of a manifest: in batches, and for long files in overlapping
+chunks."""
 
 import itertools
 from contextlib import contextmanager
@@ -34,24 +35,24 @@ from nemo_mshubert.data.read_ahead import read_ahead
 from nemo_mshubert.modules.frames import FRAME_RATE, HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, frame_count
 from nemo_mshubert.modules.unit_variance import to_unit_variance
 
-# Attention costs the square of the length; HuBERT's training crops are 15.6 s, so a minute gives more context than the
-# model has ever seen, and five seconds on either side of a seam are not used.
+# The cost of attention grows with the square of the length. HuBERT's training crops are 15.6 s, so a minute gives more
+# context than the model has ever seen. Five seconds on either side of a cut are computed as context and not kept.
 MAX_CHUNK_SECONDS = 60
 CONTEXT_SECONDS = 5
 
 
 def is_long(num_samples: int) -> bool:
-    """Whether so much audio has more frames than a chunk."""
+    """Whether audio of ``num_samples`` has more frames than a chunk."""
     return frame_count(num_samples) > MAX_CHUNK_SECONDS * FRAME_RATE
 
 
 def chunk_frames(num_frames: int) -> Iterator[Tuple[int, int, int, int]]:
-    """Cut a long utterance: ``(first frame computed, end, first frame kept, end)`` of each chunk.
+    """Cut a long utterance: ``(first frame computed, end, first frame kept, end)`` for each chunk.
 
         computed   |-- context --|---------- kept ----------|-- context --|
         next                     ...          |-- context --|---------- kept ----------|
 
-    The kept parts tile the utterance; only its first and last chunk lack context on one side.
+    The kept parts cover the utterance without overlap; only the first and last chunk lack context on one side.
     """
     kept = (MAX_CHUNK_SECONDS - 2 * CONTEXT_SECONDS) * FRAME_RATE
     context = CONTEXT_SECONDS * FRAME_RATE
@@ -72,10 +73,11 @@ def model_log_probs(model: EncDecCTCModel, waves: Sequence[np.ndarray]) -> List[
 
 
 def long_log_probs(model: EncDecCTCModel, wave: np.ndarray) -> np.ndarray:
-    """`model_log_probs` of one long waveform by chunks of a minute: memory does not grow with its square.
+    """`model_log_probs` of one long waveform in chunks of a minute, so that memory does not grow with the square of
+    its length.
 
     Raises:
-        ValueError: the model's frames are not those of HuBERT, at which the waveform is cut.
+        ValueError: the model does not make HuBERT's frames, at which the waveform is cut.
     """
     if not is_long(len(wave)):
         return model_log_probs(model, [wave])[0]
@@ -96,7 +98,8 @@ def long_log_probs(model: EncDecCTCModel, wave: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _scaled_as_a_whole(preprocessor: nn.Module, wave: np.ndarray) -> Iterator[np.ndarray]:
-    """A quiet minute stays quiet: where the preprocessor scales, the whole wave is scaled, and its chunks are not."""
+    """If the preprocessor scales its input, scale the whole wave instead of each chunk, so that a quiet minute stays
+    quiet."""
     if not getattr(preprocessor, "normalized", False):
         yield wave
         return
@@ -108,17 +111,17 @@ def _scaled_as_a_whole(preprocessor: nn.Module, wave: np.ndarray) -> Iterator[np
 
 
 def use_chunks(model: EncDecCTCModel) -> None:
-    """Make ``model.transcribe()`` run files of more than a minute as `long_log_probs` does; training stays as it is.
+    """Make ``model.transcribe()`` process files longer than a minute as in `long_log_probs`; training does not change.
 
-    It holds for this object, as for every forward pass in evaluation mode, and is neither saved nor exported with the
-    model.
+    This applies to this object and to all its forward passes in evaluation mode. It is neither saved nor exported with
+    the model.
     """
     model.forward = MethodType(_chunked_forward, model)
     model.export = MethodType(_export_stock_forward, model)
 
 
 def _export_stock_forward(model: EncDecCTCModel, *args: Any, **kwargs: Any) -> Any:
-    """``model.export()`` of the network as it is, since NeMo replaces ``forward`` in the class, which ours would
+    """``model.export()`` of the unchanged network: NeMo replaces ``forward`` in the class, which our ``forward`` would
     hide."""
     chunked = model.forward
     del model.forward
@@ -148,7 +151,7 @@ def _chunked_forward(
 def audio_batches(
     entries: Sequence[Dict[str, Any]], batch_seconds: float
 ) -> Iterator[Tuple[List[int], List[np.ndarray]]]:
-    """Batches by duration, longest first: indices into ``entries``, and their samples ``[S]``, read ahead."""
+    """Batches of similar duration, longest first: indices into ``entries``, and their samples ``[S]``, read ahead."""
     durations = [entry["duration"] for entry in entries]
     batches = list(batches_by_length(durations, batch_seconds))
     audio = read_ahead(
@@ -163,17 +166,17 @@ def audio_batches(
 def manifest_log_probs(
     model: EncDecCTCModel, entries: Sequence[Dict[str, Any]], batch_seconds: float, progress: str
 ) -> Dict[int, np.ndarray]:
-    """Log-probabilities of all utterances: index into ``entries`` -> ``[T, V + 1]``; utterances without a frame get T
-    = 0.
+    """Log-probabilities of all utterances: index into ``entries`` -> ``[T, V + 1]``, with T = 0 for an utterance that
+    is shorter than a frame.
 
     Raises:
-        FileNotFoundError, ValueError: audio that cannot be read; names the utterance.
+        FileNotFoundError, ValueError: audio cannot be read; names the utterance.
     """
     model.eval()
     results: Dict[int, np.ndarray] = {}
     with tqdm(total=len(entries), desc=progress, unit="utt") as bar:
         for batch, waves in audio_batches(entries, batch_seconds):
-            if is_long(len(waves[0])):  # the longest comes first
+            if is_long(len(waves[0])):  # the first is the longest
                 results.update(zip(batch, (long_log_probs(model, wave) for wave in waves)))
             else:
                 results.update(zip(batch, model_log_probs(model, waves)))

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Settings of the lexicon beam search, written by tuning, read by evaluation; defaults are in conf/decode."""
+"""Settings of the lexicon beam search, which tuning writes and evaluation reads; defaults are in conf/decode."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -30,7 +30,7 @@ Config = TypeVar("Config")  # a dataclass
 
 @dataclass(frozen=True)
 class LexiconBeamConfig:
-    """No defaults here: they are in ``conf/decode/lexicon_beam.yaml``, with their meaning and source."""
+    """Settings without defaults: these are in ``conf/decode/lexicon_beam.yaml``, with their meaning and source."""
 
     lm: str
     lexicon: str
@@ -76,12 +76,12 @@ def read_structured(
     """Read a YAML as a dataclass.
 
     Args:
-        start: what to do where there is no file.
-        remedy: what to do where values are missing.
+        start: remedy if there is no file, for the error message.
+        remedy: remedy if values are missing, for the error message.
         given: values that replace those of the file.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_config`.
+        FileNotFoundError, ValueError: as in `read_config`.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file. {start}")
@@ -96,7 +96,8 @@ def read_structured(
 
 
 def write_config(path: PathLike, config: LexiconBeamConfig, comment: str) -> None:
-    """Write ``config`` as YAML under a line of ``comment``; LM and lexicon become absolute paths, valid anywhere."""
+    """Write ``config`` as YAML below a line with ``comment``. LM and lexicon become absolute paths, valid in any
+    working directory."""
     values = {**asdict(config), "lm": str(Path(config.lm).resolve()), "lexicon": str(Path(config.lexicon).resolve())}
     with atomic_write(path) as stream:
         stream.write(f"# {comment}\n{OmegaConf.to_yaml(OmegaConf.create(values))}")

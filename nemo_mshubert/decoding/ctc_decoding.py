@@ -32,9 +32,9 @@ SEGMENTS = ("segment_seperators", "segment_gap_threshold")  # NeMo's settings, a
 
 
 class LexiconCTCDecoding(CTCDecoding):
-    """NeMo's decoding object with the search replaced.
+    """NeMo's decoding object with another search.
 
-    ``segments``: of `SEGMENTS`, where they differ from NeMo's defaults.
+    ``segments`` are values for the settings in `SEGMENTS` that differ from NeMo's defaults.
     """
 
     def __init__(self, decoder: Decoder, **segments: Any):
@@ -50,9 +50,9 @@ class LexiconCTCDecoding(CTCDecoding):
     ) -> List[Hypothesis]:
         """Best transcription of each row of log-probabilities ``[B, T, V]``, trimmed to ``decoder_lengths``.
 
-        ``fold_consecutive`` and ``return_hypotheses`` are NeMo's and change nothing: repeats are always folded, and
-        the hypotheses always hold text, score, ids of its letters and timings of words and segments
-        (``timestamp["word"]`` and ``["segment"]``, as NeMo's).
+        ``fold_consecutive`` and ``return_hypotheses`` are NeMo's arguments and have no effect: repeats are always
+        merged, and hypotheses always hold the text, its score, the ids of its letters, and the times of words and
+        segments (``timestamp["word"]`` and ``["segment"]``, as in NeMo).
         """
         rows, frames = decoder_outputs.shape[:2]
         lengths = [frames] * rows if decoder_lengths is None else decoder_lengths.tolist()
@@ -75,9 +75,9 @@ class LexiconCTCDecoding(CTCDecoding):
             }
             for timed in best.words
         ]
-        # not all: a lexicon may spell "dr." as "doctor"
+        # not all letters of the text are labels: a lexicon may spell "dr." as "doctor"
         letters = [self.vocabulary.index(letter) for letter in best.text if letter in self.vocabulary]
-        # without NeMo's supported_punctuation, of which comes a warning only, also where no times were asked for
+        # without NeMo's supported_punctuation, which only causes a warning, even if no times were requested
         segments = get_segment_offsets(
             words, self.segment_seperators, segment_gap_threshold=self.segment_gap_threshold
         )
@@ -88,10 +88,10 @@ class LexiconCTCDecoding(CTCDecoding):
 def use_lexicon_decoder(model: EncDecCTCModel, decoder: Decoder) -> None:
     """Make ``model.transcribe()`` decode with ``decoder``, until ``model.change_decoding_strategy(cfg)`` is called.
 
-    Validation during training keeps its greedy WER. Segments end where the model's decoding config says.
+    Validation during training keeps its greedy WER. Segments end as set in the model's decoding config.
 
     Raises:
-        ValueError: the decoder was built for other labels than the model's, or for another frame rate.
+        ValueError: the decoder was built for labels or a frame rate that differ from the model's.
     """
     labels = list(model.decoder.vocabulary)
     if decoder.labels != labels:
@@ -111,10 +111,10 @@ def use_lexicon_decoder(model: EncDecCTCModel, decoder: Decoder) -> None:
 
 
 def _change_decoding_strategy(model: EncDecCTCModel, decoding_cfg=None, verbose: bool = True) -> None:
-    """Ignore the call that ``transcribe(timestamps=...)`` makes, quietly and with the model's own config.
+    """Ignore the call inside ``transcribe(timestamps=...)``, which is not verbose and passes the model's own config.
 
-    It would silently replace the lexicon by greedy decoding; our hypotheses hold timings in any case. When
-    ``change_vocabulary()`` has replaced the decoding, the call is the model's own again, which turns timings on.
+    It would silently replace the lexicon search by greedy decoding, and our hypotheses always hold times. Once
+    ``change_vocabulary()`` has replaced the decoding, the stock method is used again, which turns times on.
     """
     is_ours = isinstance(model.decoding, LexiconCTCDecoding)
     if is_ours and decoding_cfg is not None and decoding_cfg is model.cfg.decoding and not verbose:

@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Word and character error rates as counts, so that sets add up: a mean of utterances' rates is a different number."""
+"""Word and character error rates as counts, which can be summed over a set: the mean of utterances' rates is a
+different number."""
 
 from typing import Iterable, NamedTuple, Sequence, Tuple, Union
 
@@ -20,7 +21,8 @@ from kaldialign import edit_distance
 
 
 class ErrorCounts(NamedTuple):
-    """Substitutions, insertions, deletions, and tokens of the reference. ``sum(counts, ErrorCounts())`` pools them."""
+    """Numbers of substitutions, insertions, deletions and reference tokens; ``sum(counts, ErrorCounts())`` adds
+    them."""
 
     substitutions: int = 0
     insertions: int = 0
@@ -36,14 +38,14 @@ class ErrorCounts(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Errors per token of the reference (0.05 is 5 %); above 1 where insertions abound."""
+        """Errors per token of the reference (0.05 is 5 %); it can exceed 1 if there are many insertions."""
         if self.reference_length == 0:
             raise ValueError("the references hold no words, so there is no error rate. Give a set with transcripts.")
         return self.errors / self.reference_length
 
 
 def error_counts(reference: Union[str, Sequence[str]], hypothesis: Union[str, Sequence[str]]) -> ErrorCounts:
-    """Errors of one alignment of least edit distance; sequences of words for WER, strings for CER."""
+    """Errors in one alignment with the smallest edit distance, for sequences of words (WER) or strings (CER)."""
     found = edit_distance(reference, hypothesis)
     return ErrorCounts(found["sub"], found["ins"], found["del"], found["ref_len"])
 

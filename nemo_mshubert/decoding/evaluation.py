@@ -49,7 +49,7 @@ Decode = Callable[[List[str], List[np.ndarray]], List[str]]  # utterance ids, lo
 
 
 def load_ctc_model(path: str, device: str = "auto", precision: str = "fp32") -> EncDecCTCModel:
-    """Restore a CTC ``.nemo`` for inference; raises ``ValueError`` where it is another kind of model."""
+    """Restore a CTC ``.nemo`` for inference; raises ``ValueError`` for another kind of model."""
     model = restore_model(path)
     if not isinstance(model, EncDecCTCModel):
         raise ValueError(
@@ -64,21 +64,21 @@ def load_ctc_model(path: str, device: str = "auto", precision: str = "fp32") -> 
 
 
 def letters_of(model: EncDecCTCModel) -> Optional[List[str]]:
-    """The labels of a letter model; None of one with BPE tokens."""
+    """The labels of a letter model; None for a model with BPE tokens."""
     return None if isinstance(model, EncDecCTCModelBPE) else list(model.decoder.vocabulary)
 
 
 def characters_of(model: EncDecCTCModel) -> Set[str]:
-    """What its texts may hold: of letters or, except for the space, of word pieces."""
+    """The characters of the model's texts: those of its letters or, without the space, of its word pieces."""
     letters = letters_of(model)
     return set(letters if letters else "".join(pieces_of_text(model.decoder.vocabulary)))
 
 
 def greedy_decoder(model: EncDecCTCModel) -> Decode:
-    """Letters or BPE tokens, whatever strategy the model was saved with.
+    """Greedy decoding of letters or BPE tokens, whatever strategy the model was saved with.
 
-    NeMo's own greedy decoding takes the space from before an apostrophe, which it counts as punctuation:
-    "give me'em" for "give me 'em".
+    NeMo's own greedy decoding removes the space before an apostrophe, which it regards as punctuation: "give me'em"
+    for "give me 'em".
     """
     letters = letters_of(model)
 
@@ -91,14 +91,14 @@ def greedy_decoder(model: EncDecCTCModel) -> Decode:
 
 
 def lexicon_decoder(model: EncDecCTCModel, config: LexiconBeamConfig, workers: Optional[int] = None) -> Decode:
-    """Beam search over the words of a lexicon with an n-gram LM, by default in one process per core of this rank;
-    raises ``ValueError`` for a model that writes no letters."""
+    """Beam search over the words of a lexicon with an n-gram LM, by default in one process per core of this rank.
+    Raises ``ValueError`` for a model without letters."""
     if letters_of(model) is None:
         raise ValueError(
             "the lexicon beam search spells words in letters, but this model has BPE tokens. Evaluate it greedily: "
             "leave out --decode; or fine-tune a letter model, which ssl_to_ctc.py makes without --tokenizer_dir."
         )
-    # Greedy evaluation does without the extra [decoding].
+    # Imported here: greedy evaluation does not need the extra [decoding].
     from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder
     from nemo_mshubert.decoding.parallel import ParallelDecoder
 
@@ -113,7 +113,7 @@ def lexicon_decoder(model: EncDecCTCModel, config: LexiconBeamConfig, workers: O
 
 
 def cores_per_rank() -> int:
-    """Cores for this process, where torchrun has started others beside it that may use the same."""
+    """This process's share of the cores, which other processes of torchrun on this machine use, too."""
     return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
@@ -126,23 +126,24 @@ def evaluate_manifests(
     batch_seconds: float = 120,
     ranks: LaunchedRanks = ALONE,
 ) -> Optional[Results]:
-    """Run the model once over each manifest, decode with each of ``decoders``, and write what was found to ``output``.
+    """Run the model once over each manifest, decode with each of ``decoders``, and write the results to ``output``.
 
-    Writes ``<manifest>.log_probs.safetensors`` (letter models; for scripts/tune_decoding.py), and per decoder
-    ``<manifest>.<decoder>.json``, the manifest with ``pred_text`` and the word errors of each line; after each
-    manifest ``results.json``, beside what it holds of this model already: other manifests, and other decodings of
-    these. Several ``ranks`` share the utterances, model and decoding alike, and rank 0 writes.
+    Writes ``<manifest>.log_probs.safetensors`` (for letter models; used by scripts/tune_decoding.py) and, per decoder,
+    ``<manifest>.<decoder>.json``: the manifest with ``pred_text`` and the word errors of each line. After each
+    manifest, its results are added to ``results.json``, which keeps those of this model for other manifests and other
+    decodings. If there are several ``ranks``, they share the utterances for both model and decoding; rank 0 writes.
 
     Args:
-        name: of the model, for ``results.json``.
+        name: name of the model, for ``results.json``.
 
     Returns:
-        per manifest and decoder: utterances, WER, CER (shares) and their counts of errors; None on other ranks than 0.
+        per manifest and decoder: number of utterances, WER, CER (as fractions) and their error counts; None on ranks
+        other than 0.
 
     Raises:
-        FileNotFoundError, ValueError: before the model runs, what `read_references` finds in any manifest, texts in
-            another case or form of Unicode than the model's letters, or ``output`` holds results of another model, or
-            of another manifest of the same file name; then unreadable audio, or NaN.
+        FileNotFoundError, ValueError: before the model runs: `read_references` rejects a manifest, texts are in
+            another case or Unicode form than the model's letters, or ``output`` holds results of another model or of
+            another manifest with the same file name. Later: audio is unreadable, or log-probabilities are NaN.
     """
     sets = {manifest: _read(manifest, characters_of(model)) for manifest in manifests}
     path, new = Path(output) / "results.json", {}
@@ -176,10 +177,10 @@ def _evaluate(
     batch_seconds: float,
     ranks: LaunchedRanks,
 ) -> Optional[Dict[str, Dict[str, Any]]]:
-    """Run the model once over the manifest of this name, and write what each of ``decoders`` makes of it.
+    """Run the model once over the manifest of this name, decode with each of ``decoders``, and write the results.
 
     Returns:
-        per decoder: utterances, WER, CER (shares) and their counts of errors; None on other ranks than 0.
+        per decoder: number of utterances, WER, CER (as fractions) and their error counts; None on ranks other than 0.
     """
     letters, labels = letters_of(model), len(model.decoder.vocabulary)
     ids = [utterance_id(entry) for entry in entries]
@@ -197,13 +198,13 @@ def _evaluate(
     texts = {decoder_name: _interleave([part[decoder_name] for _, part in parts]) for decoder_name in decoders}
     results = {decoder_name: error_summary(entries, found) for decoder_name, found in texts.items()}
     predictions = {decoder_name: _predictions(entries, found) for decoder_name, found in texts.items()}
-    for decoder_name, lines in predictions.items():  # last, with results.json at once behind them
+    for decoder_name, lines in predictions.items():  # last: results.json follows at once
         write_manifest(output / f"{name}.{decoder_name}.json", lines)
     return results
 
 
 def _interleave(parts: Sequence[Sequence[Any]]) -> List[Any]:
-    """The whole of which part i holds the items i, i + n, i + 2n ..."""
+    """The whole sequence, of which part i of n holds the items i, i + n, i + 2n ..."""
     whole: List[Any] = [None] * sum(map(len, parts))
     for index, part in enumerate(parts):
         whole[index :: len(parts)] = part
@@ -211,7 +212,7 @@ def _interleave(parts: Sequence[Sequence[Any]]) -> List[Any]:
 
 
 def error_summary(entries: Sequence[Dict[str, Any]], texts: Sequence[str]) -> Dict[str, Any]:
-    """WER and CER of a set and the counts behind them."""
+    """WER and CER of a set, and their error counts."""
     pairs = [(entry["text"], text) for entry, text in zip(entries, texts)]
     words, characters = word_errors(pairs), character_errors(pairs)
     return {

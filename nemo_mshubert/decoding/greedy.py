@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Greedy CTC text from log-probabilities: the number without a language model that every tuned one is held against."""
+"""Greedy CTC text from log-probabilities: the baseline without a language model for every tuned decoding."""
 
 from itertools import groupby
 from typing import List, Sequence
@@ -21,11 +21,11 @@ import numpy as np
 
 
 def greedy_ids(log_probs_TV: np.ndarray) -> List[int]:
-    """Best token per frame ``[T, V + 1]``, repeats merged, blanks (the last index) dropped."""
+    """The best token of each frame of ``[T, V + 1]``, with repeats merged and blanks (the last index) removed."""
     blank = log_probs_TV.shape[-1] - 1
     return [index for index, _ in groupby(np.argmax(log_probs_TV, axis=-1).tolist()) if index != blank]
 
 
 def greedy_text(log_probs_TV: np.ndarray, labels: Sequence[str]) -> str:
-    """`greedy_ids` of a letter model, words joined by one space."""
+    """`greedy_ids` of a letter model as text, with one space between words."""
     return " ".join("".join(labels[index] for index in greedy_ids(log_probs_TV)).split())

@@ -14,12 +14,12 @@
 
 """Lexicon of a letter model: how each word of the language model is spelled in the letters of the acoustic model.
 
-One word a line, then its letters, then ``|`` for the word delimiter, as flashlight and fairseq write it:
+Each line holds a word, its letters, and ``|`` for the word delimiter, as in flashlight and fairseq:
 
     THE     t h e |
 
-The word is written as the language model writes it, the spelling as the acoustic model does; that is how a lower-case
-model is decoded with the upper-case LibriSpeech 4-gram.
+The word is written as in the language model, and the spelling as in the acoustic model. Thus a lower-case model can be
+decoded with the upper-case LibriSpeech 4-gram.
 """
 
 import re
@@ -32,10 +32,10 @@ from nemo_mshubert.whole_files import PathLike, atomic_write
 
 
 def fold_case(text: str, labels: Iterable[str]) -> str:
-    """``text`` in the case of the model's letters: lower, upper, or unchanged where the model has both cases.
+    """``text`` in the case of the model's letters: lower, upper, or unchanged if the model has both cases.
 
-    Models with the dotless i or the dotted I of Turkish get its pairs of letters; an İ may be I and U+0307, its
-    dot, and in small letters of other programs i and U+0307.
+    For models with Turkish dotless i or dotted I, the Turkish pairs of letters are used. An İ may also be written as I
+    and U+0307, its dot; other programs write it in lower case as i and U+0307.
     """
     letters = "".join(labels)
     if letters == letters.lower():
@@ -48,9 +48,9 @@ def fold_case(text: str, labels: Iterable[str]) -> str:
 
 
 def can_spell(word: str, labels: Sequence[str]) -> bool:
-    """Whether every letter of ``word`` is a label of the model; case does not matter to a model of a single case.
+    """Whether every letter of ``word`` is a label of the model; for a model with a single case, case does not matter.
 
-    Words with white space of any kind are none: they would be several in a line of the lexicon.
+    A word with white space of any kind cannot be spelled: in a line of the lexicon it would be several words.
     """
     return word.split() == [word] and set(fold_case(word, labels)) <= set(labels)
 
@@ -58,14 +58,15 @@ def can_spell(word: str, labels: Sequence[str]) -> bool:
 def write_lexicon(path: PathLike, words: Iterable[str], labels: Sequence[str]) -> Tuple[int, int]:
     """Write the spelling of every word that the model's letters can spell.
 
-    Words with other letters are left out: the model could never emit them. So are those with white space (U+00A0).
-    Of a text in the model's alphabet they can be most: numbers and names occur once, words often.
+    Words with other letters are left out, since the model can never emit them, and so are words with white space
+    (U+00A0). Even in a text in the model's alphabet, most distinct words may be left out: numbers and names occur
+    once, ordinary words often.
 
     Returns:
         Numbers of words written and left out.
 
     Raises:
-        ValueError: no words, or none in the model's letters.
+        ValueError: there are no words, or none in the model's letters.
     """
     words = list(dict.fromkeys(words))
     spelled = [word for word in words if can_spell(word, labels)]
@@ -78,7 +79,7 @@ def write_lexicon(path: PathLike, words: Iterable[str], labels: Sequence[str]) -
 
 
 def require_same_alphabet(words: Sequence[str], labels: Sequence[str], where: str) -> None:
-    """Raise ``ValueError`` where ``words`` is empty or where most words hold letters that the model lacks."""
+    """Raise ``ValueError`` if ``words`` is empty, or if most words have letters that the model lacks."""
     if not words:
         raise ValueError(f"{where}: no words. Give text with at least one word of letters.")
     foreign = [word for word in words if not can_spell(word, labels)]
@@ -97,8 +98,8 @@ def read_lexicon(path: PathLike, labels: Sequence[str]) -> Dict[str, List[List[i
 
     Raises:
         FileNotFoundError: no such lexicon.
-        ValueError: no words, a word without spelling, or a letter that is no label (other case, other alphabet); names
-            the file, the line and the remedy.
+        ValueError: there are no words, a word has no spelling, or a letter is not a label (other case or alphabet);
+            names the file, the line and the remedy.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such lexicon. Write one with scripts/train_ngram.py.")

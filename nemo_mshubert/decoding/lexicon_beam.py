@@ -14,12 +14,12 @@
 
 """Lexicon beam search with a word n-gram LM for letter CTC models: the wav2vec 2.0 recipe on flashlight-text.
 
-NeMo's own flashlight wrapper cannot spell the word delimiter; this one ends every spelling with it, and reads words
+NeMo's own flashlight wrapper cannot spell the word delimiter. This one ends every spelling with it, and reads words
 instead of letters from the result.
 
-A transcription scores its best alignment's log-probability (natural log) + ``lm_weight`` x KenLM's log10 probability
-+ ``word_score`` per word + ``sil_score`` per frame of word delimiter. Weights tuned for pyctcdecode or NeMo's
-NGPU-LM, which use natural logs for the LM, do not carry over.
+The score of a transcription is the log-probability (natural log) of its best alignment + ``lm_weight`` x KenLM's log10
+probability + ``word_score`` per word + ``sil_score`` per frame of word delimiter. Weights tuned for pyctcdecode or
+NeMo's NGPU-LM cannot be used here, because these use natural logs for the LM.
 """
 
 from pathlib import Path
@@ -37,11 +37,12 @@ from nemo_mshubert.decoding.log_probs import checked_log_probs
 
 FRAME_SECONDS = 0.02  # HuBERT's 320 samples at 16 kHz
 UNKNOWN_WORD = "<unk>"
-UNFINISHED = -1e6  # nats: more than any two hypotheses differ by
+UNFINISHED = -1e6  # nats: more than the difference between any two hypotheses
 
 
 class TimedWord(NamedTuple):
-    """A word with the seconds of its first letter's first frame and its last letter's last frame (end exclusive)."""
+    """A word with its start and end (exclusive) in seconds: from the first frame of its first letter to the last frame
+    of its last letter."""
 
     word: str
     start: float
@@ -49,7 +50,8 @@ class TimedWord(NamedTuple):
 
 
 class LexiconHypothesis(NamedTuple):
-    """One transcription; words in the case of the model's letters, ``score`` as described at the top of the module."""
+    """One transcription: words in the case of the model's letters, and the ``score`` described in the module's
+    docstring."""
 
     words: Tuple[TimedWord, ...]
     score: float
@@ -60,7 +62,7 @@ class LexiconHypothesis(NamedTuple):
 
 
 class LexiconBeamSearchDecoder:
-    """Decoder for one model's labels, one lexicon and one LM; weights and beams come with ``config``.
+    """Decoder for the labels of one model, one lexicon and one LM; ``config`` holds weights and beams.
 
     Args:
         labels: the model's labels without the blank, which is the last index of its output (as in NeMo).
@@ -88,7 +90,7 @@ class LexiconBeamSearchDecoder:
         self._configure(config)
 
     def _build_trie(self, spellings: Dict[str, List[List[int]]], config: LexiconBeamConfig) -> Trie:
-        """Letters as a tree, each node bounded by the best unigram below it ("smearing")."""
+        """The spellings as a tree of letters. Each node has the score of the best unigram below it ("smearing")."""
         trie = Trie(len(self.labels) + 1, self.labels.index(SPACE))
         start = self._lm.start(False)
         unknown_score = self._lm.score(start, self._unknown)[1]
@@ -117,27 +119,29 @@ class LexiconBeamSearchDecoder:
             word_score=config.word_score,
             unk_score=-np.inf,  # closed vocabulary: the lexicon's words only
             sil_score=config.sil_score,
-            log_add=False,  # best path, not the sum: as in wav2vec 2.0
+            log_add=False,  # best path, not the sum, as in wav2vec 2.0
             criterion_type=CriterionType.CTC,
         )
         self._decoder = LexiconDecoder(
             options, self._trie, self._lm, self._delimiter, self._blank, self._unknown, [], False
         )
-        # Unlike fairseq, NeMo's transcripts do not end with the delimiter, so models need not emit one after the last
-        # word, and flashlight would drop that word. One more frame lets it end, or the delimiter go on, at no cost.
-        # Other words stay unfinished: what they lead to would take the place of the ended word in a narrow beam.
+        # Unlike fairseq's, NeMo's transcripts do not end with the delimiter. So models need not emit one after the
+        # last word, and flashlight would drop that word. One more frame lets the word end, or the delimiter continue,
+        # at no cost. Other words get the penalty of unfinished words: in a narrow beam, their continuations would
+        # displace the finished word.
         self._closing_frame = np.full((1, len(self.labels) + 1), -np.inf, dtype=np.float32)
         self._closing_frame[0, self._blank] = UNFINISHED
         self._closing_frame[0, self._delimiter] = -config.sil_score
 
     def with_config(self, config: LexiconBeamConfig) -> "LexiconBeamSearchDecoder":
-        """This decoder with other weights and beams, sharing LM and lexicon; ``ValueError`` for others of these."""
+        """This decoder with other weights and beams; it shares LM and lexicon. Raises ``ValueError`` if ``config`` has
+        another LM or lexicon."""
         ours, theirs = self.config, config
         if (ours.lm, ours.lexicon) != (theirs.lm, theirs.lexicon):
             raise ValueError(
                 f"{theirs.lm}, {theirs.lexicon}: this decoder holds {ours.lm}, {ours.lexicon}. Build one."
             )
-        other = object.__new__(type(self))  # not copy.copy, which would rebuild LM and trie by way of __reduce__
+        other = object.__new__(type(self))  # not copy.copy: __reduce__ would rebuild LM and trie
         vars(other).update(vars(self))
         other._configure(config)
         return other
@@ -147,7 +151,7 @@ class LexiconBeamSearchDecoder:
 
         Args:
             log_probs_TV: ``[T, V]``, numpy or torch, of any float type; V = labels + blank; T may be 0.
-            utterance: its name, for errors.
+            utterance: name of the utterance, for errors.
 
         Raises:
             ValueError: NaN or wrong shape; names the utterance.
@@ -155,14 +159,15 @@ class LexiconBeamSearchDecoder:
         return self.decode_n_best(log_probs_TV, utterance, 1)[0]
 
     def decode_n_best(self, log_probs_TV: Any, utterance: str, count: int) -> List[LexiconHypothesis]:
-        """`decode`, but up to ``count`` transcriptions of different words, best first: what is left in the beam."""
+        """Like `decode`, but up to ``count`` transcriptions with different words, best first, as far as the beam holds
+        them."""
         checked = checked_log_probs(log_probs_TV, len(self.labels), utterance)
         emissions = np.concatenate([checked, self._closing_frame])  # contiguous, and kept alive during the call
         found: Dict[Tuple[str, ...], LexiconHypothesis] = {}
         for result in self._decoder.decode(emissions.ctypes.data, *emissions.shape):  # best first
             words = self._timed_words(result)
             score = result.score - (UNFINISHED if result.tokens[-2] == self._blank else 0.0)  # in the closing frame
-            # the same words may end inside different words that the lexicon goes on with: the best of them stays
+            # several hypotheses with the same words may end inside different unfinished words: keep the best one
             found.setdefault(tuple(timed.word for timed in words), LexiconHypothesis(words, score))
             if len(found) == count:
                 break
@@ -173,7 +178,8 @@ class LexiconBeamSearchDecoder:
         return [self.decode(log_probs_TV, utterance) for utterance, log_probs_TV in utterances]
 
     def _timed_words(self, result) -> Tuple[TimedWord, ...]:
-        """Words of a flashlight result: a token and a word (-1: none) per frame, plus a first and a last state."""
+        """Words of a flashlight result. It has a token and a word (-1: none) per frame, plus a first and a last
+        state."""
         words, start, end = [], None, 0
         for frame, (token, word) in enumerate(zip(result.tokens[1:], result.words[1:])):
             if token not in (self._blank, self._delimiter):
@@ -184,7 +190,7 @@ class LexiconBeamSearchDecoder:
         return tuple(words)
 
     def __reduce__(self):
-        """Pickle as the recipe to rebuild it: LM and trie live in C++."""
+        """Pickle the arguments that rebuild the decoder, since LM and trie are C++ objects."""
         return type(self), (self.labels, self.config, self.frame_seconds)
 
 

@@ -12,10 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Cache of CTC log-probabilities: the acoustic model runs once, decoding many times.
+"""Cache of CTC log-probabilities: the acoustic model runs once, and decoding many times.
 
-A safetensors file: ``log_probs [F, V]`` with the frames of all utterances one after another, ``ends [U]`` (int64, the
-frame after each utterance), and in its header the labels, utterance ids and references as JSON.
+The cache is a safetensors file. It holds ``log_probs [F, V]``, the concatenated frames of all utterances, and
+``ends [U]`` (int64), the index of the frame after each utterance. Its header holds the labels, utterance ids and
+references as JSON.
 """
 
 import json
@@ -33,9 +34,10 @@ def checked_log_probs(log_probs_TV: Any, num_labels: int, utterance: str) -> np.
     """One utterance's log-probabilities (numpy or torch, any float type) as a float32 array ``[T, num_labels + 1]``.
 
     Raises:
-        ValueError: wrong shape, NaN or positive infinity; names the utterance. (A probability of zero, -inf, is fine.)
+        ValueError: wrong shape, NaN or positive infinity; names the utterance. (-inf, a probability of zero, is
+            allowed.)
     """
-    if hasattr(log_probs_TV, "detach"):  # a torch tensor; this module does without importing torch
+    if hasattr(log_probs_TV, "detach"):  # a torch tensor; this module need not import torch
         log_probs_TV = log_probs_TV.detach().float().cpu().numpy()
     array = np.asarray(log_probs_TV, dtype=np.float32)
     if array.ndim != 2 or array.shape[1] != num_labels + 1:
@@ -56,7 +58,7 @@ def write_log_probs(path: PathLike, labels: Sequence[str], utterances: Iterable[
     """Write ``(utterance id, reference, log_probs_TV)`` triples.
 
     Raises:
-        ValueError: no utterances, or a shape or value that `checked_log_probs` refuses.
+        ValueError: there are no utterances, or `checked_log_probs` rejects a shape or value.
     """
     checked = [(name, text, checked_log_probs(array, len(labels), name)) for name, text, array in utterances]
     if not checked:
@@ -69,13 +71,13 @@ def write_log_probs(path: PathLike, labels: Sequence[str], utterances: Iterable[
 
 
 class LogProbs(NamedTuple):
-    """What `write_log_probs` has written.
+    """The content of a file that `write_log_probs` has written.
 
     Attributes:
         labels: the model's labels, without the blank.
         utterances: ids, in order.
         references: transcripts, in the same order.
-        log_probs: of each, float32 ``[T, V]``.
+        log_probs: for each utterance, float32 ``[T, V]``.
     """
 
     labels: List[str]
@@ -85,7 +87,7 @@ class LogProbs(NamedTuple):
 
 
 def read_log_probs(path: PathLike) -> LogProbs:
-    """Raises ``FileNotFoundError`` or, where it is no file of `write_log_probs`, ``ValueError``."""
+    """Read a file of `write_log_probs`; raises ``FileNotFoundError``, or ``ValueError`` for another kind of file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file. Write it with scripts/evaluate.py, from a dev manifest.")
     try:

@@ -14,8 +14,8 @@
 
 """Word n-gram language models with KenLM: text -> ARPA -> binary, and the words of an ARPA.
 
-``lmplz`` estimates (modified Kneser-Ney) and ``build_binary`` makes the memory-mapped file; where they are not on the
-PATH, ``scripts/build_kenlm.sh`` builds them.
+``lmplz`` estimates the model (modified Kneser-Ney), and ``build_binary`` makes the memory-mapped file. If they are not
+on the PATH, ``scripts/build_kenlm.sh`` builds them.
 """
 
 import json
@@ -39,13 +39,13 @@ ORDERS = range(2, 7)  # KenLM is compiled for at most 6
 MARKERS = {"<s>", "</s>", "<unk>", "<UNK>"}
 ARPA_SPACES = re.compile(r"[ \t\r\n\0]+")  # kenlm: lm/read_arpa.cc; other white space may be part of a word
 KENLM_FOLDER = Path.home() / ".cache" / "nemo_mshubert" / "kenlm" / "bin"  # default of scripts/build_kenlm.sh
-MEMORY = "25%"  # of the machine, for sorting; KenLM's default of 80 % kills neighbours, and it sorts on disk anyway
+MEMORY = "25%"  # of the machine's, for sorting; KenLM's default, 80 %, starves other jobs, and it sorts on disk anyway
 SENTENCES_PEEKED = 1000
 
 
 def find_kenlm_tool(name: str, folder: Optional[PathLike] = None) -> str:
-    """Path of ``lmplz`` or ``build_binary``: in ``folder`` if given, else on the PATH or where our script builds them;
-    raises ``FileNotFoundError``."""
+    """Path of ``lmplz`` or ``build_binary``: in ``folder`` if given, else on the PATH or where our script builds them.
+    Raises ``FileNotFoundError`` if there is none."""
     searched = [str(folder)] if folder else [os.environ.get("PATH", os.defpath), str(KENLM_FOLDER)]
     found = shutil.which(name, path=os.pathsep.join(searched))
     if found is None:
@@ -57,10 +57,10 @@ def find_kenlm_tool(name: str, folder: Optional[PathLike] = None) -> str:
 
 
 def text_lines(path: PathLike) -> Iterator[str]:
-    """Lines of UTF-8 text, plain or ``.gz``, without the byte order mark that Windows writes before the first.
+    """Lines of UTF-8 text, plain or ``.gz``, without the byte order mark that Windows writes at the beginning.
 
     Raises:
-        ValueError: not UTF-8, or a damaged ``.gz``; names file and line.
+        ValueError: the text is not UTF-8, or the ``.gz`` is damaged; names file and line.
     """
     with open_maybe_gzip(path) as stream:
         for number, line in enumerate(stream, start=1):
@@ -75,23 +75,26 @@ def text_lines(path: PathLike) -> Iterator[str]:
 
 
 def normalize_text(text: str, labels: Sequence[str]) -> str:
-    """Words as the acoustic model writes them: its case, typographic apostrophes as ', punctuation as spaces.
+    """Words as the acoustic model writes them: in its case, with ' for typographic apostrophes, and with spaces for
+    punctuation.
 
-    Words with digits or foreign letters stay: they keep their neighbours apart in the LM, and no lexicon holds them.
+    Words with digits or foreign letters are kept: they separate their neighbours in the LM, and the lexicon omits
+    them.
     """
     words = _spaced_words(fold_case(text, labels), labels)
-    # Not where all letters are the model's: NFKC takes a vowel of Thai apart, and joins the letters of Korean.
+    # Words in the model's letters are not changed: NFKC would split a Thai vowel, and join Korean letters.
     words = [word if set(word) <= set(labels) else _compatible(word, labels) for word in words]
     return SPACE.join(word for word in " ".join(words).split() if word.strip("'"))
 
 
 def _compatible(word: str, labels: Sequence[str]) -> str:
-    """By NFKC, which makes ligatures and wide letters plain ones and joins letters and their accents."""
+    """The word in NFKC, which replaces ligatures and wide letters by plain ones, and joins letters with their
+    accents."""
     return " ".join(_spaced_words(fold_case(unicodedata.normalize("NFKC", word), labels), labels))
 
 
 def _spaced_words(text: str, labels: Sequence[str]) -> List[str]:
-    if "\u2019" not in labels:  # a letter of some Ukrainian models
+    if "\u2019" not in labels:  # some Ukrainian models have it as a letter
         text = text.replace("\u2019", "'").replace("\u2018", "'")
     kept = (letter if letter in labels or unicodedata.category(letter)[0] in "LNM" else " " for letter in text)
     return "".join(kept).split()
@@ -102,13 +105,13 @@ def normalized_sentences(paths: Sequence[PathLike], labels: Sequence[str]) -> It
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no words, or a text in another alphabet, seen in the first lines; what is not UTF-8; a manifest
-            line without text.
+        ValueError: there are no words, the first lines show another alphabet, a file is not UTF-8, or a manifest line
+            has no text.
     """
     for path in paths:
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such text. Give plain text or a NeMo manifest, or either as .gz.")
-    for path in paths:  # once to the end: what is wrong in the last should not be found when lmplz has read the others
+    for path in paths:  # read all once, so that an error in the last is found before lmplz has read the others
         _checked_sentences(path, labels)
         for _ in _lines(path):
             pass
@@ -134,14 +137,15 @@ def _lines(path: PathLike) -> Iterator[str]:
 
 
 def _is_manifest(path: PathLike) -> bool:
-    """By its name, or by a JSON object in its first line: names are free, and keys would be words of the LM."""
+    """Whether it is a manifest: by its name, or by a JSON object in its first line. Manifests may have any name, and
+    their keys would become words of the LM."""
     if str(path).removesuffix(".gz").endswith((".json", ".jsonl")):
         return True
     with open_maybe_gzip(path) as stream:
         first = next((line for line in stream if not line.isspace()), b"")
     try:
         return isinstance(json.loads(first.decode("utf-8-sig")), dict)
-    except ValueError:  # not JSON, or not UTF-8, which is said with its line when it is read
+    except ValueError:  # not JSON, or not UTF-8, which is reported with its line when the text is read
         return False
 
 
@@ -155,13 +159,14 @@ def train_arpa(
     """Estimate an n-gram LM of ``order`` with ``lmplz`` and write it to ``arpa``.
 
     Args:
-        sentences: normalised, one at a time; never held in memory together.
-        prune: n-grams seen at most so often are dropped, one number per order from 1 on, the last for all above.
+        sentences: normalised; they are read one at a time and never held in memory together.
+        prune: one count per order, from order 1 on; n-grams seen at most so often are dropped. The last count also
+            holds for all higher orders.
 
     Raises:
-        ValueError: order outside 2 to 6, or a pruning that KenLM does not take.
+        ValueError: the order is not within 2 to 6, or KenLM does not accept the pruning.
         FileNotFoundError: no ``lmplz``.
-        RuntimeError: ``lmplz`` failed; it says why on the terminal.
+        RuntimeError: ``lmplz`` failed; its message is on the terminal.
     """
     if order not in ORDERS:
         raise ValueError(f"order {order}: n-grams of order {ORDERS[0]} to {ORDERS[-1]} are supported.")
@@ -171,10 +176,10 @@ def train_arpa(
             "such as 0 0 1."
         )
     sentences = iter(sentences)
-    first = next(sentences, None)  # errors of the text come before lmplz is looked for, or starts
+    first = next(sentences, None)  # raises errors of the text before lmplz is searched or started
     if first is None:
         raise ValueError(f"{arpa}: no sentences to train on.")
-    # On tiny texts the Kneser-Ney discounts cannot be estimated; the fallback is used then, and only then.
+    # On tiny texts the Kneser-Ney discounts cannot be estimated; only then does KenLM use the fallback.
     command = [find_kenlm_tool("lmplz", kenlm_folder), "-o", str(order), "-S", MEMORY, "--discount_fallback"]
     command += ["-T", str(Path(arpa).resolve().parent) + "/"] + (["--prune", *map(str, prune)] if prune else [])
     with atomic_write(arpa, "wb") as stream:
@@ -182,11 +187,11 @@ def train_arpa(
 
 
 def binarize(arpa: PathLike, binary: PathLike, kenlm_folder: Optional[PathLike] = None) -> None:
-    """Turn an ARPA (plain or ``.gz``) into KenLM's memory-mapped trie, the smallest of its forms.
+    """Convert an ARPA (plain or ``.gz``) to KenLM's memory-mapped trie, the smallest of its binary formats.
 
     Raises:
         FileNotFoundError: no such ARPA, or no ``build_binary``.
-        RuntimeError: ``build_binary`` failed; it says why on the terminal.
+        RuntimeError: ``build_binary`` failed; its message is on the terminal.
     """
     if not Path(arpa).is_file():
         raise FileNotFoundError(f"{arpa}: no such ARPA. Train one, or get 4-gram.arpa.gz from openslr.org/11.")
@@ -196,7 +201,7 @@ def binarize(arpa: PathLike, binary: PathLike, kenlm_folder: Optional[PathLike] 
 
 
 def _run(command: List[str], lines: Iterable[str] = (), stdout: Union[int, IO] = subprocess.DEVNULL) -> None:
-    """Run a KenLM tool on ``lines``; what it says goes to the terminal."""
+    """Run a KenLM tool on ``lines``; its messages go to the terminal."""
     with (
         suppress(BrokenPipeError),
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stdout, text=True, encoding="utf-8") as process,
@@ -208,20 +213,21 @@ def _run(command: List[str], lines: Iterable[str] = (), stdout: Union[int, IO] =
 
 
 def arpa_words(path: PathLike) -> Iterator[str]:
-    """Words of an ARPA (plain or ``.gz``), without ``<s>``, ``</s>`` and ``<unk>``, in its own case.
+    """Words of an ARPA (plain or ``.gz``), without ``<s>``, ``</s>`` and ``<unk>``, in the case of the ARPA.
 
-    They may hold other white space than KenLM splits at, such as U+00A0; `can_spell` tells whether a lexicon may.
+    They may contain white space at which KenLM does not split, such as U+00A0. `can_spell` rejects such words for a
+    lexicon.
 
     Raises:
         FileNotFoundError: no such ARPA.
-        ValueError: no unigram section; names the file, or the line that is no unigram.
+        ValueError: there is no unigram section (names the file), or a line in it is not a unigram (names the line).
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such ARPA. Train one, or get 4-gram.arpa.gz from openslr.org/11.")
     inside = False
     for number, line in enumerate(text_lines(path), start=1):
         if inside and line.startswith("\\"):
-            return  # the bigrams: the rest of the file, most of it, is not read
+            return  # the bigrams begin: the rest, most of the file, need not be read
         if line.strip() == "\\1-grams:":
             inside = True
         elif inside and (fields := [field for field in ARPA_SPACES.split(line) if field]):
@@ -237,7 +243,7 @@ def listed_words(words_file: PathLike) -> List[str]:
     """The first field of each line of a word list (plain or ``.gz``), each word once.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, it is not UTF-8, or holds no words.
+        FileNotFoundError, ValueError: there is no such file, or it is not UTF-8, or it holds no words.
     """
     words = list(dict.fromkeys(line.split()[0] for line in text_lines(words_file) if line.strip()))
     if not words:
@@ -249,7 +255,7 @@ def lexicon_words(words_file: PathLike, arpa: PathLike) -> List[str]:
     """The `listed_words` that the ARPA knows.
 
     Raises:
-        ValueError: it knows none, so one of the two is in another case or language.
+        ValueError: the ARPA knows none of them, so the two differ in case or language.
     """
     wanted = listed_words(words_file)
     known = set(wanted) & set(arpa_words(arpa))

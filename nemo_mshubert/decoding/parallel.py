@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Lexicon beam search on all cores: worker processes that each load LM and lexicon once and then decode utterances.
+"""Lexicon beam search on all cores: each worker process loads LM and lexicon once, and then decodes utterances.
 
-The binary LM is memory-mapped, so the processes share one copy of it. Processes are spawned, not forked: forking a
-process that holds CUDA or threads is unsafe. A script that decodes in parallel therefore needs the usual
+The binary LM is memory-mapped, so the processes share one copy of it. Processes are spawned, not forked, because
+forking a process with CUDA or threads is unsafe. Therefore a script that decodes in parallel needs the usual
 ``if __name__ == "__main__":``.
 """
 
@@ -38,25 +38,25 @@ from nemo_mshubert.decoding.log_probs import checked_log_probs
 _worker_decoder: Optional[LexiconBeamSearchDecoder] = None  # one in each worker process
 
 Task = Tuple[np.ndarray, str, LexiconBeamConfig]
-LOOK_SECONDS = 0.2  # between two looks whether a result has come
+LOOK_SECONDS = 0.2  # between two checks for a result
 
 
 def _start_worker(decoder: LexiconBeamSearchDecoder) -> None:
     global _worker_decoder
     _worker_decoder = decoder
-    # Ctrl-C reaches every process of the terminal, and the pool may wait for ever for a worker that died of it.
+    # Ctrl-C reaches every process of the terminal, and the pool may wait forever for a worker that it killed.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Where the parent is killed, nobody else ends its workers: they would wait for tasks for ever."""
+    """End this worker if its parent is killed: otherwise it would wait for tasks forever."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
 def _interrupt_once(*_) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one, on the way out, would leave the workers behind
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one during the exit would leave the workers behind
     raise KeyboardInterrupt
 
 
@@ -82,8 +82,8 @@ def _decode_task(decoder: LexiconBeamSearchDecoder, task: Task) -> LexiconHypoth
 
 
 def results_of(futures: Sequence[Future]) -> Iterator[LexiconHypothesis]:
-    """Results in order. Waiting is many short waits: a rank whose main thread takes no processor time at all counts as
-    one that hangs (`parallel.launched`)."""
+    """Results in order. The main thread waits in many short steps, because a rank whose main thread uses no processor
+    time at all is taken to hang (`parallel.launched`)."""
     for future in futures:
         while not future.done():
             wait([future], timeout=LOOK_SECONDS)
@@ -91,11 +91,11 @@ def results_of(futures: Sequence[Future]) -> Iterator[LexiconHypothesis]:
 
 
 class ParallelDecoder:
-    """`LexiconBeamSearchDecoder` on several processes, to be used in a ``with`` block.
+    """`LexiconBeamSearchDecoder` in several processes, to be used in a ``with`` block.
 
     Args:
-        decoder: what each process rebuilds; that it exists shows that LM and lexicon are in order.
-        workers: number of processes; 1 decodes in this one.
+        decoder: the decoder that each process rebuilds. Since it exists, LM and lexicon are known to be valid.
+        workers: number of processes; with 1, this process decodes.
     """
 
     def __init__(self, decoder: LexiconBeamSearchDecoder, workers: int):
@@ -113,7 +113,7 @@ class ParallelDecoder:
         config: Optional[LexiconBeamConfig] = None,
         progress: Optional[str] = None,
     ) -> List[LexiconHypothesis]:
-        """Decode ``(utterance id, log_probs_TV)`` pairs; results in the same order, as of the decoder's ``decode``.
+        """Decode ``(utterance id, log_probs_TV)`` pairs with the decoder's ``decode``; results are in the same order.
 
         Args:
             config: other weights and beams for this call.
@@ -121,7 +121,7 @@ class ParallelDecoder:
 
         Raises:
             ValueError: NaN or wrong shape; names the utterance.
-            RuntimeError: a process was ended from outside.
+            RuntimeError: a process was killed from outside.
         """
         config = config or self.decoder.config
         tasks = [
@@ -132,7 +132,7 @@ class ParallelDecoder:
             if self._pool is None:
                 results = (_decode_task(self.decoder, task) for task in tasks)
             else:
-                with _on_ctrl_c(signal.SIG_IGN):  # workers start here, and inherit it until `_start_worker`
+                with _on_ctrl_c(signal.SIG_IGN):  # workers start here and inherit it until `_start_worker`
                     results = results_of([self._pool.submit(_decode_in_worker, task) for task in tasks])
             return list(tqdm(results, total=len(tasks), desc=progress, unit="utt", disable=progress is None))
         except BrokenProcessPool as error:

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Manifests that errors can be counted on; what is wrong with one is found before any is decoded."""
+"""Read and check manifests with reference transcripts, so that problems are found before anything is decoded."""
 
 from typing import Collection, List, Optional, Sequence
 
@@ -24,11 +24,12 @@ from nemo_mshubert.whole_files import PathLike
 
 
 def read_references(manifest: PathLike, letters: Optional[Sequence[str]] = None) -> List[Line]:
-    """The lines of `iter_manifest`; the audio is looked for, not read. ``letters`` as in `check_transcripts`.
+    """The lines of `iter_manifest`. Audio files must exist, but are not read. ``letters`` as in `check_transcripts`.
 
     Raises:
         FileNotFoundError: no such manifest or audio file.
-        ValueError: no lines, a line without ``text`` or ``duration``, or no words in any; names file, line and remedy.
+        ValueError: there are no lines, a line has no ``text`` or ``duration``, or all lines together have no words;
+            names file, line and remedy.
     """
     lines = []
     for where, entry in not_empty(iter_manifest(manifest), manifest):
@@ -46,8 +47,8 @@ def read_references(manifest: PathLike, letters: Optional[Sequence[str]] = None)
 
 
 def require_writing(reference: str, letters: Collection[str], where: str) -> None:
-    """Raise ``ValueError`` where ``reference`` is in another case or form of Unicode than the model's letters: each
-    word would be an error."""
+    """Raise ``ValueError`` if ``reference`` is in another case or Unicode form than the model's letters: every word
+    would be an error."""
     if reference != fold_case(reference, letters):
         raise ValueError(
             f"{where}: the reference {reference[:40]!r} is not in the case of the model's letters. Write the "

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""``results.json`` of scripts/evaluate.py: the error rates of one model, on one manifest after another."""
+"""``results.json`` of scripts/evaluate.py: the error rates of one model on one or more manifests."""
 
 import json
 from pathlib import Path
@@ -26,20 +26,20 @@ Results = Dict[str, Dict[str, Dict[str, Any]]]  # name of a manifest -> decoding
 
 
 class Source(NamedTuple):
-    """A manifest as it was when it was evaluated."""
+    """A manifest at the time of its evaluation."""
 
     path: str
     sha256: str
 
 
 class Stored(NamedTuple):
-    """What a results.json holds.
+    """The content of a results.json.
 
     Attributes:
-        model: its name.
-        weights: its `weights_fingerprint`.
+        model: name of the model.
+        weights: `weights_fingerprint` of the model.
         manifests: by their file names without suffix.
-        results: of the same names.
+        results: by the same names.
     """
 
     model: str
@@ -49,19 +49,19 @@ class Stored(NamedTuple):
 
 
 def source_of(manifest: PathLike) -> Source:
-    """Where it is, and what it holds."""
+    """Path and content digest of a manifest."""
     return Source(str(Path(manifest).resolve()), file_digest(manifest))
 
 
 def read_results(path: PathLike) -> Stored:
-    """Raises ``FileNotFoundError`` or, where it is another file, ``ValueError``."""
+    """Read a results.json; raises ``FileNotFoundError``, or ``ValueError`` for another kind of file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file. Write it with scripts/evaluate.py.")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         manifests = {name: Source(**source) for name, source in content["manifests"].items()}
         stored = Stored(content["model"], content["weights"], manifests, content["results"])
-        results_table(stored.results)  # reads every number of them
+        results_table(stored.results)  # reads every number, so that a missing one is found
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: not a results.json of scripts/evaluate.py ({error!r}). If it was one, remove it or choose "
@@ -71,10 +71,10 @@ def read_results(path: PathLike) -> Stored:
 
 
 def earlier_results(path: PathLike, model: str, weights: str) -> Stored:
-    """What ``path`` holds of the model with these weights, by whatever name; nothing where there is no such file.
+    """The results in ``path`` for the model with these weights, under any name; none if there is no such file.
 
     Raises:
-        ValueError: it holds results of another model, or something else.
+        ValueError: ``path`` holds results of another model, or something else.
     """
     if not Path(path).is_file():
         return Stored(model, weights, {}, {})
@@ -88,9 +88,9 @@ def earlier_results(path: PathLike, model: str, weights: str) -> Stored:
 
 
 def require_same_set(path: PathLike, stored: Stored, name: str, source: Source) -> None:
-    """Raise ``ValueError`` where ``path`` has the results of another set under ``name``.
+    """Raise ``ValueError`` if ``path`` has the results of another set under ``name``.
 
-    A manifest that was moved or copied is the same set, and so is one that was written anew where it was.
+    A manifest that was moved or copied is the same set, and so is one that was rewritten in its place.
     """
     known = stored.manifests.get(name)
     if known and known.path != source.path and known.sha256 != source.sha256:
@@ -101,7 +101,8 @@ def require_same_set(path: PathLike, stored: Stored, name: str, source: Source) 
 
 
 def with_new(stored: Stored, name: str, source: Source, found: Dict[str, Dict[str, Any]]) -> Stored:
-    """``stored`` with what was ``found`` by each decoder; those of other decoders stay if the manifest is the same."""
+    """``stored`` with the results ``found`` for each decoder; those of other decoders stay if the manifest is the
+    same."""
     known = stored.manifests.get(name)
     others = stored.results[name] if known and known.sha256 == source.sha256 else {}
     results = {**stored.results, name: {**others, **found}}
@@ -115,7 +116,7 @@ def write_results(path: PathLike, stored: Stored) -> None:
 
 
 def results_table(results: Results) -> str:
-    """Markdown table."""
+    """The results as a Markdown table."""
     rows = []
     for manifest, by_decoder in results.items():
         for decoder, summary in by_decoder.items():

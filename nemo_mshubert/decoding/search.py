@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Bayesian optimisation of decoding weights with Ax, one trial a line of JSON, resumable.
+"""Resumable Bayesian optimisation of decoding weights with Ax; every trial is a line of JSON.
 
-A proposal is a function of the seed and the finished trials alone: each step tells a new Ax client all of them. So a
-search that was interrupted goes on exactly as if it had not been.
+A proposal is a function of the seed and the finished trials alone: each step makes a new Ax client and gives it all of
+them. So an interrupted search continues exactly as if it had not been interrupted.
 """
 
 import json
@@ -29,13 +29,13 @@ from nemo_mshubert.whole_files import PathLike, atomic_write
 
 # fairseq examples/hubert/config/decode/ax_sweep/ngram.yaml
 RANGES = {"lm_weight": (0.0, 8.0), "word_score": (-5.0, 5.0), "sil_score": (-10.0, 0.0)}
-# The first is the config's own weights, then Sobol points; from then on the Gaussian process proposes.
+# The first trial has the config's own weights, the others are Sobol points; after them, the Gaussian process proposes.
 INITIAL_TRIALS = 8
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Weights and the word error rate they gave (0.05 is 5 %)."""
+    """Weights and their word error rate (0.05 is 5 %)."""
 
     lm_weight: float
     word_score: float
@@ -48,7 +48,7 @@ class Trial:
 
 
 def require_ax() -> None:
-    """Raise ``ImportError`` with the command to install Ax, before anything slow has begun."""
+    """Raise ``ImportError`` with the command that installs Ax, before any slow work begins."""
     try:
         import ax.api.client  # noqa: F401
     except ImportError as error:
@@ -63,12 +63,12 @@ def search(
     num_trials: int,
     seed: int,
 ) -> List[Trial]:
-    """Minimise ``objective(weights) -> WER`` over `RANGES`; trials that ``trials_path`` holds are not run again.
+    """Minimise ``objective(weights) -> WER`` over `RANGES`; trials in ``trials_path`` are not run again.
 
     Args:
         setup: JSON values that a resumed search must share, such as the LM, the dev set and the beam.
         first: the weights of the first trial.
-        num_trials: of the whole search, including the finished ones.
+        num_trials: number of trials of the whole search, including the finished ones.
 
     Returns:
         All trials in order; the best is ``min(trials, key=lambda trial: trial.wer)``.
@@ -90,7 +90,7 @@ def _propose(trials: List[Trial], seed: int) -> Dict[str, float]:
     from ax.api.configs import RangeParameterConfig
     from ax.utils.common.logger import set_ax_logger_levels
 
-    set_ax_logger_levels(logging.WARNING)  # else it describes its strategy at every step
+    set_ax_logger_levels(logging.WARNING)  # else Ax describes its strategy at every step
     client = Client(random_seed=seed)
     client.configure_experiment(
         [RangeParameterConfig(name=name, parameter_type="float", bounds=bounds) for name, bounds in RANGES.items()]
@@ -108,7 +108,8 @@ def _propose(trials: List[Trial], seed: int) -> Dict[str, float]:
 
 @contextmanager
 def _one_thread():
-    """Matrices of some 30 rows gain nothing from threads, and rounding must not depend on the number of cores."""
+    """Use one thread: matrices of some 30 rows gain nothing from more, and rounding must not depend on the number of
+    cores."""
     import torch
 
     threads = torch.get_num_threads()
@@ -120,7 +121,7 @@ def _one_thread():
 
 
 def read_trials(path: PathLike, setup: Dict[str, Any]) -> List[Trial]:
-    """Trials of a file whose first line is ``setup``; raises ``ValueError`` where it is another or no trials file."""
+    """Trials of a file whose first line is ``setup``; raises ``ValueError`` for another setup or kind of file."""
     with open(path, encoding="utf-8") as stream:
         lines = stream.read().splitlines()
     try:
@@ -144,7 +145,7 @@ def _write_trials(path: PathLike, setup: Dict[str, Any], trials: List[Trial]) ->
 
 
 def plot_trials(trials: List[Trial], path: PathLike) -> None:
-    """Draw WER over trials with the best so far, and WER over each weight, into an image named by its suffix."""
+    """Plot WER over trials with the best so far, and WER over each weight; the suffix of ``path`` is the format."""
     from matplotlib.figure import Figure
 
     rates = [100 * trial.wer for trial in trials]

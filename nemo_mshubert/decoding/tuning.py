@@ -33,7 +33,7 @@ from nemo_mshubert.whole_files import PathLike
 
 @dataclass(frozen=True)
 class Tuning:
-    """What tuning found: word errors without LM, and the best of the trials."""
+    """The result of tuning: word errors without LM, and all trials with the best of them."""
 
     greedy: ErrorCounts
     trials: List[Trial]
@@ -51,23 +51,23 @@ def tune(
     seed: int,
     workers: int,
 ) -> Tuning:
-    """Search LM weight, word and silence score for the least WER over all dev sets together.
+    """Search the LM weight, word score and silence score with the lowest WER over all dev sets together.
 
     Args:
         config: LM, lexicon, beams, and the weights of the first trial.
         log_probs: files of `write_log_probs`.
-        output: the YAML to write the chosen config to. Of the same name, without ``.yaml``, are ``.trials.jsonl``,
-            from which an interrupted search resumes, and ``.png``.
-        workers: processes to decode with.
+        output: the YAML for the chosen config. Two more files have the same name with another ending in place of
+            ``.yaml``: ``.trials.jsonl``, from which an interrupted search resumes, and ``.png``.
+        workers: number of processes for decoding.
 
     Raises:
         ImportError: no Ax or no matplotlib.
-        ValueError: dev sets of different labels, without any word, an ``output`` that is a folder, or as
+        ValueError: the dev sets have different labels or no words, ``output`` is a folder, or as in
             `LexiconBeamSearchDecoder` and `search`.
-        RuntimeError: another process tunes into ``output``.
+        RuntimeError: another process is tuning into ``output``.
     """
     require_ax()
-    if Path(output).is_dir():  # else found when all trials have been made
+    if Path(output).is_dir():  # else it would fail only after all trials
         raise ValueError(f"{output}: a folder. Name a YAML in it as --output.")
     sets = [read_log_probs(path) for path in log_probs]
     for path, dev in zip(log_probs, sets):
@@ -101,14 +101,15 @@ def tune(
 
 
 def _beside(output: PathLike, ending: str) -> Path:
-    """Only ``.yaml`` makes room for ``ending``: the searches for ``lr0.1`` and ``lr0.2`` have files of their own."""
+    """``output`` with another ending. Only ``.yaml`` is replaced, so that searches for ``lr0.1`` and ``lr0.2`` have
+    separate files."""
     path = Path(output)
     return path.with_name((path.stem if path.suffix in (".yaml", ".yml") else path.name) + ending)
 
 
 def _setup(config: LexiconBeamConfig, log_probs: Sequence[PathLike], seed: int) -> Dict:
-    """What trials depend on besides the weights, with the contents of the files; another of these is another
-    search."""
+    """What trials depend on besides the weights, including the contents of the files. If any of it changes, it is
+    another search."""
     fixed = {key: value for key, value in dataclasses.asdict(config).items() if key not in RANGES}
     files = {name: str(Path(fixed[name]).resolve()) for name in ("lm", "lexicon")}
     first = {f"first {name}": getattr(config, name) for name in RANGES}

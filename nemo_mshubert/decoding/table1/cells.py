@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The steps behind the cells of Table 1, each one of the public scripts.
+"""The steps that make the cells of Table 1; each step runs one of the public scripts.
 
     <output>/<model>/ctc/ctc.nemo                                  ssl_to_ctc.py
     <output>/<model>/<split>/finetune/checkpoints/finetune.nemo    finetune_ctc.py, which resumes by itself
@@ -20,8 +20,8 @@
     <output>/<model>/<split>/decoding/tuned.yaml                   tune_decoding.py, which resumes by itself
     <output>/<model>/<split>/sets/<set>/results.json               evaluate.py, a cell: greedy and with LM
 
-A step depends on the files that the spec names, on those of ``conf/`` that its script reads, and on the record of the
-step before (`step.STEP_FILE`), so on all that went before.
+A step depends on the files that the spec names, on the files in ``conf/`` that its script reads, and on the record of
+the previous step (`step.STEP_FILE`), and so on all previous steps.
 """
 
 import re
@@ -33,31 +33,31 @@ from omegaconf import OmegaConf
 from nemo_mshubert.decoding.table1.spec import ModelSpec, Table1Spec
 from nemo_mshubert.decoding.table1.step import STEP_FILE, Step
 
-FINETUNED = "finished"  # beside the checkpoints, of scripts/finetune_ctc.py: it has made all its updates
+FINETUNED = "finished"  # scripts/finetune_ctc.py writes it beside the checkpoints after the last update
 
 
 def hydra_value(value: str) -> str:
-    """``value`` as the right side of an override; quoted where Hydra's grammar would read more than text in it."""
-    if re.fullmatch(r"[\w./-]+", value, re.ASCII):  # of letters it knows those of English only
+    """``value`` as the right side of an override, quoted if Hydra's grammar would not read it as plain text."""
+    if re.fullmatch(r"[\w./-]+", value, re.ASCII):  # unquoted, Hydra accepts only English letters
         return value
     return "'" + value.replace("'", "\\'") + "'"
 
 
 def recipe_files(path: Path) -> List[Path]:
-    """A YAML and those beside it that it goes on from, by its list of defaults."""
+    """A YAML, and the YAMLs beside it on which it is based, according to its list of defaults."""
     defaults = OmegaConf.load(path).get("defaults", [])
-    names = [name for name in defaults if isinstance(name, str) and name != "_self_"]  # others are of groups
+    names = [name for name in defaults if isinstance(name, str) and name != "_self_"]  # the other entries are groups
     return [path, *(file for name in names for file in recipe_files(path.with_name(f"{name}.yaml")))]
 
 
 class Cells:
-    """One model on one split: its files, and its steps in order; ``conf`` is the folder of the recipes."""
+    """One model on one split: its files, and its steps in order. ``conf`` is the folder with the recipes."""
 
     def __init__(self, spec: Table1Spec, model: ModelSpec, split: str, conf: Path):
         self.spec, self.model, self.split, self.conf = spec, model, split, conf
         self.folder = spec.split_folder(model, split)
         self.start = self.folder.parent / "ctc" / "ctc.nemo"
-        # The record is here, too: what lies in the folder above, NeMo moves away when training starts.
+        # The record is also here: NeMo moves files out of the folder above when training starts.
         self.checkpoints = self.folder / "finetune" / "checkpoints"
         self.tuned_model = self.checkpoints / "finetune.nemo"
         self.dev = [Path(spec.dev_sets[name]) for name in spec.tune_on]
@@ -68,7 +68,7 @@ class Cells:
         return [*self._before_sets(), *(self._evaluate(name) for name in self.spec.sets)]
 
     def steps_of(self, set_name: str) -> List[Step]:
-        """Those that one cell of the table depends on."""
+        """The steps that one cell of the table depends on."""
         return [*self._before_sets(), self._evaluate(set_name)]
 
     def _before_sets(self) -> List[Step]:
@@ -92,8 +92,8 @@ class Cells:
             **({"train_tars": recipe.train_tars} if recipe.train_tars else {}),
         }
         overrides = [f"{key}={hydra_value(value)}" for key, value in values.items()]
-        overrides += [*spec.overrides, *recipe.overrides, *self.model.overrides]  # the later wins
-        manifests = [] if recipe.train_tars else [recipe.train_manifest]  # that of tars is a pattern
+        overrides += [*spec.overrides, *recipe.overrides, *self.model.overrides]  # a later one wins
+        manifests = [] if recipe.train_tars else [recipe.train_manifest]  # with tars it is a pattern
         inputs = (self.start.parent / STEP_FILE, *map(Path, [*manifests, validation]))
         arguments = ("--config-name", recipe.config, *overrides)
         name, proof = f"{self.title}: fine-tune", self.checkpoints / FINETUNED

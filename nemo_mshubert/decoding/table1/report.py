@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Table 1 from the results on disk, beside the paper's numbers: Markdown, LaTeX, and CSV with all that was counted."""
+"""Table 1 from the results on disk, next to the paper's numbers: as Markdown, LaTeX, and CSV with all counts."""
 
 import csv
 import io
@@ -31,26 +31,27 @@ ABSENT = "-"
 
 
 class Cell(NamedTuple):
-    """One model, split and set: the paper's WER in percent, and our results (`evaluate.py`'s), where there are any."""
+    """One model, split and set: the paper's WER in percent, and our results from `evaluate.py`, if there are any."""
 
     split: str
     method: str
     evaluation_set: str
     reported: Optional[float]
     ours: Optional[Dict[str, Any]]
-    outdated: bool = False  # there are results, but of other settings or files than those of the spec
+    outdated: bool = False  # there are results, but for settings or files other than the spec's
 
     @property
     def wer(self) -> Optional[float]:
-        """Ours with LM, in percent."""
+        """Our WER with LM, in percent."""
         return 100 * self.ours["lexicon_beam"]["wer"] if self.ours else None
 
 
 def table_cells(spec: Table1Spec, conf: Path) -> Iterator[Cell]:
-    """Row by row: per split the paper's methods in its order, those of ``spec`` among them by name, then the others.
+    """All cells, row by row. Each split has the paper's methods in the paper's order, with our results for models of
+    the same name, and then the other models of ``spec``.
 
     Args:
-        conf: the folder of the recipes.
+        conf: the folder with the recipes.
     """
     models = {model.name: model for model in spec.models}
     for split in dict.fromkeys([*REPORTED, *spec.splits]):
@@ -76,7 +77,7 @@ def _with_results(cell: Cell, spec: Table1Spec, steps: List[Step]) -> Cell:
 
 
 def _rows(cells: List[Cell]) -> Dict[tuple, List[Cell]]:
-    """``(split, method)`` -> its cells, in order of the sets."""
+    """``(split, method)`` -> its cells, in the order of the sets."""
     rows: Dict[tuple, List[Cell]] = {}
     for cell in cells:
         rows.setdefault((cell.split, cell.method), []).append(cell)
@@ -88,12 +89,13 @@ def _number(value: Optional[float], digits: int) -> str:
 
 
 def _numbers(row: List[Cell]) -> List[str]:
-    """Reported and ours of each set in turn; the paper prints one digit."""
+    """The reported and our number for each set in turn; the paper prints one digit."""
     return [text for cell in row for text in (_number(cell.reported, 1), _number(cell.wer, 2))]
 
 
 def wer_table(cells: List[Cell]) -> str:
-    """WER in percent; per set a column of the paper's and a column of ours; below, what was left out as outdated."""
+    """WER in percent, with two columns per set, the paper's and ours. Outdated results are left out, and listed below
+    the table."""
     rows = _rows(cells)
     sets = [cell.evaluation_set for cell in next(iter(rows.values()))]
     columns = [f"{name} {whose}" for name in sets for whose in ("reported", "ours")]
@@ -106,7 +108,7 @@ def wer_table(cells: List[Cell]) -> str:
 
 
 def latex_table(cells: List[Cell]) -> str:
-    """The same table as a ``tabular`` for the package booktabs."""
+    """The same table as a LaTeX ``tabular`` for the package booktabs."""
     rows = _rows(cells)
     sets = [cell.evaluation_set for cell in next(iter(rows.values()))]
     lines = [r"\begin{tabular}{l" + "rr" * len(sets) + "}", r"\toprule"]
@@ -131,7 +133,7 @@ CSV_COLUMNS = (
 
 
 def csv_table(cells: List[Cell]) -> str:
-    """One line per cell; rates in percent, empty where there is no number; counts are those of the decoding with
+    """One line per cell. Rates are in percent, and empty if there is no number. Counts are those of the decoding with
     LM."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")

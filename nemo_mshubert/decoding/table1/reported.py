@@ -12,17 +12,16 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Word error rates that the paper's Table 1 prints, in percent: with a 4-gram LM, beam 500 on dev and 1500 on test
-sets.
+"""Word error rates in the paper's Table 1, in percent: with a 4-gram LM, beam 500 on dev and 1500 on test sets.
 
-The rows of other methods are those that the paper cites; it gives none for HuBERT and "- Swap" at 960 hours.
+The rows of other methods are those that the paper cites; it has no row for HuBERT and "- Swap" at 960 hours.
 """
 
 from typing import Dict, Optional, Tuple
 
 SETS = ("dev-clean", "dev-other", "test-clean", "test-other")
 
-# split -> method -> WER on SETS; None where the paper has a dash. In the order of the paper.
+# split -> method -> WER on SETS, in the order of the paper; None if the paper has a dash.
 REPORTED: Dict[str, Dict[str, Tuple[Optional[float], ...]]] = {
     "1h": {
         "wav2vec 2.0": (5.0, 10.8, 5.5, 11.3),

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""All cells of Table 1: each step that has not been run, and the tables again after each."""
+"""Make all cells of Table 1: run each step that has not been run, and write the tables after each."""
 
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
@@ -26,7 +26,7 @@ from nemo_mshubert.decoding.table1.step import run_step
 def chosen(
     spec: Table1Spec, models: Optional[Sequence[str]], splits: Optional[Sequence[str]]
 ) -> Tuple[List[ModelSpec], List[str]]:
-    """The models and splits of these names, all without names; raises ``ValueError`` for a name that is not there."""
+    """The models and splits with these names, or all if None is given; raises ``ValueError`` for an unknown name."""
     for kind, names, known in (
         ("model", models, [model.name for model in spec.models]),
         ("split", splits, list(spec.splits)),
@@ -46,15 +46,15 @@ def run_table1(
     models: Optional[Sequence[str]] = None,
     splits: Optional[Sequence[str]] = None,
 ) -> None:
-    """Run every step that has not been run, split by split, and write the tables again after each.
+    """Run every step that has not been run, split by split, and write the tables after each.
 
     Args:
         repository: folder of ``scripts/`` and ``conf/``.
-        models, splits: the names to run; all by default. The tables hold whatever has been run.
+        models, splits: names of those to run; all by default. The tables hold everything that has been run.
 
     Raises:
-        FileNotFoundError, ValueError, ImportError: see `check_inputs`, before anything is run, and `run_step`.
-        RuntimeError: a script failed or was ended. Run again to go on from there.
+        FileNotFoundError, ValueError, ImportError: see `check_inputs`, which runs before any step, and `run_step`.
+        RuntimeError: a script failed or was killed. Another call continues from there.
     """
     chosen_models, chosen_splits = chosen(spec, models, splits)
     conf = repository / "conf"

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What Table 1 is made of: a YAML that names encoders, fine-tuning splits, evaluation sets and the language model."""
+"""The specification of Table 1: a YAML that names encoders, fine-tuning splits, evaluation sets and language model."""
 
 import re
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ from nemo_mshubert.whole_files import PathLike
 
 
 def folder_name(name: str) -> str:
-    """``name`` in letters, digits and underscores: "- Swap" becomes "Swap"."""
+    """``name`` reduced to letters, digits and underscores: "- Swap" becomes "Swap"."""
     return re.sub(r"\W+", "_", name).strip("_")
 
 
@@ -38,17 +38,17 @@ def folder_name(name: str) -> str:
 class ModelSpec:
     """A row: an encoder and how it is fine-tuned."""
 
-    name: str = MISSING  # the paper's, where it stands beside the paper's numbers
-    ssl: str = MISSING  # .nemo that scripts/ssl_to_ctc.py takes
-    from_scratch: bool = False  # its architecture with random weights
-    overrides: List[str] = field(default_factory=list)  # of scripts/finetune_ctc.py
+    name: str = MISSING  # the paper's name, if the row is to stand next to the paper's numbers
+    ssl: str = MISSING  # .nemo for scripts/ssl_to_ctc.py
+    from_scratch: bool = False  # use its architecture with random weights
+    overrides: List[str] = field(default_factory=list)  # for scripts/finetune_ctc.py
 
 
 @dataclass
 class SplitSpec:
     """A block of rows: data and recipe of a fine-tuning."""
 
-    config: str = MISSING  # of conf/finetune
+    config: str = MISSING  # name in conf/finetune
     train_manifest: str = MISSING
     train_tars: Optional[str] = None
     overrides: List[str] = field(default_factory=list)
@@ -56,7 +56,7 @@ class SplitSpec:
 
 @dataclass
 class Table1Spec:
-    """See ``conf/table1/librispeech.yaml``, where every value has its meaning and source."""
+    """See ``conf/table1/librispeech.yaml``, which gives the meaning and source of every value."""
 
     data: Optional[str] = None  # for ${data} in the paths below
     output: str = MISSING
@@ -75,15 +75,15 @@ class Table1Spec:
 
     @property
     def sets(self) -> Dict[str, str]:
-        """Evaluation sets, those for development first: name -> manifest."""
+        """Evaluation sets, dev sets first: name -> manifest."""
         return {**self.dev_sets, **self.test_sets}
 
     def split_folder(self, model: ModelSpec, split: str) -> Path:
-        """Where everything of ``model`` fine-tuned on ``split`` is."""
+        """The folder for everything of ``model`` fine-tuned on ``split``."""
         return Path(self.output) / folder_name(model.name) / folder_name(split)
 
     def set_folder(self, model: ModelSpec, split: str, name: str) -> Path:
-        """Where the results on the evaluation set ``name`` are: a cell of the table."""
+        """The folder with the results on the evaluation set ``name``: a cell of the table."""
         return self.split_folder(model, split) / "sets" / folder_name(name)
 
 
@@ -122,12 +122,12 @@ def _check_names(spec: Table1Spec, where: str) -> None:
 
 
 def check_inputs(spec: Table1Spec, models: List[ModelSpec], splits: List[str], conf: Path) -> None:
-    """Find now what would otherwise end a step after days: files that are not there, lines that cannot be evaluated,
-    texts and LM of another alphabet.
+    """Find now what would otherwise end a step after days: missing files, lines that cannot be evaluated, and texts or
+    an LM in another alphabet.
 
     Args:
         models, splits: those that will be run.
-        conf: the folder of ``finetune/*.yaml`` and ``decode/lexicon_beam.yaml``.
+        conf: the folder with ``finetune/*.yaml`` and ``decode/lexicon_beam.yaml``.
 
     Raises:
         FileNotFoundError, ValueError: names the file and the remedy.
@@ -142,7 +142,7 @@ def check_inputs(spec: Table1Spec, models: List[ModelSpec], splits: List[str], c
                 f"{model.ssl}: no such encoder for {model.name!r}. Make it with scripts/pretrain.py or "
                 "scripts/convert_checkpoint.py, or leave the model out with --models."
             )
-    for name, split in spec.splits.items():  # of all: the tables are about all
+    for name, split in spec.splits.items():  # all splits, since the tables include all
         recipe = conf / "finetune" / f"{split.config}.yaml"
         if not recipe.is_file():
             raise FileNotFoundError(f"{recipe}: no such recipe for the split {name!r}. Correct its config.")

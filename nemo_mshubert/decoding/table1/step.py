@@ -12,8 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A step of an experiment: one script, run once, whose folder says by which command and from which files it was
-made."""
+"""A step of an experiment: one script that is run once. The step's folder records its command and input files."""
 
 import fcntl
 import json
@@ -43,13 +42,13 @@ class Step(NamedTuple):
     script: str
     arguments: Tuple[str, ...]
     inputs: Tuple[Path, ...]
-    invalid_with: Path  # the folder to remove, should command or input have changed
-    recipes: Tuple[Path, ...] = ()  # inputs below conf/, known by their place there: the checkout may move
-    proof: Optional[Path] = None  # what the script leaves at its end, where its status is 0 before that, too
+    invalid_with: Path  # the folder to remove if command or inputs have changed
+    recipes: Tuple[Path, ...] = ()  # inputs in conf/, recorded by their path in it: the checkout may be moved
+    proof: Optional[Path] = None  # file that the script writes at its end, if its status may be 0 before that
 
     @property
     def record(self) -> Dict[str, Any]:
-        """What makes it this step and no other."""
+        """What identifies the step: its command, and the digests of its inputs."""
         inputs = {**{str(path): path for path in self.inputs}, **{_below_conf(path): path for path in self.recipes}}
         digests = {name: _digest(path.resolve(), path.stat().st_mtime_ns) for name, path in inputs.items()}
         return {"command": [self.script, *self.arguments], "inputs": digests}
@@ -61,18 +60,18 @@ def _below_conf(path: Path) -> str:
 
 @lru_cache(maxsize=None)
 def _digest(path: Path, modified: int) -> str:
-    """SHA-256 of a file, once per process and modification; an LM takes seconds and is in every cell."""
+    """SHA-256 of a file, computed once per process and modification: an LM takes seconds and is used in every cell."""
     return file_digest(path)
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the step of this folder has ended well."""
+    """Whether the step of this folder has ended successfully."""
     record = _read_record(folder)
     return record is not None and record["finished"]
 
 
 def is_current(step: Step) -> bool:
-    """Whether the step has ended well with the command and the inputs that it would have now."""
+    """Whether the step has ended successfully with the command and the inputs that it would have now."""
     before = _read_record(step.folder)
     try:
         return before is not None and before["finished"] and before.items() >= step.record.items()
@@ -86,17 +85,17 @@ def _read_record(folder: Path) -> Optional[Dict[str, Any]]:
 
 
 def write_record(folder: Path, record: Dict[str, Any], finished: bool) -> None:
-    """With the time: a step that is made anew, by the same command, outdates the steps behind it."""
+    """Write the record with the time, so that repeating a step with the same command makes later steps outdated."""
     write_json(folder / STEP_FILE, {**record, "finished": finished, "time": time.time_ns()})
 
 
 def run_step(step: Step, scripts: Path) -> None:
-    """Run ``step``, with its command line printed, unless it has ended well before. Where another process is at it, as
-    on a machine that makes other splits of the same model, wait until that has ended.
+    """Run ``step`` and print its command line, unless it has ended successfully before. If another process is running
+    it (for example on a machine that makes other splits of the same model), wait until that has ended.
 
     Raises:
         ValueError: it was begun with another command or other inputs; says which, and what to remove.
-        RuntimeError: the script failed, as it says on the terminal, or was ended before it had done all.
+        RuntimeError: the script failed (its message is on the terminal), or was stopped before it had finished.
     """
     with _alone_in(step.folder, step.name):
         _run_alone(step, scripts)
@@ -125,7 +124,7 @@ def _run_alone(step: Step, scripts: Path) -> None:
 
 @contextmanager
 def _alone_in(folder: Path, name: str) -> Iterator[None]:
-    """No second process goes on before this one has ended or left; a warning where the file system has no locks."""
+    """A second process waits here until this one has left or ended; logs a warning if the file system has no locks."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK_FILE, "a", encoding="utf-8") as stream:
         if not try_to_lock(stream, fcntl.lockf):
@@ -135,25 +134,25 @@ def _alone_in(folder: Path, name: str) -> Iterator[None]:
 
 
 def run_to_its_end(command: Sequence[str]) -> int:
-    """The status of a command that is awaited, also when this process is asked to end: it may have a checkpoint to
-    write, or processes of its own to end.
+    """Run a command and return its status. If this process is asked to end, it still waits for the command, which may
+    have to write a checkpoint or to end its own processes.
 
     Raises:
-        KeyboardInterrupt, SystemExit: what was asked, when the command has ended.
+        KeyboardInterrupt, SystemExit: the request to end, raised when the command has ended.
     """
-    # Lightning would take the tasks of a SLURM job that this is one of for its ranks, and start none.
+    # Inside a SLURM job, Lightning would take the job's tasks for its ranks, and start none.
     environment = {name: value for name, value in os.environ.items() if name != "SLURM_NTASKS"}
     process, asked, to_be_told = subprocess.Popen(command, env=environment), None, False
     while True:
         try:
-            if to_be_told:  # within the try: schedulers may send a second signal meanwhile
+            if to_be_told:  # within the try: schedulers may send a second signal
                 process.terminate()
                 to_be_told = False
             status = process.wait()
             break
-        except KeyboardInterrupt as interrupt:  # Ctrl-C, which the terminal has sent to the command, too
+        except KeyboardInterrupt as interrupt:  # Ctrl-C, which the terminal has also sent to the command
             asked = interrupt
-        except SystemExit as ending:  # SIGTERM, by the handler of scripts/table1.py
+        except SystemExit as ending:  # SIGTERM, from the handler of scripts/table1.py
             asked, to_be_told = ending, True
     if asked is not None:
         raise asked
