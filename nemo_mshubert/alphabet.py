@@ -12,28 +12,29 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The letters of CTC models: NeMo's labels, of which the space ends a word, and what others write in its place."""
+"""The letters of CTC models: NeMo's labels, in which the space ends a word, and the character that others write for
+it."""
 
 import re
 import string
 from typing import Iterable, List
 
 SPACE = " "  # the label
-WRITTEN_SPACE = "|"  # in lexicon files, whose letters white space separates, and in vocabularies of other ecosystems
-ENGLISH_LABELS = [SPACE, *string.ascii_lowercase, "'"]  # LibriSpeech; the CTC blank follows as the last index
+WRITTEN_SPACE = "|"  # in lexicon files, where white space separates letters, and in vocabularies of other ecosystems
+ENGLISH_LABELS = [SPACE, *string.ascii_lowercase, "'"]  # for LibriSpeech; the CTC blank follows as the last index
 SPECIAL_PIECE = re.compile(r"<.*>|\[.*\]")  # <unk>, [CLS]
 
 
 def written(label: str) -> str:
-    """A label as others write it."""
+    """A label in the form that others write."""
     return WRITTEN_SPACE if label == SPACE else label
 
 
 def label_of(token: str) -> str:
-    """The label of what others have written."""
+    """The label for a token that others have written."""
     return SPACE if token == WRITTEN_SPACE else token
 
 
 def pieces_of_text(labels: Iterable[str]) -> List[str]:
-    """The labels of a model of word pieces without <unk>, [CLS] and the like, whose case is not that of the text."""
+    """The labels of a word-piece model without <unk>, [CLS] and the like, whose case differs from that of the text."""
     return [label for label in labels if not SPECIAL_PIECE.fullmatch(label)]

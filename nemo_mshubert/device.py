@@ -12,23 +12,23 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The device that a command runs on, and the cores that it may use."""
+"""The device on which a command runs, and the cores that it may use."""
 
 import os
 from typing import Any, Dict
 
 
 def available_cores() -> int:
-    """Cores that this process may use, which in a container or a Slurm job are fewer than the machine's."""
+    """Number of cores that this process may use; in a container or a Slurm job it can be less than the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_device(name: str) -> str:
-    """``name`` as given (``cpu``, ``cuda``, ``cuda:1``, ...); ``auto``: a GPU where there is one, under torchrun that
-    of this rank."""
+    """``name`` as given (``cpu``, ``cuda``, ``cuda:1``, ...). ``auto`` is a GPU if there is one, and under torchrun
+    the GPU of this rank."""
     if name != "auto":
         return name
-    import torch  # which takes a second: scripts import this module before they read their options
+    import torch  # takes a second: scripts import this module before they read their options
 
     if not torch.cuda.is_available():
         return "cpu"

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Locks by which processes that would overwrite each other's files notice one another."""
+"""Locks that keep processes from overwriting each other's files."""
 
 import errno
 import fcntl
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 def try_to_lock(stream: IO, lock: Callable[[IO, int], None]) -> bool:
-    """Lock an open file until it is closed; False where another process holds the lock.
+    """Lock an open file until it is closed; False if another process holds the lock.
 
-    Where the file system has no locks: a warning, and True.
+    If the file system has no locks, it logs a warning and returns True.
 
     Args:
-        lock: ``fcntl.lockf``: a lock of this process alone, which ends when the process closes the file anywhere; or
-            ``fcntl.flock``: one of this open file, which processes forked from this one keep.
+        lock: ``fcntl.lockf``: the lock belongs to this process alone, and ends when any part of it closes the file; or
+            ``fcntl.flock``: the lock belongs to this open file, and processes forked from this one share it.
     """
     try:
         lock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -47,7 +47,7 @@ def try_to_lock(stream: IO, lock: Callable[[IO, int], None]) -> bool:
 
 
 def _is_file_of(stream: IO, path: Path) -> bool:
-    """Whether an open file is still the one of this name: its process may have renamed or removed it since."""
+    """Whether an open file still has the name ``path``: another process may have renamed or removed it."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
     except FileNotFoundError:
@@ -56,17 +56,17 @@ def _is_file_of(stream: IO, path: Path) -> bool:
 
 @contextmanager
 def locked(path: Path, lock: Callable[[IO, int], None], work: str) -> Iterator[IO]:
-    """The file of this name, locked by `try_to_lock` and open to append; its folder is made.
+    """The file ``path``, locked by `try_to_lock` and open for appending; its folder is made.
 
     Raises:
-        RuntimeError: another process has it; ends with ``work``.
+        RuntimeError: another process holds it; the message ends with ``work``.
     """
     make_folder(path.parent)
     while True:
         with open(path, "a", encoding="utf-8") as stream:
             if not try_to_lock(stream, lock):
                 raise RuntimeError(f"{path}: another process {work}")
-            if not _is_file_of(stream, path):  # the other process renamed or removed it behind the open
+            if not _is_file_of(stream, path):  # the other process renamed or removed it after it was opened
                 continue
             yield stream
             return
@@ -74,14 +74,14 @@ def locked(path: Path, lock: Callable[[IO, int], None], work: str) -> Iterator[I
 
 @contextmanager
 def alone(lock: Path, work: str) -> Iterator[None]:
-    """Hold the file ``lock``, which is there for that alone, and remove it. Of a process that is killed the file
-    stays, without a lock.
+    """Hold the file ``lock``, which has no other purpose, and remove it at the end. If the process is killed, the file
+    stays, but unlocked.
 
     Args:
-        work: for the error: "evaluates into this folder. Wait for it."
+        work: for the error message: "evaluates into this folder. Wait for it."
 
     Raises:
-        RuntimeError: another process has it; ends with ``work``.
+        RuntimeError: another process holds it; the message ends with ``work``.
     """
     with locked(lock, fcntl.lockf, work):
         try:
@@ -92,7 +92,8 @@ def alone(lock: Path, work: str) -> Iterator[None]:
 
 @contextmanager
 def in_turn(lock: Path, work: str) -> Iterator[None]:
-    """`alone`, but behind a process that has the file: where the second goes on with what the first has made."""
+    """Like `alone`, but wait for a process that holds the file. It is used if the second process continues with what
+    the first has made."""
     with ExitStack() as stack:
         is_told = False
         while True:

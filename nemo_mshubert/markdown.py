@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Tables, and how they look in Markdown."""
+"""Tables, and their form in Markdown."""
 
 from dataclasses import dataclass
 from typing import Any, Collection, Iterable, List, Optional, Sequence, Tuple
@@ -20,7 +20,8 @@ from typing import Any, Collection, Iterable, List, Optional, Sequence, Tuple
 
 @dataclass
 class Table:
-    """Cells as text; the columns ``text_columns`` (from 0) are set left, the others, of numbers, right."""
+    """Cells as text. The columns ``text_columns`` (from 0) are left-aligned; the others hold numbers and are
+    right-aligned."""
 
     title: str
     header: List[str]
@@ -32,10 +33,11 @@ class Table:
 def markdown_table(
     header: Sequence[str], rows: Iterable[Sequence[Any]], text_columns: Optional[Collection[int]] = None
 ) -> str:
-    """One line per row.
+    """A Markdown table with one line per row.
 
     Args:
-        text_columns: which, from 0, are set left; the others, of numbers, right. All are, without it.
+        text_columns: columns (from 0) that are left-aligned; the others hold numbers and are right-aligned. Without
+            it, all are left-aligned.
     """
     is_text = [text_columns is None or column in text_columns for column in range(len(header))]
     lines = [_line(header), "|" + "".join("---|" if text else "---:|" for text in is_text), *map(_line, rows)]

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A file of lines that an interrupted call leaves beside its output, and that the same call goes on with."""
+"""A file of lines that an interrupted call leaves beside its output, so that the same call can continue it."""
 
 import fcntl
 from contextlib import contextmanager
@@ -25,16 +25,16 @@ from nemo_mshubert.whole_files import naming
 
 @contextmanager
 def locked_partial(output: Path, identity: str, work: str) -> Iterator[Tuple[Path, IO[str]]]:
-    """``.<output>.<identity>.partial`` beside ``output``, and it opened behind its last line.
+    """The path ``.<output>.<identity>.partial`` beside ``output``, and this file, open after its last line.
 
     Args:
-        identity: of all that the lines depend on.
-        work: for the error: "is labelling these lines. Wait for it."
+        identity: stands for everything that the lines depend on.
+        work: for the error message: "is labelling these lines. Wait for it."
 
     Raises:
-        RuntimeError: another process has it; ends with ``work``.
+        RuntimeError: another process holds it; the message ends with ``work``.
     """
     partial = output.with_name(f".{output.name}.{identity}.partial")
-    # flock is of the file as opened here: its lines are read by another name
+    # flock belongs to the file as opened here: a lockf would end when the lines are read through another open file
     with naming(partial), locked(partial, fcntl.flock, work) as stream:
         yield partial, stream

@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Let NeMo instantiate ``nemo_mshubert.*`` targets, and know our learning-rate schedule.
+"""Allow NeMo to instantiate ``nemo_mshubert.*`` targets, and register our learning-rate schedule.
 
-NeMo refuses every ``_target_`` outside ``nemo.core.classes.common.ALLOWED_TARGET_PREFIXES``, so a ``.nemo`` file with
-our encoder would not restore in a stock script. NeMo has no call to extend the list; a post-import hook appends to it
-without importing NeMo (which takes seconds). NeMo's check of the *class* of a target still applies to ours.
+NeMo rejects every ``_target_`` outside ``nemo.core.classes.common.ALLOWED_TARGET_PREFIXES``, so a stock script could
+not restore a ``.nemo`` file with our encoder. NeMo has no function to extend the list. A post-import hook appends to
+it without importing NeMo (which takes seconds). NeMo's check of the *class* of a target still applies to ours.
 
 This module imports neither torch nor NeMo: it also runs in every Hydra application, through ``hydra_plugins``.
 """
@@ -31,18 +31,18 @@ _PREFIX = "nemo_mshubert."
 
 
 def _append_prefix(nemo_common_module) -> None:
-    prefixes = getattr(nemo_common_module, "ALLOWED_TARGET_PREFIXES", None)  # absent: nothing is blocked
+    prefixes = getattr(nemo_common_module, "ALLOWED_TARGET_PREFIXES", None)  # if absent, NeMo blocks nothing
     if prefixes is not None and _PREFIX not in prefixes:
         prefixes.append(_PREFIX)
 
 
 def _register_schedule(_) -> None:
-    # A module that registers itself at its end: it may be what has imported NeMo, and not be there whole yet.
+    # The module registers itself at its end. It may have triggered this import of NeMo, and not be complete yet.
     importlib.import_module("nemo_mshubert.optim.tri_stage")
 
 
 def register_with_nemo() -> None:
-    """Do both now, or as soon as NeMo is imported; setting ``NEMO_MSHUBERT_NO_AUTOREGISTER`` opts out."""
+    """Register both now, or as soon as NeMo is imported; ``NEMO_MSHUBERT_NO_AUTOREGISTER`` switches this off."""
     if not os.environ.get(OPT_OUT_VARIABLE):
         wrapt.register_post_import_hook(_append_prefix, "nemo.core.classes.common")
         wrapt.register_post_import_hook(_register_schedule, "nemo.core.optim.lr_scheduler")

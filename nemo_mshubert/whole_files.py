@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Files and folders that are there whole or not at all: written under a temporary name, then renamed."""
+"""Files and folders that exist whole or not at all: they are written under a temporary name, then renamed."""
 
 import errno
 import json
@@ -26,34 +26,34 @@ from uuid import uuid4
 
 PathLike = Union[str, Path]
 
-# What safetensors, NumPy (of rows that lie apart, too) and torch.save say of a full disk, in errors without its
-# number.
+# Messages of safetensors, NumPy (also for arrays that are not contiguous) and torch.save about a full disk, in errors
+# without an errno.
 FULL_DISK = re.compile(
     r"\(os error 28\)|^\d+ requested and \d+ written|^problem writing element \d+ to file|unexpected pos \d+ vs \d+"
 )
-NAME_CHARACTERS = 50  # of a file's name, in that of its temporary neighbour
+NAME_CHARACTERS = 50  # of a file's name that its temporary neighbour takes over
 
 
 def temporary_neighbour(path: Path, suffix: str = "") -> Path:
-    """A hidden name beside ``path`` that no other process takes: in containers on several machines pids are often the
-    same. Of a long name it has the beginning: file systems take 255 bytes, four to a character at most."""
+    """A hidden name beside ``path`` that no other process uses; a pid is not enough, as containers on several machines
+    often have the same. A long name is shortened: file systems allow 255 bytes, and a character has up to four."""
     return path.with_name(f".{path.name[:NAME_CHARACTERS]}.{os.getpid()}.{uuid4().hex[:8]}.tmp{suffix}")
 
 
 def remove_left_over(folder: Path, name: str = "*") -> None:
-    """Remove the temporary files that killed processes left of files in ``folder``; of another that writes now,
-    too."""
+    """Remove the temporary files that killed processes left in ``folder``. This also removes those of a process that
+    is writing now."""
     for path in [*folder.glob(f".{name}.*.tmp"), *folder.glob(f".{name}.*.tmp.nemo")]:
         path.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_path(path: Path, suffix: str = "") -> Iterator[Path]:
-    """The name of a temporary neighbour, which takes the place of ``path`` on success, so that it is whole or absent.
+    """The path of a temporary neighbour, which replaces ``path`` on success, so that ``path`` is whole or absent.
 
     Raises:
-        IsADirectoryError, FileExistsError: as `make_place`, before any work is done for it; the system's own errors
-            would name a hidden temporary file.
+        IsADirectoryError, FileExistsError: as in `make_place`, before any work is done; the system's own errors would
+            name a hidden temporary file.
     """
     make_place(path)
     temporary = temporary_neighbour(path, suffix)
@@ -67,21 +67,21 @@ def atomic_path(path: Path, suffix: str = "") -> Iterator[Path]:
 
 @contextmanager
 def atomic_write(path: PathLike, mode: str = "w"):
-    """Open the `atomic_path` of ``path``."""
+    """Open the `atomic_path` of ``path`` for writing."""
     encoding = None if "b" in mode else "utf-8"
     with atomic_path(Path(path)) as temporary, open(temporary, mode, encoding=encoding) as stream:
         yield stream
 
 
 def write_json(path: PathLike, content: Any) -> None:
-    """`atomic_write` of JSON that people may read; of names that are not UTF-8 it has JSON's escapes."""
+    """`atomic_write` of JSON that people can read; names that are not UTF-8 are written with escapes."""
     with atomic_write(path, "wb") as stream:
         stream.write(json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
 
 
 def claim_json(path: PathLike, content: Any) -> Any:
-    """Write ``content`` where there is nothing yet, and return what the file holds then: of two processes that come at
-    the same time one is told what the other wrote."""
+    """Write ``content`` if there is no file yet, and return the content of the file. If two processes do this at the
+    same time, one gets what the other wrote."""
     path = Path(path)
     if not path.is_file():
         make_place(path)
@@ -101,14 +101,14 @@ def claim_json(path: PathLike, content: Any) -> Any:
 
 
 def make_place(path: Path) -> None:
-    """Make the folder of a file; raises ``IsADirectoryError`` or ``FileExistsError`` where no file can be there."""
+    """Make the folder of a file; raises ``IsADirectoryError`` or ``FileExistsError`` if the file cannot be there."""
     if path.is_dir():
         raise IsADirectoryError(f"{path}: a folder. Name a file in it.")
     make_folder(path.parent)
 
 
 def make_folder(folder: PathLike) -> None:
-    """Make a folder, and those above it; raises ``FileExistsError`` where there is a file in the place of one."""
+    """Make a folder and its parents; raises ``FileExistsError`` if a file is in the place of one of them."""
     folder = Path(folder)
     for place in (folder, *folder.parents):
         if place.is_file():
@@ -118,10 +118,10 @@ def make_folder(folder: PathLike) -> None:
 
 @contextmanager
 def atomic_folder(folder: PathLike) -> Iterator[Path]:
-    """A temporary neighbour of ``folder`` that takes its place on success, so that ``folder`` is whole or absent.
+    """A temporary neighbour of ``folder`` that replaces it on success, so that ``folder`` is whole or absent.
 
     Raises:
-        FileExistsError: the folder holds something, or a file is in the place of one above it.
+        FileExistsError: the folder is not empty, or a file is in the place of one of its parents.
     """
     folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -132,7 +132,7 @@ def atomic_folder(folder: PathLike) -> Iterator[Path]:
     try:
         with naming(folder):
             yield temporary
-        try:  # onto an empty folder, too
+        try:  # also replaces an empty folder
             os.replace(temporary, folder)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
@@ -144,7 +144,7 @@ def atomic_folder(folder: PathLike) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: PathLike) -> Iterator[None]:
-    """Put ``path`` into the error of a full disk or quota, which names no file."""
+    """Add ``path`` to the error about a full disk or quota, which names no file."""
     try:
         yield
     except Exception as error:
