@@ -34,8 +34,8 @@ def try_to_lock(stream: IO, lock: Callable[[IO, int], None]) -> bool:
     If the file system has no locks, it logs a warning and returns True.
 
     Args:
-        lock: ``fcntl.lockf``: the lock belongs to this process alone, and ends when any part of it closes the file; or
-            ``fcntl.flock``: the lock belongs to this open file, and processes forked from this one share it.
+        lock: ``fcntl.lockf``: the lock belongs to this process alone, and ends when the process closes the file
+            anywhere; or ``fcntl.flock``: the lock belongs to this open file, and forked processes share it.
     """
     try:
         lock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

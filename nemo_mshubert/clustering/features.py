@@ -80,8 +80,7 @@ class FeatureMaker:
     def __call__(self, waveforms: List[np.ndarray]) -> List[Tensor]:
         """Features ``float32 [T, D]``, ``T = frame_count(S)``, of each waveform ``float32 [S]`` at 16 kHz.
 
-        They stay on ``device``, where labels are computed: one second of base's features takes 154 kB, of labels 100
-        bytes.
+        They stay on ``device``, where labels are computed: a second of base's features is 154 kB, of labels 100 bytes.
         """
         raise NotImplementedError
 
@@ -132,7 +131,7 @@ class HiddenFeatures(FeatureMaker):
     Utterances longer than `MAX_CHUNK_SAMPLES` (which no padded batch exceeds) are cut into chunks of about equal
     length, so that no chunk is only a few frames long. Neighbouring chunks share the 80 samples by which the 400
     samples of a frame exceed the hop, so that no frame is lost (fairseq cuts without overlap and loses one frame per
-    cut). The transformer processes each chunk on its own.
+    cut). Each chunk is processed on its own.
 
     Args:
         encoder: has ``extract_features(audio [B, S], length [B], layer) -> (features [B, T, D], frames [B])`` that
@@ -201,8 +200,8 @@ def cut_at_frames(num_samples: int, max_samples: int, hop_samples: int) -> List[
     """Sample ranges of at most ``max_samples`` whose 400-sample windows, ``hop_samples`` apart, are together the
     windows of the whole.
 
-    Neighbours overlap by ``400 - hop_samples``, so that exactly one range contains each whole window. The last range
-    keeps the samples after the last window: norms over time see them, as they do in training and in fairseq.
+    Neighbours overlap by ``400 - hop_samples``, so that each window lies completely in exactly one range. The last
+    range keeps the samples after the last window: norms over time see them, as they do in training and in fairseq.
     """
     if num_samples < RECEPTIVE_FIELD_SAMPLES:
         return []

@@ -42,7 +42,7 @@ ASSIGN_FRAMES = 16384  # per distance matrix: 66 MB for 1000 centres
 
 
 def sample_frames(batches_of_features: Iterable[Union[np.ndarray, Tensor]], max_frames: int, seed: int) -> np.ndarray:
-    """Uniform sample without replacement of a stream of frames. It needs no more memory than the sample itself.
+    """Uniform sample without replacement of a stream of frames. The memory needed is that of the sample.
 
     This is Vitter's algorithm R on whole batches: frame ``i`` draws one of ``i + 1`` places, and is kept if that place
     is in the reservoir. The sample does not depend on how the stream is divided into batches.

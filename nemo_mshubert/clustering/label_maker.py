@@ -181,8 +181,8 @@ def fit_label_maker(
 def coarsen_label_maker(
     maker: LabelMaker, cluster_counts: Sequence[int], assignment: str, backend: str, seed: int
 ) -> LabelMaker:
-    """A label maker with the finest set of ``maker`` and with sets of ``cluster_counts``, fitted on its centres as in
-    `fit_label_maker`. The coarser sets of ``maker`` are dropped. The labels of the finest set do not change."""
+    """A label maker with the finest set of ``maker``, and coarser sets of ``cluster_counts`` fitted on its centres as
+    in `fit_label_maker`. The coarser sets of ``maker`` are dropped. The labels of the finest set do not change."""
     _check_assignment(assignment)
     centres = coarsen(maker.centres[maker.sets[0]], cluster_counts, backend, seed)
     origin = {**maker.versions, **_versions(), "finest set of": maker.id}

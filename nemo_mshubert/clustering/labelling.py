@@ -82,8 +82,8 @@ def label_manifest(
     With a ``shard``, only its lines are written, to ``shard.path(output)``; `merge_shards` joins the shards.
 
     Lines go to ``.<output>.<id of maker>.partial`` beside ``output``, window by window. After an interruption, the
-    same call keeps the lines that are unchanged in the manifest and have labels of the same maker, and continues after
-    the last of them. So one can repair a bad line without losing the work before it. With ``skip_unusable``, a bad
+    same call keeps the leading lines that are unchanged in the manifest and have labels of the same maker, and
+    continues after them. So one can repair a bad line without losing the work before it. With ``skip_unusable``, a bad
     line is left out instead, and written with the reason to the manifest of `LeftOut` beside ``output``.
 
     Returns:
@@ -284,8 +284,8 @@ def _is_complete(manifest: PathLike, labelled: Path, maker_id: str, lines: range
 def _labelled_prefix(
     manifest: PathLike, labelled: Path, maker_id: str, lines: range, left_out: LeftOut
 ) -> Tuple[int, int]:
-    """How many of these lines of ``manifest`` are done, and how many bytes of ``labelled`` they take. A line is done
-    if it was left out, or if ``labelled`` holds it, in this order, with labels of the maker."""
+    """How many of these lines of ``manifest`` are done, from the first on, and how many bytes of ``labelled`` they
+    take. A line is done if ``labelled`` holds it next, with labels of the maker, or if it was left out."""
     count = size = 0
     with open(labelled, "rb") as stream:
         line = stream.readline()

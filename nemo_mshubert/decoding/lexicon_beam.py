@@ -127,8 +127,8 @@ class LexiconBeamSearchDecoder:
         )
         # Unlike fairseq's, NeMo's transcripts do not end with the delimiter. So models need not emit one after the
         # last word, and flashlight would drop that word. One more frame lets the word end, or the delimiter continue,
-        # at no cost. Other words get the penalty of unfinished words: in a narrow beam, their continuations would
-        # displace the finished word.
+        # at no cost. Other words stay unfinished, with a penalty: in a narrow beam, their continuations would displace
+        # the finished word.
         self._closing_frame = np.full((1, len(self.labels) + 1), -np.inf, dtype=np.float32)
         self._closing_frame[0, self._blank] = UNFINISHED
         self._closing_frame[0, self._delimiter] = -config.sil_score
