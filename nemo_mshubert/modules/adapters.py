@@ -15,8 +15,8 @@
 """NeMo's adapters in the encoder: small trainable modules behind every block, with the pre-trained weights frozen.
 
 ``model.add_adapter``, ``set_enabled_adapters``, ``unfreeze_enabled_adapters`` and the stock script
-train_asr_adapter.py use these. Without adapters the encoder computes what it did, and its state dict has no more
-entries.
+train_asr_adapter.py use these. Without adapters, the encoder's outputs and the entries of its state dict are
+unchanged.
 """
 
 from typing import List, Optional, Set
@@ -47,7 +47,7 @@ class EncoderAdapters(AdapterModuleMixin):
     """What NeMo asks of an encoder; every call goes to all ``layers`` of width ``d_model``."""
 
     def add_adapter(self, name: str, cfg: DictConfig) -> None:
-        """One adapter per block; raises ``ValueError`` for another kind than ``LinearAdapter``, or a name twice."""
+        """One adapter per block; raises ``ValueError`` if it is no ``LinearAdapter`` or its name is already used."""
         cfg = adapter_utils.update_adapter_cfg_input_dim(self, cfg, module_dim=self.d_model)
         self.check_supported_adapter_type_(cfg, self.get_accepted_adapter_types())
         for layer in self.layers:

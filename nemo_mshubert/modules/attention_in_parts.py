@@ -12,12 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Attention of CPUs a few heads at a time: with dropout, and in bf16 where no gradient is needed.
+"""Attention on CPUs, a few heads at a time: with dropout, and in bf16 where no gradient is needed.
 
-PyTorch's fast kernel for CPUs has no dropout; spelled out, its weights are written to memory and read again by each of
-a dozen operations, and three tensors of them are kept for the backward pass. Here the weights of a few heads stay in
-the cache until their outputs are there. One byte a weight is kept, and the backward pass computes the weights again.
-In bf16 that kernel is slower than its products by themselves; in fp32 it is left to its work (docs/performance.md).
+PyTorch's fast kernel for CPUs has no dropout. Written out as a dozen operations, attention writes its weights to
+memory and reads them again in each of these, and keeps three tensors of their size for the backward pass. Here the
+weights of a few heads stay in the cache until their outputs are computed. One byte per weight is kept, and the
+backward pass computes the weights again. In bf16, PyTorch's kernel is slower than the matrix products alone; in fp32
+it is used (docs/performance.md).
 B utterances (times views), H heads, N = B * H, T frames, E numbers of a head.
 """
 
@@ -40,7 +41,7 @@ def attend(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, mask: Optional[Tensor
 
     Args:
         mask: True at keys to attend to, or a bias added to the scores; broadcast to ``[B, H, T, T]``.
-        dropout_rate: of the weights; 0 in inference.
+        dropout_rate: for the weights; 0 in inference.
     """
     has_dropout = is_drawn_here(q_BHTE, dropout_rate)
     if not has_dropout and not _is_slow_in_pytorch(q_BHTE, dropout_rate):
@@ -57,7 +58,7 @@ def _is_slow_in_pytorch(q: Tensor, dropout_rate: float) -> bool:
 
 
 def _bias(q_BHTE: Tensor, mask: Tensor) -> Tensor:
-    """What is added to the scores: ``[N, T, T]``, or ``[N, 1, T]`` where it only masks."""
+    """What is added to the scores: ``[N, T, T]``, or ``[N, 1, T]`` if it only masks."""
     num_rows, num_heads, num_frames, _ = q_BHTE.shape
     if mask.dtype != torch.bool:
         return mask.expand(num_rows, num_heads, num_frames, num_frames).flatten(0, 1)
@@ -66,16 +67,16 @@ def _bias(q_BHTE: Tensor, mask: Tensor) -> Tensor:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor]) -> Tensor:
-    """Of ``[N, T, E]``; ``q`` comes divided by the square root of E."""
+    """Attention over ``[N, T, E]``; ``q`` is already divided by the square root of E."""
     y = torch.empty_like(v)
     for part in _parts(len(q), q.shape[1] * k.shape[1]):
-        weight = torch.softmax(_score(q, k, bias, part, q.dtype), dim=-1)  # whose sums are in fp32
+        weight = torch.softmax(_score(q, k, bias, part, q.dtype), dim=-1)  # its sums are in fp32
         torch.bmm(weight, v[part], out=y[part])
     return y
 
 
 class _AttentionWithDropout(torch.autograd.Function):
-    """Of ``[N, T, E]``; ``q`` comes divided by the square root of E."""
+    """Attention over ``[N, T, E]``; ``q`` is already divided by the square root of E."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], rate: float) -> Tensor:
@@ -86,7 +87,7 @@ class _AttentionWithDropout(torch.autograd.Function):
         for part in _parts(len(q), keep[0].numel()):
             score = _score(q, k, bias, part, _sum_dtype(q))
             highest = score.amax(dim=-1, keepdim=True)
-            weight = score.sub_(highest).exp_()  # not divided by its sum yet; the output is
+            weight = score.sub_(highest).exp_()  # not divided by its sum: the output is
             total = weight.sum(dim=-1, keepdim=True)
             log_sum[part] = highest + total.log()
             weight.mul_(draws.keep(keep[part]).to(weight.dtype))

@@ -21,7 +21,7 @@ from torch import Tensor
 def to_autocast_dtype(x: Tensor) -> Tensor:
     """``x`` as the operand of a product under autocast; without autocast ``x`` itself.
 
-    Autocast would convert it in every product that takes it, and its gradient back as often.
+    Autocast would convert ``x`` again for every product that uses it, and convert its gradient back as often.
     """
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x

@@ -12,17 +12,17 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Strided convolution over frames that lie together in memory, as matrix products on views: the CPU's front end.
+"""Strided convolution over frames that are contiguous in memory, as matrix products on views: the CPU's front end.
 
     frames of C channels   | f0 | f1 | f2 | f3 | f4 | f5 |        kernel 3, stride 2
     frames 0 and 1          f0 f1   f2 f3   f4 f5                 rows of 2 C numbers, 2 C apart: a matrix already
     frame 2                      f2      f4                       rows of C numbers, 2 C apart
 
-A kernel that is longer than its stride has windows that overlap, and no matrix has those as rows; its taps are taken
-``stride`` at a time, and each group is one product. No window is copied, and what comes out has its channels together,
-as the norm, the GELU and the next convolution want them. On a CPU the layer (convolution, norm, GELU, and back) takes
-about half the time of ``conv1d`` with its re-ordering of channels and frames (docs/performance.md). GPUs have better
-convolutions.
+The windows of a kernel that is longer than its stride overlap, and no matrix has overlapping rows. The taps are
+therefore taken ``stride`` at a time, and each group of taps is one product. No window is copied, and the channels of
+an output frame are contiguous, as the norm, the GELU and the next convolution need them. On a CPU the layer
+(convolution, norm, GELU, and their backward pass) takes about half the time of ``conv1d``, which re-orders channels
+and frames (docs/performance.md). GPUs have better convolutions.
 """
 
 from typing import Iterator, Optional, Tuple
@@ -89,8 +89,8 @@ class _ConvAsMatmul(torch.autograd.Function):
                 weight_BOI = weight_OCk.permute(0, 2, 1).reshape(channels_out, -1).expand(batch, -1, -1)
                 rows = _windows(grad_x, first, taps, ctx.stride, count)
                 if first == 0:
-                    # Written, not cleared and added to: first windows lie side by side, but for kernels below the
-                    # stride.
+                    # Written, not cleared and added to: the first group's windows are side by side, unless the kernel
+                    # is shorter than the stride.
                     grad_x[:, count * taps if taps == ctx.stride else 0 :] = 0
                     torch.bmm(grad_BTO, weight_BOI, out=rows)
                 else:

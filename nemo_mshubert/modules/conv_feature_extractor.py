@@ -36,7 +36,7 @@ PART_SIZE = 1 << 21  # numbers in a tensor: 8 MiB in fp32
 
 
 class TimeGroupNorm(nn.GroupNorm):
-    """One group per channel: normalise each channel over time, in fp32; what comes out has the dtype of the input."""
+    """One group per channel: normalises each channel over time, in fp32; the output has the dtype of the input."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, eps=EPSILON, affine=True)
@@ -57,7 +57,7 @@ class TimeGroupNorm(nn.GroupNorm):
 
 
 class ChannelLayerNorm(LayerNorm):
-    """`LayerNorm` over channels of ``[B, T, C]``, which has no use for lengths."""
+    """`LayerNorm` over the channels of ``[B, T, C]``; it does not need the lengths."""
 
     def forward(self, x_BTC: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
         return super().forward(x_BTC)
@@ -96,8 +96,8 @@ class ConvLayer(nn.Module):
 
 
 def conv_channels_last(x_BTC: Tensor, weight_OCK: Tensor, bias_O: Optional[Tensor], stride: int) -> Tensor:
-    """``conv1d`` without padding of ``[B, T, C]`` to ``[B, (T - K) // stride + 1, O]`` by cuDNN's kernels for channels
-    that lie together. ``conv1d`` itself would re-order channels and frames, and cuDNN back again."""
+    """``conv1d`` without padding of ``[B, T, C]`` to ``[B, (T - K) // stride + 1, O]`` by cuDNN's channels-last
+    kernels. ``conv1d`` itself would re-order channels and frames, and cuDNN would re-order them back."""
     x_BC1T = x_BTC.transpose(1, 2).unsqueeze(2)
     weight_OC1K = weight_OCK.unsqueeze(2).contiguous(memory_format=torch.channels_last)
     return F.conv2d(x_BC1T, weight_OC1K, bias_O, (1, stride)).squeeze(2).transpose(1, 2)
@@ -137,8 +137,8 @@ class ConvFeatureExtractor(nn.Module):
 
         A valid frame never sees samples beyond its utterance, so padding does not change it.
 
-        On a CPU a few utterances at a time go through all layers. The tensors of a large batch would be new memory in
-        every layer: the C library hands blocks of 32 MiB and more back to Linux, which clears them again page by page.
+        On a CPU, a few utterances at a time go through all layers. The tensors of a large batch would need new memory
+        in every layer: the C library returns blocks of 32 MiB and more to Linux, which clears them again page by page.
         """
         rows = self._rows_at_once(signal_B1S)
         if rows >= len(signal_B1S):

@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Dropout that a CPU draws quickly: sixteen random bits for each number.
+"""Dropout that is fast on a CPU: it draws sixteen random bits for each number.
 
-PyTorch draws them one after another there, 7 ns each. The attention of base needs as many of them as it has weights,
-which took half of its time, and hidden states a third of that again (docs/performance.md). GPUs have kernels for both.
+On CPUs, PyTorch draws the numbers one after another, 7 ns each. The attention of base needs one draw per weight, which
+took half of its time; hidden states took a third of that again (docs/performance.md). GPUs have kernels for both.
 """
 
 from typing import Any, Tuple
@@ -28,43 +28,43 @@ from torch.nn import functional as F
 
 from nemo_mshubert.modules import reference
 
-LEVELS = 1 << 16  # of a random number; on a CPU a rate counts down to its next multiple of 1 / LEVELS
+LEVELS = 1 << 16  # of a random number; on a CPU a rate is rounded down to a multiple of 1 / LEVELS
 
 
 class Dropout(nn.Dropout):
-    """``nn.Dropout`` by `dropout`."""
+    """``nn.Dropout`` that uses `dropout`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p, self.training)
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """``F.dropout``: in training zero with chance ``rate``, else ``x / (1 - rate)``."""
+    """``F.dropout``: in training, zero with probability ``rate``, else ``x / (1 - rate)``."""
     if training and is_drawn_here(x, rate):
         return _Dropout.apply(x, rate)
     return F.dropout(x, rate, training)
 
 
 def is_drawn_here(x: Tensor, rate: float) -> bool:
-    """Whether `Draws` decide what falls, or PyTorch."""
+    """Whether `Draws`, not PyTorch, decides which numbers are dropped."""
     return 0.0 < rate < 1.0 and reference.takes_cpu_kernels(x)
 
 
 class Draws:
-    """Which numbers are kept: independent draws from a stream whose start PyTorch's generator draws.
+    """Decides which numbers are kept, by independent draws from a stream that PyTorch's generator seeds.
 
-    The stream is SFC64 of NumPy, twice as fast as PyTorch's own.
+    The stream is NumPy's SFC64, which is twice as fast as PyTorch's own.
     """
 
     def __init__(self, rate: float):
         dropped_levels = int(rate * LEVELS)
         self.first_kept = dropped_levels - LEVELS // 2  # numbers are -LEVELS / 2 to LEVELS / 2 - 1
-        self.scale = LEVELS / (LEVELS - dropped_levels)  # of what is kept
+        self.scale = LEVELS / (LEVELS - dropped_levels)  # of the kept numbers
         self._stream = np.random.SFC64(torch.randint(2**63 - 1, ()).item())
 
     def keep(self, out: Tensor) -> Tensor:
-        """``out``, uint8 ``[N, ...]``, filled with 1 where a number is kept, 0 where it falls; each of the N takes
-        whole words of the stream, so that the draws do not depend on how many are drawn at once."""
+        """Fill ``out``, uint8 ``[N, ...]``, with 1 where a number is kept and 0 where it is dropped. Each of the N
+        items takes whole words of the stream, so the draws do not depend on how many items are drawn at once."""
         per_item = out[:1].numel()
         words = -(-per_item // 4)
         number = torch.from_numpy(self._stream.random_raw(len(out) * words).view(np.int16))

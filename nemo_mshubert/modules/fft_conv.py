@@ -14,13 +14,13 @@
 
 """Grouped convolution over time by Fourier transforms, for the positional convolution.
 
-Its kernel is as long as a fifth of a long utterance, and its groups as narrow as 48 channels. cuDNN has no fast kernel
-for that: it took a fifth of the pre-training step of base on an H200 (docs/performance.md). As a product of spectra it
-is a small matrix product per frequency.
+Its kernel is as long as a fifth of a long utterance, and its groups have only 48 channels. cuDNN is slow for this
+shape: it took a fifth of the pre-training step of base on an H200 (docs/performance.md). As a product of spectra, the
+convolution is a small matrix product per frequency.
 
-On CPUs long utterances go through transforms of one size, in blocks that overlap by a kernel (overlap-save): the
-spectra of the kernels, by far the largest there, stay small, and can be kept for every length of utterance. Batches
-that fill a GPU are larger, and blocks that overlap are more bytes: each utterance goes through one transform.
+On CPUs, long utterances are transformed in blocks of one size that overlap by a kernel (overlap-save). The spectra of
+the kernels, by far the largest there, thus stay small and can be kept for utterances of any length. Batches that fill
+a GPU are larger, and overlapping blocks would add bytes, so there each utterance goes through one transform.
 
 N blocks of an utterance, M = B * N, S samples of a transform, F frequencies, G groups, I and O channels of a group.
 """
@@ -45,14 +45,14 @@ def fft_conv(x_BTD: Tensor, weight_OIK: Tensor, bias_O: Tensor, groups: int) -> 
         weight_OIK, bias_O: as in ``conv1d``, ``I = D / groups``.
 
     Returns:
-        ``[B, T, O]``, computed in fp32 (fp64 in fp64), in the dtype of autocast, without it in that of ``x_BTD``.
+        ``[B, T, O]``, computed in fp32 (fp64 for fp64), in the dtype of autocast, or without it in that of ``x_BTD``.
     """
     return _in_fp32(lambda x_BTD, weight_OIK: _FFTConv.apply(x_BTD, weight_OIK, groups), x_BTD, weight_OIK, bias_O)
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """``number`` blocks, a transform of ``size`` samples each, of which ``frames`` come out whole."""
+    """``number`` blocks, each a transform of ``size`` samples, of which ``frames`` come out complete."""
 
     size: int
     frames: int
@@ -60,33 +60,33 @@ class Blocks:
 
 
 def overlapping_blocks(num_frames: int, kernel: int) -> Blocks:
-    """Transforms that hold two kernels, and do not depend on the utterance."""
+    """Transforms as long as two kernels, whatever the length of the utterance."""
     size = -(-2 * kernel // 128) * 128
     frames = size - kernel + 1
     return Blocks(size, frames, -(-num_frames // frames))
 
 
 def one_block(num_frames: int, kernel: int) -> Blocks:
-    """What wraps around meets the zeros before the first frame. The gradient has as many numbers as the kernel. In
-    steps of 64: few sizes, whose plans are made once and then kept."""
+    """Samples that wrap around meet the zeros before the first frame. The size is at least the kernel's, which its
+    gradient needs. Sizes are multiples of 64, so there are few, and their plans are made once and then kept."""
     return Blocks(-(-max(num_frames + kernel // 2, kernel) // 64) * 64, num_frames, 1)
 
 
 def blocks_for(x_BTD: Tensor, kernel: int) -> Blocks:
-    """One block, or on CPUs overlapping ones if their transforms are smaller."""
+    """One block, or on CPUs overlapping blocks if their transforms are smaller."""
     one, several = one_block(x_BTD.shape[1], kernel), overlapping_blocks(x_BTD.shape[1], kernel)
     return several if x_BTD.device.type == "cpu" and several.size < one.size else one
 
 
 class KeptSpectra:
-    """`fft_conv` without a gradient: kernels are transformed when they change, which is looked at in every call."""
+    """`fft_conv` without a gradient. Kernels are transformed only when they have changed, which every call checks."""
 
     def __init__(self):
-        # [O, I, K] and, by the size of their transforms, which are few on CPUs, its [G, F, O / G, I]
+        # kernels [O, I, K], and their spectra [G, F, O / G, I] by size of the transform (few sizes on CPUs)
         self._kept: Optional[Tuple[Tensor, Dict[int, Tensor]]] = None
 
     def convolve(self, x_BTD: Tensor, weight_OIK: Tensor, bias_O: Tensor, groups: int) -> Tensor:
-        """As `fft_conv`, bit by bit."""
+        """Equals `fft_conv` bit for bit."""
 
         def by_spectra(x_BTD: Tensor, weight_OIK: Tensor) -> Tensor:
             blocks = blocks_for(x_BTD, weight_OIK.shape[2])
@@ -97,7 +97,7 @@ class KeptSpectra:
             return _in_fp32(by_spectra, x_BTD, weight_OIK, bias_O)
 
     def _spectra_of(self, weight_OIK: Tensor, size: int, groups: int) -> Tensor:
-        kept = self._kept  # one look, as threads may share a model
+        kept = self._kept  # read once, since threads may share a model
         if kept is None or kept[0].dtype != weight_OIK.dtype or not torch.equal(kept[0], weight_OIK):
             self._kept = kept = (weight_OIK.clone(), {})
         spectra = kept[1]
@@ -105,15 +105,15 @@ class KeptSpectra:
             spectra[size] = _kernel_spectra(weight_OIK, size, groups)
         return spectra[size]
 
-    def __reduce__(self):  # copies of a model, and files of one, begin without
+    def __reduce__(self):  # copies and files of a model start without spectra
         return KeptSpectra, ()
 
 
 class _FFTConv(torch.autograd.Function):
-    """``y[t] = sum_k x[t + k - K // 2] w[k]``, of which the gradients, too, are products of spectra.
+    """``y[t] = sum_k x[t + k - K // 2] w[k]``, whose gradients are products of spectra, too.
 
-    Autograd's own would pad each spectrum to its full length, negative frequencies included. The weight's is
-    re-ordered once and never conjugated.
+    Autograd would pad each spectrum to its full length, with the negative frequencies. Here the spectrum of the weight
+    is re-ordered once and never conjugated.
     """
 
     @staticmethod
@@ -131,7 +131,7 @@ class _FFTConv(torch.autograd.Function):
         x_GFMI, weight_GFOI = ctx.saved_tensors
         blocks, first, num_frames = ctx.blocks, ctx.kernel // 2, grad_BTO.shape[1]
         grad_BOT, surplus = grad_BTO.transpose(1, 2), blocks.number * blocks.frames - num_frames
-        if surplus:  # to pad by nothing is a copy
+        if surplus:  # padding by nothing would copy
             grad_BOT = F.pad(grad_BOT, (0, surplus))
         grad_GFMO = _spectra(grad_BOT.unflatten(2, (blocks.number, -1)), blocks.size, groups=len(x_GFMI))
         grad_x_BTD = grad_weight_OIK = None
@@ -147,8 +147,8 @@ class _FFTConv(torch.autograd.Function):
 def _in_fp32(
     convolve: Callable[[Tensor, Tensor], Tensor], x_BTD: Tensor, weight_OIK: Tensor, bias_O: Tensor
 ) -> Tensor:
-    """What ``convolve`` makes of frames and kernels in the dtype of transforms, and the bias, in the dtype of
-    `fft_conv`."""
+    """``convolve`` of frames and kernels in the dtype of the transforms, plus the bias, in the dtype that `fft_conv`
+    returns."""
     x_BTD = to_autocast_dtype(x_BTD)
     dtype = torch.promote_types(x_BTD.dtype, torch.float32)
     with torch.autocast(x_BTD.device.type, enabled=False):
@@ -165,7 +165,7 @@ def _convolve(x_BTD: Tensor, weight_GFOI: Tensor, kernel: int, blocks: Blocks) -
 
 
 def _kernel_spectra(weight_OIK: Tensor, size: int, groups: int) -> Tensor:
-    """``[O, I, K]`` -> ``[G, F, O / G, I]``, frequency by frequency, as the products want them."""
+    """``[O, I, K]`` -> ``[G, F, O / G, I]``, contiguous per frequency, as the products need them."""
     return torch.fft.rfft(weight_OIK, size).unflatten(0, (groups, -1)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -181,7 +181,7 @@ def _signals(x_GFMC: Tensor, num_rows: int, size: int) -> Tensor:
 
 
 def _overlap_add(x_BNCS: Tensor, blocks: Blocks) -> Tensor:
-    """The sum of blocks that begin every ``blocks.frames``, ``[B, C, frames of all]``."""
+    """The sum of blocks that begin ``blocks.frames`` apart, ``[B, C, frames of all]``."""
     if blocks.number == 1:
         return x_BNCS[:, 0]
     num_rows, _, channels, _ = x_BNCS.shape

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Weights of a module as a short text, by which files know what they are of."""
+"""A short text for the weights of a module, which files store to record the weights they belong to."""
 
 import hashlib
 
@@ -23,7 +23,7 @@ from torch import nn
 def weights_fingerprint(module: nn.Module, dtype: torch.dtype = torch.float32) -> str:
     """16 hex digits of the SHA-256 of all weights: names, shapes and fp32 bytes, in the order of names.
 
-    With ``dtype``, that of ``module.to(dtype)``, while the module stays as it is.
+    With ``dtype``, the fingerprint of ``module.to(dtype)``; the module itself is not changed.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):

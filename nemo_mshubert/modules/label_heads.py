@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 INTERMEDIATE_LAYER = 0.4  # lowest supervised block as a share of all (ICASSP 2023 code of the first author)
 
-SHORTEST = 1e-12  # F.normalize divides by no less
+SHORTEST = 1e-12  # the least divisor of F.normalize
 
 
 def place_label_sets(
@@ -38,7 +38,7 @@ def place_label_sets(
     Args:
         label_sets: cluster counts, each once.
         num_layers: L, blocks of the encoder.
-        label_layers: explicit map of block to cluster count; must place exactly ``label_sets``.
+        label_layers: explicit map of block to cluster count; it must place exactly the sets of ``label_sets``.
 
     Raises:
         ValueError: duplicate sets, more sets than blocks to hold them, a set without a block, or an unknown block.
@@ -88,10 +88,10 @@ class LabelHead(nn.Module):
 
 
 class _CosineLogits(torch.autograd.Function):
-    """``F.normalize(x_NE.float()) @ F.normalize(w_KE.float()).T / temperature``, in fp32 under autocast, too.
+    """``F.normalize(x_NE.float()) @ F.normalize(w_KE.float()).T / temperature``, in fp32 even under autocast.
 
-    Autograd takes twice as many kernels for the gradients, most of them tiny, and keeps two more tensors of the size
-    of ``x_NE``, in fp32, for each label set.
+    Autograd would run twice as many kernels for the gradients, most of them tiny, and keep two more fp32 tensors of
+    the size of ``x_NE`` for each label set.
     """
 
     @staticmethod
@@ -106,7 +106,7 @@ class _CosineLogits(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient_NK: Tensor) -> Tuple[Tensor, Tensor, None]:
         x_NE, w_KE, length_N1, length_K1 = ctx.saved_tensors
-        a_NE, b_KE = x_NE / length_N1, w_KE / length_K1  # what was multiplied
+        a_NE, b_KE = x_NE / length_N1, w_KE / length_K1  # the factors of the product
         with torch.autocast(x_NE.device.type, enabled=False):
             of_a_NE, of_b_KE = gradient_NK @ b_KE, gradient_NK.T @ a_NE
         of_x_NE = _through_division(of_a_NE, a_NE, length_N1, 1.0)
@@ -121,8 +121,8 @@ def _length(x: Tensor) -> Tensor:
 
 
 def _through_division(gradient: Tensor, quotient: Tensor, divisor: Tensor, scale: float) -> Tensor:
-    """The gradient of ``x`` from that of ``quotient = x / divisor``, ``divisor`` being ``scale`` times the length of
-    ``x``: what is along ``x`` changes the length alone, and the quotient not at all."""
+    """The gradient of ``x`` from that of ``quotient = x / divisor``, where ``divisor`` is ``scale`` times the length
+    of ``x``. The component along ``x`` is removed: it changes only the length of ``x``, not the quotient."""
     along = (gradient * quotient).sum(dim=-1, keepdim=True)
     return gradient.addcmul(along, quotient, value=-(scale**2)) / divisor
 
@@ -142,7 +142,7 @@ class LabelHeads(nn.Module):
         self.heads = nn.ModuleDict({str(k): LabelHead(d_model, k, d_head, temperature) for k in label_sets})
 
     def forward(self, tapped_ND: Dict[int, Tensor]) -> Dict[int, Tensor]:
-        """Cluster count -> ``[N, D]`` gives cluster count -> logits ``[N, K]``, for the sets given."""
+        """``{cluster count: [N, D]}`` -> ``{cluster count: logits [N, K]}``, for the sets given."""
         return {clusters: self.heads[str(clusters)](x_ND) for clusters, x_ND in tapped_ND.items()}
 
     def absent(self, used_sets: Sequence[int]) -> List[nn.Module]:

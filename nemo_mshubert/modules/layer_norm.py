@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""LayerNorm between products in bf16."""
+"""LayerNorm between matrix products in bf16."""
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,8 @@ EPSILON = 1e-5
 class LayerNorm(nn.LayerNorm):
     """``nn.LayerNorm`` over the last dimension, in the dtype of autocast, with mean and variance in fp32.
 
-    Autocast would have it read and write fp32: twice the bytes, and a conversion for every product behind it. Without
-    autocast it is ``nn.LayerNorm``.
+    Autocast would make it read and write fp32: twice the bytes, and a conversion for every product that follows.
+    Without autocast it is ``nn.LayerNorm``.
     """
 
     def __init__(self, channels: int):

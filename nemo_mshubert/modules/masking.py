@@ -14,9 +14,9 @@
 
 """Span masks over frames and channels, with the statistics of fairseq's ``compute_mask_indices`` (static span length).
 
-fairseq draws ``int(p * T / length + u)`` starts, u ~ U(0, 1): of frames for every row and at least two, of channels
-once for the batch and without a minimum. Spans may overlap, and with ``require_same_masks`` random positions are
-un-masked until all rows have the count of the row with the fewest.
+fairseq draws ``int(p * T / length + u)`` span starts, u ~ U(0, 1). For frames it draws this number for every row, at
+least two; for channels it draws it once per batch, without a minimum. Spans may overlap. With ``require_same_masks``,
+random positions are unmasked until all rows have as few masked positions as the row with the fewest.
 """
 
 from typing import List, Optional
@@ -24,7 +24,7 @@ from typing import List, Optional
 import torch
 from torch import Tensor
 
-MIN_SPANS = 2  # of frames; fairseq: min_masks
+MIN_SPANS = 2  # over frames; fairseq: min_masks
 
 
 def _num_spans(num_positions: int, mask_prob: float, span: int, generator: Optional[torch.Generator] = None) -> int:
@@ -37,13 +37,14 @@ def _draw_row(num_positions: int, num_spans: int, span: int, generator: Optional
     last_start = num_positions - span
     starts = torch.randperm(last_start + 1, generator=generator)[:num_spans]
     mask[(starts[:, None] + torch.arange(span)).flatten()] = True
-    if mask.all():  # only on very short rows: show one frame, else the row says nothing about its content
+    if mask.all():  # only in very short rows: keep one frame visible, else the row has no content
         mask[torch.randint(num_positions, (), generator=generator)] = False
     return mask
 
 
 def _equalise(rows: List[Tensor], generator: Optional[torch.Generator] = None) -> None:
-    """Un-mask random positions until every row has the fewest; rows of less than two positions are left out."""
+    """Unmask random positions until all rows have as few masked ones as the row with the fewest; rows of less than two
+    positions do not count."""
     fewest = min((int(row.sum()) for row in rows if len(row) > 1), default=0)
     for row in rows:
         masked = row.nonzero().flatten()
@@ -64,17 +65,17 @@ def span_mask(
 
     Args:
         lengths: valid frames of each row.
-        mask_prob: expected share of frames that start-count times span would cover without overlaps. With spans of
+        mask_prob: expected share of the frames that the spans would cover if they did not overlap. With spans of
             10 frames, 0.80 masks 56.6 % and 0.65 masks 49 % of an utterance of 15 s.
         span: frames per span.
         num_positions: width of the result; the largest length by default.
-        same_count: un-mask random frames until every row has the fewest (fairseq's ``require_same_masks``).
+        same_count: unmask random frames until all rows have equally many masked (fairseq's ``require_same_masks``).
         generator: CPU random generator; torch's global one by default.
-        min_spans: of a row. The two of fairseq are most of an utterance of half a second.
+        min_spans: least number of spans per row. fairseq's two cover most of an utterance of half a second.
 
     Returns:
-        bool ``[B, num_positions]`` on the CPU, never True beyond a row's length. Rows of two or more frames are not
-        fully masked and, with ``min_spans``, not fully visible; shorter ones are not masked.
+        bool ``[B, num_positions]`` on the CPU, never True beyond a row's length. Rows of two or more frames are never
+        fully masked and, with ``min_spans``, never fully visible; shorter rows are not masked.
     """
     rows = []
     for length in lengths:
@@ -98,10 +99,10 @@ def channel_mask(num_rows: int, width: int, mask_prob: float, span: int) -> Tens
     Args:
         num_rows: B.
         width: channels, D, at least two.
-        mask_prob, span: as of `span_mask`; where less than one span is expected, some batches have none.
+        mask_prob, span: as in `span_mask`; if less than one span is expected, some batches have none.
 
     Returns:
-        bool ``[B, D]`` on the CPU; all rows have the same number.
+        bool ``[B, D]`` on the CPU; all rows have the same number of masked channels.
     """
     span = min(span, width - 1)
     num_spans = _num_spans(width, mask_prob, span)

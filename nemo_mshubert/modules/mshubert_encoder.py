@@ -16,7 +16,7 @@
 
 The same object pre-trains (``forward_views``), makes label features (``extract_features``) and serves as the encoder
 of a stock NeMo CTC model (``forward``). Legend: V = 2 views (0 masked, 1 clean), B utterances, S samples, T frames, D
-width, W frames that are wanted, as indices into B * T.
+width, W wanted frames, as indices into B * T.
 """
 
 import math
@@ -47,7 +47,7 @@ TRANSFORMER_BACKENDS = ("torch", "megatron")
 
 @dataclass
 class Views:
-    """What pre-training needs of one forward pass."""
+    """What pre-training needs from one forward pass."""
 
     # block number from 1 -> [V, B, T, D] after that block's exchange, or [V, W, D]; 0: the input of the first block,
     # before any exchange; V = 1 without Swap
@@ -57,7 +57,7 @@ class Views:
     wanted_W: Optional[Tensor] = None  # the frames of ``tapped`` ``[V, W, D]``
 
     def at(self, layer: int, frames_W: Tensor) -> Tensor:
-        """``[V, W, D]`` after block ``layer``; raises ``ValueError`` where other frames alone were computed."""
+        """``[V, W, D]`` after block ``layer``; raises ``ValueError`` if only other frames were computed."""
         if self.wanted_W is None:
             return self.tapped[layer].flatten(1, 2).index_select(1, frames_W)
         if frames_W is not self.wanted_W:
@@ -68,26 +68,26 @@ class Views:
 class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
     """HuBERT encoder with Swap. Without arguments: HuBERT base, 94,371,712 parameters.
 
-    Equals ``transformers.HubertModel`` with the same weights on every utterance alone; padding changes nothing.
+    With the same weights it equals ``transformers.HubertModel`` run on each utterance alone: padding changes nothing.
 
-    Args (the ancestors' names in brackets are fairseq's):
+    Args (names in brackets are fairseq's):
         conv_layers: ``(channels, kernel, stride)`` per convolution (conv_feature_layers).
         conv_norm: ``group_norm`` (base) or ``layer_norm`` (large) (extractor_mode).
-        conv_bias: bias in the convolutions.
+        conv_bias: whether the convolutions have a bias.
         d_model, num_layers, num_heads, d_inner: the transformer (encoder_embed_dim, encoder_layers, ...).
-        pre_norm: pre-LN blocks and a last LayerNorm (large) (layer_norm_first).
+        pre_norm: pre-LN blocks and a final LayerNorm (large) (layer_norm_first).
         pos_conv_kernel, pos_conv_groups: positional convolution (conv_pos, conv_pos_groups).
-        pos_conv_depth: more than 1: data2vec's stack of positional convolutions, ``pos_conv_kernel`` is of each.
-        position_buckets, position_max_distance: more than 0 buckets: WavLM's gated relative position bias
+        pos_conv_depth: above 1, data2vec's stack of positional convolutions, each with ``pos_conv_kernel``.
+        position_buckets, position_max_distance: with more than 0 buckets, WavLM's gated relative position bias
             (num_buckets, max_distance).
         dropout, attention_dropout, activation_dropout, dropout_input: as in fairseq.
         layerdrop: chance of skipping a block in training; a skipped block is the identity (encoder_layerdrop).
         feature_grad_mult: scale of the gradient into the front end; 0 freezes it.
         mask_prob, mask_length: frame masks that `forward` draws in training, for fine-tuning (time "SpecAugment" of
             wav2vec 2.0, with the learned mask embedding). Pre-training passes its masks to `forward_views`.
-        mask_channel_prob, mask_channel_length: channel masks that `forward` draws in training, set to zero.
-        transformer_backend: ``megatron``: in training, `parallel.tensor_parallel` puts blocks of megatron-core, split
-            over ranks, in the place of ``torch`` ones. Weights begin and end in the plain form, so files need no
+        mask_channel_prob, mask_channel_length: masks of channels, set to zero, that `forward` draws in training.
+        transformer_backend: with ``megatron``, `parallel.tensor_parallel` replaces the ``torch`` blocks in training by
+            blocks of megatron-core, split over ranks. Weights start and end in the plain form, so files do not need
             megatron-core.
     """
 
@@ -139,9 +139,9 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         self.mask_prob, self.mask_length = mask_prob, mask_length
         self.mask_channel_prob, self.mask_channel_length = mask_channel_prob, mask_channel_length
 
-        self.normalized_input = False  # set by load_encoder: the audio was scaled before it came here in training
-        self.drawn_weights: Tuple[str, ...] = ()  # set by load_encoder: the checkpoint has none of these
-        self._was_training = False  # before `freeze`
+        self.normalized_input = False  # set by load_encoder: it was trained on scaled audio
+        self.drawn_weights: Tuple[str, ...] = ()  # set by load_encoder: weights that the checkpoint lacks
+        self._was_training = False  # the mode before `freeze`
         self.frozen = False  # set by callbacks.EncoderFreeze: `forward` passes no gradient to the encoder
 
         self.feature_extractor = ConvFeatureExtractor(conv_layers, conv_norm, conv_bias)
@@ -211,20 +211,21 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         return x_BTD.transpose(1, 2), frames_B
 
     def train(self, mode: bool = True) -> "MSHuBERTEncoder":
-        """PyTorch's; the mode from before a `freeze` is of no account then."""
+        """As in PyTorch; the mode from before a `freeze` is forgotten."""
         self._was_training = False
         return super().train(mode)
 
     def freeze(self) -> None:
-        """NeMo's, which ends in evaluation mode; `unfreeze` goes back."""
+        """As in NeMo, which ends in evaluation mode; `unfreeze` restores the mode before."""
         was_training = self.training or self._was_training
         super().freeze()
         self._was_training = was_training
 
     def unfreeze(self, partial: bool = False) -> None:
-        """NeMo's; with ``partial`` it ends in the mode before `freeze`, or that which was chosen since.
+        """As in NeMo, but with ``partial`` it restores the mode before `freeze`, or the one chosen since.
 
-        NeMo's own ends in training mode, and with it ``transcribe()``: what is computed behind it would be masked.
+        NeMo's own ends in training mode, and so does ``transcribe()``: whatever is computed afterwards would be
+        masked.
         """
         was_training = self.training or self._was_training
         super().unfreeze(partial)
@@ -246,15 +247,15 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         """Section 2.2.1: the masked view and its unmasked duplicate, exchanged at the masked frames after every block.
 
         Args:
-            audio_signal: ``[B, 1, S]``; length: ``[B]`` samples, best on the host.
+            audio_signal: ``[B, 1, S]``; length: ``[B]`` samples, preferably on the host.
             mask_BT: True at masked frames, ``[B, T]``, never beyond an utterance.
             tapped_layers: numbers of the blocks (from 1; 0: input of the first) whose outputs are wanted; blocks above
-                the last are not run.
+                the highest are not run.
             use_swap: False for the paper's "- Swap": the masked view alone (HuBERT).
             generator: draws the blocks that layerdrop skips; by default PyTorch's own.
-            wanted_W: the only frames whose outputs are wanted, as those in the loss, indices into ``B * T``, none
-                twice: `Views.tapped` holds these, and the last block that is run leaves out the others behind its
-                    attention.
+            wanted_W: the only frames whose outputs are wanted (those in the loss), as indices into ``B * T`` without
+                repeats. `Views.tapped` holds these frames, and the last block that is run computes only these after
+                its attention.
         """
         x_BTD, frames_B, padded, feature_penalty = self._embed_audio(audio_signal, length)
         masked_BTD = torch.where(mask_BT[..., None], self.mask_embedding.to(x_BTD.dtype), x_BTD)
@@ -279,16 +280,16 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         return Views(tapped, frames_B, feature_penalty, wanted_W)
 
     def compile_blocks(self) -> None:
-        """Have ``torch.compile`` fuse what lies between the products of the blocks: one graph for all blocks and
-        lengths, and one for the last block at wanted frames. Names of weights stay."""
+        """Let ``torch.compile`` fuse the operations between the matrix products of the blocks: one graph serves all
+        blocks and lengths, another the last block at wanted frames. The names of the weights do not change."""
         for block in self.layers:
             block.compile(dynamic=True)
 
     def hidden_states(self, audio_signal: Tensor, length: Tensor) -> Tuple[List[Tensor], Tensor]:
-        """Input of the first block and output of every block, ``num_layers + 1`` of ``[B, T, D]``, unmasked; counts
-        ``[B]``.
+        """Unmasked input of the first block and output of every block, ``num_layers + 1`` tensors ``[B, T, D]``, and
+        frame counts ``[B]``.
 
-        With pre-LN the last one is taken after the final LayerNorm, as in transformers.
+        With pre-LN the last tensor is taken after the final LayerNorm, as in transformers.
         """
         x_BTD, frames_B, padded, _ = self._embed_audio(audio_signal, length)
         return self._run_transformer(x_BTD, frames_B, padded), frames_B
@@ -307,10 +308,10 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
     def _embed_audio(self, signal_B1S: Tensor, length_B: Tensor) -> Tuple[Tensor, Tensor, bool, Tensor]:
         """Front end and projection: ``[B, T, D]``, frame counts ``[B]``, whether rows are padded, feature penalty.
 
-        With lengths on the host, it does not wait for a GPU.
+        If the lengths are on the host, it does not wait for a GPU.
         """
         missing = RECEPTIVE_FIELD_SAMPLES - signal_B1S.shape[-1]
-        if missing > 0:  # one frame that no utterance owns, so that every shape exists
+        if missing > 0:  # to one frame, which belongs to no utterance, so that no shape is empty
             signal_B1S = nn.functional.pad(signal_B1S, (0, missing))
         padded = reference.is_exporting() or bool((length_B < signal_B1S.shape[-1]).any())
 
@@ -318,7 +319,7 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
             length_B = length_B.to(signal_B1S.device, torch.int64, non_blocking=True)
             x_BTC, frames_B = self.feature_extractor(signal_B1S, length_B, padded)
         if self.feature_grad_mult == 0 and any(p.requires_grad for p in self.feature_extractor.parameters()):
-            # as NeMo's unfreeze() leaves it: DDP waits for them
+            # NeMo's unfreeze() makes them trainable, and DDP then waits for their gradients
             x_BTC = x_BTC + zero_touch(self.feature_extractor)
         elif x_BTC.requires_grad and self.feature_grad_mult != 1:
             x_BTC.register_hook(lambda gradient: gradient * self.feature_grad_mult)
@@ -364,14 +365,14 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
         rows_Q: Optional[Tensor] = None,
     ) -> List[Tensor]:
         """Input of the first block and outputs of blocks 1 to ``last_layer`` (default: all), each ``[N, T, D]``; with
-        ``rows_Q``, indices into N * T, the last one is ``[Q, D]`` of these.
+        ``rows_Q``, indices into N * T, the last output holds only these frames, ``[Q, D]``.
 
-        Blocks above it are not run; in training their gradients are zero. With ``source_R``, the N = 2B rows are two
-        views that are exchanged by it (`swap`) after every block.
+        Blocks above ``last_layer`` are not run; in training their gradients are zero. With ``source_R``, the N = 2B
+        rows are two views, which `swap` exchanges after every block.
         """
         valid_NT, key_mask, position_bias = None, None, None
         if padded:
-            # an empty row attends to its padding: no NaN
+            # an empty row attends to its padding, which avoids NaN
             valid_NT = valid_positions(frames_N.clamp(min=1), x_NTD.shape[1])
             key_mask = valid_NT[:, None, None, :]
         if self.position_bias is not None:
@@ -385,14 +386,14 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
             idle = [*self.layers[last_layer:], *([self.layer_norm] if self.pre_norm else [])]
             x_NTD = x_NTD + sum(map(zero_touch, idle))
         if rows_Q is not None and source_R is not None:
-            rows_Q = source_R.index_select(0, rows_Q)  # which is the exchange behind the last block
+            rows_Q = source_R.index_select(0, rows_Q)  # the exchange after the last block
         outputs, blocks = [x_NTD], self.layers[:last_layer]
         for number, layer in enumerate(blocks, start=1):  # numbered from 1, as in the paper
             wanted_Q = rows_Q if number == len(blocks) else None
             if self.training and self.layerdrop > 0 and torch.rand((), generator=generator).item() < self.layerdrop:
-                # the identity: taps and the parity of the exchanges stay
+                # the identity: taps and the parity of the exchanges do not change
                 x_NTD = take_frames(x_NTD, wanted_Q) + zero_touch(layer)
-                if self.position_bias is not None:  # of all blocks, which may all be skipped
+                if self.position_bias is not None:  # shared by all blocks, which may all be skipped
                     x_NTD = x_NTD + zero_touch(self.position_bias)
             else:
                 x_NTD = layer(x_NTD, key_mask, position_bias, wanted_Q)

@@ -36,21 +36,21 @@ from nemo_mshubert.modules.conv_feature_extractor import HUBERT_CONV_LAYERS, Con
 from nemo_mshubert.modules.layer_norm import EPSILON, LayerNorm
 from nemo_mshubert.modules.transformer import ConvPositionalEmbedding, SelfAttention, TransformerBlock
 
-RESIDUAL_SCALE = 0.4**0.5  # of each sum of a resampled signal and its shortcut
+RESIDUAL_SCALE = 0.4**0.5  # for each sum of a resampled signal and its shortcut
 
 
 class MultiresolutionEncoder(nn.Module):
     """Hidden states of a pre-trained MR-HuBERT. It has no dropout and no masks: it is not for training.
 
     Args:
-        depths: numbers of blocks of the encoders, the middle one and the decoders, e.g. ``[4, 4, 4]``; odd.
+        depths: numbers of blocks of the encoders, the middle one and the decoders, e.g. ``[4, 4, 4]``; an odd length.
         rates: ``(up, down)`` per resampling on the way down; ``[(1, 2)]`` is 50 Hz and 25 Hz.
-        resampling_kernel: of the resampling convolutions.
+        resampling_kernel: kernel size of the resampling convolutions.
         plain_resampling: one convolution per resampling, instead of one up and one down.
         the others: as in `MSHuBERTEncoder`.
     """
 
-    normalized_input = False  # set by whoever loads weights
+    normalized_input = False  # set by the code that loads weights
 
     def __init__(
         self,
@@ -93,8 +93,8 @@ class MultiresolutionEncoder(nn.Module):
         ``[B]``.
 
         Blocks are counted from 1 through encoder, middle and decoder. Frames of a lower rate are repeated. The last
-        block's output has the shortcut from the encoder added (fairseq: ``extract_features(last_layer=True)``).
-        Utterances run one by one: the norms between the rates are over time, and would see padding.
+        block's output includes the shortcut from the encoder (fairseq: ``extract_features(last_layer=True)``).
+        Utterances run one by one, since the norms between the rates are over time and would see padding.
         """
         if not 1 <= layer <= self.num_layers:
             raise ValueError(f"layer {layer}: the encoder has blocks 1 to {self.num_layers}.")
@@ -103,7 +103,7 @@ class MultiresolutionEncoder(nn.Module):
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), frames_B
 
     def _block_outputs(self, signal_1S: Tensor) -> List[Tensor]:
-        """Outputs of all blocks ``[1, T, D]`` at 50 Hz, of one utterance."""
+        """Outputs of all blocks for one utterance, each ``[1, T, D]`` at 50 Hz."""
         length = torch.tensor([signal_1S.shape[-1]], device=signal_1S.device)
         x_BTC, _ = self.feature_extractor(signal_1S[:, None], length, padded=False)
         x_BTD = self.feature_projection(x_BTC)
@@ -132,7 +132,7 @@ class MultiresolutionEncoder(nn.Module):
 
 
 class Stack(nn.Module):
-    """Transformer blocks at one rate, with one LayerNorm: before them (post-LN) or behind them (pre-LN)."""
+    """Transformer blocks at one rate, with one LayerNorm: before them (post-LN) or after them (pre-LN)."""
 
     def __init__(self, depth: int, d_model: int, num_heads: int, d_inner: int, pre_norm: bool, position):
         super().__init__()
@@ -145,7 +145,7 @@ class Stack(nn.Module):
         )
 
     def forward(self, x_BTD: Tensor) -> List[Tensor]:
-        """``[B, T, D]`` -> outputs of all blocks, the last one behind the norm of pre-LN."""
+        """``[B, T, D]`` -> outputs of all blocks; with pre-LN, the last one is taken after the norm."""
         if self.pos_conv_embed is not None:
             x_BTD = x_BTD + self.pos_conv_embed(x_BTD)
         if not self.pre_norm:
@@ -160,11 +160,11 @@ class Stack(nn.Module):
 
 
 class Resampler(nn.Module):
-    """``up`` / ``down`` of the frame rate: a transposed convolution, a strided one, and shortcuts around each and
-    both.
+    """Multiplies the frame rate by ``up`` / ``down``: a transposed convolution, a strided one, and shortcuts around
+    each of them and around both.
 
-    ``plain`` has only the one that changes something, and no shortcut around both (fairseq: ``ConvDownsampler``,
-    ``ConvUpsampler``; else ``ConvAdapter``).
+    ``plain`` has only the convolution that changes the rate, and no shortcut around both (fairseq:
+    ``ConvDownsampler``, ``ConvUpsampler``; without ``plain``: ``ConvAdapter``).
     """
 
     def __init__(self, channels: int, kernel: int, up: int, down: int, plain: bool):
@@ -200,6 +200,6 @@ class NormedConv(nn.Module):
 
 
 def _sum(first_BTD: Tensor, second_BTD: Tensor) -> Tensor:
-    """Over the frames that both have."""
+    """The sum over the frames that both have."""
     num_frames = min(first_BTD.shape[1], second_BTD.shape[1])
     return first_BTD[:, :num_frames] + second_BTD[:, :num_frames]

@@ -14,7 +14,7 @@
 
 """The reference path: convolutions and norms by PyTorch's own ``conv1d`` and ``group_norm``.
 
-Exported graphs take it. ``reference.forced = True`` has everything take it: to compare, or to look for a fault.
+Exported graphs use it. ``reference.forced = True`` makes all code use it, for comparisons or to look for a fault.
 """
 
 import torch

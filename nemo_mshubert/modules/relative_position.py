@@ -25,21 +25,22 @@ from torch import Tensor, nn
 
 from nemo_mshubert.modules.transformer import INIT_STD, SelfAttention, init_linear
 
-GATE_TERMS = 4  # of the projection, summed for each of the two gates
+GATE_TERMS = 4  # outputs of the projection that are summed for each of the two gates
 
 
 class RelativePositionBias(nn.Module):
     """A learned number per head and bucket of distances; all blocks share it.
 
-    Half of the buckets is for frames behind, half for frames ahead. Of each half, the first half holds one distance
-    per bucket, the rest grow logarithmically up to ``max_distance`` frames (T5; WavLM: 320 buckets, 800 frames).
+    Half of the buckets are for earlier frames, half for later ones. In each half, the first half of the buckets hold
+    one distance each; the rest grow logarithmically up to ``max_distance`` frames (T5; WavLM: 320 buckets, 800
+    frames).
     """
 
     def __init__(self, num_buckets: int, max_distance: int, num_heads: int):
         super().__init__()
         self.num_buckets, self.max_distance = num_buckets, max_distance
         self.embedding = nn.Embedding(num_buckets, num_heads)
-        nn.init.normal_(self.embedding.weight, std=INIT_STD)  # of N(0, 1) positions would drown the content
+        nn.init.normal_(self.embedding.weight, std=INIT_STD)  # with N(0, 1), positions would drown the content
 
     def forward(self, num_frames: int) -> Tensor:
         """Bias ``[H, T, T]`` of queries (rows) towards keys (columns)."""
@@ -57,7 +58,7 @@ class RelativePositionBias(nn.Module):
 
 
 class GatedSelfAttention(SelfAttention):
-    """Self-attention whose position bias each query scales by gates of its own input."""
+    """Self-attention whose position bias is scaled, for each query, by gates computed from the query's input."""
 
     def __init__(self, d_model: int, num_heads: int, dropout: float):
         super().__init__(d_model, num_heads, dropout)

@@ -45,7 +45,7 @@ class StackedConvPositionalEmbedding(nn.Module):
         self.layers = nn.ModuleList(PositionalConvLayer(d_model, kernel, groups) for _ in range(depth))
 
     def forward(self, x_BTD: Tensor, valid_BT: Optional[Tensor] = None) -> Tensor:
-        """``[B, T, D]`` -> ``[B, T, D]``; ``valid_BT`` is False at padding, None without any."""
+        """``[B, T, D]`` -> ``[B, T, D]``; ``valid_BT`` is False at padding, None if there is none."""
         for layer in self.layers:
             x_BTD = layer(x_BTD if valid_BT is None else x_BTD * valid_BT[..., None])
         return x_BTD

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""State dicts compared, and what to say of their tensors."""
+"""Comparison of state dicts, and messages about their tensors."""
 
 from typing import List, Mapping, Sequence
 
@@ -22,8 +22,8 @@ NAMES_LISTED = 5
 
 
 def misfits(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> List[str]:
-    """What to say of tensors that ``own`` has and ``theirs`` lack, of those that are the other way round, and of those
-    that differ in shape; nothing where all fit."""
+    """Messages about the tensors that only ``own`` has, those that only ``theirs`` has, and those that differ in
+    shape; none if all fit."""
     kinds = {
         "missing": [name for name in own if name not in theirs],
         "surplus": [name for name in theirs if name not in own],

@@ -36,8 +36,8 @@ def swap(x_VBTD: Tensor, source_R: Tensor) -> Tensor:
 
 
 def swap_source(mask_BT: Tensor) -> Tensor:
-    """For every frame of both views, ``[V * B * T]``, the row it takes in an exchange: that of the other view if
-    masked.
+    """The row that each frame of both views takes in an exchange, ``[V * B * T]``: at masked frames the row of the
+    other view, elsewhere its own.
 
     Args:
         mask_BT: True at masked frames, ``[B, T]``; the same frames for both views.
@@ -47,8 +47,8 @@ def swap_source(mask_BT: Tensor) -> Tensor:
 
 
 class _TakeRows(torch.autograd.Function):
-    """Rows in the order of an exchange. It is its own inverse, so gradients take the same rows: one read and one write
-    each way, a quarter of what autograd makes of ``torch.where(mask, x.flip(0), x)``."""
+    """Takes rows in the order of an exchange. An exchange is its own inverse, so gradients take the same rows. This
+    needs one read and one write each way, a quarter of what autograd needs for ``torch.where(mask, x.flip(0), x)``."""
 
     @staticmethod
     def forward(ctx: Any, x_VBTD: Tensor, source_R: Tensor) -> Tensor:
@@ -62,8 +62,8 @@ class _TakeRows(torch.autograd.Function):
 
 
 def masked_stream_view(layer: int) -> int:
-    """View that holds, after the exchange of block ``layer`` (from 1), the tokens which started as mask embeddings.
+    """The view that, after the exchange of block ``layer`` (from 1), holds the tokens that started as mask embeddings.
 
-    Every exchange moves them to the other view: view 1 after odd blocks, view 0 after even ones.
+    Every exchange moves these tokens to the other view: view 1 after odd blocks, view 0 after even ones.
     """
     return layer % 2

@@ -15,8 +15,8 @@
 """HuBERT's transformer: convolutional positional embedding and post-LN (base) or pre-LN (large) blocks.
 
 Weights and maths equal ``HubertEncoderLayer`` / ``HubertEncoderLayerStableLayerNorm`` of transformers and
-``TransformerSentenceEncoderLayer`` of fairseq. B utterances (times views), T frames, D width, H heads, W frames that
-are wanted, as indices into B * T.
+``TransformerSentenceEncoderLayer`` of fairseq. B utterances (times views), T frames, D width, H heads, W wanted
+frames, as indices into B * T.
 """
 
 from typing import Any, Optional, Tuple
@@ -63,13 +63,13 @@ class ConvPositionalEmbedding(nn.Module):
             return F.gelu(y_BDT[..., : y_BDT.shape[-1] - self.num_surplus_frames]).transpose(1, 2)
         operands = x_BTD, conv.weight, conv.bias, conv.groups
         no_gradient = not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in operands[:3]))
-        # A GPU would have to wait for the comparison of kernels, and transforms them in no time.
+        # On a GPU the host would have to wait for the comparison of kernels, and transforming them takes no time.
         by_kept_spectra = no_gradient and reference.takes_cpu_kernels(x_BTD)
         return F.gelu(self.spectra.convolve(*operands) if by_kept_spectra else fft_conv(*operands))
 
 
 def _takes_fourier_transforms(x: Tensor) -> bool:
-    return x.device.type != "mps" and not reference.is_taken()  # they were not tried on Apple's GPUs
+    return x.device.type != "mps" and not reference.is_taken()  # transforms were not tested on Apple's GPUs
 
 
 class SelfAttention(nn.Module):
@@ -93,7 +93,7 @@ class SelfAttention(nn.Module):
         position_bias_HTT: Optional[Tensor] = None,
         wanted_W: Optional[Tensor] = None,
     ) -> Tensor:
-        """``[B, T, D]`` -> ``[B, T, D]``, or ``[W, D]`` of the frames ``wanted_W``; ``key_mask_B11T`` is True at
+        """``[B, T, D]`` -> ``[B, T, D]``, or ``[W, D]`` for the frames ``wanted_W``; ``key_mask_B11T`` is True at
         frames to attend to, None for all."""
         operand_BTD = to_autocast_dtype(x_BTD)
         q_BHTE, k_BHTE, v_BHTE = (
@@ -109,7 +109,7 @@ class SelfAttention(nn.Module):
     def attention_mask(
         self, x_BTD: Tensor, key_mask: Optional[Tensor], position_bias: Optional[Tensor]
     ) -> Optional[Tensor]:
-        """What is masked or added before the softmax; `relative_position.GatedSelfAttention` adds a bias."""
+        """The mask or bias applied before the softmax; `relative_position.GatedSelfAttention` adds a bias."""
         return key_mask
 
 
@@ -154,8 +154,8 @@ class TransformerBlock(nn.Module):
         position_bias_HTT: Optional[Tensor] = None,
         wanted_W: Optional[Tensor] = None,
     ) -> Tensor:
-        """``[B, T, D]`` -> ``[B, T, D]``, or ``[W, D]`` of the frames ``wanted_W``: queries, keys and values are of
-        all frames, what follows the attention is of these alone."""
+        """``[B, T, D]`` -> ``[B, T, D]``, or ``[W, D]`` for the frames ``wanted_W``: queries, keys and values are
+        computed for all frames, everything after the attention only for these."""
         operand_BTD = self.layer_norm(x_BTD) if self.pre_norm else x_BTD
         attended = self.attention(operand_BTD, key_mask_B11T, position_bias_HTT, wanted_W)
         x = take_frames(x_BTD, wanted_W) + self.dropout(attended)
@@ -166,12 +166,12 @@ class TransformerBlock(nn.Module):
 
 
 def take_frames(x_BTD: Tensor, wanted_W: Optional[Tensor]) -> Tensor:
-    """``[W, D]`` of the frames ``wanted_W``, none of them twice; ``[B, T, D]`` as it is without."""
+    """``[W, D]``: the frames ``wanted_W``, which has no repeats; ``x_BTD`` itself if ``wanted_W`` is None."""
     return x_BTD if wanted_W is None else _TakeFrames.apply(x_BTD, wanted_W)
 
 
 class _TakeFrames(torch.autograd.Function):
-    """Gradients are written to the rows they are of, where autograd would add them up in case a row was taken
+    """Writes each gradient to the row that was taken. Autograd would add gradients up, in case a row was taken
     twice."""
 
     @staticmethod
@@ -191,9 +191,9 @@ class _TakeFrames(torch.autograd.Function):
 def zero_touch(module: nn.Module) -> Tensor:
     """A zero that depends on every trainable parameter of ``module``.
 
-    Added where a part is skipped in one step: its gradients become zeros instead of missing, on every rank, so DDP
-    needs no search for unused parameters and an optimiser step treats it alike on all ranks. Of a DTensor, this rank's
-    shard.
+    It is added where a part is skipped in one step. The gradients of that part are then zero instead of missing on
+    every rank, so DDP need not search for unused parameters, and an optimiser step treats the part alike on all ranks.
+    Of a DTensor, it touches this rank's shard.
     """
     trainable = (parameter for parameter in module.parameters() if parameter.requires_grad)
     return sum((p.to_local() if hasattr(p, "to_local") else p).sum() for p in trainable) * 0.0

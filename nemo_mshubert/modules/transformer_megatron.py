@@ -14,18 +14,18 @@
 
 """Transformer blocks whose linear layers megatron-core splits over the ranks of a tensor-parallel group.
 
-Of p ranks, each holds H / p heads and I / p inner units of every block; all else is whole on every rank:
+Each of p ranks holds H / p heads and I / p inner units of every block; everything else is whole on every rank:
 
     x [B, T, D] --enter--> q, k, v: columns --> attention of H / p heads --> output: rows --leave--> + residual
                 --enter--> first linear: columns --> GELU                --> second linear: rows --leave--> + residual
 
-``enter`` is the identity and sums the gradient over the ranks, ``leave`` sums over the ranks. With sequence
-parallelism norms, residuals and dropout see T / p frames of each utterance: ``enter`` gathers the frames and ``leave``
-sums and scatters them. Blocks begin and end with all frames, so Swap, label taps and the rest of the encoder are those
-of one rank.
+``enter`` is the identity, and its backward pass sums the gradient over the ranks; ``leave`` sums over the ranks. With
+sequence parallelism, norms, residuals and dropout see T / p frames of each utterance: ``enter`` gathers the frames,
+and ``leave`` sums and scatters them. Blocks begin and end with all frames, so Swap, label taps and the rest of the
+encoder are the same as on one rank.
 
-Names and shapes are those of `modules.transformer`, but for the dimension that is split (`split_dimension`): a state
-dict of p ranks becomes a plain one by concatenation.
+Names and shapes are those of `modules.transformer`, except in the dimension that is split (`split_dimension`):
+concatenating the state dicts of p ranks gives a plain one.
 
 Legend: B utterances (times views), T frames, D width, H heads, I inner width.
 """
@@ -60,7 +60,7 @@ SPLIT = {  # name below a block: dimension of the tensor that is split
 
 
 def split_dimension(name: str) -> Optional[int]:
-    """Dimension in which the tensor ``name`` of a state dict is split over the ranks; None where each has it whole."""
+    """Dimension in which the tensor ``name`` of a state dict is split over the ranks; None if each holds it whole."""
     for pattern, dimension in SPLIT.items():
         if re.search(rf"(^|\.)layers\.\d+\.{pattern}$", name):
             return dimension
@@ -91,16 +91,16 @@ def split_state_dict(whole: Dict[str, Tensor]) -> Dict[str, Tensor]:
 
 
 def gather_state_dict(parts: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """The plain state dict out of the parts of all ranks, on every rank."""
+    """The plain state dict from the parts of all ranks, on every rank."""
     return {name: gather_tensor(tensor, split_dimension(name)) for name, tensor in parts.items()}
 
 
 def split_blocks(layers: nn.ModuleList, sequence_parallel: bool = False) -> None:
-    """Put `MegatronBlock` in the place of every `TransformerBlock`; the weights must be alike on all ranks.
+    """Replace every `TransformerBlock` by a `MegatronBlock`; the weights must be the same on all ranks.
 
     Raises:
         RuntimeError: ``megatron.core.parallel_state`` is not initialised.
-        ValueError: heads or inner width are no multiple of the ranks; or blocks with relative positions (WavLM).
+        ValueError: heads or inner width are no multiple of the ranks, or blocks have relative positions (WavLM).
     """
     if not parallel_state.model_parallel_is_initialized():
         raise RuntimeError(
@@ -113,7 +113,7 @@ def split_blocks(layers: nn.ModuleList, sequence_parallel: bool = False) -> None
 
 
 class MegatronBlock(TransformerBlock):
-    """This rank's part of a `TransformerBlock`, in the device and dtype of its weights."""
+    """This rank's part of a `TransformerBlock`, on the device and in the dtype of its weights."""
 
     def __init__(self, block: TransformerBlock, sequence_parallel: bool):
         nn.Module.__init__(self)
@@ -131,7 +131,7 @@ class MegatronBlock(TransformerBlock):
         )
         norm = SequenceParallelLayerNorm if self.sequence_parallel else LayerNorm
         self.pre_norm = block.pre_norm
-        # In the order of TransformerBlock, in which an optimizer numbers its parameters
+        # In the order of TransformerBlock, because an optimizer numbers the parameters in this order
         self.attention = MegatronSelfAttention(block.attention, config)
         self.layer_norm = norm(len(block.layer_norm.weight))
         self.feed_forward = MegatronFeedForward(block.feed_forward, config)
@@ -156,16 +156,16 @@ class MegatronBlock(TransformerBlock):
         position_bias: None = None,
         wanted_W: Optional[Tensor] = None,
     ) -> Tensor:
-        """``[B, T, D]`` -> ``[B, T, D]``, or ``[W, D]`` of the frames ``wanted_W``; the same on all ranks.
+        """``[B, T, D]`` -> ``[B, T, D]``, or ``[W, D]`` for the frames ``wanted_W``; the same on all ranks.
 
-        With sequence parallelism, under which a rank has its share of every utterance's frames, the block computes
-        all.
+        With sequence parallelism, a rank holds its share of every utterance's frames, so the block computes all
+        frames.
         """
         if not self.sequence_parallel:
             return super().forward(x_BTD, key_mask_B11T, None, wanted_W)
         num_frames = x_BTD.shape[1]
         surplus = -num_frames % parallel_state.get_tensor_model_parallel_world_size()
-        if surplus:  # frames that no one attends to, so that each rank has as many
+        if surplus:  # frames that no frame attends to, so that all ranks have equally many
             x_BTD = F.pad(x_BTD, (0, 0, 0, surplus))
             if key_mask_B11T is None:
                 key_mask_B11T = x_BTD.new_ones((1, 1, 1, num_frames), dtype=torch.bool)
@@ -228,14 +228,14 @@ class MegatronFeedForward(FeedForward):
 
 
 def enter(x: Tensor, sequence_parallel: bool) -> Tensor:
-    """All frames ``[B, T, D]``, in front of columns that share one reduction of their gradients."""
+    """All frames ``[B, T, D]``, as input to `Columns` that share one reduction of their gradients."""
     if sequence_parallel:
         return gather_from_sequence_parallel_region(x.contiguous(), tensor_parallel_output_grad=True).transpose(0, 1)
     return copy_to_tensor_model_parallel_region(x)
 
 
 class _PlainState:
-    """Without Megatron's empty ``_extra_state`` entries, which a plain state dict lacks."""
+    """Leaves out Megatron's empty ``_extra_state`` entries, which a plain state dict lacks."""
 
     get_extra_state = nn.Module.get_extra_state
     set_extra_state = nn.Module.set_extra_state
@@ -260,7 +260,7 @@ class Columns(_PlainState, ColumnParallelLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         y, bias = super().forward(x)
-        return y + bias.to(y.dtype)  # added in fp32 it would make fp32 of all that follows under autocast
+        return y + bias.to(y.dtype)  # added in fp32, it would turn all that follows to fp32 under autocast
 
 
 class Rows(_PlainState, RowParallelLinear):
@@ -296,10 +296,10 @@ class SequenceParallelLayerNorm(LayerNorm):
 
 @contextmanager
 def own_random_numbers(needed: bool) -> Iterator[None]:
-    """Where ``needed``, draw dropout from a stream of this rank, where ranks hold different units or frames.
+    """If ``needed``, draw dropout from a stream of this rank, since ranks hold different units or frames here.
 
-    Around it the streams of all ranks stay alike, so that whole tensors are dropped alike. The seed is drawn from the
-    common CPU stream, so a resumed run repeats it.
+    Outside, the streams of all ranks stay the same, so that dropout of whole tensors is the same on all ranks. The
+    seed is drawn from the common CPU stream, so a resumed run repeats it.
     """
     if not needed or parallel_state.get_tensor_model_parallel_world_size() == 1:
         yield

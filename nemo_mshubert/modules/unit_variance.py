@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Audio as the large models take it: every utterance of zero mean and unit variance."""
+"""Audio as the large models expect it: every utterance has zero mean and unit variance."""
 
 import numpy as np
 
@@ -20,5 +20,5 @@ VARIANCE_FLOOR = 1e-7  # as in transformers; fairseq has 1e-5
 
 
 def to_unit_variance(waveform: np.ndarray) -> np.ndarray:
-    """``float32 [S]`` scaled as `WaveformPreprocessor` scales it: whole, before it is cut into chunks."""
+    """Scale ``float32 [S]`` as `WaveformPreprocessor` does: as a whole, before it is cut into chunks."""
     return (waveform - waveform.mean()) / np.sqrt(waveform.var() + VARIANCE_FLOOR)

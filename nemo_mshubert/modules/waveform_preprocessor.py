@@ -39,8 +39,8 @@ class WaveformPreprocessor(AudioPreprocessor):
         features: always 1.
         normalize: ``"per_feature"`` scales each utterance to zero mean and unit variance over its
             valid samples (the large models); None leaves the samples as they are (HuBERT base), as do NeMo's other
-            words for it, False, ``"None"`` and ``"NA"``.
-        dither, pad_to: accepted since NeMo's pipelines overwrite them; both have no meaning for raw samples.
+            names for it, False, ``"None"`` and ``"NA"``.
+        dither, pad_to: accepted because NeMo's pipelines overwrite them; neither has a meaning for raw samples.
     """
 
     @property
