@@ -31,9 +31,10 @@ from nemo_mshubert.modules.frames import IGNORED_LABEL
 class MulticlusterMPLLoss(Loss):
     """Sum over label sets of the cross-entropy at masked frames, plus the feature penalty.
 
-    The loss is a sum and a count: divided by the count of all ranks and accumulated micro-batches, it is the mean over
-    masked frames per set, summed over sets, plus ``penalty_weight`` times the mean square of the convolutional output,
-    which fairseq (``loss_weights: [10]``) also scales by the number of masked frames before normalising.
+    `forward` returns a sum and a count. Divided by the count over all ranks and accumulated micro-batches, the sum is
+    the mean over masked frames per set, summed over sets, plus ``penalty_weight`` times the mean square of the
+    convolutional output. fairseq (``loss_weights: [10]``), too, scales this penalty by the number of masked frames
+    before it normalises.
 
     Args:
         penalty_weight: 10 in HuBERT.
@@ -81,5 +82,5 @@ class MulticlusterMPLLoss(Loss):
         return loss_sum, set_losses, count
 
     def penalty(self, feature_penalty: Tensor, count: Tensor) -> Tensor:
-        """What ``count`` rows add to the sum."""
+        """The feature penalty that ``count`` rows add to the sum."""
         return self.penalty_weight * feature_penalty.float() * count

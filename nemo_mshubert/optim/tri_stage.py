@@ -26,7 +26,7 @@ NAME = "TriStageAnnealing"
 
 @dataclass
 class TriStageAnnealingParams(WarmupHoldSchedulerParams):
-    """Options of ``optim.sched``, on top of NeMo's warm-up and hold."""
+    """Options of ``optim.sched``, in addition to NeMo's warm-up and hold."""
 
     init_lr_scale: float = 0.01
     final_lr_scale: float = 0.05
@@ -53,7 +53,7 @@ class TriStageAnnealing(WarmupHoldPolicy):
 
     def scale(self, step: int) -> float:
         """Learning rate at ``step`` (updates done so far) as a share of the peak."""
-        end_of_hold = max(self.hold_steps, self.warmup_steps)  # NeMo's hold_steps counts the warm-up in
+        end_of_hold = max(self.hold_steps, self.warmup_steps)  # NeMo's hold_steps includes the warm-up
         if step < self.warmup_steps:
             return self.init_lr_scale + (1 - self.init_lr_scale) * step / self.warmup_steps
         if step < end_of_hold:
@@ -62,5 +62,5 @@ class TriStageAnnealing(WarmupHoldPolicy):
         return math.exp(math.log(self.final_lr_scale) * decayed)
 
 
-if NAME not in AVAILABLE_SCHEDULERS:  # a notebook may load this module anew, and NeMo takes a name but once
+if NAME not in AVAILABLE_SCHEDULERS:  # a notebook may load this module again, and NeMo takes a name only once
     register_scheduler(NAME, TriStageAnnealing, TriStageAnnealingParams)
