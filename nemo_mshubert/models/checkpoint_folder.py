@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The folder of a run's checkpoints: of one run alone, and after a kill with what NeMo can go on from."""
+"""The folder of a run's checkpoints: used by one run only, and put in order after a kill so that NeMo can resume."""
 
 import os
 import shutil
@@ -33,11 +33,11 @@ from nemo_mshubert.models.run_lock import hold_folder
 from nemo_mshubert.whole_files import atomic_path, remove_left_over
 
 NO_SCORE = "=nan-"  # in the name of a checkpoint
-PATIENCE_SECONDS = 1200.0  # of other ranks, while rank 0 copies what may be gigabytes
+PATIENCE_SECONDS = 1200.0  # that other ranks wait, while rank 0 may be copying gigabytes
 
 
 def checkpoint_folder(exp_manager_config: DictConfig) -> Path:
-    """Where NeMo's exp_manager keeps the checkpoints of a run. Of one that does not resume it chooses the version
+    """Where NeMo's exp_manager keeps the checkpoints of a run. If the run does not resume, its version is chosen
     now."""
     config = exp_manager_config
     runs = "nemo_experiments" if config.get("exp_dir") is None else config.exp_dir
@@ -46,7 +46,7 @@ def checkpoint_folder(exp_manager_config: DictConfig) -> Path:
 
 
 def _version(config: DictConfig) -> str:
-    """That of the run, if any. NeMo notes in the environment which it has chosen, and asks there first."""
+    """The version of the run, if any. NeMo stores its choice in the environment, and looks there first."""
     version = config.get("version") or os.environ.get(NEMO_ENV_VARNAME_VERSION)
     if not version and not config.get("resume_if_exists", True):
         new = {name: config[name] for name in ("exp_dir", "name", "use_datetime_version") if name in config}
@@ -55,8 +55,8 @@ def _version(config: DictConfig) -> str:
 
 
 def claim_folder(folder: Path, save_top_k: int, trainer: pl.Trainer) -> None:
-    """Have this run alone in the folder of its checkpoints (`run_lock.hold_folder`), and go on from what is there
-    (`keep_whole_checkpoints`): rank 0 does so, and the others wait until it has.
+    """Keep other runs out of the folder of checkpoints (`run_lock.hold_folder`), and prepare its files for resuming
+    (`keep_whole_checkpoints`). Rank 0 does this, and the others wait for it.
 
     Raises:
         RuntimeError: another run is under way in the folder.
@@ -65,8 +65,8 @@ def claim_folder(folder: Path, save_top_k: int, trainer: pl.Trainer) -> None:
     if trainer.is_global_zero:
         keep_whole_checkpoints(folder, save_top_k)
         return
-    # Not all ranks: a second run in the folder is found out by its rank 0 alone, and the checkpoint that the first run
-    # is writing looks like one that was left unfinished.
+    # Only rank 0: if this is a second run in the folder, only its rank 0 finds that out, and the checkpoint that the
+    # first run is writing looks like one that was left unfinished.
     end = time.monotonic() + PATIENCE_SECONDS
     while not _is_in_order(folder, save_top_k):
         if time.monotonic() > end:
@@ -78,13 +78,14 @@ def claim_folder(folder: Path, save_top_k: int, trainer: pl.Trainer) -> None:
 
 
 def keep_whole_checkpoints(folder: Path, save_top_k: int = 1) -> None:
-    """Leave what a run can go on from, where it was killed while it wrote a checkpoint: NeMo would stop and ask for
-    that. Checkpoints are in folders below where their metric has a slash in its name.
+    """Leave files from which a run can resume after it was killed while it wrote a checkpoint: NeMo would stop and ask
+    the user to do this. Checkpoints are in subfolders if the name of their metric has a slash.
 
-    Unfinished checkpoints and ``.nemo`` files go, damaged ones are set aside under another name. Of several last ones
-    the newest stays; where there is none, the newest other one, which holds as much, becomes it. One whose score is
-    not a number, which NeMo cannot read back from its name, is set aside. So are the best ones where the run no longer
-    keeps any (``save_top_k`` 0), as without a validation: NeMo would delete them, and stop.
+    Unfinished checkpoints and ``.nemo`` files are removed; damaged ones are set aside under another name. Of several
+    last checkpoints the newest stays; if there is none, a copy of the newest other one, which holds as much, takes its
+    place. A checkpoint whose score is not a number is set aside, since NeMo cannot read this back from the name. So
+    are the best ones if the run no longer keeps any (``save_top_k`` 0), as without validation: NeMo would delete them
+    and stop.
     """
     remove_left_over(folder)
     for marker in _markers(folder):
@@ -118,7 +119,7 @@ def _is_in_order(folder: Path, save_top_k: int) -> bool:
     one_is_last = sum(map(_is_last, checkpoints)) == bool(checkpoints)
     try:
         is_broken = any(_markers(folder)) or any(map(_is_damaged, checkpoints))
-    except FileNotFoundError:  # at work
+    except FileNotFoundError:  # rank 0 is at work
         return False
     return one_is_last and not is_broken and not _unwanted(folder, save_top_k)
 
@@ -130,7 +131,7 @@ def _unwanted(folder: Path, save_top_k: int) -> List[Path]:
 
 
 def _markers(folder: Path) -> List[Path]:
-    """NeMo's, beside checkpoints that are being written."""
+    """NeMo's marker files, beside checkpoints that are being written."""
     return _files(folder, f"*{NeMoModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}")
 
 
@@ -139,8 +140,8 @@ def _checkpoints(folder: Path) -> List[Path]:
 
 
 def _files(folder: Path, pattern: str) -> List[Path]:
-    """Those of the run: names are ``<run>--<metric>=...``, where a slash in that of the metric makes folders. What is
-    in others, the user has put there."""
+    """The files of the run. Names are ``<run>--<metric>=...``, and a slash in the metric makes folders. Files in other
+    folders are the user's."""
     return [*folder.glob(pattern), *folder.glob(f"*--*/**/{pattern}")]
 
 
@@ -149,11 +150,11 @@ def _is_last(path: Path) -> bool:
 
 
 def _is_damaged(path: Path) -> bool:
-    """By the end of the file: one that was cut off, as by a full disk or a copy, has none."""
+    """Whether the end of the file is missing: it was cut off, for example by a full disk or while it was copied."""
     with open(path, "rb") as stream:
         return not zipfile.is_zipfile(stream)
 
 
 def _set_aside(path: Path, suffix: str) -> None:
-    """Give it a name that NeMo does not read."""
+    """Give the file a name that NeMo does not read."""
     os.replace(path, path.with_name(f"{path.name}.{suffix}"))

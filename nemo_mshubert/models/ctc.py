@@ -29,7 +29,7 @@ from nemo_mshubert.models.loading import restore_mshubert
 def ctc_config(
     preprocessor: Dict[str, Any], encoder: Dict[str, Any], labels: Optional[list], tokenizer_dir: Optional[str]
 ) -> DictConfig:
-    """Config of a stock CTC model: letters where ``labels`` are given, else the SentencePiece model in
+    """Config of a stock CTC model: with letters if ``labels`` are given, else with the SentencePiece model in
     ``tokenizer_dir``."""
     data = {"manifest_filepath": None, "sample_rate": preprocessor["sample_rate"], "batch_size": 8, "shuffle": False}
     if labels:
@@ -47,7 +47,7 @@ def ctc_config(
             "vocabulary": labels or [],
         },
         "decoding": {"strategy": "greedy_batch"},
-        "train_ds": {**data, "shuffle": True},  # NeMo's scripts read all three, and do not take null for one
+        "train_ds": {**data, "shuffle": True},  # NeMo's scripts read all three, and do not accept null
         "validation_ds": data,
         "test_ds": data,
         "optim": {"name": "adam", "lr": 5e-5},
@@ -67,18 +67,18 @@ def ssl_to_ctc(
     Args:
         ssl_path: ``.nemo`` with an `MSHuBERTEncoder`.
         tokenizer_dir: folder with NeMo's ``tokenizer.model`` and ``vocab.txt`` for a BPE model; letters by default.
-        from_scratch: random weights in the encoder too: the baseline without pre-training.
-        letters: of another language, in one string, without the word delimiter; `ENGLISH_LABELS` by default.
+        from_scratch: random weights in the encoder, too: the baseline without pre-training.
+        letters: those of another language, as one string without the word delimiter; `ENGLISH_LABELS` by default.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, another architecture, or letters that are there twice, that are
-            white space or ``|``, or together with a tokenizer.
+        FileNotFoundError, ValueError: no such file, another architecture, or letters that occur twice, that are white
+            space or ``|``, or that are given together with a tokenizer.
     """
     unfit = [letter for letter in letters or "" if letter.isspace() or letter == WRITTEN_SPACE]
     twice = [letter for letter, count in Counter(letters or "").items() if count > 1]
     if letters is not None and (tokenizer_dir or not letters or twice or unfit):
         found = f"; {unfit} cannot be among them" if unfit else ""
-        found += f"; {ascii(twice)} are there twice" if twice else ""  # an umlaut in two parts looks like one in one
+        found += f"; {ascii(twice)} are there twice" if twice else ""  # a decomposed umlaut looks like a composed one
         raise ValueError(
             f"letters {letters!r}{found}: give each letter once, and no tokenizer with them. The space is added; no "
             f"other white space can be written in a lexicon, where {WRITTEN_SPACE!r}, as in other ecosystems, "
@@ -111,7 +111,7 @@ def ssl_to_ctc(
 
 def pretraining_labels(model: ModelPT) -> Optional[Dict[str, Any]]:
     """What a model was pre-trained on, for its model card: ``label_maker`` (its id), ``features``, and ``sets``
-    (numbers of clusters). A CTC model of `ssl_to_ctc` has it in its config. None where it is not known.
+    (numbers of clusters). A CTC model of `ssl_to_ctc` has these in its config. None if they are not known.
     """
     if hasattr(model, "label_maker"):
         maker = model.label_maker

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""How far a training has come in its data, over resumes with other numbers of ranks."""
+"""How far a training run has come in its data, over resumes with different numbers of ranks."""
 
 from typing import Any, Dict
 
@@ -21,10 +21,10 @@ from nemo_mshubert.data.shared_batches import Place, last_before
 
 
 class DataPosition:
-    """Counts batches over all parts of the data, where the trainer counts those of one rank.
+    """Counts batches over all parts of the data; the trainer counts only those of one rank.
 
-    Of plain manifests ``places`` knows where epochs, or what was left of one, began, in this rank's numbers. Of tarred
-    data every rank reads shards of its own; ``shards`` notes their lines.
+    For plain manifests, ``places`` records where each epoch, or what was left of one, began, in this rank's numbers.
+    With tarred data, every rank reads its own shards, and ``shards`` records their lines.
     """
 
     def __init__(self):
@@ -38,7 +38,7 @@ class DataPosition:
         return self._batches_before + (own_batches - self._own_before) * num_parts
 
     def first_batch(self, own_batches: int, num_parts: int) -> int:
-        """Number in the stream for ``num_parts`` of the batch that comes next."""
+        """Number of the batch that comes next, in the stream for ``num_parts``."""
         return self.batches_of_all(own_batches, num_parts) // num_parts
 
     def place(self, own_batches: int, num_parts: int) -> Place:

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Fine-tuning of a CTC model: restored with the options of an experiment, on data that was looked at before."""
+"""Fine-tuning of a CTC model: it is restored with the options of an experiment, and its data is checked first."""
 
 import inspect
 from itertools import chain
@@ -44,7 +44,7 @@ NEMO_OPTIONS = ("use_cer", "interctc", "optim_param_groups")  # of ASR models, w
 
 
 def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCModel:
-    """Restore a CTC ``.nemo`` with the options of ``overrides`` in its config, and its data and optimizer set up.
+    """Restore a CTC ``.nemo`` with the options of ``overrides`` in its config, and set up its data and optimizer.
 
     Args:
         path: the file, a folder with it, or a model of the hub, as `models.loading` takes them.
@@ -53,8 +53,8 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
         trainer: of the run.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, not a CTC model, one with another encoder, an unknown option or
-            one of the encoder, a strategy by which ranks share a model, or data that cannot be trained on (a missing
+        FileNotFoundError, ValueError: no such file, not a CTC model, another encoder, an unknown option of the model
+            or its encoder, a strategy under which ranks share a model, or data that cannot be trained on (a missing
             or truncated shard, a missing audio file, a broken line, no text, letters that the model lacks).
     """
     model = _restore(path, overrides, trainer)
@@ -68,7 +68,7 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
         for name in ("train_ds", "validation_ds", "optim")
     )
     if "tokenizer" not in model.cfg:
-        # not cfg.labels: where NeMo has changed the vocabulary these are still the letters of before
+        # not cfg.labels: if NeMo has changed the vocabulary, these are still the old letters
         model.cfg.labels = train_ds.labels = validation_ds.labels = list(model.cfg.decoder.vocabulary)
     for name, data in (("train_ds", train_ds), ("validation_ds", validation_ds)):
         if not data.get("use_lhotse") and data.get("batch_size") is None:
@@ -84,7 +84,7 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
     if validation_ds.manifest_filepath is not None:
         _set_up_validation(model, validation_ds)
     model.setup_optimization(optim)
-    model.cfg = model.cfg  # what hparams.yaml and the report have of a config is as it was when it was last set
+    model.cfg = model.cfg  # hparams.yaml and the report show a config as it was when it was last set
     return model
 
 
@@ -110,7 +110,7 @@ def _restore(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCMod
     OmegaConf.set_struct(config, False)
     config.encoder = OmegaConf.merge(config.encoder, overrides.encoder)
     config.update({name: overrides[name] for name in NEMO_OPTIONS if name in overrides})
-    # ASRModel, of which no model can be made, would hide what is wrong with an option
+    # not ASRModel: it cannot be instantiated, and would hide what is wrong with an option
     kind = EncDecCTCModelBPE if "tokenizer" in config else EncDecCTCModel
     model = kind.restore_from(str(file), override_config_path=config, trainer=trainer, map_location="cpu")
     model._save_restore_connector = WholeFile()
@@ -119,10 +119,10 @@ def _restore(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCMod
 
 
 def _check_data(train_ds: DictConfig, validation_ds: DictConfig) -> None:
-    """Stock loaders pass over what is missing, on disk or in a tar, and over letters that the model lacks."""
+    """Find what stock loaders skip: what is missing, on disk or in a tar, and letters that the model lacks."""
     _check_set(train_ds, are_mixed=bool(train_ds.get("use_lhotse")))
     if validation_ds.manifest_filepath is not None:
-        _check_set(validation_ds, are_mixed=False)  # NeMo makes a loader of each manifest
+        _check_set(validation_ds, are_mixed=False)  # NeMo makes a loader for each manifest
 
 
 def _check_set(config: DictConfig, are_mixed: bool) -> None:
@@ -137,7 +137,7 @@ def _check_set(config: DictConfig, are_mixed: bool) -> None:
 
 
 def _checked_lines(manifest: str, config: DictConfig, are_mixed: bool) -> Iterator[Line]:
-    """What `iter_manifest` yields, each line looked at as it passes."""
+    """The lines of `iter_manifest`, each checked as it passes."""
     is_tarred = config.get("tarred_audio_filepaths") is not None
     check_for_nemo(manifest)
     if are_mixed and not is_tarred:
@@ -154,8 +154,8 @@ def _set_up_training(model: EncDecCTCModel, config: DictConfig, trainer: Trainer
     if is_tarred:
         config.seed = seed_of_session(config.get("seed", 0), trainer)
     else:
-        config.shard_seed = config.get("seed", 0)  # alike on all ranks, which share one order
-    config.concurrent_bucketing = False  # where its thread meets an unreadable file, training would wait for ever
+        config.shard_seed = config.get("seed", 0)  # the same on all ranks, which share one order
+    config.concurrent_bucketing = False  # if its thread met an unreadable file, training would wait forever
     max_unreadable = config.pop("max_unreadable", MAX_UNREADABLE)
     model.setup_training_data(config)
     if not is_tarred and isinstance(model._train_dl.sampler, CutSampler):
@@ -168,17 +168,17 @@ def _set_up_training(model: EncDecCTCModel, config: DictConfig, trainer: Trainer
 def _set_up_validation(model: EncDecCTCModel, config: DictConfig) -> None:
     model.setup_multiple_validation_data(config)
     for loader in model._validation_dl if isinstance(model._validation_dl, list) else [model._validation_dl]:
-        _count_unreadable(loader, 0)  # a WER without them would be that of another set
+        _count_unreadable(loader, 0)  # without unreadable files, the WER would be that of another set
 
 
 def _count_unreadable(loader: DataLoader, limit: int) -> None:
-    """NeMo's datasets for Lhotse pass over what cannot be decoded; its others end with an error."""
-    dataset = getattr(loader.dataset, "dataset", loader.dataset)  # of tars it is wrapped
+    """Count the unreadable audio that NeMo's datasets for Lhotse skip; its other datasets end with an error."""
+    dataset = getattr(loader.dataset, "dataset", loader.dataset)  # for tars, it is wrapped
     if hasattr(dataset, "load_audio"):
         dataset.load_audio = CountedAudio(limit)
 
 
 def seed_of_session(seed: int, trainer: Trainer) -> int:
-    """Of dropout, masks and streams of tars, which a resumed fine-tuning does not go on with: others than those of the
-    sessions before, whose first shards it would see again and again."""
+    """Seed of dropout, masks and streams of tars. A resumed fine-tuning does not continue these, so every session has
+    a different seed: otherwise it would see the same first shards again and again."""
     return seed_of(seed, Path(trainer.ckpt_path).name) % 2**30 if trainer.ckpt_path else seed

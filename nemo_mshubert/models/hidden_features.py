@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Features for k-means by the name of their encoder."""
+"""Features for k-means, by the name of their encoder."""
 
 from nemo_mshubert.clustering.features import HiddenFeatures
 from nemo_mshubert.device import choose_device
@@ -20,5 +20,5 @@ from nemo_mshubert.models.loading import Name, load_encoder
 
 
 def load_hidden_features(encoder: Name, layer: int, device: str) -> HiddenFeatures:
-    """Those of an encoder by name, as `load_encoder` takes it; ``device`` as in `choose_device`."""
+    """Features of an encoder, given by a name as in `load_encoder`; ``device`` as in `choose_device`."""
     return HiddenFeatures(load_encoder(encoder), layer, choose_device(device))

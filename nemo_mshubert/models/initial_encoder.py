@@ -12,9 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""``init_encoder=`` of pre-training: begin with the encoder of a checkpoint, all of it or none.
+"""``init_encoder=`` of pre-training: start from the encoder of a checkpoint, from all of it or not at all.
 
-A tensor that fits nowhere is an error here, where ``load_state_dict(strict=False)`` leaves its place random; so is an
+A tensor that does not fit is an error here; ``load_state_dict(strict=False)`` would leave its place random. So is an
 encoder that computes something else with the same tensors (heads, pre-LN, scaled audio).
 """
 
@@ -30,11 +30,11 @@ from nemo_mshubert.modules.frames import HUBERT_KERNELS_AND_STRIDES
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.modules.state_dicts import listed, misfits
 
-UNSAID = {"pos_conv_depth": 1, "position_buckets": 0}  # by `infer_architecture`
+UNSAID = {"pos_conv_depth": 1, "position_buckets": 0}  # where `infer_architecture` leaves them out
 
 
 def maybe_init_encoder(model: MSHuBERTModel, name: Optional[str], ckpt_path: Optional[str]) -> None:
-    """`init_encoder` at the start of a run. One that goes on from a checkpoint has its weights from there."""
+    """`init_encoder` at the start of a run. A run that resumes takes its weights from its checkpoint."""
     if name is None:
         return
     if ckpt_path:
@@ -46,14 +46,16 @@ def maybe_init_encoder(model: MSHuBERTModel, name: Optional[str], ckpt_path: Opt
 
 
 def init_encoder(model: MSHuBERTModel, name: Name) -> None:
-    """Give the encoder of a model, before it is split over ranks, the weights of a checkpoint. Every rank reads it.
+    """Load the weights of a checkpoint into the encoder of a model, before it is split over ranks. Every rank reads
+    the checkpoint.
 
     Args:
         model: its label heads stay as they are.
         name: what `load_encoder` takes.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_encoder`; an encoder of another kind, with the settings to change.
+        FileNotFoundError, ValueError: as `load_encoder`; also for an encoder of another kind, with the settings to
+            change.
     """
     encoder = load_encoder(name)
     check_kind(encoder, name)
@@ -77,7 +79,7 @@ def init_encoder(model: MSHuBERTModel, name: Name) -> None:
 
 
 def check_kind(encoder: nn.Module, name: Name) -> None:
-    """Raise ``ValueError`` for an encoder that no settings of `MSHuBERTEncoder` make."""
+    """Raise ``ValueError`` for an encoder that no settings of `MSHuBERTEncoder` can produce."""
     if not isinstance(encoder, MSHuBERTEncoder):
         raise ValueError(
             f"init_encoder={name}: an encoder at several rates (MR-HuBERT), which pre-training has no place for. Give "
@@ -97,7 +99,7 @@ def check_kind(encoder: nn.Module, name: Name) -> None:
 
 
 def differing_settings(model: MSHuBERTModel, encoder: MSHuBERTEncoder) -> List[str]:
-    """Overrides for Hydra that make the encoder and the input of a model those of ``encoder``."""
+    """Overrides for Hydra that give a model the architecture and the input of ``encoder``."""
     own, theirs = architecture(model.encoder), architecture(encoder)
     config = model.cfg.encoder
     settings = [
@@ -126,5 +128,5 @@ def architecture(encoder: MSHuBERTEncoder) -> Dict[str, Any]:
 
 
 def _spell(value: Any) -> str:
-    """As Hydra reads it from the command line."""
+    """``value`` as Hydra reads it from the command line."""
     return str(value).lower().replace(" ", "") if isinstance(value, (bool, list)) else str(value)

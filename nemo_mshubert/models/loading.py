@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Models and encoders by name, and into ``.nemo`` files.
+"""Loads models and encoders by name, and saves models to ``.nemo`` files.
 
 A name is a ``.nemo`` file, a folder with one, a checkpoint of another ecosystem (`convert`), or ``organisation/model``
-of the Hugging Face hub. So every script takes them all in the same place.
+of the Hugging Face hub. Every script accepts all of these in the same place.
 """
 
 import re
@@ -38,7 +38,7 @@ TRANSFORMERS_FILES = ("*.json", "*.safetensors", "pytorch_model*.bin")
 
 
 def restore_model(name: Name) -> ModelPT:
-    """Restore a model on the CPU; a checkpoint of another ecosystem as the CTC model that converting it would give.
+    """Restore a model on the CPU; a checkpoint of another ecosystem becomes the CTC model that `convert` makes of it.
 
     Args:
         name: see the head of this file.
@@ -59,14 +59,14 @@ def restore_model(name: Name) -> ModelPT:
 
 
 def load_encoder(name: Name) -> nn.Module:
-    """The encoder of a model of `restore_model`, on the CPU, in evaluation mode.
+    """The encoder of the model that `restore_model` gives, on the CPU, in evaluation mode.
 
     It is an `MSHuBERTEncoder`, or for MR-HuBERT a `MultiresolutionEncoder`; both have ``extract_features``. Its
-    ``normalized_input`` tells whether the model's preprocessor scales each utterance to unit variance; the
-    ``drawn_weights`` of an `MSHuBERTEncoder` are names of those that the checkpoint lacks, which are random.
+    ``normalized_input`` tells whether the model's preprocessor scales each utterance to unit variance. The
+    ``drawn_weights`` of an `MSHuBERTEncoder` are the names of weights that the checkpoint lacks and that are random.
 
     Raises:
-        FileNotFoundError, ValueError: as `restore_model`; a model with another encoder.
+        FileNotFoundError, ValueError: as `restore_model`; also for a model with another encoder.
     """
     path = local_path(name)
     if is_foreign(path):
@@ -79,10 +79,10 @@ def load_encoder(name: Name) -> nn.Module:
 
 
 def restore_mshubert(name: Name) -> ModelPT:
-    """`restore_model`, of a model with an `MSHuBERTEncoder`.
+    """`restore_model` for a model with an `MSHuBERTEncoder`.
 
     Raises:
-        FileNotFoundError, ValueError: as `restore_model`; a model with another encoder.
+        FileNotFoundError, ValueError: as `restore_model`; also for a model with another encoder.
     """
     model = restore_model(name)
     encoder = getattr(model, "encoder", None)
@@ -95,10 +95,11 @@ def restore_mshubert(name: Name) -> ModelPT:
 
 
 def local_path(name: Name) -> Path:
-    """The file or folder of a name: a ``.nemo``, or what `is_foreign` says.
+    """The file or folder that a name stands for: a ``.nemo``, or one that `is_foreign`.
 
-    A folder stands for the ``.nemo`` in it. ``organisation/model`` of the hub is, as in ``ASRModel.from_pretrained``,
-    its file ``model.nemo``; where it has none, its weights for transformers. Both come into the cache of the hub.
+    A folder stands for the ``.nemo`` in it. ``organisation/model`` of the hub stands for its file ``model.nemo``, as
+    in ``ASRModel.from_pretrained``, or without one for its weights for transformers. Both are downloaded into the
+    hub's cache.
 
     Raises:
         FileNotFoundError: no such file, folder or model of the hub, or a folder with neither.
@@ -120,7 +121,7 @@ def local_path(name: Name) -> Path:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether `convert` reads it: a folder for transformers, or a file of fairseq, torchaudio or s3prl."""
+    """Whether `convert` reads ``path``: a folder for transformers, or a file of fairseq, torchaudio or s3prl."""
     return path.is_dir() or path.suffix in FOREIGN_SUFFIXES
 
 
@@ -139,7 +140,7 @@ def _from_hub(name: str) -> Path:
             return Path(hf_hub_download(name, f"{name.split('/')[1]}.nemo"))
         except EntryNotFoundError:
             return _in_folder(Path(snapshot_download(name, allow_patterns=TRANSFORMERS_FILES)))
-    except Exception as error:  # of the hub, the network and the disk
+    except Exception as error:  # from the hub, the network or the disk
         raise FileNotFoundError(
             f"{name}: no such file or folder, and not to be had from the hub ({type(error).__name__}: {error})."
         ) from error

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Options of `MSHuBERTModel` that cannot be met, or that contradict each other or the label maker."""
+"""Rejects options of `MSHuBERTModel` that cannot be met, or that contradict each other or the label maker."""
 
 from typing import Dict
 
@@ -42,7 +42,7 @@ def layer_of_each_set(cfg: DictConfig, label_maker: LabelMaker) -> Dict[int, int
 
 
 def check_training(cfg: DictConfig) -> None:
-    """Raise ``ValueError`` for an option of training that cannot be met."""
+    """Raise ``ValueError`` for a training option that cannot be met."""
     for name in ("swap", "compile"):
         if cfg.get(name) not in (True, False, None):  # Hydra reads "no" and "off" as words, which count as true
             raise ValueError(f"model.{name}={cfg[name]}: expected true or false.")
@@ -60,7 +60,7 @@ def check_training(cfg: DictConfig) -> None:
 
 
 def check_parts(cfg: DictConfig, encoder: MSHuBERTEncoder) -> None:
-    """Raise ``ValueError`` for an encoder of other frames than HuBERT's, or heads that do not fit it or the sets."""
+    """Raise ``ValueError`` for an encoder whose frames are not HuBERT's, or heads that do not fit it or the sets."""
     if tuple(encoder.feature_extractor.kernels_and_strides) != HUBERT_KERNELS_AND_STRIDES:
         raise ValueError(
             f"model.encoder.conv_layers={cfg.encoder.conv_layers}: labels and masks are of HuBERT's frames, so "

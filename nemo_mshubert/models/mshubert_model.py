@@ -91,8 +91,8 @@ class MSHuBERTModel(ModelPT):
         cfg = self._cfg
         self.layer_of_set = layer_of_each_set(cfg, self.label_maker)
         check_training(cfg)
-        with torch.random.fork_rng(devices=[]):  # who restores a model goes on with random numbers of his own
-            torch.default_generator.manual_seed(seed_of(cfg.seed, "initial weights"))  # not those of GPUs
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers do not change
+            torch.default_generator.manual_seed(seed_of(cfg.seed, "initial weights"))  # not the GPUs' generators
             self.preprocessor = self.from_config_dict(cfg.preprocessor)
             self.encoder = self.from_config_dict(cfg.encoder)
             self.label_heads = self.from_config_dict(cfg.label_heads)
@@ -101,7 +101,7 @@ class MSHuBERTModel(ModelPT):
         for clusters in self.layer_of_set:
             table = torch.as_tensor(self.label_maker.tables[clusters].astype("int64"))
             self.register_buffer(f"table_{clusters}", table, persistent=False)  # the label maker's file holds it
-        self.is_split = False  # over ranks, by configure_model
+        self.is_split = False  # over ranks; set by configure_model
         self._is_setting_up = False
         self.data_position = DataPosition()
         self.step_guard = StepGuard(cfg.max_nonfinite_steps)
@@ -109,11 +109,11 @@ class MSHuBERTModel(ModelPT):
 
     @cached_property
     def label_maker(self) -> LabelMaker:
-        """Centres and tables of the labels; first asked for while ``ModelPT.__init__`` sets up the data."""
+        """Centres and tables of the labels; first needed while ``ModelPT.__init__`` sets up the data."""
         path = self._cfg.label_maker
         if path.startswith("nemo:"):
             return LabelMaker.load(self.register_artifact("label_maker", path))
-        maker = LabelMaker.load(path)  # first: it says what is wrong with a file, NeMo that it is no artifact
+        maker = LabelMaker.load(path)  # first: its error names the fault; NeMo's says only that it is no artifact
         self.register_artifact("label_maker", path)
         return maker
 
@@ -121,12 +121,12 @@ class MSHuBERTModel(ModelPT):
 
     @property
     def data_ranks(self) -> DataRanks:
-        """This rank's part of the data; ranks that hold parts of one model see the same data and draw alike."""
+        """This rank's part of the data; ranks that hold parts of one model see the same data and draws."""
         return data_ranks(self._trainer)
 
     def configure_model(self) -> None:
         """Lightning's hook for models that are split over ranks: `parallel.tensor_parallel`, `parallel.sharded`."""
-        if self.is_split or self._trainer is None:  # without one, as when Lightning loads a checkpoint, it is whole
+        if self.is_split or self._trainer is None:  # no trainer, as when Lightning loads a checkpoint: whole
             return
         self.is_split = hasattr(self.trainer.strategy, "split_model")
         if self.is_split:
@@ -138,7 +138,7 @@ class MSHuBERTModel(ModelPT):
             )
 
     def save_to(self, save_path: str) -> None:
-        """Write a ``.nemo``. Of a model that is split over ranks it holds the whole one, and all ranks must call
+        """Write a ``.nemo``. If the model is split over ranks, the file holds the whole model, and all ranks must call
         this."""
         if self.is_split:
             self._save_whole(save_path, self.trainer.strategy.lightning_module_state_dict())
@@ -146,10 +146,10 @@ class MSHuBERTModel(ModelPT):
             super().save_to(save_path)
 
     def save_checkpoint_to(self, checkpoint_path: str, save_path: str) -> None:
-        """Write a ``.nemo`` with the weights of a checkpoint, which are whole, also when the ranks no longer reach
-        each other's parts."""
+        """Write a ``.nemo`` with the weights of a checkpoint. These are whole, so this also works when the ranks no
+        longer reach each other's parts."""
         weights = {}
-        if self.trainer.is_global_zero:  # which alone writes
+        if self.trainer.is_global_zero:  # only rank 0 writes
             weights = torch.load(checkpoint_path, map_location="cpu", weights_only=False)["state_dict"]
         self._save_whole(save_path, weights)
 
@@ -158,7 +158,7 @@ class MSHuBERTModel(ModelPT):
         self._save_restore_connector, self._cfg = WholeWeights(weights), copy.deepcopy(config)
         try:
             with open_dict(self._cfg):
-                self._cfg.encoder.transformer_backend = "torch"  # that of a file
+                self._cfg.encoder.transformer_backend = "torch"  # as in every file
             super().save_to(save_path)
         finally:  # else the whole weights would stay in memory
             self._save_restore_connector, self._cfg = connector, config
@@ -166,11 +166,11 @@ class MSHuBERTModel(ModelPT):
     # --- Data ----------------------------------------------------------------------------------------------------
 
     def setup_training_data(self, train_data_config: Union[DictConfig, Dict]) -> None:
-        """Keep the config; the loader is built when training starts or resumes, from the batch it had come to."""
+        """Keep the config; the loader is built when training starts or resumes, at the batch it had reached."""
         self._update_dataset_config(dataset_name="train", config=train_data_config)
 
     def setup(self, stage: Optional[str] = None) -> None:
-        """Lightning's hook. NeMo asks in it, twice, whether there is a training loader; to build one reads all
+        """Lightning's hook. NeMo's version asks twice whether there is a training loader; building one would read all
         manifests."""
         self._is_setting_up = True
         super().setup(stage)
@@ -191,22 +191,21 @@ class MSHuBERTModel(ModelPT):
         return training_loader(config, dataset, *self.data_ranks, first_batch, position.places, position.shards)
 
     def _check_labels(self, manifests: Any, lines: Optional[int] = None) -> None:
-        """Labels of another maker, or none, in the first ``lines`` of manifests: now, not at the first validation.
-
-        The ranks share the manifests out.
+        """Find missing labels, or labels of another maker, in the first ``lines`` of manifests (None: in all) now,
+        not at the first validation. The manifests are divided among the ranks.
         """
         for manifest in local_paths(manifests)[self.data_ranks.rank :: self.data_ranks.count]:
             check_labels_of(manifest, self.label_maker.id, self.label_maker.stored_sets, lines)
 
     def setup_validation_data(self, val_data_config: Union[DictConfig, Dict]) -> None:
-        """Of one manifest or set of them; NeMo calls it once for each of several."""
+        """Build the loader of one manifest or set of manifests; NeMo calls this once for each of several."""
         self._update_dataset_config(dataset_name="validation", config=val_data_config)
         config = val_data_config if isinstance(val_data_config, DictConfig) else OmegaConf.create(val_data_config)
         if config.get("manifest_filepath") is None:
             self._validation_dl = None
             return
         self._check_labels(config.manifest_filepath)
-        # a loss without what cannot be read would be that of another set
+        # without its unreadable files, the loss would be that of another set
         dataset = self._dataset(config, seed_of(self._cfg.seed, "validation crops"), max_unreadable=0)
         self._validation_dl = validation_loader(config, dataset, *self.data_ranks)
 
@@ -229,9 +228,9 @@ class MSHuBERTModel(ModelPT):
         generator: Optional[torch.Generator] = None,
         wanted_W: Optional[Tensor] = None,
     ) -> Views:
-        """Samples ``[B, S]``, counts ``[B]`` and masked frames ``[B, T]`` -> block outputs of both views at the label
-        sets ``sets`` (default: all), of all frames or those ``wanted_W``, indices into ``B * T``. Blocks above the
-        highest of the sets are not run."""
+        """Samples ``[B, S]``, counts ``[B]`` and masked frames ``[B, T]`` -> outputs of both views at the blocks of
+        the label sets ``sets`` (default: all), for all frames or for ``wanted_W``, indices into ``B * T``. Blocks
+        above the highest of these are not run."""
         signal, length = self.preprocessor(input_signal=audio, length=length)
         layers = [self.layer_of_set[clusters] for clusters in sets or self.layer_of_set]
         return self.encoder.forward_views(signal, length, mask_BT, layers, self._cfg.swap, generator, wanted_W)
@@ -240,8 +239,8 @@ class MSHuBERTModel(ModelPT):
         frames = [frame_count(samples) for samples in length.tolist()]
         num_frames = frame_count(num_samples)
         masking = self._cfg.masking
-        # Equal counts are those of fairseq's batches, all of one length. A batch that is padded, as in the validation,
-        # would be masked no more than its shortest row.
+        # fairseq makes the counts equal, in batches of one length. In a padded batch, as in validation, no row would
+        # then have more masked frames than the shortest one.
         same_count = len(set(frames)) == 1
         mask_BT = span_mask(frames, masking.mask_prob, masking.mask_length, num_frames, same_count, generator)
         valid_BT = valid_positions(torch.tensor(frames), num_frames)
@@ -257,7 +256,7 @@ class MSHuBERTModel(ModelPT):
         return torch.where(finest_BT == IGNORED_LABEL, IGNORED_LABEL, looked_up_BT)
 
     def _views_in_loss(self, x_VND: Tensor, layer: int) -> Tensor:
-        """The views whose masked frames are predicted, of the output of ``layer`` after its exchange."""
+        """Of the output of ``layer`` after its exchange, the views whose masked frames are predicted."""
         if len(x_VND) == 1 or self._cfg.loss_views == "both":
             return x_VND
         view = masked_stream_view(layer) if self._cfg.loss_views == "masked_stream" else 0
@@ -274,15 +273,15 @@ class MSHuBERTModel(ModelPT):
         return self.label_heads(rows), targets
 
     def _loss(self, prediction: Prediction, views: Views) -> Tuple[Tensor, List[Tensor], Tensor]:
-        """What `MulticlusterMPLLoss` gives: the sum with the penalty, the sum of each set, and the labelled rows."""
+        """What `MulticlusterMPLLoss` returns: sum with penalty, sum of each set, and number of labelled rows."""
         logits, targets = prediction
         return self.loss(logits=list(logits.values()), labels=targets, feature_penalty=views.feature_penalty)
 
     # --- Training ------------------------------------------------------------------------------------------------
 
     def transfer_batch_to_device(self, batch: Dict[str, Any], device: torch.device, dataloader_idx: int):
-        """Lightning's hook. Lengths stay on the host, which draws masks by them: to read them it would wait for the
-        GPU."""
+        """Lightning's hook. Lengths stay on the host, which needs them to draw masks: reading them back would make it
+        wait for the GPU."""
         moved = super().transfer_batch_to_device({**batch, "length": None}, device, dataloader_idx)
         return {**moved, "length": batch["length"]}
 
@@ -305,17 +304,17 @@ class MSHuBERTModel(ModelPT):
 
     def training_step(self, batch: Dict[str, Any], batch_idx: int) -> Dict[str, Any]:
         update = self.trainer.global_step
-        micro_batch = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready  # counts this one, over resumes
+        micro_batch = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready  # with this one, over all resumes
         torch.manual_seed(seed_of(self._cfg.seed, "dropout", self.data_ranks.rank, micro_batch))
         generator = generator_of(self._cfg.seed, "masks", self.data_ranks.rank, micro_batch)
         audio, length = batch["audio"], batch["length"]
         masks = self._draw_masks(length, audio.shape[1], generator).to(audio.device)
         sets = self._kept_sets(update)
-        # Alike on all ranks: none waits for one that skips fewer blocks, and shards of a block are gathered by all or
-        # none.
+        # All ranks skip the same blocks: no rank waits for one that skips fewer, and either all ranks or none gather
+        # the shards of a block.
         layerdrop = generator_of(self._cfg.seed, "layerdrop", micro_batch)
-        # Where only masked frames are looked at, half of the last block's work is left out. Its dropout draws as many
-        # numbers as it has frames: log_every_n_steps is part of what a run repeats.
+        # If only masked frames are needed, half of the last block's work is skipped. How many numbers its dropout
+        # draws depends on its frames, so a run can be repeated only with the same log_every_n_steps.
         all_frames = self._cfg.unmasked_weight > 0 or self._is_logged()
         views = self.forward(audio, length, masks.mask_BT, sets, layerdrop, None if all_frames else masks.masked_M)
         masked = self._predict(views, batch["labels"], sets, masks.masked_M)
@@ -332,19 +331,19 @@ class MSHuBERTModel(ModelPT):
             self.data_position.shards.record.note(batch["lines"])
 
         log = {}
-        if self._is_logged():  # what is logged may make the host wait for the GPU
+        if self._is_logged():  # logging may make the host wait for the GPU
             log["learning_rate"] = self._optimizer.param_groups[0]["lr"]
             with torch.no_grad():
                 visible = self._predict(views, batch["labels"], sets, masks.visible_U)
                 log.update(training_metrics(masked, visible, set_losses))
             log["feature_penalty"] = views.feature_penalty.detach()
-        # of the kept sets, and with the feature penalty, where val_loss is of all sets without it
+        # over the kept sets and with the feature penalty; val_loss is over all sets and without it
         self.log("train_loss", loss_sum.detach() / count.clamp(min=1))
         for head in self.label_heads.absent(sets):
             loss_sum = loss_sum + zero_touch(head)
-        # Lightning divides by the number of accumulated micro-batches and DDP by that of ranks; what is left of both
-        # is the sum over all of them, which `configure_gradient_clipping` divides by the rows counted over all of
-        # them.
+        # Lightning divides by the number of accumulated micro-batches, and DDP by the number of ranks. Both are undone
+        # here, so that gradients are sums over all of these; `configure_gradient_clipping` divides the sums by the
+        # number of rows, which is also counted over all of them.
         return {"loss": loss_sum * self.trainer.accumulate_grad_batches * self.data_ranks.count, "log": log}
 
     def _is_logged(self) -> bool:
@@ -359,18 +358,18 @@ class MSHuBERTModel(ModelPT):
         return torch.stack(set_losses).sum(), count
 
     def _kept_sets(self, update: int) -> List[int]:
-        """Section 2.2.2: sets are dropped at random per update; the same on all ranks and micro-batches of an
-        update."""
+        """Section 2.2.2: every update drops sets at random, the same sets on all ranks and in all its
+        micro-batches."""
         sets = list(self.layer_of_set)
         draw = random.Random(seed_of(self._cfg.seed, "kept sets", update))
         kept = draw.sample(sets, len(sets) - self._cfg.drop_label_sets)
         return [clusters for clusters in sets if clusters in kept]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Find the masked rows and the norm of the update; drop its gradients if they are not finite."""
+        """Compute the update's count of masked rows and gradient norm; drop its gradients if they are not finite."""
         sum_over_data_ranks(self.masked_rows, self.data_ranks)
         norm = gradient_norm(parameter for group in optimizer.param_groups for parameter in group["params"])
-        # Where the host waits for the GPU; with several ranks, it does so once more in `callbacks.preemption`.
+        # Here the host waits for the GPU; with several ranks, it waits once more in `callbacks.preemption`.
         self._rows, norm_of_sum = torch.stack([self.masked_rows.clamp(min=1), norm.double()]).tolist()
         self.masked_rows.zero_()
         self._grad_norm = norm_of_sum / self._rows
@@ -386,21 +385,21 @@ class MSHuBERTModel(ModelPT):
         gradient_clip_val: Optional[float] = None,
         gradient_clip_algorithm: Optional[str] = None,
     ) -> None:
-        """Lightning's hook: turn gradients of the sum into those of the mean over the masked rows, clipped by their
-        norm over all ranks (as `torch.nn.utils.clip_grad_norm_`), in one pass over them."""
+        """Lightning's hook: turn gradients of the sum into gradients of the mean over the masked rows and clip them by
+        their norm over all ranks (as `torch.nn.utils.clip_grad_norm_`), in one pass."""
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"trainer.gradient_clip_algorithm: expected norm, found {gradient_clip_algorithm}.")
         factor = 1 / self._rows
         if gradient_clip_val:
             factor *= min(1.0, gradient_clip_val / (self._grad_norm + 1e-6))
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if gradients := [p.grad for p in parameters if p.grad is not None]:  # else a skipped update
+        if gradients := [p.grad for p in parameters if p.grad is not None]:  # none in a skipped update
             torch._foreach_mul_(gradients, factor)
 
     # --- Checkpoints ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
-        """Note the place in the data, and what the run is."""
+        """Store the place in the data, the data options, and the task of the run."""
         own_batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
         checkpoint["batches_of_all_ranks"] = self.data_position.batches_of_all(own_batches, self.data_ranks.count)
         checkpoint["place"] = asdict(self.data_position.place(own_batches, self.data_ranks.count))
@@ -410,14 +409,13 @@ class MSHuBERTModel(ModelPT):
         checkpoint["task"] = self._task()
 
     def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
-        """Find the place in the data, also with another number of ranks than the checkpoint's.
+        """Restore the place in the data, even if the number of ranks has changed.
 
         Raises:
-            ValueError: the checkpoint is of other labels, of another place of the label sets, or of another
-                architecture.
+            ValueError: the checkpoint has other labels, its label sets at other blocks, or another architecture.
         """
         self._check_checkpoint(checkpoint)
-        if self._trainer and self.trainer.global_step == 0:  # not of the best checkpoint, at the end of training
+        if self._trainer and self.trainer.global_step == 0:  # not for the best checkpoint, loaded after training
             warn_of_other_data(checkpoint["data_options"], self._data_options)
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         self.data_position.resume(
@@ -426,11 +424,11 @@ class MSHuBERTModel(ModelPT):
             checkpoint["place"],
             self.data_ranks.count,
         )
-        if self._trainer:  # an update begins with the next batch, also where it is of more of them than before
+        if self._trainer:  # an update begins with the next batch, even if updates have more batches than before
             count = batches["current"]["completed"]
             count -= count % self.trainer.accumulate_grad_batches
             batches["current"].update(dict.fromkeys(batches["current"], count))
-        if "shards" in checkpoint:  # of tarred data
+        if "shards" in checkpoint:  # tarred data
             self.data_position.shards.load(checkpoint["shards"])
 
     @cached_property
@@ -446,18 +444,18 @@ class MSHuBERTModel(ModelPT):
         path = self.trainer.ckpt_path if self._trainer else "the checkpoint"
         remedy = "Resume with the config it was made with, or start another run with another name=."
         for name, value in self._task().items():
-            found = checkpoint.get("task", {}).get(name)  # none in one of a fine-tuning
+            found = checkpoint.get("task", {}).get(name)  # a checkpoint of fine-tuning has none
             if found != value:
                 raise ValueError(f"{path}: {name} {found}, but the config says {value}. {remedy}")
         if self.is_split or not checkpoint.get("state_dict"):
-            return  # its parts have the shapes of this rank; a sharded checkpoint is read in place
+            return  # the parts have this rank's shapes; a sharded checkpoint is read in place
         if found := misfits(self.state_dict(), checkpoint["state_dict"]):
             raise ValueError(f"{path}: another architecture: {'; '.join(found)}. {remedy}")
 
     # --- Validation ----------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> Dict[str, Tensor]:
-        """Sums per label set over the masked and unmasked frames of the batch; masks are the same at every
+        """Sums per label set over the masked and unmasked frames of the batch; the masks are the same in every
         validation."""
         generator = generator_of(self._cfg.seed, "validation masks", self.data_ranks.rank, batch_idx)
         audio, length = batch["audio"], batch["length"]
@@ -476,7 +474,7 @@ class MSHuBERTModel(ModelPT):
         return sums
 
     def multi_validation_epoch_end(self, outputs: List[Dict[str, Tensor]], dataloader_idx: int = 0) -> Dict[str, Any]:
-        """Means over the masked frames of all batches and ranks; ``val_loss`` is their sum over label sets."""
+        """Means over the masked frames of all batches and ranks; ``val_loss`` is the sum of the losses of all sets."""
         sums = {name: sum(output[name].double() for output in outputs) for name in outputs[0]}
         for value in sums.values():
             sum_over_data_ranks(value, self.data_ranks)

@@ -12,8 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Numbers among the options of a training, looked at before it starts: libraries meet them when data are loaded, at
-the end of the warm-up or in the first update, speak of their own variables, or train something else without a word."""
+"""Checks the numbers among the options of a training run before it starts. Libraries meet them only when data are
+loaded, in the first update or at the end of the warm-up. Their errors then name variables of their own, or they train
+something else without a warning."""
 
 import math
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ SECTIONS: Dict[str, Dict[str, Kind]] = {
         "power": WEIGHT,
         "min_lr": WEIGHT,
         "init_lr_scale": WEIGHT,
-        "final_lr_scale": POSITIVE,  # the rate decays to it by a factor per update, with which none comes to 0
+        "final_lr_scale": POSITIVE,  # the rate decays to it by a factor per update, so it cannot be 0
     },
     "trainer": {"num_nodes": COUNT, "gradient_clip_val": WEIGHT, "log_every_n_steps": COUNT},
     "exp_manager.checkpoint_callback_params": {"save_top_k": KEPT},
@@ -94,8 +95,8 @@ NULLABLE += ("warmup_steps", "warmup_ratio", "hold_steps", "hold_ratio", "gradie
 
 
 def check_numbers(cfg: DictConfig) -> None:
-    """Raise ``ValueError`` for an option of a config of conf/pretrain or conf/finetune that is not the number that it
-    has to be. One that is not there is left to its default; so is null, for those in `NULLABLE`."""
+    """Raise ``ValueError`` if an option of a config of conf/pretrain or conf/finetune is not the kind of number that
+    it must be. A missing option has its default; so does one in `NULLABLE` that is null."""
     for section, kinds in SECTIONS.items():
         options = OmegaConf.select(cfg, section) if section else cfg
         for option, kind in kinds.items():

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What pre-training reports of its predictions, per label set K: at masked frames, at visible ones, and of the two
+"""What pre-training reports about its predictions at masked and at visible frames, per label set K, and about the two
 views.
 
 A prediction is a pair: logits ``{K: [N, K]}`` and labels, ``[N]`` per set in the same order. Validation adds up sums
@@ -31,7 +31,7 @@ Prediction = Tuple[Dict[int, Tensor], List[Tensor]]
 
 
 def training_metrics(masked: Prediction, visible: Prediction, set_losses: List[Tensor]) -> Dict[str, Tensor]:
-    """Of one micro-batch and its kept sets; ``set_losses`` are sums over the masked frames."""
+    """Metrics of one micro-batch and its kept sets; ``set_losses`` are sums over the masked frames."""
     metrics, (logits, targets) = {}, masked
     count = (targets[0] != IGNORED_LABEL).sum().clamp(min=1)
     for clusters, target, shown, loss in zip(logits, targets, visible[1], set_losses):
@@ -46,7 +46,7 @@ def training_metrics(masked: Prediction, visible: Prediction, set_losses: List[T
 def validation_sums(
     masked: Prediction, visible: Prediction, set_losses: List[Tensor], count: Tensor
 ) -> Dict[str, Tensor]:
-    """Of one batch; ``count`` is that of the labelled masked rows, over which ``set_losses`` are sums."""
+    """Sums over one batch; ``count`` is the number of labelled masked rows, over which ``set_losses`` are sums."""
     sums, (logits, targets) = {"masked": count, "unmasked": _length(visible[1][0])}, masked
     for clusters, target, shown, loss in zip(logits, targets, visible[1], set_losses):
         sums[f"{clusters}/loss"] = loss
@@ -58,7 +58,8 @@ def validation_sums(
 
 
 def view_cosines(views: Views, masked_M: Tensor, visible_U: Tensor) -> Dict[str, Tensor]:
-    """Sums over frames of the cosine between the two views after each tapped block, and the frames; without Swap none.
+    """Sums over frames of the cosine between the two views after each tapped block, and counts of frames. Without Swap
+    there are no cosines.
 
     Args:
         masked_M, visible_U: indices of frames into ``B * T``.
@@ -73,7 +74,7 @@ def view_cosines(views: Views, masked_M: Tensor, visible_U: Tensor) -> Dict[str,
 
 
 def validation_means(sums: Dict[str, Tensor], label_sets: Sequence[int]) -> Dict[str, Tensor]:
-    """Of `validation_sums` and `view_cosines` of all batches; ``val_loss`` is the sum over label sets."""
+    """Means from the `validation_sums` and `view_cosines` of all batches; ``val_loss`` is summed over label sets."""
     log, masked, unmasked = {}, sums["masked"].clamp(min=1), sums["unmasked"].clamp(min=1)
     for clusters in label_sets:
         log[f"val_{clusters}/loss"] = sums[f"{clusters}/loss"] / masked
@@ -100,6 +101,6 @@ def _histogram(labels_N: Tensor, clusters: int) -> Tensor:
 
 
 def _entropy_bits(counts_K: Tensor) -> Tensor:
-    """Entropy of the labels in use: log2(K) if all are equally frequent, 0 if one label is all there is."""
+    """Entropy of the labels in use: log2(K) if all are equally frequent, 0 if only one label occurs."""
     shares = counts_K.double() / counts_K.sum().clamp(min=1)
     return -torch.xlogy(shares, shares).sum() / torch.log(torch.tensor(2.0, dtype=torch.float64))

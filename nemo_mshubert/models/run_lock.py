@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""One run in a folder: a second one would overwrite its checkpoints."""
+"""Only one run per folder: a second one would overwrite the checkpoints of the first."""
 
 import fcntl
 import os
@@ -25,16 +25,16 @@ import lightning.pytorch as pl
 from nemo_mshubert.file_lock import try_to_lock
 from nemo_mshubert.whole_files import make_folder
 
-_held: List[IO] = []  # a lock ends with its open file
+_held: List[IO] = []  # a lock ends when its file is closed
 
 
 def hold_folder(folder: Path, trainer: pl.Trainer) -> None:
     """Lock ``folder`` on rank 0 until the process ends, however it ends.
 
-    The lock is one of the process (POSIX): loader processes that outlive a killed run do not keep it.
+    The lock belongs to the process (POSIX), so loader processes that outlive a killed run do not keep it.
 
     Raises:
-        RuntimeError: another process holds it.
+        RuntimeError: another process holds the lock.
     """
     if not trainer.is_global_zero:
         return

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""``.nemo`` files that are there whole or not at all, also where NeMo's checkpoint callback writes them."""
+"""Writes ``.nemo`` files whole or not at all, also when NeMo's checkpoint callback writes them."""
 
 from pathlib import Path
 from typing import Any, Mapping
@@ -23,7 +23,7 @@ from nemo_mshubert.whole_files import atomic_path, naming
 
 
 class WholeFile(SaveRestoreConnector):
-    """Packs under a temporary name, then renames: NeMo's own connector leaves a part of a file when it is killed."""
+    """Packs under a temporary name, then renames; NeMo's own connector leaves a partial file if it is killed."""
 
     @staticmethod
     def _make_nemo_file_from_folder(filename: str, source_dir: str) -> None:
@@ -31,12 +31,12 @@ class WholeFile(SaveRestoreConnector):
             SaveRestoreConnector._make_nemo_file_from_folder(str(temporary), source_dir)
 
     def _save_state_dict_to_disk(self, state_dict: Mapping[str, Any], filepath: str) -> None:
-        with naming(filepath):  # in the folder of temporary files, which may be of another disk
+        with naming(filepath):  # in the folder of temporary files, which may be on another disk
             super()._save_state_dict_to_disk(state_dict, filepath)
 
 
 class WholeWeights(WholeFile):
-    """Of a model that is split over ranks: writes the weights it is given in the place of those of one rank."""
+    """For a model that is split over ranks: writes the weights that it is given instead of those of one rank."""
 
     def __init__(self, state_dict: Mapping[str, Any]):
         super().__init__()

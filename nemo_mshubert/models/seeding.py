@@ -12,8 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Seeds that are a function of what they are for, so that every draw of a training run can be repeated after a
-resume."""
+"""Seeds that are functions of their purpose, so that every draw of a training run can be repeated after a resume."""
 
 import hashlib
 from typing import Union
@@ -22,7 +21,7 @@ import torch
 
 
 def seed_of(*parts: Union[int, str]) -> int:
-    """63-bit seed of a sequence of names and numbers, e.g. ``seed_of(1234, "masks", rank, micro_batch)``."""
+    """63-bit seed from a sequence of names and numbers, e.g. ``seed_of(1234, "masks", rank, micro_batch)``."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -12,8 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Options of a training that contradict each other, or that libraries refuse late, in their own words, or not at
-all."""
+"""Rejects options of a training run that contradict each other, or that libraries reject late, in their own words, or
+not at all."""
 
 import re
 
@@ -45,12 +45,12 @@ PRETRAINING_MODEL += ("preprocessor", "encoder", "label_heads", "loss", "train_d
 
 
 def check_options(cfg: DictConfig) -> None:
-    """Look at a config of conf/pretrain or conf/finetune before anything is loaded, and warn of a run that is too
-    short for its schedule.
+    """Check a config of conf/pretrain or conf/finetune before anything is loaded, and warn of a run that is too short
+    for its schedule.
 
     Raises:
-        ValueError: an option that is missing, that nothing reads, or that cannot be met, in the words of the command
-            line.
+        ValueError: an option that is missing, that nothing reads, or that cannot be met; the message uses the words
+            of the command line.
     """
     missing = [f"{name}=" for name in cfg if OmegaConf.is_missing(cfg, name)]
     if missing:
@@ -68,7 +68,7 @@ def check_options(cfg: DictConfig) -> None:
         raise ValueError("model.train_ds.batch_duration: give seconds of audio, from which accumulation follows.")
     check_numbers(cfg)
     for name in SWITCHES:
-        if OmegaConf.select(cfg, name) not in (True, False, None):  # as model.swap
+        if OmegaConf.select(cfg, name) not in (True, False, None):  # as for model.swap
             raise ValueError(f"{name}={OmegaConf.select(cfg, name)}: expected true or false.")
     _check_lengths(cfg)
     _check_sample_rates(cfg.model)
@@ -89,7 +89,7 @@ def _check_nulls(cfg: DictConfig) -> None:
 
 
 def _check_counting(trainer_config: DictConfig) -> None:
-    """All is counted in updates, and what Lightning counts in micro-batches and epochs follows from them."""
+    """Everything is counted in updates; what Lightning counts in micro-batches and epochs follows from these."""
     if trainer_config.get("max_epochs") not in (None, -1):
         raise ValueError(
             f"trainer.max_epochs={trainer_config.max_epochs}: training is counted in updates. Set max_updates instead."
@@ -109,7 +109,7 @@ def _check_counting(trainer_config: DictConfig) -> None:
 
 
 def _check_limits(trainer_config: DictConfig) -> None:
-    """Options that would let an epoch end early, and the data begin anew behind it, or divide by zero."""
+    """Reject options that would end an epoch early, after which the data would start again, or divide by zero."""
     limit = trainer_config.get("limit_train_batches")
     ends_early = limit is not None and not (isinstance(limit, float) and limit == 1.0) and limit < NO_LIMIT
     if ends_early or trainer_config.get("overfit_batches"):
@@ -123,8 +123,8 @@ def _check_limits(trainer_config: DictConfig) -> None:
 
 
 def _check_lengths(cfg: DictConfig) -> None:
-    """NeMo gives the schedule the updates of the trainer, and both have to be those that all else here is counted
-    by."""
+    """NeMo gives the schedule the number of updates of the trainer. Both must be ``max_updates``, by which everything
+    else is counted."""
     schedule = OmegaConf.select(cfg, "model.optim.sched.max_steps")
     for name, steps in (("trainer", cfg.trainer.get("max_steps")), ("model.optim.sched", schedule or cfg.max_updates)):
         if steps != cfg.max_updates:
@@ -192,7 +192,7 @@ def _check_what_nemo_cannot_do(cfg: DictConfig) -> None:
 
 
 def _check_start(cfg: DictConfig) -> None:
-    """What `initial_encoder` would begin with."""
+    """Check ``init_encoder``, which `initial_encoder` would start from."""
     name = cfg.get("init_encoder")
     if name is None:
         return
@@ -207,8 +207,9 @@ def _check_start(cfg: DictConfig) -> None:
 
 
 def _check_names(cfg: DictConfig) -> None:
-    """Hydra answers a misspelt option with "use +option", and then nothing reads it, unless another refers to it."""
-    is_finetuning = "init_model" in cfg  # whose model's options are looked at when it is restored
+    """For a misspelt option Hydra says "use +option", and then nothing reads it, unless another option refers to
+    it."""
+    is_finetuning = "init_model" in cfg  # the options of its model are checked when the model is restored
     others = {
         name: cfg[name] for name in cfg if name not in (*OPTIONS, *(FINETUNING if is_finetuning else PRETRAINING))
     }

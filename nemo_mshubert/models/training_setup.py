@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Lightning's trainer of a run, and its accumulation and validation from the seconds of audio per update."""
+"""Lightning's trainer for a run, and its accumulation and validation from the seconds of audio per update."""
 
 import math
 import os
@@ -43,7 +43,7 @@ ALL_DEVICES = (-1, "-1", "auto", None)  # as Lightning takes them
 
 
 def num_ranks(trainer_config: DictConfig) -> int:
-    """Training processes of all nodes that ``trainer.devices`` and ``trainer.num_nodes`` stand for.
+    """Number of training processes on all nodes, from ``trainer.devices`` and ``trainer.num_nodes``.
 
     Raises:
         ValueError: devices that are neither a number nor a list.
@@ -64,20 +64,20 @@ def num_ranks(trainer_config: DictConfig) -> int:
 
 
 def num_data_parts(trainer_config: DictConfig) -> int:
-    """Ranks, or groups of ranks that share a model, among which the data is shared out."""
+    """Number of ranks, or of groups of ranks that share a model, among which the data is divided."""
     return max(num_ranks(trainer_config) // tensor_parallel_size(trainer_config.get("strategy", "auto")), 1)
 
 
 def micro_batches_per_update(cfg: DictConfig, data_parts: int) -> int:
-    """Accumulated micro-batches that come nearest to ``seconds_per_update`` of audio, at least one; each is of
-    ``batch_duration`` on each of ``data_parts``."""
+    """Number of accumulated micro-batches, at least one, that comes nearest to ``seconds_per_update`` of audio. Each
+    has ``batch_duration`` on each of ``data_parts``."""
     return max(1, round(cfg.seconds_per_update / (cfg.model.train_ds.batch_duration * data_parts)))
 
 
 def plan_updates(cfg: DictConfig) -> None:
     """Set ``trainer.accumulate_grad_batches`` so that an update sees ``seconds_per_update`` of audio, whatever the
     number of GPUs, and ``trainer.val_check_interval`` (which Lightning counts in micro-batches) from
-    ``validate_every_updates``. Without a validation, checkpoints are written as often as it would have been.
+    ``validate_every_updates``. Without validation, checkpoints are written at the same interval.
 
     Raises:
         ValueError: options that are missing, or that contradict the counting in updates.
@@ -101,8 +101,8 @@ def plan_updates(cfg: DictConfig) -> None:
 
 
 def _check_launch(trainer_config: DictConfig) -> None:
-    """Raise ``ValueError`` where torchrun or SLURM has started other ranks than the trainer expects: each would train
-    alone, on a part of the data and of the update."""
+    """Raise ``ValueError`` if torchrun or SLURM has started more or fewer ranks than the trainer expects: each would
+    train alone, on a part of the data and of the update."""
     expected = num_ranks(trainer_config)
     if TorchElasticEnvironment.detect():
         launched = int(os.environ.get("WORLD_SIZE", 1))
@@ -123,7 +123,7 @@ def _check_launch(trainer_config: DictConfig) -> None:
 
 
 def _choose_device(trainer_config: DictConfig) -> None:
-    """One process where no NVIDIA GPU is used; Apple's have no float64, which sums over the data are in."""
+    """Use one process if no NVIDIA GPU is used. Apple's GPUs lack float64, the dtype of sums over the data."""
     if torch.cuda.is_available() and trainer_config.accelerator != "cpu":
         return
     with open_dict(trainer_config):
@@ -135,15 +135,15 @@ def _choose_device(trainer_config: DictConfig) -> None:
 
 
 def _allow_tf32(trainer_config: DictConfig) -> None:
-    """Of training in half precision on a GPU: the few products that autocast leaves in fp32, those of label heads and
-    of spectra, go through tensor cores, which round to 10 bits what layers before them have rounded to 7 or 10."""
+    """For training in half precision on a GPU: run the few products that autocast leaves in fp32, those of label heads
+    and of spectra, on tensor cores. These round to 10 bits what earlier layers have rounded to 7 or 10."""
     half = str(trainer_config.get("precision")).startswith(("bf16", "16"))
     if half and torch.cuda.is_available() and trainer_config.get("accelerator") != "cpu":
         torch.set_float32_matmul_precision("high")
 
 
 def _save_without_validation(cfg: DictConfig) -> None:
-    """Lightning writes checkpoints behind validations: without one, a run that is killed would start anew."""
+    """Lightning writes checkpoints after validations: without one, a run that is killed would start from scratch."""
     with open_dict(cfg.exp_manager):
         cfg.exp_manager.checkpoint_callback_params.update(
             every_n_train_steps=min(cfg.validate_every_updates, cfg.max_updates),
@@ -154,10 +154,10 @@ def _save_without_validation(cfg: DictConfig) -> None:
 
 
 def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
-    """The trainer of a run, with ``callbacks`` behind those that its config names and before those of every run, and a
-    progress bar of updates where it wants a bar and names none of its own.
+    """The trainer of a run. ``callbacks`` come after those that the config names and before those of every run. A
+    progress bar of updates is added if the config asks for a bar and names none of its own.
 
-    Its time limit is taken out of the config, as `take_time_limit` does: call it before NeMo's ``exp_manager``.
+    `take_time_limit` takes the time limit out of the config: call `make_trainer` before NeMo's ``exp_manager``.
     """
     _allow_tf32(cfg.trainer)
     strategy = own_strategy(cfg.trainer.get("strategy"))

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Checkpoints that are there whole or not at all, and need no room on another disk."""
+"""Writes checkpoints whole or not at all, and without space on another disk."""
 
 from typing import Any, Dict
 
@@ -23,9 +23,9 @@ from nemo_mshubert.whole_files import PathLike, atomic_write
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes beside the checkpoint. Lightning's own go through the folder of temporary files: where that is full, the
-    run ends and another disk is blamed; from another disk a kill leaves half of a checkpoint, and a full disk a whole
-    one in that folder."""
+    """Writes beside the checkpoint. Lightning's own checkpoints go through the folder of temporary files. If that is
+    full, the run ends and another disk is blamed. If it is on another disk, a kill leaves half of a checkpoint, and a
+    full disk leaves a whole one in that folder."""
 
     def save_checkpoint(self, checkpoint: Dict[str, Any], path: PathLike, storage_options: Any = None) -> None:
         with atomic_write(path, "wb") as stream:
