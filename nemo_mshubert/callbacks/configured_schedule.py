@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A resumed run follows the schedule and the optimizer of its config, from the update it has come to."""
+"""A resumed run follows the schedule and the optimizer of its config, from the update that it has reached."""
 
 import warnings
 from typing import Any, Dict
@@ -22,20 +22,21 @@ from nemo.core import ModelPT
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-# Of PyTorch's schedulers; all else of their state follows from the config.
+# State of PyTorch's schedulers that is kept; the rest of it follows from the config.
 PROGRESS = {"last_epoch", "_step_count", "_last_lr", "best", "num_bad_epochs", "cooldown_counter"}
 NEEDED = {"_scale_fn_custom"}  # CyclicLR loads no state without it
-# Of optimizers, besides the rate, which follows from the schedule.
+# Options of optimizers, besides the rate, which follows from the schedule.
 OPTIONS = ("betas", "eps", "weight_decay")
-KERNELS = ("fused", "foreach", "capturable")  # PyTorch lays out the state that it loads as they ask for
+KERNELS = ("fused", "foreach", "capturable")  # PyTorch lays out the loaded state as these require
 
 
 class ConfiguredSchedule(pl.Callback):
-    """Take how far a schedule has come, and the moments, from the checkpoint; peak, warm-up, length and the options of
-    the optimizer from the config.
+    """Take the progress of the schedule and the moments from the checkpoint, but the peak, warm-up, length and
+    optimizer options from the config.
 
-    PyTorch restores all of them: a run that resumes with more updates would train at the end of the old schedule, at
-    rate 0, another weight decay would have no effect, and the fused kernel of one optimizer would be asked of another.
+    PyTorch restores all of them. A run that resumes with more updates would then train at the end of the old schedule,
+    at rate 0; a changed weight decay would have no effect; and one optimizer would be asked for the fused kernel of
+    another.
     """
 
     def __init__(self):
@@ -67,18 +68,18 @@ class ConfiguredSchedule(pl.Callback):
 
 
 def _set_rates(scheduler: LRScheduler) -> None:
-    """The rates of where the schedule stands, in place of those in the optimizer's state, until it steps."""
-    if isinstance(scheduler, ReduceLROnPlateau):  # which has no others
+    """Until the schedule steps, use the rates of its present position, not those in the optimizer's state."""
+    if isinstance(scheduler, ReduceLROnPlateau):  # it has no other rates
         return
-    steps = scheduler._step_count  # which a checkpoint holds
+    steps = scheduler._step_count  # kept, since checkpoints hold it
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # to step to where it stands is deprecated, for want of use
+        warnings.simplefilter("ignore")  # stepping to a given position is deprecated, for lack of use
         scheduler.step(scheduler.last_epoch)
     scheduler._step_count = steps
 
 
 def _set_constant_rates(optimizer: Optimizer) -> None:
-    """Without a schedule: the rates that the config has, in place of those that a schedule had come to."""
+    """Without a schedule: use the rates of the config, not those that an earlier schedule had reached."""
     for group in optimizer.param_groups:
         if len(optimizer.param_groups) == 1:
             group["lr"] = optimizer.defaults["lr"]

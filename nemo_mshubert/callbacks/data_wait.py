@@ -20,12 +20,12 @@ import lightning.pytorch as pl
 
 
 class DataWait(pl.Callback):
-    """Log ``micro_batch_seconds``, and of these ``data_wait_seconds`` and ``data_wait_share``, as means over the
-    last ``trainer.log_every_n_steps`` micro-batches before a log. NeMo's timers, which conf/ switches off, log in
+    """Log ``micro_batch_seconds`` and the part of it spent waiting, ``data_wait_seconds`` and ``data_wait_share``, as
+    means over the last ``trainer.log_every_n_steps`` micro-batches. NeMo's timers, which conf/ switches off, log in
     every micro-batch, while a GPU waits for the host.
 
-    Measured on the CPU of rank 0, between the end of a micro-batch and the next one. A GPU may still be computing
-    then, so it is an upper bound of what the GPU waits.
+    The wait is measured on the CPU of rank 0, from the end of a micro-batch to the start of the next. A GPU may still
+    be computing then, so this is an upper bound of the time that the GPU waits.
     """
 
     def __init__(self):
@@ -57,7 +57,7 @@ class DataWait(pl.Callback):
         self._validating_since = time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A validation between two micro-batches is no waiting, and no part of either."""
+        """A validation between two micro-batches counts neither as waiting nor as part of them."""
         now = time.monotonic()
         if self._since is not None:  # not a validation before training
             self._since += now - self._validating_since

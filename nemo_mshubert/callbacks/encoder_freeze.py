@@ -37,5 +37,5 @@ class EncoderFreeze(pl.Callback):
             pl_module.encoder.frozen = frozen
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer) -> None:
-        if pl_module.encoder.frozen:  # its gradients are zeros, for which DDP waits: Adam would step by weight decay
+        if pl_module.encoder.frozen:  # gradients are zero for DDP, which waits for them: Adam would decay weights
             pl_module.encoder.zero_grad(set_to_none=True)

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The ``.nemo`` of a run that was killed between its last checkpoint and that file."""
+"""Writes the ``.nemo`` of a run that was killed after its last checkpoint, but before that file was written."""
 
 import os
 from typing import Optional
@@ -23,20 +23,20 @@ from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
 
 
 def has_all_updates(trainer: pl.Trainer) -> bool:
-    """Never, where training is not counted in updates."""
+    """Whether all updates are done; never, if training is not counted in updates."""
     return 0 < trainer.max_steps <= trainer.global_step
 
 
 def _is_current(path: str, checkpoint: Optional[str]) -> bool:
-    """Whether there is a ``.nemo``, and none from before the checkpoint that the run went on from."""
+    """Whether there is a ``.nemo`` that is not older than the checkpoint from which the run resumed."""
     if not os.path.exists(path):
         return False
     return not (checkpoint and os.path.exists(checkpoint)) or os.path.getmtime(path) >= os.path.getmtime(checkpoint)
 
 
 class FinishedRun(pl.Callback):
-    """Say of a run that has had all its updates that nothing is trained, and write its ``.nemo`` where it lacks it, or
-    has that of fewer updates.
+    """If a run has already had all its updates, say that nothing is trained, and write its ``.nemo`` if it is missing
+    or from fewer updates.
 
     NeMo writes it at the end of training, which Lightning does not reach again when all updates are in the checkpoint.
     """
@@ -62,7 +62,7 @@ class FinishedRun(pl.Callback):
             logging.info(
                 f"All {trainer.global_step} updates are done, but {path} is missing, or of fewer: writing it."
             )
-            if getattr(pl_module, "is_split", False):  # the ranks have let go of each other's parts
+            if getattr(pl_module, "is_split", False):  # the ranks no longer reach each other's parts
                 best = checkpoints.best_model_path if checkpoints.save_best_model else ""
                 pl_module.save_checkpoint_to(best or trainer.ckpt_path, path)
             else:

@@ -23,8 +23,8 @@ from nemo_mshubert.callbacks.step_guard import StepGuard
 class NonfiniteGuard(pl.Callback):
     """Skip and count updates whose gradients are not finite; ``max_consecutive`` in a row end the run.
 
-    Gradients are those of all ranks by then, so that they decide alike. NeMo's batches carry no utterance ids: the log
-    names the micro-batches of the epoch.
+    Gradients are already those of all ranks, so that all ranks decide alike. NeMo's batches carry no utterance ids, so
+    the log names the micro-batches of the epoch.
     """
 
     def __init__(self, max_consecutive: int):

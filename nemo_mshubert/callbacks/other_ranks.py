@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A fine-tuning goes on at its place in the data, also with another number of ranks, or of batches in an update."""
+"""A fine-tuning resumes at its place in the data, even with another number of ranks or of batches in an update."""
 
 from dataclasses import asdict, replace
 from typing import Any, Dict, Optional
@@ -27,11 +27,11 @@ KEY = "place"
 
 
 class OtherRanks(pl.Callback):
-    """Tell the sampler of a resumed fine-tuning which batches of its epoch all ranks together have trained on, and
-    Lightning, which counts those of one rank, a count for the ranks that there are now.
+    """Tell the sampler of a resumed fine-tuning which batches of its epoch all ranks together have trained on.
+    Lightning counts the batches of one rank, so it gets a count for the present number of ranks.
 
-    Of tarred data, whose order is drawn anew on a resume, the count alone. Of others it warns where they, or the
-    options of their batches, have changed.
+    For tarred data, whose order is drawn anew on a resume, only the count is set. For other data, it warns if the data
+    or the options of their batches have changed.
     """
 
     def __init__(self):
@@ -49,13 +49,13 @@ class OtherRanks(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Dict[str, Any]
     ) -> None:
-        """Before Lightning restores its counts."""
+        """Called before Lightning restores its counts."""
         place = dict(checkpoint[KEY])
         before, place = place.pop("ranks"), Place(**place)
         sampler, epochs = _sampler(pl_module), _epochs(checkpoint)
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
         if sampler and place.epoch == epochs["processed"] - 1:
-            # The run ended by its number of updates, which Lightning takes for the end of the epoch.
+            # The run ended at its number of updates, which Lightning takes for the end of the epoch.
             epochs.update(processed=place.epoch, completed=place.epoch)
         place = place.in_epoch(epochs["processed"]).when_next_is(batches["completed"], before)
         if trainer.world_size != before or batches["completed"] % trainer.accumulate_grad_batches:
@@ -65,12 +65,12 @@ class OtherRanks(pl.Callback):
             place = replace(place, number=number)
         if sampler:
             sampler.place = place
-            is_resumed = trainer.global_step == 0  # else it is the best checkpoint, at the end of training
+            is_resumed = trainer.global_step == 0  # else this is the best checkpoint, loaded after training
             if is_resumed and "data_options" in checkpoint:
                 warn_of_other_data(checkpoint["data_options"], self._options(trainer, pl_module))
 
     def _options(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Dict[str, Any]:
-        if self._data_options is None:  # as the data was at first, which is what is trained on
+        if self._data_options is None:  # as the data was at first, since the run trains on that
             self._data_options = data_options(pl_module.cfg.train_ds, trainer.world_size)
         return self._data_options
 

@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""SIGTERM, which a scheduler sends before it takes the machine away, or a time limit ends a run with a checkpoint that
-resumes exactly.
+"""On SIGTERM, which a scheduler sends before it takes the machine away, or at a time limit, a run ends with a
+checkpoint from which it resumes exactly.
 
-Unlike NeMo's ``PreemptionCallback`` and ``StatelessTimer``, on CPUs and without torch.distributed too, and never in
-the middle of accumulated micro-batches, whose gradients no checkpoint holds.
+Unlike NeMo's ``PreemptionCallback`` and ``StatelessTimer``, this also works on CPUs and without torch.distributed. It
+never ends a run in the middle of accumulated micro-batches, whose gradients no checkpoint holds.
 """
 
 import multiprocessing
@@ -36,10 +36,10 @@ from nemo_mshubert.callbacks.finished_run import has_all_updates
 
 
 def take_time_limit(exp_manager_config: DictConfig) -> Optional[timedelta]:
-    """NeMo's option ``max_time_per_run``, days:hours:minutes:seconds, for `SaveWhenPreempted`; NeMo no longer sees it.
+    """Take NeMo's option ``max_time_per_run``, days:hours:minutes:seconds, out of the config for `SaveWhenPreempted`.
 
     Raises:
-        ValueError: not of that form.
+        ValueError: the option does not have that form.
     """
     text = exp_manager_config.get("max_time_per_run")
     if text is None:
@@ -56,11 +56,11 @@ def take_time_limit(exp_manager_config: DictConfig) -> Optional[timedelta]:
 
 
 class SaveWhenPreempted(pl.Callback):
-    """Behind the update in which any rank was sent SIGTERM, write the last checkpoint and end the process with code 0;
-    behind the last update, go on to its validation, which no resumed run would come to.
+    """After the update in which any rank was sent SIGTERM, write the last checkpoint and end the process with code 0.
+    After the last update, go on to its validation, which no resumed run would reach.
 
     Args:
-        max_time: of training, after which it ends in the same way.
+        max_time: training time after which the run ends in the same way.
     """
 
     def __init__(self, max_time: Optional[timedelta] = None):
@@ -70,8 +70,8 @@ class SaveWhenPreempted(pl.Callback):
         self._original_handler = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # SLURM signals the loader processes, too, and what they have started. They inherit this mask, so that they
-        # live until the checkpoint is written: without them the update fails.
+        # SLURM also signals the loader processes and their children. These inherit this mask, so that they live until
+        # the checkpoint is written: without them the update would fail.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -94,7 +94,7 @@ class SaveWhenPreempted(pl.Callback):
 
     @staticmethod
     def _takes_pending() -> bool:
-        """Whether a signal waits, which no other thread of this process has let through; then it no longer does."""
+        """Whether SIGTERM is pending, because no other thread of this process has let it through; if so, take it."""
         if signal.SIGTERM not in signal.sigpending():
             return False
         signal.sigwait({signal.SIGTERM})
@@ -128,11 +128,11 @@ class SaveWhenPreempted(pl.Callback):
             )
         if not has_all_updates(trainer):
             sys.exit(0)
-        if checkpoints is not None:  # else the validation, which is all that is left, would write none of its own
+        if checkpoints is not None:  # else the validation, which alone remains, would write no checkpoint of its own
             checkpoints._last_global_step_saved = 0
 
     def _any_rank_was_asked(self, device: torch.device) -> bool:
-        """Schedulers do not signal all ranks at the same time, or at all."""
+        """Schedulers may signal the ranks at different times, or only some of them."""
         if not torch.distributed.is_initialized():
             return self._asked
         asked = torch.tensor(int(self._asked), device=device)
@@ -141,8 +141,8 @@ class SaveWhenPreempted(pl.Callback):
 
 
 def _kill_loader_processes() -> None:
-    """Python ends them by SIGTERM when it exits, and waits; their mask would have it wait forever."""
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's would raise an error of its own
+    """When Python exits, it sends them SIGTERM and waits; since their mask blocks SIGTERM, it would wait forever."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise an error of its own
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

@@ -12,12 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A rank that hangs ends the run, by name.
+"""If a rank hangs, the run ends, and the log names this rank.
 
-When one rank hangs, in its file system or its GPU, the others wait for it in a collective, and what they say at last
-is that the collective timed out, not for whom they waited. Here the marks of the ranks say the phase of their work:
-the rank whose mark is the furthest behind is the one that hangs. Where ranks wait within the phase in which one hangs,
-all of them are named; the usual case, data that does not come, is clear.
+When one rank hangs, in its file system or its GPU, the others wait for it in a collective. In the end they report that
+the collective timed out, but not for which rank they waited. Here each rank leaves marks that tell the phase of its
+work: the rank whose mark is the furthest behind is the one that hangs. If other ranks wait within the same phase, all
+of them are named; the usual case, data that does not arrive, is clear.
 """
 
 import os
@@ -35,16 +35,16 @@ Mark = Tuple[int, int]  # batches begun, index into PHASES
 
 
 def furthest_behind(marks: Dict[int, Mark]) -> Tuple[List[int], str]:
-    """Ranks with the earliest mark, and where they are; all ranks where they are equally far."""
+    """Ranks with the earliest mark, and where they are; all ranks if they are equally far."""
     batch, phase = earliest = min(marks.values())
     return [rank for rank, mark in marks.items() if mark == earliest], f"{PHASES[phase]}, batch {batch}"
 
 
 class RankWatch(pl.Callback):
-    """End the run when no rank has come further for ``timeout_seconds``; nothing to do with a single process.
+    """End the run when no rank has made progress for ``timeout_seconds``; with a single process, do nothing.
 
     Args:
-        timeout_seconds: more than a validation batch, a checkpoint, or the first batch of a loader takes.
+        timeout_seconds: longer than a validation batch, a checkpoint, or the first batch of a loader takes.
     """
 
     def __init__(self, timeout_seconds: float = 1500):

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A fine-tuning goes on from its own checkpoints only, not from those of another model under the same name."""
+"""A fine-tuning resumes only from its own checkpoints, not from those of another model under the same name."""
 
 from typing import Any, Dict
 
@@ -24,10 +24,10 @@ KEY = "fingerprint_of_init_model"
 
 
 class SameStart(pl.Callback):
-    """Keep the fingerprint of the weights that a run begins with in its checkpoints.
+    """Store the fingerprint of a run's initial weights in its checkpoints.
 
     Args:
-        model: with these weights, before training.
+        model: the model with these weights, before training.
     """
 
     def __init__(self, model: pl.LightningModule):

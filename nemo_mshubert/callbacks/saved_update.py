@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A checkpoint is of whole updates: of a new run, and of one that goes on from it."""
+"""Checkpoints hold whole updates, both in a new run and in one that resumes from them."""
 
 from typing import Any, Dict
 
@@ -20,16 +20,16 @@ import lightning.pytorch as pl
 
 
 class SavedUpdate(pl.Callback):
-    """Correct what Lightning's checkpoints say of the update behind which they are written."""
+    """Correct what Lightning's checkpoints say about the update after which they are written."""
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Dict[str, Any]
     ) -> None:
-        """Count the batch at whose end it is written as done.
+        """Count the batch at whose end the checkpoint is written as done.
 
-        Lightning completes a batch only after its callbacks, one of which writes the checkpoint: a resumed run would
-        count that batch twice, repeat it, and take the next accumulated step one micro-batch early. The step that
-        loggers see lags in the same way.
+        Lightning marks a batch as completed only after its callbacks, one of which writes the checkpoint. A resumed
+        run would count that batch twice, repeat it, and take the next accumulated step one micro-batch early. The step
+        that loggers see lags in the same way.
         """
         loop = checkpoint["loops"]["fit_loop"]
         loop["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step
@@ -38,10 +38,10 @@ class SavedUpdate(pl.Callback):
             tracker["completed"] = tracker["processed"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Without a validation: tell Lightning, which forgets it, at which update the last checkpoint was written.
+        """Without validation: tell Lightning at which update the last checkpoint was written, since it forgets this.
 
-        A resumed run would write another behind its first micro-batch, in the middle of the accumulated gradients of
-        an update, over the only one there is.
+        A resumed run would otherwise write another one after its first micro-batch, in the middle of the accumulated
+        gradients of an update, and overwrite the only checkpoint.
         """
         checkpoints = trainer.checkpoint_callback
         if checkpoints is not None and checkpoints._every_n_train_steps:

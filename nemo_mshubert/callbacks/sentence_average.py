@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Updates of fine-tuning that are means over utterances, however these are split over micro-batches and ranks."""
+"""Fine-tuning updates that are means over utterances, however these are split over micro-batches and ranks."""
 
 import lightning.pytorch as pl
 import torch
@@ -23,8 +23,8 @@ class SentenceAverage(pl.Callback):
     """The gradient of an update is that of the mean loss over all of its utterances (fairseq: ``sentence_avg: true``).
 
     NeMo averages over a micro-batch, Lightning and DDP over micro-batches and ranks. Micro-batches are filled by
-    seconds, so one utterance of two seconds among ninety would weigh a fifth of what it weighs in fairseq, and an
-    update at the end of an epoch, of fewer micro-batches, less than the others. Losses in the log stay NeMo's.
+    seconds, so one utterance of two seconds among ninety would weigh a fifth of what it weighs in fairseq. An update
+    at the end of an epoch, with fewer micro-batches, would weigh less than the others. Logged losses stay NeMo's.
 
     For models of NeMo with ``ctc_reduction: mean_batch``, whose batches are ``(signal, length, ...)``.
     """

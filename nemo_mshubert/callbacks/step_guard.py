@@ -12,8 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Watch over the optimizer steps: a step with a non-finite gradient is skipped and counted, many in a row end the
-run."""
+"""Watches the optimizer steps: a step with a non-finite gradient is skipped and counted; many in a row end the run."""
 
 import math
 from typing import List, Tuple, Union
@@ -73,7 +72,7 @@ class StepGuard:
 
 
 def _of_all_ranks(names: List[str]) -> str:
-    """``"a, b"`` of one process, ``"rank 2: a, b; rank 5: c"`` of several: only the log of rank 0 is looked at."""
+    """``"a, b"`` of one process, ``"rank 2: a, b; rank 5: c"`` of several: users read only the log of rank 0."""
     if not torch.distributed.is_initialized():
         return ", ".join(names)
     gathered: List[List[str]] = [[] for _ in range(torch.distributed.get_world_size())]

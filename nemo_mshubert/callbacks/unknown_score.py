@@ -19,14 +19,14 @@ import torch
 
 
 class UnknownScore(pl.Callback):
-    """Until a run, or one that was resumed, has validated, say ``nan`` in them, where Lightning would say 0.0000."""
+    """Until a new or resumed run has validated, put ``nan`` into these names, where Lightning would put 0.0000."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.checkpoint_callback is not None:
             trainer.callback_metrics.setdefault(trainer.checkpoint_callback.monitor, torch.tensor(torch.nan))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on a monitor that nobody logs is Lightning's error again."""
+        """From here on, Lightning again raises its error for a monitor that is never logged."""
         if trainer.checkpoint_callback is not None:
             score = trainer.callback_metrics.get(trainer.checkpoint_callback.monitor)
             if score is not None and torch.isnan(score):

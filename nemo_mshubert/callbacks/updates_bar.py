@@ -20,26 +20,26 @@ from typing import Dict, Union
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-SECONDS_BETWEEN_DRAWINGS = 1.0  # a log file of weeks takes every one of them
+SECONDS_BETWEEN_DRAWINGS = 1.0  # a log file of weeks holds every drawing
 
 
 class UpdatesProgressBar(TQDMProgressBar):
-    """Updates done of ``trainer.max_steps``, and the time that is left.
+    """Shows how many of ``trainer.max_steps`` updates are done, and the time that is left.
 
-    Lightning's own bar counts the micro-batches of an epoch, a number that bucketed and tarred data do not tell.
+    Lightning's own bar counts the micro-batches of an epoch, a number that is unknown for bucketed and tarred data.
     """
 
     def on_train_start(self, trainer: pl.Trainer, *_) -> None:
         super().on_train_start(trainer)
         bar = self.train_progress_bar
         bar.total = trainer.max_steps if trainer.max_steps > 0 else None
-        # of a resumed run the updates before do not count for the speed
+        # in a resumed run, earlier updates do not count for the speed
         bar.initial = bar.n = bar.last_print_n = trainer.global_step
         bar.unit, bar.mininterval = " updates", SECONDS_BETWEEN_DRAWINGS
         bar.refresh()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_) -> None:
-        """Not a new bar."""
+        """Start no new bar."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx: int
@@ -47,12 +47,13 @@ class UpdatesProgressBar(TQDMProgressBar):
         bar = self.train_progress_bar
         if bar.disable or trainer.global_step == bar.n:
             return
-        if time.time() - bar.last_print_t >= bar.mininterval:  # the host waits for the GPU to have the loss
+        if time.time() - bar.last_print_t >= bar.mininterval:  # the host waits for the GPU to get the loss
             bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
         bar.update(trainer.global_step - bar.n)
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Dict[str, Union[int, str, float]]:
-        """Lightning's, and the loss: what a model logs with ``prog_bar`` is read from the GPU after every batch."""
+        """Lightning's metrics and the loss. The loss is added here, since what a model logs with ``prog_bar`` is read
+        from the GPU after every batch."""
         shown = super().get_metrics(trainer, pl_module)
         if "train_loss" in trainer.callback_metrics:
             shown["train_loss"] = float(trainer.callback_metrics["train_loss"])

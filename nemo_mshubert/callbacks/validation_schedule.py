@@ -25,19 +25,19 @@ NOT_YET = sys.maxsize
 
 
 class ValidationSchedule(pl.Callback):
-    """Validate behind every ``val_check_interval / accumulate_grad_batches``-th update and behind the last.
+    """Validate after every ``val_check_interval / accumulate_grad_batches``-th update and after the last.
 
     Lightning counts micro-batches. An update has fewer of them at the end of an epoch, and an epoch of ten minutes is
-    shorter than one update: the interval would be several times as long, and validations, which write the checkpoints,
-    would fall in the middle of updates. Nor would it validate the last weights, of which the best are chosen.
+    shorter than one update. The interval would then be several times as long, and validations, which write the
+    checkpoints, would fall in the middle of updates. Nor would the last weights be validated, which may be the best.
 
-    A run that was preempted behind such an update, before its validation, is resumed with that.
+    A run that was preempted after such an update but before its validation starts with this when it is resumed.
     """
 
     def __init__(self):
         self._update = 0
         self._interval: Optional[int] = None  # None: a share of an epoch, left to Lightning
-        self._validated: Optional[int] = None  # the last update that was
+        self._validated: Optional[int] = None  # the last update that was validated
 
     def state_dict(self) -> Dict[str, Any]:
         return {"validated": self._validated}
@@ -52,7 +52,7 @@ class ValidationSchedule(pl.Callback):
         if self._validated is None:  # a new run, or a checkpoint that does not say it
             self._validated = trainer.global_step
         if self._interval:
-            trainer.val_check_batch = NOT_YET  # a checkpoint of a validation does not need it again
+            trainer.val_check_batch = NOT_YET  # a checkpoint from a validation does not need it again
             if self._is_due(trainer) and self._validated != trainer.global_step:
                 _validate_first(trainer)
 
@@ -61,7 +61,7 @@ class ValidationSchedule(pl.Callback):
     ) -> None:
         has_ended, self._update = trainer.global_step != self._update, trainer.global_step
         if self._interval:
-            # Lightning looks at it next
+            # Lightning reads this next
             trainer.val_check_batch = 1 if has_ended and self._is_due(trainer) else NOT_YET
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -72,8 +72,8 @@ class ValidationSchedule(pl.Callback):
 
 
 def _validate_first(trainer: pl.Trainer) -> None:
-    """Before it trains, as Lightning does where a validation is due when a run is resumed."""
+    """Validate before training, as Lightning does if a validation is due when a run is resumed."""
     loop = trainer.fit_loop.epoch_loop
-    loop.val_loop.restarting = False  # it is not in the middle of one
-    loop._batches_that_stepped -= 1  # the step of its curve, which Lightning counts behind it
+    loop.val_loop.restarting = False  # it was not interrupted in the middle of one
+    loop._batches_that_stepped -= 1  # the step of its curve, which Lightning counts after the validation
     trainer.val_check_batch = 1
