@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Which rank hangs: each leaves marks of its progress in the store of the process group, and rank 0 looks at them."""
+"""Finds the rank that hangs: each leaves marks of its progress in the store of the process group, read by rank 0."""
 
 import threading
 import time
@@ -35,15 +35,15 @@ def hung_message(timeout_seconds: float, hang: str, goes_on: str) -> str:
 
 
 class HangWatch:
-    """Two threads beside the work of a rank: one writes its mark, that of rank 0 reads all.
+    """Threads beside the work of the ranks: one per rank writes its mark, and another on rank 0 reads all marks.
 
     Args:
-        timeout_seconds: a rank whose mark stays the same for so long has come no further.
-        mark: called on a thread; a text that changes as long as there is progress.
+        timeout_seconds: a rank whose mark has stayed the same for this long has made no progress.
+        mark: called on a thread; returns a text that changes as long as there is progress.
         end: called on a thread of rank 0, since its main thread may be the one that hangs, with the marks of the ranks
-            that have come no further.
-        all_wait: ranks wait for one another, so that one which hangs stops them all; only then is ``end`` called.
-            Otherwise the mark of a rank must change while it waits, and one that does not change is enough.
+            that have made no progress.
+        all_wait: ranks wait for one another, so that a rank that hangs stops them all; ``end`` is called only when all
+            have stopped. Otherwise the mark of a rank must change while it waits, and one unchanged mark is enough.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class HangWatch:
         """This rank is done; others may go on."""
         self._stop.set()
         self._reporter.join()
-        with suppress(RuntimeError):  # the store goes with rank 0, which may have failed
+        with suppress(RuntimeError):  # the store ends with rank 0, which may have failed
             self._store.set(str(self._rank), LEFT)
 
     def _write(self) -> None:
         self._store.set(str(self._rank), self._mark())
 
     def _report(self) -> None:
-        """Once a second: a thousand ranks that wrote every mark would ask too much of the store."""
+        """Write once a second: a thousand ranks that wrote every mark would overload the store."""
         with suppress(RuntimeError):
             while not self._stop.wait(min(1.0, self.timeout_seconds / 10)):
                 self._write()

@@ -26,17 +26,17 @@ import torch
 
 from nemo_mshubert.parallel.hang_watch import EXIT_CODE, HangWatch, hung_message
 
-LONGEST_WAIT = timedelta(days=7)  # of a rank that is done for the others, as long as they work
-HUNG_SECONDS = 1500  # without any work of a rank's main thread, as in a file system that does not answer
+LONGEST_WAIT = timedelta(days=7)  # how long a rank that is done waits for others that still work
+HUNG_SECONDS = 1500  # without any work by a rank's main thread, as when a file system does not answer
 
 
 class LaunchedRanks(NamedTuple):
-    """This process among those that torchrun started; rank 0 of 1 without it."""
+    """This process among those that torchrun started; rank 0 of 1 without torchrun."""
 
     rank: int
     count: int
     wait: Callable[[], None]  # until all ranks have come to the same call
-    gather: Callable[[Any], Optional[List[Any]]]  # what each rank gives, on rank 0; None elsewhere
+    gather: Callable[[Any], Optional[List[Any]]]  # the values of all ranks, on rank 0; None elsewhere
 
 
 ALONE = LaunchedRanks(0, 1, lambda: None, lambda value: [value])
@@ -44,8 +44,7 @@ ALONE = LaunchedRanks(0, 1, lambda: None, lambda value: [value])
 
 @contextmanager
 def launched_ranks(hung_seconds: float = HUNG_SECONDS) -> Iterator[LaunchedRanks]:
-    """By torchrun's ``RANK`` and ``WORLD_SIZE``. A rank that fails ends them all, with torchrun, and so does one that
-    hangs."""
+    """The ranks by torchrun's ``RANK`` and ``WORLD_SIZE``. If one rank fails or hangs, torchrun ends all of them."""
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
         yield ALONE
@@ -63,7 +62,7 @@ def launched_ranks(hung_seconds: float = HUNG_SECONDS) -> Iterator[LaunchedRanks
 
 
 class _Work:
-    """Whether the main thread works, by its processor time; one that waits for other ranks is not to blame."""
+    """Tells by its processor time whether the main thread works; one that waits for other ranks is not to blame."""
 
     def __init__(self):
         self._clock = time.pthread_getcpuclockid(threading.get_ident())

@@ -32,17 +32,17 @@ class DataRanks(NamedTuple):
 
 
 def data_ranks(trainer: Optional[Trainer]) -> DataRanks:
-    """By Lightning's own contract with samplers; one part without a trainer or with one process."""
+    """This rank's part, by Lightning's own contract with samplers; one part without a trainer or with one process."""
     shares = getattr(trainer.strategy, "distributed_sampler_kwargs", None) if trainer else None
     return DataRanks(shares["rank"], shares["num_replicas"]) if shares else DataRanks(0, 1)
 
 
 def on_one_rank_of_each_node(trainer: Trainer, check: Callable[..., None], *arguments: Any) -> None:
-    """Have the first rank of each node ``check`` what its ranks are going to use, before training; an error of one is
-    one of all.
+    """Before training, let the first rank of each node ``check`` what the ranks of the node will use. An error on one
+    node is raised on all ranks.
 
-    Ranks that torchrun or SLURM has started wait for it, however long it takes. Those that Lightning starts do not run
-    before the first one trains.
+    Ranks that torchrun or SLURM has started wait for the check, however long it takes. Ranks that Lightning starts do
+    not run before the first one trains.
     """
     error = None
     if trainer.local_rank == 0:
@@ -69,7 +69,7 @@ def sum_over_data_ranks(value: Tensor, ranks: DataRanks) -> None:
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Euclidean norm of all gradients, alike on all ranks, also of parameters that are split over ranks.
+    """Euclidean norm of all gradients, the same on all ranks, also for parameters that are split over ranks.
 
     Parameters split by megatron-core carry its mark ``tensor_model_parallel``; those of FSDP are DTensors.
     """

@@ -30,17 +30,17 @@ TIMEOUT = timedelta(minutes=30)  # of a collective: a rank that hangs ends the r
 
 
 class ShardedAdamW(ZeroRedundancyOptimizer):
-    """AdamW whose moments are shared out among the ranks that train the same weights (ZeRO, stage 1)."""
+    """AdamW whose moments are divided among the ranks that train the same weights (ZeRO, stage 1)."""
 
     def __init__(self, params, **options):
         super().__init__(params, torch.optim.AdamW, process_group=_ranks_of_the_same_weights(), **options)
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.state.clear()  # of its own state no update knows: the moments a second time
+        self.state.clear()  # no update uses its own state, a second copy of the moments
         for group in self.optim.param_groups:
             for parameter in group["params"] if group["fused"] or group["capturable"] else ():
-                if parameter in self.optim.state:  # on the CPU, where the kernels of a GPU do not look for it
+                if parameter in self.optim.state:  # loaded to the CPU, where GPU kernels do not look for it
                     count = self.optim.state[parameter]["step"]
                     self.optim.state[parameter]["step"] = count.to(parameter.device)
 
@@ -51,7 +51,7 @@ def has_megatron() -> bool:
 
 
 def tensor_parallel_size(strategy: Any) -> int:
-    """Ranks that share a model under a value of ``trainer.strategy``: a name or, for Hydra, a mapping with
+    """Number of ranks that share a model under a value of ``trainer.strategy``: a name or, for Hydra, a mapping with
     ``_target_``; 1 for strategies that are not ours."""
     if isinstance(strategy, Mapping):
         is_ours = strategy.get("_target_", "").endswith(".TensorParallelStrategy")
@@ -61,7 +61,7 @@ def tensor_parallel_size(strategy: Any) -> int:
 
 
 def check_strategy(strategy: Any) -> None:
-    """Raise ``ValueError`` for a strategy under which a run would go wrong, with what to do."""
+    """Raise ``ValueError``, with the remedy, for a strategy under which a run would go wrong."""
     name = strategy.get("_target_", "") if isinstance(strategy, Mapping) else str(strategy)
     if re.match(r"fsdp(?!2)|deepspeed", name) or re.search(r"\.(FSDP|DeepSpeed|ModelParallel)Strategy$", name):
         raise ValueError(
@@ -76,7 +76,7 @@ def check_strategy(strategy: Any) -> None:
 
 
 def strategies() -> Dict[str, Tuple[type, Dict[str, Any]]]:
-    """Name: class and arguments."""
+    """Our strategies: ``{name: (class, arguments)}``."""
     from nemo_mshubert.parallel.sharded import ShardedStrategy
 
     found = {"fsdp2": (ShardedStrategy, {})}
@@ -91,7 +91,7 @@ def strategies() -> Dict[str, Tuple[type, Dict[str, Any]]]:
 
 
 def own_strategy(strategy: Any) -> Optional[Strategy]:
-    """That of a mapping whose ``_target_`` is one of ours, which NeMo takes for unsafe; None for any other value."""
+    """The strategy of a mapping whose ``_target_`` is one of ours (NeMo takes it for unsafe); else None."""
     if isinstance(strategy, Mapping):
         options = dict(strategy)
         target = options.pop("_target_", None)
@@ -112,7 +112,7 @@ def _ranks_of_the_same_weights():
 
 
 def register() -> None:
-    """Make our names known; calling it again is no error.
+    """Register our names; calling this again is no error.
 
     ``trainer.strategy``: ``fsdp2`` and, where megatron-core is installed, ``megatron_tp2``, ``megatron_tp2_sp`` (with
     sequence parallelism), and so on. ``model.optim.name``: ``sharded_adamw``.

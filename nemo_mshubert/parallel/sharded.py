@@ -14,8 +14,8 @@
 
 """FSDP2 as a Lightning strategy: weights, gradients and moments in shards, for models that do not fit one GPU.
 
-A shard is spread over the GPUs of a node, and nodes hold copies (HSDP), so that the gathering of weights stays within
-a node. Checkpoints are single files as of DDP: they resume with any number of ranks.
+The shards are spread over the GPUs of a node, and nodes hold copies (HSDP), so that weights are gathered within a
+node. Checkpoints are single files, as with DDP: they resume with any number of ranks.
 """
 
 from typing import Any, Dict, Optional
@@ -48,7 +48,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return {"num_replicas": self.num_nodes * self.num_processes, "rank": self.global_rank}
 
     def split_model(self, model) -> None:
-        """Called from `MSHuBERTModel.configure_model`: the weights of rank 0, in shards.
+        """Called from `MSHuBERTModel.configure_model`: split the weights of rank 0 into shards.
 
         Raises:
             ValueError: the ranks are no multiple of ``shard_size``.
@@ -69,8 +69,9 @@ class ShardedStrategy(ModelParallelStrategy):
         register_fsdp_forward_method(model.encoder, "forward_views")
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Sums over the shards of a copy in every micro-batch, but over the copies, between nodes, in the last one of
-        an update. Not with layerdrop: a block that the last one skips would keep its sums to itself."""
+        """Sum gradients over the shards of a copy in every micro-batch, but over the copies, between nodes, only in
+        the last one of an update. With layerdrop, sum over the copies every time: otherwise the sums of a block that
+        the last micro-batch skips would stay within a copy."""
         model = self.lightning_module
         over_copies = model.encoder.layerdrop > 0 or not model.trainer.fit_loop._should_accumulate()
         for part in [model.encoder, *model.label_heads.heads.values()]:

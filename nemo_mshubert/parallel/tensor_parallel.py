@@ -15,7 +15,7 @@
 """Tensor parallelism as a Lightning strategy: DDP over groups of ranks that hold parts of one model.
 
 Ranks ``p i ... p i + p - 1`` form tensor-parallel group i and see the same data; ranks with the same part of the model
-are one DDP group. Checkpoints are plain, as without this strategy: they resume with any number of ranks.
+form one DDP group. Checkpoints are plain, as without this strategy: they resume with any number of ranks.
 """
 
 from typing import Any, Dict, List, Mapping, Optional
@@ -44,7 +44,7 @@ class TensorParallelStrategy(DDPStrategy):
 
     Args:
         tensor_parallel_size: ranks that share a model; they should be GPUs of one node.
-        sequence_parallel: they also share the frames between the products, which saves memory of activations.
+        sequence_parallel: they also share the frames between the matrix products, which saves activation memory.
     """
 
     def __init__(self, tensor_parallel_size: int, sequence_parallel: bool = False, **kwargs: Any):
@@ -84,7 +84,7 @@ class TensorParallelStrategy(DDPStrategy):
     # --- Model ---------------------------------------------------------------------------------------------------
 
     def split_model(self, model) -> None:
-        """Called from `MSHuBERTModel.configure_model`: the weights of rank 0, split over the ranks of each group.
+        """Called from `MSHuBERTModel.configure_model`: split the weights of rank 0 over the ranks of each group.
 
         Raises:
             ValueError: the encoder does not ask for megatron, or cannot be split over so many ranks.
@@ -109,8 +109,8 @@ class TensorParallelStrategy(DDPStrategy):
         return super().validation_step(batch, *args, **kwargs)
 
     def _check_batch(self, batch: Dict[str, Any]) -> None:
-        """Each rank of a group reads the batch itself. Where a file system failed one of them, tensors of other sizes
-        would meet, on GPUs until the end of time."""
+        """Each rank of a group reads the batch itself. If a file system failed on one of them, tensors of different
+        sizes would meet in a collective, and GPUs would wait there forever."""
         read = [None] * self.tensor_parallel_size
         torch.distributed.all_gather_object(read, batch["utterances"], group=self._host_group)
         failed = sorted(set().union(*read).difference(set(read[0]).intersection(*read)))
@@ -129,8 +129,8 @@ class TensorParallelStrategy(DDPStrategy):
             self._average_gradients_of_whole_weights()
 
     def _average_gradients_of_whole_weights(self) -> None:
-        """Every rank of a group has computed them itself. Kernels of GPUs whose sums have no fixed order would let the
-        weights of the ranks drift apart, as nothing else ever brings them together."""
+        """Every rank of a group has computed these gradients itself. GPU kernels whose sums have no fixed order would
+        let the weights of the ranks drift apart, since nothing else ever brings them together."""
         parameters = self.lightning_module.parameters()
         whole = [p.grad for p in parameters if p.grad is not None and not getattr(p, "tensor_model_parallel", False)]
         mean = torch.cat([gradient.flatten() for gradient in whole]) / self.tensor_parallel_size
@@ -167,7 +167,7 @@ class TensorParallelStrategy(DDPStrategy):
         return gather_tensor(moment.to(self.root_device), dimension).to(moment.device)
 
     def _map_moments(self, state: Dict[str, Any], optimizer: Optimizer, function) -> Dict[str, Any]:
-        """``state`` with ``function(moment, split dimension)`` of every tensor that is shaped like its parameter."""
+        """``state`` with ``function(moment, split dimension)`` for every tensor that is shaped like its parameter."""
         dimensions = self._split_dimensions(optimizer)
         moments = {
             index: {
