@@ -128,7 +128,7 @@ class SaveWhenPreempted(pl.Callback):
             )
         if not has_all_updates(trainer):
             sys.exit(0)
-        if checkpoints is not None:  # else the validation, which alone remains, would write no checkpoint of its own
+        if checkpoints is not None:  # else the validation that remains would write no checkpoint of its own
             checkpoints._last_global_step_saved = 0
 
     def _any_rank_was_asked(self, device: torch.device) -> bool:

@@ -44,7 +44,7 @@ class StepGuard:
         self._micro_batches.append((list(utterances), loss_sum.detach()))
 
     def accept(self, grad_norm: Union[float, Tensor], update: int) -> bool:
-        """Whether to take the step. ``grad_norm`` must be that of all ranks, so that they decide alike.
+        """Whether to take the step. ``grad_norm`` must be that of all ranks, so that all decide alike.
 
         Raises:
             NonFiniteTrainingError: the last ``max_consecutive`` updates were all non-finite.

@@ -19,7 +19,7 @@ import torch
 
 
 class UnknownScore(pl.Callback):
-    """Until a new or resumed run has validated, put ``nan`` into these names, where Lightning would put 0.0000."""
+    """Until a new or resumed run has validated, put ``nan`` into the names, where Lightning would put 0.0000."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.checkpoint_callback is not None:

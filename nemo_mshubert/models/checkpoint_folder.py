@@ -125,7 +125,7 @@ def _is_in_order(folder: Path, save_top_k: int) -> bool:
 
 
 def _unwanted(folder: Path, save_top_k: int) -> List[Path]:
-    """Checkpoints besides the last one that NeMo cannot read, or would delete."""
+    """Checkpoints other than the last one that NeMo cannot read, or would delete."""
     checkpoints = [path for path in _checkpoints(folder) if not _is_last(path)]
     return [path for path in checkpoints if save_top_k == 0 or NO_SCORE in path.name]
 

@@ -49,7 +49,7 @@ def restore_model(name: Name) -> ModelPT:
     """
     path = local_path(name)
     if is_foreign(path):
-        from nemo_mshubert.convert.nemo import read_as_model  # which imports this module
+        from nemo_mshubert.convert.nemo import read_as_model  # here, since it imports this module
 
         return read_as_model(path)
     try:
@@ -126,7 +126,7 @@ def is_foreign(path: Path) -> bool:
 
 
 def _in_folder(folder: Path) -> Path:
-    files = sorted(path for path in folder.glob("*.nemo") if not path.name.startswith("."))  # those are half-written
+    files = sorted(path for path in folder.glob("*.nemo") if not path.name.startswith("."))  # hidden: half-written
     if len(files) > 1:
         raise ValueError(f"{folder}: several .nemo files ({', '.join(file.name for file in files)}). Name one.")
     if not files and not (folder / "config.json").is_file():

@@ -121,7 +121,7 @@ class MSHuBERTModel(ModelPT):
 
     @property
     def data_ranks(self) -> DataRanks:
-        """This rank's part of the data; ranks that hold parts of one model see the same data and draws."""
+        """This rank's part of the data; ranks that hold parts of one model see the same data and draw alike."""
         return data_ranks(self._trainer)
 
     def configure_model(self) -> None:

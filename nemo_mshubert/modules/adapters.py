@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""NeMo's adapters in the encoder: small trainable modules behind every block, with the pre-trained weights frozen.
+"""NeMo's adapters in the encoder: small trainable modules after every block, with the pre-trained weights frozen.
 
 ``model.add_adapter``, ``set_enabled_adapters``, ``unfreeze_enabled_adapters`` and the stock script
 train_asr_adapter.py use these. Without adapters, the encoder's outputs and the entries of its state dict are

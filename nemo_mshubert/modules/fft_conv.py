@@ -67,8 +67,8 @@ def overlapping_blocks(num_frames: int, kernel: int) -> Blocks:
 
 
 def one_block(num_frames: int, kernel: int) -> Blocks:
-    """Samples that wrap around meet the zeros before the first frame. The size is at least the kernel's, which its
-    gradient needs. Sizes are multiples of 64, so there are few, and their plans are made once and then kept."""
+    """Samples that wrap around meet the zeros before the first frame. The size is at least that of the kernel, whose
+    gradient is as long. Sizes are multiples of 64, so there are few, and their plans are made once and then kept."""
     return Blocks(-(-max(num_frames + kernel // 2, kernel) // 64) * 64, num_frames, 1)
 
 

@@ -32,7 +32,7 @@ HUBERT_KERNELS_AND_STRIDES = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (
 HOP_SAMPLES = 320  # 20 ms at 16 kHz: the product of the strides
 RECEPTIVE_FIELD_SAMPLES = 400  # 25 ms
 FRAME_RATE = 50  # Hz
-IGNORED_LABEL = -100  # of frames without a label: padding
+IGNORED_LABEL = -100  # for frames without a label (padding)
 
 
 def frame_count(num_samples: Length, kernels_and_strides=HUBERT_KERNELS_AND_STRIDES) -> Length:

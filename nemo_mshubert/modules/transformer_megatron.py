@@ -284,7 +284,7 @@ class Rows(_PlainState, RowParallelLinear):
             y, bias = super().forward(x_BTD)
             return y + bias.to(y.dtype)
         y, bias = super().forward(x_BTD.transpose(0, 1).contiguous())
-        return y + copy_to_tensor_model_parallel_region(bias).to(y.dtype)  # its gradient is that of this rank's frames
+        return y + copy_to_tensor_model_parallel_region(bias).to(y.dtype)  # its gradient comes from this rank's frames
 
 
 class SequenceParallelLayerNorm(LayerNorm):

@@ -82,7 +82,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
         norm = norm.full_tensor()
     if not split:
         return norm
-    from megatron.core import parallel_state  # there are such parameters only where it is installed
+    from megatron.core import parallel_state  # there are such parameters only if it is installed
 
     squares = torch.nn.utils.get_total_norm(split).square()
     torch.distributed.all_reduce(squares, group=parallel_state.get_tensor_model_parallel_group())
