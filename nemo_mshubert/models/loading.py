@@ -98,7 +98,7 @@ def local_path(name: Name) -> Path:
     """The file or folder that a name stands for: a ``.nemo``, or one that `is_foreign`.
 
     A folder stands for the ``.nemo`` in it. ``organisation/model`` of the hub stands for its file ``model.nemo``, as
-    in ``ASRModel.from_pretrained``, or without one for its weights for transformers. Both are downloaded into the
+    in ``ASRModel.from_pretrained``, or if it has none for its weights for transformers. Both are downloaded into the
     hub's cache.
 
     Raises:

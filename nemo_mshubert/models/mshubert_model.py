@@ -256,7 +256,7 @@ class MSHuBERTModel(ModelPT):
         return torch.where(finest_BT == IGNORED_LABEL, IGNORED_LABEL, looked_up_BT)
 
     def _views_in_loss(self, x_VND: Tensor, layer: int) -> Tensor:
-        """Of the output of ``layer`` after its exchange, the views whose masked frames are predicted."""
+        """The views whose masked frames are predicted, from the output of ``layer`` after its exchange."""
         if len(x_VND) == 1 or self._cfg.loss_views == "both":
             return x_VND
         view = masked_stream_view(layer) if self._cfg.loss_views == "masked_stream" else 0

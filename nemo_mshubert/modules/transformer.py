@@ -193,7 +193,7 @@ def zero_touch(module: nn.Module) -> Tensor:
 
     It is added where a part is skipped in one step. The gradients of that part are then zero instead of missing on
     every rank, so DDP need not search for unused parameters, and an optimiser step treats the part alike on all ranks.
-    Of a DTensor, it touches this rank's shard.
+    For a DTensor, it touches this rank's shard.
     """
     trainable = (parameter for parameter in module.parameters() if parameter.requires_grad)
     return sum((p.to_local() if hasattr(p, "to_local") else p).sum() for p in trainable) * 0.0
