@@ -104,7 +104,7 @@ class SaveWhenPreempted(pl.Callback):
         self._end_for("SIGTERM")
 
     def _end_for(self, reason: str) -> None:
-        logging.warning(f"{reason}: a checkpoint is written behind this update, then the run ends.")
+        logging.warning(f"{reason}: a checkpoint is written after this update, then the run ends.")
         self._asked = True
 
     def on_train_batch_end(

@@ -127,8 +127,8 @@ class LabelMaker:
             raise FileNotFoundError(f"{path}: no such k-means file. Make one with scripts/fit_kmeans.py.")
         if is_pickle(path):
             raise ValueError(
-                f"{path}: a k-means of joblib, which says not what it is of. Use the k-means file that `label.py "
-                "make` left beside the labels: <output>.kmeans.npz, <output> without its suffix."
+                f"{path}: a k-means of joblib, which does not say what it was fitted on. Use the k-means file "
+                "that `label.py make` left beside the labels: <output>.kmeans.npz, <output> without its suffix."
             )
         try:
             header, arrays = _read(path)
