@@ -95,7 +95,9 @@ def check_features(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
         if args.features:
             parser.error("--features is for --manifest: --centres were fitted on theirs")
         if is_pickle(args.centres) and not all(named):
-            parser.error(f"{args.centres} is of joblib and says not what it is of: give --encoder and --layer")
+            parser.error(
+                f"{args.centres} is of joblib and does not say what it was fitted on: give --encoder and --layer"
+            )
         if any(named) and is_own(args.centres):
             parser.error(f"--encoder and --layer: {args.centres} itself says what it is of")
         if any(named) and not all(named):

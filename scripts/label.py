@@ -118,7 +118,7 @@ def parse_shard(text: str) -> Shard:
 def check_features(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     named = args.encoder is not None and args.layer is not None
     if is_pickle(args.kmeans) and not named:
-        parser.error(f"{args.kmeans} is of joblib and says not what it is of: give --encoder and --layer")
+        parser.error(f"{args.kmeans} is of joblib and does not say what it was fitted on: give --encoder and --layer")
     if args.layer is not None and is_own(args.kmeans):
         parser.error(f"--layer: {args.kmeans} itself says of which layer it is")
     if args.layer is not None and args.encoder is None:

@@ -262,8 +262,8 @@ def prepare_librispeech(
     report_problems(Path(output), problems, skip_broken)
     if respelled:
         logger.warning(
-            "%d transcripts have other letters than English ones, which are written without accents, the first %r. For "
-            "another language, make the manifests yourself: docs/decoding.md, Your own language.",
+            "%d transcripts have other letters than English ones, which are written without accents, the first %r. "
+            "For another language, make the manifests yourself: docs/decoding.md, Your own language.",
             len(respelled),
             respelled[0],
         )

@@ -874,7 +874,7 @@ def test_scripts_name_what_is_missing(corpus, tmp_path, capsys):
 
 
 def test_merge_and_check_say_which_kmeans_to_use(corpus, tmp_path):
-    """The published file that `make` takes says not what it is of; what `make` left beside the labels does."""
+    """The published file that `make` takes does not say what it was fitted on; the one that `make` left does."""
     joblib.dump(np.zeros((3, 2)), tmp_path / "km.bin")
     common = f"--kmeans {tmp_path / 'km.bin'} --manifest {corpus}"
     for arguments in (f"merge --shards 2 {common} --output {tmp_path / 'labelled.json'}", f"check {common}"):

@@ -240,8 +240,11 @@ def test_centres_of_a_file_of_ours(folder, published, fit, tmp_path):
         ("--features mfcc", "one of the arguments --manifest --centres is required"),
         ("--manifest train.json", "--manifest needs --features"),
         ("--centres km.bin --features hidden", "--features is for --manifest"),
-        ("--centres km.bin", "km.bin is of joblib and says not what it is of: give --encoder and --layer"),
-        ("--centres km.bin --encoder a.nemo", "km.bin is of joblib and says not what it is of: give --encoder and"),
+        ("--centres km.bin", "km.bin is of joblib and does not say what it was fitted on: give --encoder and --layer"),
+        (
+            "--centres km.bin --encoder a.nemo",
+            "km.bin is of joblib and does not say what it was fitted on: give --encoder and",
+        ),
         ("--centres km.npz --encoder a.nemo --layer 9", "--encoder and --layer: km.npz itself says what it is of"),
         ("--centres km.npz --layer 9", "--encoder and --layer: km.npz itself says what it is of"),
         ("--centres gone.bin --layer 9", "--encoder and --layer: give both"),
