@@ -54,23 +54,16 @@ class Stub:
         self = super().__new__(cls)
         self.arguments = arguments
         self.state: Any = None
-        self.items: list = []
         return self
-
-    def __init__(self, *_, **__):
-        pass
 
     def __setstate__(self, state):
         self.state = state
 
     def __setitem__(self, key, value):
-        self.items.append((key, value))
-
-    def append(self, value):
-        self.items.append(value)
+        """Of a class of dictionaries; no reader asks what is in it."""
 
     def extend(self, values):
-        self.items.extend(values)
+        """Of a class of lists."""
 
 
 def plain(value: Any) -> Any:
@@ -124,7 +117,7 @@ class Refused(Exception):
 
 
 def stub_class(module: str, name: str, packages: Sequence[str]) -> type:
-    """A subclass of `Stub` for a class of ``packages``. It is a new one each time, as a pickle can set its attributes.
+    """A subclass of `Stub` that takes the place of a class of ``packages``, under its name.
 
     Raises:
         Refused: the name belongs to another package, or is an attribute of a class.
@@ -177,6 +170,8 @@ _BUILTINS = (set, frozenset, dict, list, tuple, int, float, bool, complex, str, 
 _TYPES: Dict[tuple, type] = {
     **{(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in _BUILTINS},
     ("__builtin__", "long"): int,
+    ("__builtin__", "unicode"): str,  # how protocol 2 spells it, torch.save's
+    ("__builtin__", "xrange"): range,
     ("collections", "OrderedDict"): OrderedDict,
     ("collections", "defaultdict"): defaultdict,
     ("torch", "Size"): torch.Size,

@@ -19,6 +19,7 @@ import os
 import pickle
 import subprocess
 import zipfile
+from typing import Dict
 
 import numpy
 import pytest
@@ -105,9 +106,12 @@ def zip_of(pickled, path):
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("module, name", [("numpy", "os.system"), ("torch._utils", "_rebuild_tensor_v2.__globals__")])
+@pytest.mark.parametrize(
+    "module, name",
+    [("numpy", "os.system"), ("torch._utils", "_rebuild_tensor_v2.__globals__"), ("torch", "load"), ("torch", "hub")],
+)
 def test_attributes_of_what_is_known_are_refused(tmp_path, module, name):
-    """Protocol 4 can name ``numpy.os.system``."""
+    """Protocol 4 can name ``numpy.os.system``; of torch itself, a pickle gets dtypes, and not its loaders."""
     strings = b"".join(b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name))
     path = zip_of(b"\x80\x04" + strings + b"\x93.", tmp_path / "model.pt")
     with pytest.raises(ValueError, match=f"its pickle asks for {module}.{name}"):
@@ -120,6 +124,33 @@ def test_a_pickle_cannot_change_our_functions(tmp_path):
     pickled = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x04\x00\x00\x00evilK\x01sb."
     load_torch_file(zip_of(pickled, tmp_path / "model.pt"))
     assert not hasattr(torch._utils._rebuild_tensor_v2, "evil")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("named", [b"__builtin__\nobject", b"collections\nOrderedDict", b"torch\nfloat32"])
+def test_nothing_but_stubs_is_reconstructed(tmp_path, named):
+    """Protocol 0 makes objects of a class, a base and its value. Those of trainers keep their state as stubs; a real
+    class would lose the value without a word."""
+
+    def pickled(named, module=b"copy_reg"):
+        return b"c" + module + b"\n_reconstructor\n(c" + named + b"\nc__builtin__\nobject\nNtR(dVa\nI1\nsb."
+
+    for module in (b"copy_reg", b"copyreg"):  # Python 2 and 3
+        path = zip_of(pickled(b"fairseq.meters\nTimeMeter", module), tmp_path / "model.pt")
+        assert load_torch_file(path).state == {"a": 1}
+    with pytest.raises(ValueError, match="model.pt: its pickle reconstructs .* do not trust it"):
+        load_torch_file(zip_of(pickled(named), tmp_path / "model.pt"))
+
+
+@pytest.mark.unit
+def test_weights_saved_on_a_gpu(tmp_path):
+    """As nearly all published files are; read on a computer without one, or where it is full."""
+    torch.save({"weight": torch.arange(3.0)}, tmp_path / "cpu.pt")
+    with zipfile.ZipFile(tmp_path / "cpu.pt") as saved, zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+        for name in saved.namelist():
+            archive.writestr(name, saved.read(name).replace(b"\x03\x00\x00\x00cpu", b"\x06\x00\x00\x00cuda:0"))
+    weight = load_torch_file(tmp_path / "model.pt")["weight"]
+    assert weight.device.type == "cpu" and weight.tolist() == [0, 1, 2]
 
 
 @pytest.mark.unit
@@ -136,17 +167,29 @@ def test_tensors_and_containers_are_real(tmp_path):
         "set": {1, 2},
         "size": torch.Size([1, 2]),
         "dtype": torch.float16,
+        "device": torch.device("cuda", 1),
+        "default": collections.defaultdict(int, a=1),
+        "builtins": [frozenset({1}), slice(1, 2), range(3), bytearray(b"a"), True, 1.5, "a"],
         "bytes": b"\x00\xff",
         "complex": 1j,
     }
-    for legacy in (False, True):
-        torch.save(content, tmp_path / "model.pt", _use_new_zipfile_serialization=not legacy)
+    for options in ({}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 4}):
+        torch.save(content, tmp_path / "model.pt", **options)
         loaded = load_torch_file(tmp_path / "model.pt")
         for name, value in content.items():
             if isinstance(value, torch.Tensor):
                 assert torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype, name
             else:
                 assert loaded[name] == value and type(loaded[name]) is type(value), name
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_annotations_become_stubs(tmp_path, protocol):
+    """OmegaConf keeps the types of fields of fairseq's configs; protocol 2 spells str as Python 2 did. Refused, and
+    with them every checkpoint that holds such a config."""
+    torch.save({"field": Dict[str, int]}, tmp_path / "model.pt", pickle_protocol=protocol)
+    assert isinstance(load_torch_file(tmp_path / "model.pt")["field"], Stub)
 
 
 @pytest.mark.unit
@@ -162,6 +205,14 @@ def test_torchscript_is_refused(tmp_path):
 def test_classes_of_trainers_become_stubs(tmp_path, module):
     """A file of a trainer with a class of its own beside the weights, which would be refused whole."""
     path = zip_of(b"\x80\x02c" + module.encode() + b"\nThing\n)\x81.", tmp_path / "model.pt")
+    assert isinstance(load_torch_file(path), Stub)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("filling", [b"K\x01a", b"(K\x01K\x02e", b"K\x01K\x02s", b"(K\x01K\x02u"])
+def test_lists_and_dictionaries_of_trainers_become_stubs(tmp_path, filling):
+    """Of a class of their own, which the opcodes APPEND, APPENDS, SETITEM and SETITEMS fill."""
+    path = zip_of(b"\x80\x02cfairseq.data\nThing\n)\x81" + filling + b".", tmp_path / "model.pt")
     assert isinstance(load_torch_file(path), Stub)
 
 
