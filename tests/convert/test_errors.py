@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from nemo_mshubert.convert import tables
 from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
-from nemo_mshubert.convert.huggingface import read_huggingface
+from nemo_mshubert.convert.huggingface import hugging_face_family, read_huggingface
 from nemo_mshubert.modules.state_dicts import listed
 from tests.convert.conftest import make_peer, spell_as_fairseq
 
@@ -139,6 +139,17 @@ def test_half_an_output_layer_and_another_rate(edit, folder):
     preprocessor.write_text(json.dumps(own))
     with pytest.raises(ValueError, match="missing tensor lm_head.bias. Get its weights again"):
         read_huggingface(edit(add))
+    with pytest.raises(ValueError, match="peer: lm_head.bias holds NaN or infinity"):
+        read_huggingface(edit(lambda state: state.update({"lm_head.bias": torch.full((5,), torch.nan)})))
+
+
+@pytest.mark.unit
+def test_strides_that_nothing_tells(tmp_path):
+    """No tensor shows them; HuBERT's, taken for those of another front end, would give frames of another length."""
+    path = tmp_path / "weights.pt"
+    torch.save(spell_as_fairseq(make_peer("hubert-base", conv_kernel=(10, 3, 3, 3, 3, 3, 2))), path)
+    with pytest.raises(ValueError, match=r"weights.pt: kernels \[10, 3, 3, 3, 3, 3, 2\] are not HuBERT's, so the str"):
+        read_checkpoint(path)
 
 
 @pytest.mark.unit
@@ -186,9 +197,9 @@ def test_nan_weights(edit, value):
         (dict(conv_pos_batch_norm=True), "conv_pos_batch_norm True"),
         (dict(num_hidden_layers=4), r"num_layers 4, its tensors say 3 \(encoder.layers.3.*: absent"),
         (dict(num_hidden_layers=2), r"num_layers 2, its tensors say 3 \(encoder.layers.2.*: \[24, 24\]"),
-        (dict(intermediate_size=48), "d_inner 48, its tensors say 40"),
+        (dict(intermediate_size=48), r"d_inner 48, its tensors say 40 \(encoder.layers.0.*intermediate.*: \[40, 24\]"),
         (dict(feat_extract_norm="layer"), "conv_norm layer_norm, its tensors say group_norm"),
-        (dict(conv_kernel=[10, 3, 3, 3, 3, 3, 2]), "its config says conv_layers"),
+        (dict(conv_kernel=[10, 3, 3, 3, 3, 3, 2]), r"its config says conv_layers.*conv_layers.5.*: \[16, 16, 2\]"),
         (dict(num_attention_heads=5), "24 is not divisible by num_heads 5"),
     ],
 )
@@ -309,3 +320,13 @@ def test_no_class_for_a_mixture(folder, tmp_path):
     checkpoint.encoder["pos_conv_depth"] = 3
     with pytest.raises(ValueError, match="No class of transformers"):
         write_checkpoint(checkpoint, tmp_path / "ours")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("changes", [{"pre_norm": True}, {"position_buckets": 320}, {"conv_norm": "group_norm"}])
+def test_no_data2vec_with_parts_of_others(changes):
+    """Their class would load such weights and compute something else."""
+    data2vec = {"pos_conv_depth": 2, "pre_norm": False, "conv_norm": "layer_norm"}
+    assert hugging_face_family(data2vec) == "data2vec-audio"
+    with pytest.raises(ValueError, match="No class of transformers"):
+        hugging_face_family({**data2vec, **changes})

@@ -192,6 +192,21 @@ def test_the_blank_is_the_pad_that_the_tokenizer_added(peer, save_peer):
 
 
 @pytest.mark.unit
+def test_names_in_the_tokenizer_and_the_blank_in_the_config(peer, save_peer):
+    """UNK is of no letters although it looks so; the pad token is in no file; the last row has no token at all. Read
+    otherwise, the trained output layer would be replaced by a random one, or another row would be the blank."""
+    theirs = peer("hubert-base", "ForCTC", vocab_size=6, pad_token_id=3)
+    folder = save_peer(theirs, "hubert-base")
+    vocabulary = {token: row for row, token in enumerate(["|", "a", "b", "<blank>", "UNK"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"unk_token": {"content": "UNK"}}))
+    (folder / "processor_config.json").write_text("{}")  # without a feature extractor
+    letters = read_huggingface(folder).ctc.letters()
+    assert letters.labels == [" ", "a", "b"]
+    assert torch.equal(letters.weight, theirs.lm_head.weight[:4])
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize("normalize", [False, True])
 def test_the_feature_extractor_inside_a_processor(folder, normalize):
     """Where transformers 5 keeps it; without it, a wav2vec 2.0 base would hear audio of another scale."""
