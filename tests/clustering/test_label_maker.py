@@ -20,8 +20,9 @@ import joblib
 import numpy as np
 import pytest
 
+from nemo_mshubert.clustering import hierarchy
 from nemo_mshubert.clustering.features import NORMALIZED, FeatureDescription
-from nemo_mshubert.clustering.hierarchy import check_cluster_counts, compose_tables, fit_hierarchy
+from nemo_mshubert.clustering.hierarchy import check_cluster_counts, coarsen, compose_tables, fit_hierarchy
 from nemo_mshubert.clustering.label_maker import LabelMaker, fit_label_maker
 
 pytestmark = pytest.mark.unit
@@ -186,10 +187,23 @@ def test_missing_file_says_how_to_make_one(tmp_path):
         LabelMaker.load(tmp_path / "km.npz")
 
 
-@pytest.mark.parametrize("counts", [[], [10, 10], [10, 20], [65536, 10], [10, 1]])
-def test_bad_cluster_counts_are_refused(counts):
-    with pytest.raises(ValueError, match="strictly descending"):
-        check_cluster_counts(counts)
+@pytest.mark.parametrize("counts", [[], [10, 10], [10, 20], [65536, 10], [10, 1], [10, 5, 1]])
+def test_bad_cluster_counts_are_refused(counts, monkeypatch):
+    """Before the finest set is fitted, which takes hours."""
+    monkeypatch.setattr(hierarchy, "fit_kmeans", lambda *args: pytest.fail("fitted"))
+    finest = np.zeros((counts[0] if counts else 0, 1), np.float32)
+    for ask in (
+        lambda: check_cluster_counts(counts),
+        lambda: fit_hierarchy(finest, counts, "sklearn", seed=0),
+        lambda: coarsen(finest, counts[1:], "sklearn", seed=0),
+    ):
+        with pytest.raises(ValueError, match="strictly descending"):
+            ask()
+
+
+@pytest.mark.parametrize("counts", [[65535, 2], [2]])
+def test_the_largest_and_smallest_cluster_counts_are_taken(counts):
+    check_cluster_counts(counts)
 
 
 def test_more_clusters_than_frames_are_refused(frames):
