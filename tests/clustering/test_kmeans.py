@@ -48,12 +48,13 @@ def test_sample_does_not_depend_on_batches():
     np.testing.assert_array_equal(sample_frames(batches(999, 1), 50, seed=1), sample_frames(batches(999, 333), 50, 1))
 
 
-def test_every_frame_is_equally_likely():
+@pytest.mark.parametrize("frames, size", [(60, 20), (3, 1)])
+def test_every_frame_is_equally_likely(frames, size):
     """A biased reservoir would fit the k-means on the first (or last) speakers of the manifest."""
-    draws, hits = 4000, np.zeros(60)
+    draws, hits = 4000, np.zeros(frames)
     for seed in range(draws):
-        hits[sample_frames(batches(60, 17), 20, seed)[:, 0].astype(int)] += 1
-    expected = draws * 20 / 60
+        hits[sample_frames(batches(frames, 17), size, seed)[:, 0].astype(int)] += 1
+    expected = draws * size / frames
     sigma = np.sqrt(draws * (1 / 3) * (2 / 3))
     assert np.abs(hits - expected).max() < 4.5 * sigma  # 60 frames: one failure in 2500 seeds, and the seeds are fixed
 

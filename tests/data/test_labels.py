@@ -142,13 +142,15 @@ def test_cluster_usage_in_closed_form():
 
 
 def test_label_sets_are_reported_finest_first(manifest):
-    """As everywhere else; two reports of the same labels would differ."""
+    """As everywhere else; two reports of the same labels would differ. Clusters that no line has are dead."""
     entries = [entry for _, entry in iter_manifest(manifest)]
     for entry in entries:
         sets = entry["labels"]["sets"]
         entry["labels"]["sets"] = {"30": sets["20"], "20": sets["20"], "100": sets["20"]}
     write_manifest(manifest, entries)
-    assert list(check_labelled_manifest(manifest)["sets"]) == [100, 30, 20]
+    sets = check_labelled_manifest(manifest)["sets"]
+    assert list(sets) == [100, 30, 20]
+    assert [usage["dead_clusters"] for usage in sets.values()] == [80, 10, 0]
 
 
 # --- a whole manifest ------------------------------------------------------------------------------------------------
