@@ -74,6 +74,8 @@ def test_assign_is_the_nearest_centre(scale, monkeypatch):
     brute_force = [np.argmin([np.sum((x - c) ** 2) for c in centres.astype(np.float64)]) for x in features]
     assert labels.dtype == np.uint16
     np.testing.assert_array_equal(labels, brute_force)
+    for other in ((features.astype(np.float64), centres), (features, centres.astype(np.float64))):  # of other programs
+        np.testing.assert_array_equal(assign(*other), labels)
 
 
 def test_assign_of_no_frames_is_empty():

@@ -160,14 +160,30 @@ def test_damaged_or_foreign_files_are_refused(tmp_path, nested, kind):
         LabelMaker.load(path)
 
 
+def rewrite(path, change):
+    """Save a k-means file again with other arrays."""
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    change(arrays)
+    np.savez(path, **arrays)
+
+
+def test_a_file_of_another_format_is_refused(tmp_path, nested):
+    """A later version may give the same arrays another meaning."""
+    path = tmp_path / "km.npz"
+    nested.save(path)
+    rewrite(path, lambda arrays: arrays.update(header=np.char.replace(arrays["header"], "maker 1", "maker 2")))
+    with pytest.raises(
+        ValueError, match="km.npz: not a k-means file .*format 'nemo_mshubert label maker 2', expected"
+    ):
+        LabelMaker.load(path)
+
+
 def test_an_edited_file_is_refused(tmp_path, nested):
     """All of zip's checksums are right, but the labels would not be those of the id in the header."""
     path = tmp_path / "km.npz"
     nested.save(path)
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
-    arrays["centres_7"][0, 0] += 1
-    np.savez(path, **arrays)
+    rewrite(path, lambda arrays: np.add.at(arrays["centres_7"], (0, 0), 1))
     with pytest.raises(ValueError, match="km.npz: says id .* edited or damaged"):
         LabelMaker.load(path)
 
