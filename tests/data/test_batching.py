@@ -36,4 +36,5 @@ def test_batches_are_within_the_limit_and_hold_every_utterance_once():
 
 def test_an_utterance_longer_than_the_limit_is_a_batch_of_its_own():
     assert list(batches_by_length([1, 100, 2], 10)) == [[1], [2, 0]]
+    assert list(batches_by_length([5, 5], 10)) == [[0, 1]]  # the limit itself is within it
     assert list(batches_by_length([], 10)) == []

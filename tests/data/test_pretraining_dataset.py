@@ -140,22 +140,23 @@ def test_crops_are_a_function_of_seed_and_batch_number(counting_corpus):
     assert len(set(first)) > 3 and first != second
 
 
-def test_segments_of_a_file_keep_their_labels(counting_corpus):
+@pytest.mark.parametrize("offset, hop", [(0.5, 25), (2.0, 100)])  # in the middle and at the end of three seconds
+def test_segments_of_a_file_keep_their_labels(counting_corpus, offset, hop):
     """A manifest with offsets: labels are of the segment, samples must be too."""
     path = counting_corpus([48000, 8000])
     entries = read_manifest(path)
     entry = entries[0]
-    # Frame t of the segment is hop 25 + t of the file: give it the labels check_row expects there.
-    segment = {**entry, "offset": 0.5, "duration": 1.0}
+    # Frame t of the segment is hop ``hop + t`` of the file: give it the labels check_row expects there.
+    segment = {**entry, "offset": offset, "duration": 1.0}
     frames = frame_count(16000)
-    stream = ((25 + np.arange(frames)) % 50).astype(np.uint16)
-    segment["labels"] = FrameLabels(MAKER, 16000, {50: stream}, offset=0.5).to_manifest()
+    stream = ((hop + np.arange(frames)) % 50).astype(np.uint16)
+    segment["labels"] = FrameLabels(MAKER, 16000, {50: stream}, offset=offset).to_manifest()
     write_manifest(path, [segment, entries[1]])
     dataset = PretrainingDataset(MAKER, [50], crop="shortest")
     cuts = read_cuts(path)
     starts = {check_row(dataset[number, cuts], 0)[0] for number in range(300)}
-    assert min(starts) == 25 and max(starts) == 25 + frames - frame_count(8000)
-    assert check_row(PretrainingDataset(MAKER, [50], crop="pad")[0, cuts], 0) == (25, frames)
+    assert min(starts) == hop and max(starts) == hop + frames - frame_count(8000)
+    assert check_row(PretrainingDataset(MAKER, [50], crop="pad")[0, cuts], 0) == (hop, frames)
 
 
 def test_a_recording_may_hold_the_labelled_segment_alone(counting_corpus):
