@@ -100,6 +100,19 @@ def test_every_epoch_has_another_order(tarred):
     assert [cut.recording.id for cut in itertools.islice(again, len(names))] == names
 
 
+def test_another_seed_is_another_order(tarred):
+    """Of the shards, and of the lines of a shard: runs that should tell how much is chance would read alike."""
+    shards = shards_of(tarred.manifest_filepath, tarred.tarred_audio_filepaths)
+
+    def visits(shards, seed):
+        return Visits(shards, lambda entry: True, seed, shuffle=True, record=VisitRecord())
+
+    tars = [[visits(shards, seed)._shard(visit).tar for visit in range(6 * SHARDS)] for seed in (1, 2)]
+    assert tars[0] != tars[1]
+    names = [[cut.recording.id for cut in visits(shards[:1], seed)._cuts(0)] for seed in (1, 2)]
+    assert names[0] != names[1] and sorted(names[0]) == sorted(names[1])
+
+
 @pytest.mark.parametrize("change", [{"batch_duration": 1.6}, {"bucket_buffer_size": 4, "num_buckets": 3}], ids=str)
 def test_other_options_skip_and_repeat_no_line(tarred, change):
     """Resumed with another batch size, on smaller GPUs, say: the old streams cannot be passed over with it."""
