@@ -75,3 +75,12 @@ def test_audio_of_another_length_than_its_line_says_is_named(tmp_path):
         assert len(load_audio({**entry, "duration": duration})) == 32000
     for offset in (0, 0.5):  # of a longer file, which is right, also of its first segment
         assert len(load_audio({**entry, "offset": offset, "duration": 1})) == 16000
+
+
+def test_audio_that_breaks_off_is_named(tmp_path):
+    """A FLAC has its full length in its header, so that decoding alone can tell."""
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 32000), 16000)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=f"(?s)train.json:3: {path}: decoding failed .*Replace the file or remove"):
+        load_audio({"audio_filepath": str(path), "duration": 2.0}, "train.json:3")
