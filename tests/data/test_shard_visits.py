@@ -266,6 +266,10 @@ def test_checkpoint_survives_a_file(tmp_path):
     start = other.begin("order", "four streams", 5)
     assert start.has(0, 1, 9) and not start.has(0, 0, 9) and start.is_done(1) and other.first_batch == 5
     assert not start.has(0, 1, 8)  # the manifest has lost a line since
+    other.record.note([(0, 7, 9), (0, 0, 8)])
+    other.state()
+    start = other.begin("order", "eight streams", 9)
+    assert start.has(0, 0, 8) and not start.has(0, 1, 8)  # its visit has begun anew
 
 
 def test_other_shards_start_their_epochs_anew(caplog):
