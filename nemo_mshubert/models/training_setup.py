@@ -48,7 +48,7 @@ def num_ranks(trainer_config: DictConfig) -> int:
     Raises:
         ValueError: devices that are neither a number nor a list.
     """
-    devices = trainer_config.get("devices", 1)
+    devices = trainer_config.get("devices")  # where there are none, Lightning takes all
     if isinstance(devices, str) and "," in devices:  # "0,1", as Lightning takes them, too
         devices = [part for part in devices.split(",") if part.strip()]
     if devices in ALL_DEVICES:
@@ -127,7 +127,7 @@ def _choose_device(trainer_config: DictConfig) -> None:
     if torch.cuda.is_available() and trainer_config.accelerator != "cpu":
         return
     with open_dict(trainer_config):
-        if trainer_config.devices in ALL_DEVICES:
+        if trainer_config.get("devices") in ALL_DEVICES:
             trainer_config.devices = 1
         if trainer_config.accelerator == "auto" and torch.backends.mps.is_available():
             logging.warning("Training runs on the CPU: Apple's GPUs lack float64.")

@@ -73,6 +73,13 @@ def test_an_update_sees_the_same_seconds_on_any_number_of_gpus(devices, num_node
         assert seconds == config.seconds_per_update
 
 
+def test_fewer_ranks_than_share_a_model_are_left_to_the_strategy():
+    """Which says what to change; a division by zero would not."""
+    config = load_config("pretrain", "mshubert_base", "parallel=megatron_tp4", "trainer.devices=2")
+    plan_updates(config)
+    assert config.trainer.accumulate_grad_batches == 32
+
+
 def test_finetuning_on_one_gpu_accumulates_eight():
     config = load_config("finetune", "10h", "trainer.devices=1")
     plan_updates(config)
@@ -97,15 +104,18 @@ def test_seconds_that_cannot_be_met_are_a_warning(monkeypatch):
     assert "5600 s of audio instead of 2800 s" in warnings[0]
 
 
+@pytest.mark.parametrize("options", [[], ["~trainer.devices"]], ids=["-1", "none"])
 @pytest.mark.parametrize("gpus", [0, 3])
-def test_all_devices_are_counted(monkeypatch, gpus):
-    """`devices: -1` is the default: with three GPUs an update accumulates 11 times, on a CPU 32 times."""
+def test_all_devices_are_counted(monkeypatch, gpus, options):
+    """`devices: -1` is the default, and what Lightning takes for none: with three GPUs an update accumulates 11 times,
+    on a CPU 32 times."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    config = load_config("pretrain", "mshubert_base")
+    config = load_config("pretrain", "mshubert_base", *options)
     plan_updates(config)
     assert config.trainer.accumulate_grad_batches == (32 if gpus == 0 else 11)
-    assert config.trainer.devices == (1 if gpus == 0 else -1)  # Lightning refuses -1 on a CPU
+    as_given = None if options else -1
+    assert config.trainer.get("devices") == (1 if gpus == 0 else as_given)  # Lightning refuses -1 on a CPU
 
 
 def test_the_processor_is_one_device(monkeypatch):
@@ -119,9 +129,12 @@ def test_the_processor_is_one_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    warnings = []
+    monkeypatch.setattr(training_setup.logging, "warning", warnings.append)
     config = load_config("pretrain", "mshubert_base")
     plan_updates(config)
     assert (config.trainer.accelerator, config.trainer.devices) == ("cpu", 1)
+    assert warnings == ["Training runs on the CPU: Apple's GPUs lack float64."]
 
 
 @pytest.mark.parametrize(
@@ -183,6 +196,9 @@ def test_a_slurm_job_with_another_number_of_tasks_is_refused(monkeypatch, tiny_c
     plan_updates(tiny_config("trainer.devices=2"))
     monkeypatch.setenv("SLURM_NTASKS", "1")
     plan_updates(tiny_config("trainer.devices=1"))
+    for gpus, accelerator in ((0, "auto"), (8, "cpu")):  # all devices, where there is the processor alone
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        plan_updates(tiny_config("trainer.devices=-1", f"trainer.accelerator={accelerator}"))
     monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # interactive: Lightning starts the ranks
     plan_updates(tiny_config("trainer.devices=2"))
 
@@ -195,3 +211,6 @@ def test_without_validation_checkpoints_are_written_all_the_same(option):
     config = load_config("pretrain", "mshubert_base", option)
     plan_updates(config)
     assert config.exp_manager.checkpoint_callback_params.every_n_train_steps == config.validate_every_updates
+    config = load_config("pretrain", "mshubert_base", option, "max_updates=10")
+    plan_updates(config)
+    assert config.exp_manager.checkpoint_callback_params.every_n_train_steps == 10  # of a short run at its end
