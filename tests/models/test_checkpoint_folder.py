@@ -21,6 +21,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from nemo.constants import NEMO_ENV_VARNAME_VERSION
 from omegaconf import OmegaConf
 
 from nemo_mshubert.models import checkpoint_folder as module
@@ -101,9 +102,13 @@ def test_a_marker_alone_goes(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_unfinished_last_checkpoint_gives_way_to_the_whole_one(folder):
+def test_unfinished_last_checkpoint_gives_way_to_the_whole_one(folder, monkeypatch):
     """NeMo stops where all last checkpoints are unfinished, and would start anew where they are removed by hand."""
+    warnings = []
+    monkeypatch.setattr(module.logging, "warning", warnings.append)
     assert folder("m-step=5-last", "m-step=6-last!") == {"m-step=5-last": "m-step=5-last"}
+    (warning,) = warnings
+    assert "m-step=6-last.ckpt: the run was killed while it was written" in warning
 
 
 def test_best_checkpoint_stands_in_for_the_last(folder):
@@ -227,3 +232,13 @@ def test_folder_is_that_of_exp_manager():
     assert str(checkpoint_folder(OmegaConf.create({**config, "explicit_log_dir": "logs"}))) == "logs/checkpoints"
     config["checkpoint_callback_params"] = {"dirpath": "/scratch/kept"}
     assert str(checkpoint_folder(OmegaConf.create(config))) == "/scratch/kept"
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_folder_of_a_version_is_that_of_exp_manager(monkeypatch, resumes):
+    """Ranks that Lightning starts find in the environment which one rank 0 has chosen; the lock and the mark of a
+    finished run would lie elsewhere."""
+    config = {"exp_dir": "exp", "name": "run", "checkpoint_callback_params": {}, "resume_if_exists": resumes}
+    monkeypatch.setenv(NEMO_ENV_VARNAME_VERSION, "version_7")
+    assert str(checkpoint_folder(OmegaConf.create(config))) == "exp/run/version_7/checkpoints"
+    assert str(checkpoint_folder(OmegaConf.create({**config, "version": "mine"}))) == "exp/run/mine/checkpoints"

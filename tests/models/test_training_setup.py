@@ -16,11 +16,21 @@
 
 import re
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import OmegaConf
 
+from nemo_mshubert.callbacks.configured_schedule import ConfiguredSchedule
+from nemo_mshubert.callbacks.data_wait import DataWait
+from nemo_mshubert.callbacks.finished_run import FinishedRun
+from nemo_mshubert.callbacks.preemption import SaveWhenPreempted
+from nemo_mshubert.callbacks.rank_watch import RankWatch
+from nemo_mshubert.callbacks.saved_update import SavedUpdate
+from nemo_mshubert.callbacks.unknown_score import UnknownScore
+from nemo_mshubert.callbacks.validation_schedule import ValidationSchedule
 from nemo_mshubert.models import training_setup
 from nemo_mshubert.models.training_setup import make_trainer, num_ranks, plan_updates
 from nemo_mshubert.parallel.registration import register
@@ -135,6 +145,16 @@ def test_the_processor_is_one_device(monkeypatch):
     plan_updates(config)
     assert (config.trainer.accelerator, config.trainer.devices) == ("cpu", 1)
     assert warnings == ["Training runs on the CPU: Apple's GPUs lack float64."]
+
+
+def test_every_run_has_its_callbacks(tiny_config):
+    """Each is tested by itself. Without one a run goes on at another rate, counts an update twice or validates at
+    other times, and says nothing."""
+    of_a_run = [SaveWhenPreempted, DataWait, RankWatch, ConfiguredSchedule, UnknownScore, SavedUpdate]
+    of_a_run += [ValidationSchedule, FinishedRun]
+    config = tiny_config("+trainer.callbacks=[{_target_: lightning.pytorch.callbacks.Timer}]")
+    found = [type(callback) for callback in make_trainer(config, [pl.Callback()]).callbacks]
+    assert [kind for kind in found if kind in (Timer, pl.Callback, *of_a_run)] == [Timer, pl.Callback, *of_a_run]
 
 
 @pytest.mark.parametrize(
