@@ -107,7 +107,9 @@ def test_it_is_a_stock_model_with_the_pretrained_encoder(ssl_path, tokenizer_dir
         assert model.cfg.target == f"nemo.collections.asr.models.{name}.{kind.__name__}"
         found = model.encoder.state_dict()
         assert found.keys() == pretrained.keys() and all(torch.equal(found[key], pretrained[key]) for key in found)
-        scratch = ssl_to_ctc(str(ssl_path), directory and str(directory), from_scratch=True).encoder.state_dict()
+        baseline = ssl_to_ctc(str(ssl_path), directory and str(directory), from_scratch=True)
+        assert "pretraining_labels" in model.cfg and "pretraining_labels" not in baseline.cfg  # for the model card
+        scratch = baseline.encoder.state_dict()
         matrices = [key for key, value in pretrained.items() if value.ndim > 1]
         assert len(matrices) > 20 and not any(torch.equal(scratch[key], pretrained[key]) for key in matrices)
 

@@ -252,6 +252,7 @@ def test_a_warm_up_that_is_all_of_the_updates_is_a_warning(warnings):
     "group, option",
     [
         ("pretrain", "lr=1e-4"),
+        ("pretrain", "max_update=10"),  # others refer to max_updates
         ("pretrain", "freeze_encoder_updates=10"),
         ("pretrain", "model.mask_prob=0.8"),
         ("finetune", "lr=1e-4"),

@@ -29,11 +29,12 @@ from omegaconf import OmegaConf
 
 from nemo_mshubert.callbacks import step_guard
 from nemo_mshubert.callbacks.step_guard import NonFiniteTrainingError, StepGuard
-from nemo_mshubert.models import MSHuBERTModel
+from nemo_mshubert.models import MSHuBERTModel, mshubert_model
 from nemo_mshubert.models.prediction_metrics import training_metrics
 from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.modules.transformer import FeedForward
+from nemo_mshubert.parallel.ranks import DataRanks
 from tests.conftest import needs_meta_weight_norm
 from tests.models import fixed_update
 from tests.models.fixed_update import collate, every_second_frame, train, train_split, utterance
@@ -443,8 +444,8 @@ def test_visible_frames_are_computed_where_something_looks_at_them(model_config,
 
 @pytest.mark.unit
 def test_every_micro_batch_draws_anew_and_by_the_seed(model_config, monkeypatch):
-    """Masks, dropout and layerdrop that repeat themselves would be a smaller task; those of another seed, another
-    run."""
+    """Masks, dropout and layerdrop that repeat themselves, or that ranks share, would be a smaller task; those
+    of another seed, another run. A block is skipped by all ranks or none: one would wait for the other's shards."""
     draws = {"masks": [], "dropout": [], "layerdrop": []}
 
     def masks(length, num_samples, generator):
@@ -459,10 +460,14 @@ def test_every_micro_batch_draws_anew_and_by_the_seed(model_config, monkeypatch)
     original = MSHuBERTEncoder.forward_views
     monkeypatch.setattr(MSHuBERTEncoder, "forward_views", forward_views)
     monkeypatch.setattr(fixed_update, "every_second_frame", masks)
-    for seed in (1, 2):
-        train_split(model_config(f"model.seed={seed}"), [[[0], [1]]], updates=2)
+    for seed, rank in ((1, 0), (2, 0), (1, 1)):
+        monkeypatch.setattr(MSHuBERTModel, "data_ranks", DataRanks(rank, 2))
+        micro_batches = [collate([utterance(number)]) for number in (0, 1)] * 2
+        train(model_config(f"model.seed={seed}"), [micro_batches] * 2, updates=2, accumulate_grad_batches=2)
     for name, seeds in draws.items():
-        assert len(seeds) == len(set(seeds)) == 8, name
+        assert len(seeds[:8]) == len(set(seeds[:8])) == 8, name
+        assert len(set(seeds)) == (8 if name == "layerdrop" else 12), name
+        assert name != "layerdrop" or seeds[8:] == seeds[:4]  # of seed 1
 
 
 @pytest.mark.unit
@@ -501,11 +506,20 @@ def test_training_metrics_by_hand():
 
 
 @pytest.mark.unit
-def test_each_kept_label_set_has_its_curves(config):
+def test_each_kept_label_set_has_its_curves(config, monkeypatch):
     """In TensorBoard, by which a run of weeks is judged; a set that an update leaves out has no point there."""
+    shown = []  # labels of the visible frames
+    monkeypatch.setattr(
+        mshubert_model, "training_metrics", lambda *given: shown.append(given[1][1][0]) or training_metrics(*given)
+    )
     model = train_split(config, [[[0, 1]]], updates=2)  # of which the second is logged
     curves = ("loss", "masked_accuracy", "unmasked_accuracy", "label_entropy_bits")
     expected = {f"train_{clusters}/{curve}" for clusters in model._kept_sets(1) for curve in curves}
     logged = set(model.trainer.logged_metrics)
     assert len(expected) == 8 and {name for name in logged if name.startswith("train_") and "/" in name} == expected
     assert {"train_loss", "learning_rate", "feature_penalty", "grad_norm", "nonfinite_steps"} <= logged
+    assert float(model.trainer.logged_metrics["learning_rate"]) == 0.5
+    same = batch(0, 1)
+    labels_BT = model._labels_of_set(same["labels"], model._kept_sets(1)[0])
+    visible_U = every_second_frame(same["length"], same["audio"].shape[1]).visible_U
+    assert shown[-1].equal(labels_BT.flatten()[visible_U].repeat(2))  # both views
