@@ -21,7 +21,8 @@
 Prints a table. Writes results.json (it keeps this model's results for other manifests and decodings), a manifest with
 predictions per decoding, and the log-probabilities for scripts/tune_decoding.py. Files longer than a minute are
 processed in overlapping chunks. Under torchrun, the ranks share the utterances:
-`torchrun --nproc_per_node 8 scripts/evaluate.py ... --workers 4` (beam search processes per rank).
+`torchrun --nproc_per_node 8 scripts/evaluate.py ... --workers 4` (beam search processes per rank). If it is
+interrupted, the same command goes on where it was.
 """
 
 import argparse

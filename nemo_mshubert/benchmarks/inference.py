@@ -123,7 +123,7 @@ def save_random_model(configs: Path, size: str, path: Path) -> Path:
 
 def ours(path: Path, entries: List[Dict[str, Any]], device: torch.device, dtype: torch.dtype) -> Transcribe:
     model = restore_model(path).to(device, dtype).eval()  # the preprocessor casts the audio
-    decode = greedy_decoder(model)
+    decode = greedy_decoder(model).decode
 
     def transcribe(batch_seconds: float) -> List[str]:
         log_probs = manifest_log_probs(model, entries, batch_seconds, progress="ours")

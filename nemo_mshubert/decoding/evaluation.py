@@ -15,14 +15,18 @@
 """Word and character error rates of a CTC model on manifests, with predictions and cached log-probabilities."""
 
 import os
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set
+from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Sequence, Set
 
 import numpy as np
 import torch
 from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
+from nemo.utils import logging
 
 from nemo_mshubert.alphabet import pieces_of_text
+from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import utterance_id, write_manifest
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
 from nemo_mshubert.decoding.config import LexiconBeamConfig
@@ -38,6 +42,7 @@ from nemo_mshubert.decoding.results import (
     with_new,
     write_results,
 )
+from nemo_mshubert.decoding.unfinished import Unfinished, Window, windows
 from nemo_mshubert.device import available_cores, choose_device
 from nemo_mshubert.models.loading import restore_model
 from nemo_mshubert.modules.fingerprint import weights_fingerprint
@@ -45,7 +50,20 @@ from nemo_mshubert.parallel.launched import ALONE, LaunchedRanks
 from nemo_mshubert.whole_files import PathLike
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of weights and activations
-Decode = Callable[[List[str], List[np.ndarray]], List[str]]  # utterance ids, log-probabilities [T, V + 1] -> texts
+
+
+class Decoder(NamedTuple):
+    """A way from log-probabilities to texts.
+
+    Attributes:
+        decode: utterance ids, log-probabilities ``[T, V + 1]`` of each -> texts.
+        setup: JSON values on which the texts depend besides the log-probabilities.
+        processes: entered while ``decode`` is in use.
+    """
+
+    decode: Callable[[List[str], List[np.ndarray]], List[str]]
+    setup: Dict[str, Any] = {}
+    processes: ContextManager = nullcontext()
 
 
 def load_ctc_model(path: str, device: str = "auto", precision: str = "fp32") -> EncDecCTCModel:
@@ -74,7 +92,7 @@ def characters_of(model: EncDecCTCModel) -> Set[str]:
     return set(letters if letters else "".join(pieces_of_text(model.decoder.vocabulary)))
 
 
-def greedy_decoder(model: EncDecCTCModel) -> Decode:
+def greedy_decoder(model: EncDecCTCModel) -> Decoder:
     """Greedy decoding of letters or BPE tokens, whatever strategy the model was saved with.
 
     NeMo's own greedy decoding removes the space before an apostrophe, which it regards as punctuation: "give me'em"
@@ -87,10 +105,10 @@ def greedy_decoder(model: EncDecCTCModel) -> Decode:
             return model.tokenizer.ids_to_text(greedy_ids(log_probs_TV))
         return greedy_text(log_probs_TV, letters)
 
-    return lambda utterances, log_probs: [text_of(log_probs_TV) for log_probs_TV in log_probs]
+    return Decoder(lambda utterances, log_probs: [text_of(log_probs_TV) for log_probs_TV in log_probs])
 
 
-def lexicon_decoder(model: EncDecCTCModel, config: LexiconBeamConfig, workers: Optional[int] = None) -> Decode:
+def lexicon_decoder(model: EncDecCTCModel, config: LexiconBeamConfig, workers: Optional[int] = None) -> Decoder:
     """Beam search over the words of a lexicon with an n-gram LM, by default in one process per core of this rank.
     Raises ``ValueError`` for a model without letters."""
     if letters_of(model) is None:
@@ -103,13 +121,14 @@ def lexicon_decoder(model: EncDecCTCModel, config: LexiconBeamConfig, workers: O
     from nemo_mshubert.decoding.parallel import ParallelDecoder
 
     decoder = LexiconBeamSearchDecoder(list(model.decoder.vocabulary), config)
+    pool = ParallelDecoder(decoder, workers or cores_per_rank())
 
     def decode(utterances: List[str], log_probs: List[np.ndarray]) -> List[str]:
-        with ParallelDecoder(decoder, workers or cores_per_rank()) as pool:
-            hypotheses = pool.decode_all(zip(utterances, log_probs), progress=f"beam {config.beam_size}")
+        hypotheses = pool.decode_all(zip(utterances, log_probs), progress=f"beam {config.beam_size}")
         return [hypothesis.text for hypothesis in hypotheses]
 
-    return decode
+    contents = [file_digest(path) for path in (config.lm, config.lexicon)]
+    return Decoder(decode, {**asdict(config), "contents": contents}, pool)
 
 
 def cores_per_rank() -> int:
@@ -122,7 +141,7 @@ def evaluate_manifests(
     name: str,
     manifests: Sequence[PathLike],
     output: PathLike,
-    decoders: Dict[str, Decode],
+    decoders: Dict[str, Decoder],
     batch_seconds: float = 120,
     ranks: LaunchedRanks = ALONE,
 ) -> Optional[Results]:
@@ -132,6 +151,8 @@ def evaluate_manifests(
     ``<manifest>.<decoder>.json``: the manifest with ``pred_text`` and the word errors of each line. After each
     manifest, its results are added to ``results.json``, which keeps those of this model for other manifests and other
     decodings. If there are several ``ranks``, they share the utterances for both model and decoding; rank 0 writes.
+
+    If it is interrupted, the same call on the same number of ranks goes on where it was (`unfinished`).
 
     Args:
         name: name of the model, for ``results.json``.
@@ -146,18 +167,29 @@ def evaluate_manifests(
             another manifest with the same file name. Later: audio is unreadable, or log-probabilities are NaN.
     """
     sets = {manifest: _read(manifest, characters_of(model)) for manifest in manifests}
-    path, new = Path(output) / "results.json", {}
-    stored = earlier_results(path, name, weights_fingerprint(model))
+    path, new, weights = Path(output) / "results.json", {}, weights_fingerprint(model)
+    stored = earlier_results(path, name, weights)
     sources = {manifest: source_of(manifest) for manifest in manifests}
     for manifest, source in sources.items():
         require_same_set(path, stored, Path(manifest).stem, source)
-    for manifest, entries in sets.items():
-        manifest_name = Path(manifest).stem
-        found = _evaluate(model, manifest_name, entries, Path(output), decoders, batch_seconds, ranks)
-        if found is not None:
-            new[manifest_name] = found
-            stored = with_new(stored, manifest_name, sources[manifest], found)
-            write_results(path, stored)
+    setups = {decoder_name: decoder.setup for decoder_name, decoder in decoders.items()}
+    unfinished = []
+    with ExitStack() as stack:
+        for decoder in decoders.values():
+            stack.enter_context(decoder.processes)
+        for manifest, entries in sets.items():
+            manifest_name, source = Path(manifest).stem, sources[manifest]
+            setup = {"weights": weights, "manifest": source.sha256, "decoders": setups}
+            unfinished.append(Unfinished(output, manifest_name, setup, ranks))
+            share = entries[ranks.rank :: ranks.count]
+            parts = ranks.gather(_decoded(model, manifest_name, share, unfinished[-1], decoders, batch_seconds))
+            if parts is not None:
+                new[manifest_name] = _write_set(Path(output), manifest_name, entries, letters_of(model), parts)
+                stored = with_new(stored, manifest_name, source, new[manifest_name])
+                write_results(path, stored)
+    ranks.wait()  # until rank 0 has written the last results
+    for own in unfinished:
+        own.remove()
     return new or None
 
 
@@ -168,34 +200,60 @@ def _read(manifest: PathLike, characters: Set[str]) -> List[Dict[str, Any]]:
     return [entry for _, entry in lines]
 
 
-def _evaluate(
+def _decoded(
     model: EncDecCTCModel,
     name: str,
     entries: Sequence[Dict[str, Any]],
-    output: Path,
-    decoders: Dict[str, Decode],
+    unfinished: Unfinished,
+    decoders: Dict[str, Decoder],
     batch_seconds: float,
-    ranks: LaunchedRanks,
-) -> Optional[Dict[str, Dict[str, Any]]]:
-    """Run the model once over the manifest of this name, decode with each of ``decoders``, and write the results.
+) -> Window:
+    """Log-probabilities and texts of this rank's utterances, window by window; those of finished windows are read."""
+    log_probs, texts = [], {decoder_name: [] for decoder_name in decoders}
+    if unfinished.has(0):
+        logging.info(f"{name}: goes on behind what an interrupted evaluation has finished in {unfinished.folder}")
+    for number, window in enumerate(windows(entries)):
+        if unfinished.has(number):
+            found = unfinished.read(number)
+        else:
+            found = _decoded_window(model, name, window, decoders, batch_seconds)
+            unfinished.write(number, model.decoder.vocabulary, found)
+        log_probs += found.log_probs
+        for decoder_name, some in found.texts.items():
+            texts[decoder_name] += some
+    return Window(log_probs, texts)
+
+
+def _decoded_window(
+    model: EncDecCTCModel,
+    name: str,
+    entries: Sequence[Dict[str, Any]],
+    decoders: Dict[str, Decoder],
+    batch_seconds: float,
+) -> Window:
+    ids, labels = [utterance_id(entry) for entry in entries], len(model.decoder.vocabulary)
+    by_index = manifest_log_probs(model, entries, batch_seconds, progress=name)
+    log_probs = [checked_log_probs(by_index[index], labels, utterance) for index, utterance in enumerate(ids)]
+    texts = {decoder_name: decoder.decode(ids, log_probs) for decoder_name, decoder in decoders.items()}
+    return Window(log_probs if letters_of(model) else [], texts)
+
+
+def _write_set(
+    output: Path, name: str, entries: Sequence[Dict[str, Any]], letters: Optional[List[str]], parts: List[Window]
+) -> Dict[str, Dict[str, Any]]:
+    """Write what all ranks have found for the manifest of this name.
 
     Returns:
-        per decoder: number of utterances, WER, CER (as fractions) and their error counts; None on ranks other than 0.
+        per decoder: number of utterances, WER, CER (as fractions) and their error counts.
     """
-    letters, labels = letters_of(model), len(model.decoder.vocabulary)
     ids = [utterance_id(entry) for entry in entries]
-    own_ids = ids[ranks.rank :: ranks.count]
-    by_index = manifest_log_probs(model, entries[ranks.rank :: ranks.count], batch_seconds, progress=name)
-    own = [checked_log_probs(by_index[index], labels, utterance) for index, utterance in enumerate(own_ids)]
-    own_texts = {decoder_name: decode(own_ids, own) for decoder_name, decode in decoders.items()}
-    parts = ranks.gather((own, own_texts))
-    if parts is None:
-        return None
-    log_probs = _interleave([part for part, _ in parts])
     if letters:
+        log_probs = _interleave([part.log_probs for part in parts])
         references = [entry["text"] for entry in entries]
         write_log_probs(output / f"{name}.log_probs.safetensors", letters, zip(ids, references, log_probs))
-    texts = {decoder_name: _interleave([part[decoder_name] for _, part in parts]) for decoder_name in decoders}
+    texts = {
+        decoder_name: _interleave([part.texts[decoder_name] for part in parts]) for decoder_name in parts[0].texts
+    }
     results = {decoder_name: error_summary(entries, found) for decoder_name, found in texts.items()}
     predictions = {decoder_name: _predictions(entries, found) for decoder_name, found in texts.items()}
     for decoder_name, lines in predictions.items():  # last: results.json follows at once

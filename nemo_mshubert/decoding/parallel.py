@@ -102,10 +102,8 @@ class ParallelDecoder:
         self.decoder = decoder
         self.labels = decoder.labels
         self.frame_seconds = decoder.frame_seconds
+        self._workers = workers
         self._pool = None
-        if workers > 1:
-            spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(decoder,))
 
     def decode_all(
         self,
@@ -142,6 +140,9 @@ class ParallelDecoder:
             ) from error
 
     def __enter__(self) -> "ParallelDecoder":
+        if self._workers > 1:
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._workers, spawn, initializer=_start_worker, initargs=(self.decoder,))
         self._ctrl_c = _on_ctrl_c(_interrupt_once)
         self._ctrl_c.__enter__()
         return self

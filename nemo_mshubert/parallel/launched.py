@@ -84,8 +84,7 @@ class _Work:
 
 def _end(hanging: Dict[int, str], hung_seconds: float) -> None:
     hang = f"{', '.join(map(str, hanging))} hangs"
-    goes_on = "starts it again, and label.py goes on where it was"
-    print(hung_message(hung_seconds, hang, goes_on), file=sys.stderr, flush=True)
+    print(hung_message(hung_seconds, hang, "goes on where it was"), file=sys.stderr, flush=True)
     os._exit(EXIT_CODE)
 
 

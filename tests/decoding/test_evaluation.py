@@ -26,9 +26,10 @@ import torch
 from nemo.collections.asr.models import ASRModel, EncDecCTCModelBPE
 
 from nemo_mshubert.data.manifest import write_manifest
-from nemo_mshubert.decoding import evaluation
+from nemo_mshubert.decoding import evaluation, unfinished
 from nemo_mshubert.decoding.acoustic import model_log_probs
 from nemo_mshubert.decoding.evaluation import (
+    Decoder,
     cores_per_rank,
     error_summary,
     evaluate_manifests,
@@ -39,7 +40,7 @@ from nemo_mshubert.decoding.evaluation import (
 from nemo_mshubert.decoding.log_probs import read_log_probs
 from nemo_mshubert.decoding.results import results_table
 from nemo_mshubert.modules.fingerprint import weights_fingerprint
-from nemo_mshubert.parallel.launched import launched_ranks
+from nemo_mshubert.parallel.launched import ALONE, LaunchedRanks, launched_ranks
 from tests.conftest import load_script
 from tests.decoding.test_error_rates import slow_edit_distance as edit_distance
 from tests.parallel.ranks_of_a_test import run_on_ranks
@@ -141,7 +142,7 @@ def test_greedy_is_greedy_and_keeps_the_space_before_an_apostrophe(letters_path,
         text = text.replace("'", "")  # which its corpus had not
         tokens = model.tokenizer.text_to_ids(text)
     array = log_probs_of(tokens, len(model.decoder.vocabulary))
-    assert greedy_decoder(model)(["u", "empty"], [array, array[:0]]) == [text, ""]
+    assert greedy_decoder(model).decode(["u", "empty"], [array, array[:0]]) == [text, ""]
 
 
 def test_a_bpe_model_is_evaluated_without_a_cache(bpe_path, manifest, tmp_path):
@@ -264,7 +265,7 @@ def test_another_set_in_the_folder_it_is_evaluated_from_is_refused(
     model, manifest, other_folder, tmp_path, monkeypatch
 ):
     """``cd corpus; evaluate.py --manifest test.json`` for one corpus after another: the same path, another set."""
-    decoders = {"silent": lambda utterances, _: [""] * len(utterances)}
+    decoders = {"silent": Decoder(lambda utterances, _: [""] * len(utterances))}
     another = other_folder(read_whole(manifest)[:2])
     monkeypatch.chdir(manifest.parent)
     evaluate_manifests(model, "a.nemo", [manifest.name], tmp_path / "out", decoders)
@@ -285,7 +286,8 @@ def test_decodings_of_one_manifest_add_up(model, manifest, other_folder, tmp_pat
 
     def evaluate(manifest, **decoders):
         """WER of each decoding, and the manifest, in results.json."""
-        evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
+        ways = {name: Decoder(decode) for name, decode in decoders.items()}
+        evaluate_manifests(model, "a.nemo", [manifest], output, ways)
         stored = json.loads((output / "results.json").read_text())
         wers = {decoder: summary["wer"] for decoder, summary in stored["results"]["test"].items()}
         return wers, stored["manifests"]["test"]
@@ -325,7 +327,7 @@ def test_predictions_are_there_when_all_is_counted(model, manifest, tmp_path, mo
     """A quickstart that was killed while the errors of the beam were counted took the greedy predictions of the last
     set for a sign that all is done; its numbers were missing in the report."""
     output = tmp_path / "out"
-    decoders = {"greedy": greedy_decoder(model), "beam": lambda utterances, log_probs: ["killed"] * len(utterances)}
+    decoders = {"greedy": greedy_decoder(model), "beam": Decoder(lambda utterances, _: ["killed"] * len(utterances))}
 
     def killed(entries, texts):
         if texts[0] == "killed":
@@ -335,7 +337,8 @@ def test_predictions_are_there_when_all_is_counted(model, manifest, tmp_path, mo
     monkeypatch.setattr(evaluation, "error_summary", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
-    assert [path.name for path in output.iterdir()] == ["test.log_probs.safetensors"]
+    partial, cache = sorted(path.name for path in output.iterdir())
+    assert cache == "test.log_probs.safetensors" and partial.startswith(".test.")
 
 
 def test_results_are_there_after_each_manifest(model, manifest, tmp_path):
@@ -349,6 +352,96 @@ def test_results_are_there_after_each_manifest(model, manifest, tmp_path):
             model, "a", [manifest, tmp_path / "dev.json"], tmp_path / "out", {"greedy": greedy_decoder(model)}
         )
     assert list(json.loads((tmp_path / "out" / "results.json").read_text())["results"]) == ["test"]
+
+
+# --- Interruptions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupted(model, manifest, tmp_path, monkeypatch):
+    """Evaluate dev.json, of the same utterances, and test.json into ``out``, until the last window of test.json is
+    decoded. Yields a list that gets the number of utterances of each pass of the model from then on, and a function
+    that makes the same call with other arguments."""
+    monkeypatch.setattr(unfinished, "WINDOW_SECONDS", 1.2)  # windows of 2 and of 2 utterances
+    write_manifest(tmp_path / "dev.json", read_whole(manifest))
+    windows, passes, forward = [], [], model.forward
+
+    def counted(**inputs):
+        passes.append(len(inputs["input_signal"]))
+        return forward(**inputs)
+
+    def killed_in_the_last(utterances, log_probs):
+        windows.append(utterances)
+        if len(windows) == 4:
+            raise KeyboardInterrupt
+        return greedy_decoder(model).decode(utterances, log_probs)
+
+    def evaluate(decode=greedy_decoder(model).decode, setup=(("lm", "a"),), output="out", ranks=ALONE):
+        decoders = {"beam": Decoder(decode, dict(setup))}
+        manifests = [tmp_path / "dev.json", manifest]
+        return evaluate_manifests(model, "a.nemo", manifests, tmp_path / output, decoders, 120, ranks)
+
+    monkeypatch.setattr(model, "forward", counted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(killed_in_the_last)
+    assert passes == [2] * 4
+    passes.clear()
+    return passes, evaluate
+
+
+def test_an_interrupted_evaluation_goes_on(interrupted, tmp_path):
+    """Hours of a beam search of 1500 were lost. What was decoded before and after is one result, in order."""
+    passes, evaluate = interrupted
+    results = evaluate()
+    assert passes == [2]  # the last window alone
+    assert results == evaluate(output="whole") and passes == [2] * 5
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert names == {path.name for path in (tmp_path / "out").iterdir()} and len(names) == 5
+    for name in names:
+        found, expected = tmp_path / "out" / name, tmp_path / "whole" / name
+        if name.endswith(".json"):
+            assert found.read_bytes() == expected.read_bytes()
+        else:
+            np.testing.assert_array_equal(
+                *map(np.concatenate, (read_log_probs(path)[3] for path in (found, expected)))
+            )
+
+
+@pytest.mark.parametrize(
+    "change, windows", [("setup", [2, 2]), ("weights", [2, 2]), ("manifest", [1, 2, 1]), ("ranks", [1, 1])]
+)
+def test_an_evaluation_of_other_things_begins_anew(interrupted, model, manifest, tmp_path, change, windows):
+    """Texts of another LM or model, or of other utterances, among those of this one."""
+    passes, evaluate = interrupted
+    arguments = {}
+    if change == "setup":
+        arguments["setup"] = {"lm": "b"}
+    elif change == "ranks":  # utterances 1 and 3
+        arguments["ranks"] = LaunchedRanks(1, 2, lambda: None, lambda value: None)
+    elif change == "weights":
+        (tmp_path / "out" / "results.json").unlink()  # of the first manifest; otherwise it is refused
+        with torch.no_grad():
+            model.decoder.decoder_layers[0].bias += 1
+    else:
+        entries = read_whole(manifest)
+        write_manifest(tmp_path / "dev.json", entries[::-1])
+        write_manifest(manifest, entries[::-1])
+    evaluate(**arguments)
+    assert passes == 2 * windows
+    left = [path.name for path in (tmp_path / "out").glob(".*")]  # of the evaluation that was interrupted
+    assert len(left) == 2 and all(name.endswith(".0of1.partial") for name in left)
+
+
+def test_beam_searches_are_told_apart(model, write_arpa, write_lexicon_of, make_config):
+    """By weights and contents: an LM may be made anew under its old name."""
+    pytest.importorskip("flashlight.lib.text", reason="the beam search needs flashlight-text")
+
+    def setup(words=("the", "sea"), score=-1.0, **options):
+        config = make_config(write_arpa({word: score for word in words}), write_lexicon_of(words), **options)
+        return json.dumps(lexicon_decoder(model, config, 1).setup)
+
+    setups = [setup(), setup(score=-2.0), setup(("sea", "the", "a")), setup(lm_weight=0.5), setup(beam_size=7)]
+    assert len(set(setups)) == 5 and setup() == setups[0]
 
 
 def test_ranks_share_the_cores_of_their_machine(monkeypatch):
@@ -527,7 +620,7 @@ KINDS = ["the see is far", "a cat sat down here", "", "dogs"]  # of TEXTS: a sub
 def test_kinds_of_errors_are_told_apart_in_predictions_and_table(model, manifest, tmp_path):
     """One in the other's place: a model that drops words would look like one that makes them up."""
     results = evaluate_manifests(
-        model, "a.nemo", [manifest], tmp_path / "out", {"beam": lambda utterances, log_probs: KINDS}
+        model, "a.nemo", [manifest], tmp_path / "out", {"beam": Decoder(lambda utterances, log_probs: KINDS)}
     )
     found = [line["word_errors"] for line in read(tmp_path / "out" / "test.beam.json")]
     kinds = ("substitutions", "insertions", "deletions")
@@ -542,7 +635,7 @@ def test_ranks_know_the_utterances_of_their_share(model, manifest, tmp_path):
 
     def evaluate():
         with launched_ranks() as ranks:
-            decoders = {"names": lambda utterances, log_probs: list(utterances)}
+            decoders = {"names": Decoder(lambda utterances, log_probs: list(utterances))}
             return evaluate_manifests(model, "a.nemo", [manifest], tmp_path / "out", decoders, 2, ranks)
 
     run_on_ranks(2, evaluate)
