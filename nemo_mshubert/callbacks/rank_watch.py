@@ -21,6 +21,7 @@ of them are named; the usual case, data that does not arrive, is clear.
 """
 
 import os
+import sys
 import time
 from typing import Dict, List, Tuple
 
@@ -100,7 +101,10 @@ class RankWatch(pl.Callback):
 
     def _end(self, trainer: pl.Trainer, ranks: List[int], where: str) -> None:
         hang = f"{', '.join(map(str, ranks))} of {trainer.world_size} hangs in: {where}"
-        logging.error(hung_message(self.timeout_seconds, hang, "resumes it from the last checkpoint"))
+        message = hung_message(self.timeout_seconds, hang, "resumes it from the last checkpoint")
+        logging.error(message)
+        if trainer.global_rank:  # where NeMo's logger does not write to the terminal
+            print(message, file=sys.stderr, flush=True)
         launcher = trainer.strategy.launcher
         if hasattr(launcher, "kill"):  # ranks that this process has started; torchrun and srun end theirs
             launcher.kill(9)

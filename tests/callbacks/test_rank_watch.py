@@ -68,6 +68,14 @@ def test_end_of_a_hung_run_is_an_error(monkeypatch):
     assert codes == [70] and "rank 3 of 1 hangs in: forward pass, batch 7" in messages[0]
 
 
+def test_the_end_is_told_on_other_ranks_too(monkeypatch, capfd):
+    """Rank 1 alone can tell that rank 0 was stopped, and NeMo's logger is silent on it."""
+    monkeypatch.setattr(rank_watch.os, "_exit", lambda code: None)
+    trainer = SimpleNamespace(world_size=2, global_rank=1, strategy=SimpleNamespace(launcher=None))
+    RankWatch()._end(trainer, [0], "update, batch 7")
+    assert "rank 0 of 2 hangs in: update, batch 7" in capfd.readouterr().err
+
+
 def test_marks_say_the_phase():
     """One that hangs in its file system would be looked for in its GPU."""
     watch, trainer, module = RankWatch(), SimpleNamespace(world_size=2), None
@@ -98,7 +106,7 @@ def test_ranks_that_this_process_has_started_end_with_it(monkeypatch):
     ended = []
     monkeypatch.setattr(rank_watch.os, "_exit", lambda code: ended.append(f"exit {code}"))
     launcher = SimpleNamespace(kill=lambda number: ended.append(f"kill {number}"))
-    trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(launcher=launcher))
+    trainer = SimpleNamespace(world_size=2, global_rank=0, strategy=SimpleNamespace(launcher=launcher))
     RankWatch()._end(trainer, [1], "update, batch 7")
     assert ended == [f"kill {int(signal.SIGKILL)}", "exit 70"]
 

@@ -15,6 +15,9 @@
 
 """Who hangs, when ranks wait for one another and when they do not."""
 
+import os
+import signal
+import subprocess
 import time
 
 import pytest
@@ -68,4 +71,80 @@ def all_stop(number):
     ],
 )
 def test_ranks_that_come_no_further(all_wait, moves, expected):
-    assert run_on_ranks(2, watched, all_wait, moves)[0] == expected
+    assert run_on_ranks(2, watched, all_wait, moves) == [expected, None]
+
+
+def stopped(folder):
+    """What rank 1 is told while rank 0 is stopped as a whole, and when both have gone on for a while."""
+    torch.distributed.init_process_group("gloo")
+    rank, told, begin = torch.distributed.get_rank(), [], time.monotonic()
+    pid = folder / "pid"
+
+    def end(marks):
+        told.append(marks)
+        os.kill(int(pid.read_text()), signal.SIGCONT)
+
+    watch = HangWatch(TIMEOUT, lambda: f"{rank} works", end if rank == 1 else lambda marks: None)
+    watch.start()
+    if rank == 0:
+        pid.write_text(str(os.getpid()))
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    while not (told or rank == 0 or time.monotonic() - begin > 30):
+        time.sleep(0.05)
+    torch.distributed.barrier()
+    watch.stop()
+    torch.distributed.barrier()
+    return told
+
+
+def test_rank_0_that_is_stopped_with_its_watch(tmp_path):
+    """Its machine hangs, say. The others would wait for it until a collective times out, which names no rank."""
+    told = run_on_ranks(2, stopped, tmp_path)[1]
+    assert told and told[0] == {0: "0 works"}
+
+
+def left(_):
+    """What rank 1 is told when rank 0 is done long before it."""
+    torch.distributed.init_process_group("gloo")
+    rank, told = torch.distributed.get_rank(), []
+    watch = HangWatch(TIMEOUT, lambda: str(time.monotonic()), told.append)
+    watch.start()
+    time.sleep(0.3 if rank == 0 else 3 * TIMEOUT)
+    watch.stop()
+    return told
+
+
+def test_rank_0_that_is_done_does_not_hang(tmp_path):
+    """With or without the store, which ends with rank 0 here."""
+    assert run_on_ranks(2, left, tmp_path)[1] == []
+
+
+def suspended(folder):
+    """What the ranks are told when all of them are suspended for longer than one may hang."""
+    torch.distributed.init_process_group("gloo")
+    rank, told = torch.distributed.get_rank(), []
+
+    def mark():
+        for _ in range(10):  # it is not written at once when the job goes on
+            time.sleep(0.02)
+        return str(time.monotonic())
+
+    watch = HangWatch(TIMEOUT, mark, told.append)
+    watch.start()
+    (folder / f"{rank}.pid").write_text(str(os.getpid()))
+    torch.distributed.barrier()
+    if rank == 0:
+        pids = " ".join(path.read_text() for path in folder.glob("*.pid"))
+        subprocess.Popen(["bash", "-c", f"sleep 0.5; kill -STOP {pids}; sleep {2 * TIMEOUT}; kill -CONT {pids}"])
+    begin = time.monotonic()
+    while time.monotonic() - begin < 3.5 * TIMEOUT:
+        time.sleep(0.05)
+    watch.stop()
+    torch.distributed.barrier()
+    return told
+
+
+def test_a_job_that_was_suspended_does_not_hang(tmp_path):
+    """Ctrl-Z, or a scheduler that lets another job go first: the run ended when it was to go on."""
+    assert run_on_ranks(2, suspended, tmp_path) == [[], []]
