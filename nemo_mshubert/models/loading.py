@@ -19,6 +19,7 @@ of the Hugging Face hub. Every script accepts all of these in the same place.
 """
 
 import re
+import tempfile
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -28,7 +29,7 @@ from torch import nn
 
 from nemo_mshubert.models.save_restore import WholeFile
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
-from nemo_mshubert.whole_files import PathLike
+from nemo_mshubert.whole_files import PathLike, naming
 
 Name = PathLike  # of a model: a file, a folder, or its id on the Hugging Face hub
 
@@ -53,7 +54,8 @@ def restore_model(name: Name) -> ModelPT:
 
         return read_as_model(path)
     try:
-        return ModelPT.restore_from(str(path), map_location="cpu")
+        with naming(tempfile.gettempdir()):  # where NeMo unpacks the file, perhaps on another disk
+            return ModelPT.restore_from(str(path), map_location="cpu")
     except Exception as error:
         raise ValueError(f"{name}: cannot be restored as a NeMo model ({type(error).__name__}: {error}).") from error
 

@@ -14,7 +14,10 @@
 
 """A ``.nemo`` is there whole or not at all."""
 
+import errno
+import re
 import tarfile
+import tempfile
 
 import pytest
 import torch
@@ -65,3 +68,16 @@ def test_a_full_folder_of_temporary_files_is_named(make_model, tmp_path, monkeyp
     with pytest.raises(OSError, match="No space left on device: '.*/model_weights.ckpt'"), naming(tmp_path):
         make_model().save_to(str(tmp_path / "model.nemo"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_folder_of_temporary_files_is_named_when_a_model_is_read(make_model, tmp_path, monkeypatch):
+    """NeMo unpacks the file there; it was the file that looked broken."""
+    make_model().save_to(str(tmp_path / "model.nemo"))
+
+    def full_disk(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as tarfile tells it
+
+    monkeypatch.setattr(tarfile, "copyfileobj", full_disk)
+    folder = re.escape(tempfile.gettempdir())
+    with pytest.raises(ValueError, match=f"model.nemo: cannot be restored .*No space left on device: '{folder}'"):
+        restore_model(tmp_path / "model.nemo")
