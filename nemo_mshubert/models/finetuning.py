@@ -17,11 +17,12 @@
 import inspect
 from itertools import chain
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Optional
 
 from lhotse.dataset.sampling.base import CutSampler
 from lightning.pytorch import Trainer
 from nemo.collections.asr.models import ASRModel, EncDecCTCModel, EncDecCTCModelBPE
+from nemo.collections.common.tokenizers import TokenizerSpec
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
@@ -32,6 +33,7 @@ from nemo_mshubert.data.tarred import all_paths, check_shards, has_remote_paths,
 from nemo_mshubert.data.transcripts import check_transcript
 from nemo_mshubert.data.unreadable import MAX_UNREADABLE, CountedAudio
 from nemo_mshubert.data.usable_utterances import check_counts, check_for_mixing, counts_of
+from nemo_mshubert.data.word_pieces import check_pieces
 from nemo_mshubert.models.loading import is_foreign, local_path
 from nemo_mshubert.models.save_restore import WholeFile
 from nemo_mshubert.models.seeding import seed_of
@@ -55,7 +57,8 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
     Raises:
         FileNotFoundError, ValueError: no such file, not a CTC model, another encoder, an unknown option of the model
             or its encoder, a strategy under which ranks share a model, or data that cannot be trained on (a missing
-            or truncated shard, a missing audio file, a broken line, no text, letters that the model lacks).
+            or truncated shard, a missing audio file, a broken line, no text, letters that the model lacks, or nothing
+            but ``<unk>`` for its tokenizer in most lines).
     """
     model = _restore(path, overrides, trainer)
     if isinstance(trainer.strategy, tuple(kind for kind, _ in strategies().values())):
@@ -79,7 +82,7 @@ def restore_for_finetuning(path: str, overrides: DictConfig, trainer: Trainer) -
                     f"model.{name}.{option}={data[option]}: the audio would be cut, and its transcript left whole. "
                     "Remove it; max_duration leaves out what is too long."
                 )
-    on_one_rank_of_each_node(trainer, _check_data, train_ds, validation_ds)
+    on_one_rank_of_each_node(trainer, _check_data, train_ds, validation_ds, getattr(model, "tokenizer", None))
     _set_up_training(model, train_ds, trainer)
     if validation_ds.manifest_filepath is not None:
         _set_up_validation(model, validation_ds)
@@ -118,19 +121,21 @@ def _restore(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCMod
     return model
 
 
-def _check_data(train_ds: DictConfig, validation_ds: DictConfig) -> None:
+def _check_data(train_ds: DictConfig, validation_ds: DictConfig, tokenizer: Optional[TokenizerSpec]) -> None:
     """Find what stock loaders skip: what is missing, on disk or in a tar, and letters that the model lacks."""
-    _check_set(train_ds, are_mixed=bool(train_ds.get("use_lhotse")))
+    _check_set(train_ds, bool(train_ds.get("use_lhotse")), tokenizer)
     if validation_ds.manifest_filepath is not None:
-        _check_set(validation_ds, are_mixed=False)  # NeMo makes a loader for each manifest
+        _check_set(validation_ds, False, tokenizer)  # not mixed: NeMo makes a loader for each manifest
 
 
-def _check_set(config: DictConfig, are_mixed: bool) -> None:
+def _check_set(config: DictConfig, are_mixed: bool, tokenizer: Optional[TokenizerSpec]) -> None:
     manifests = config.manifest_filepath
     are_mixed = are_mixed and len(all_paths(manifests)) > 1
     if config.get("tarred_audio_filepaths") is not None:
         check_shards(manifests, config.tarred_audio_filepaths)
     lines = chain.from_iterable(_checked_lines(path, config, are_mixed) for path in local_paths(manifests))
+    if tokenizer is not None:
+        lines = check_pieces(lines, tokenizer, config.get("text_field", "text"))
     counts = counts_of(config, lines)
     if not has_remote_paths(manifests):
         check_counts(config, counts)

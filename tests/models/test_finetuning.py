@@ -390,6 +390,17 @@ def test_transcripts_are_looked_at_in_their_field(letters_path, overrides, tmp_p
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("name", ["train_ds", "validation_ds"])
+def test_transcripts_of_nothing_but_unknown_pieces_are_refused(bpe_path, overrides, tmp_path, name):
+    """Capitals, of which the tokenizer has none: no loss is infinite, and <unk> is all that the model learns."""
+    entries = read_manifest(overrides[name].manifest_filepath)
+    write_manifest(tmp_path / "capitals.json", [{**entry, "text": entry["text"].upper()} for entry in entries])
+    overrides[name].manifest_filepath = str(tmp_path / "capitals.json")
+    with pytest.raises(ValueError, match="capitals.json:1: .* nothing but <unk>"):
+        restore_for_finetuning(str(bpe_path), overrides, quiet_trainer(max_steps=10))
+
+
+@pytest.mark.integration
 def test_several_ranks_need_lhotse(letters_path, overrides):
     """NeMo's older loader gives every rank all of the data in one order: n GPUs did the work of one."""
     overrides.train_ds.use_lhotse = False
@@ -424,7 +435,7 @@ def test_a_manifest_without_a_line_end_is_for_validation_alone(letters_path, ove
 def test_remote_manifests_are_not_looked_at():
     """Those of a bucket were counted as local ones, of which there are none: "no utterance", whatever they hold."""
     remote = {"manifest_filepath": "s3://speech/train.json", "tarred_audio_filepaths": "s3://speech/audio.tar"}
-    finetuning._check_set(OmegaConf.create(remote), are_mixed=True)
+    finetuning._check_set(OmegaConf.create(remote), are_mixed=True, tokenizer=None)
 
 
 @pytest.mark.integration
