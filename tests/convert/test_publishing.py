@@ -17,12 +17,17 @@
 import re
 import runpy
 import tarfile
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import transformers
+import yaml
 from huggingface_hub import ModelCard
 from nemo.collections.asr.models import ASRModel
+from omegaconf import OmegaConf
 
 from nemo_mshubert.convert.model_card import Facts, model_card
 from nemo_mshubert.convert.publishing import publish
@@ -43,7 +48,8 @@ SUMMARY = {
 }
 RESULTS = {"dev-other": {"greedy": SUMMARY, "lexicon_beam": {**SUMMARY, "wer": 0.1}}}
 SUMMARY_LACKING = '{"model": "x", "weights": "0", "manifests": {}, "results": {"dev": {"greedy": {}}}}'
-FACTS = Facts("cc-by-4.0", ["Pre-training: synthetic speech", "Fine-tuning: half a minute"], "en", RESULTS)
+DATA = ["Pre-training: synthetic speech", "Fine-tuning: half a minute", "Voices: Jörg and Zoë"]
+FACTS = Facts("cc-by-4.0", DATA, "en", RESULTS)
 
 
 def test_folder_of_a_letter_model(letters_path, tmp_path):
@@ -65,6 +71,7 @@ def test_folder_of_a_letter_model(letters_path, tmp_path):
     torch.testing.assert_close(logits.roll(-1, dims=-1), ours, rtol=1e-3, atol=1e-3)
     with tarfile.open(folder / "ms-hubert-mini.nemo") as archive:
         assert archive.extractfile("./README.md").read() == (folder / "README.md").read_bytes()
+        assert archive.getmember("./README.md").mode == 0o644  # whoever unpacks it can read it
 
 
 def millions_of(model):
@@ -77,6 +84,10 @@ def test_card_of_a_letter_model(letters_path, tmp_path):
     card = ModelCard.load(tmp_path / "ms-hubert-mini" / "README.md")
     assert card.data.license == "cc-by-4.0" and card.data.library_name == "nemo" and card.data.language == "en"
     assert card.data.pipeline_tag == "automatic-speech-recognition"
+    assert card.data.tags == ["NeMo", "speech", "hubert", "ms-hubert", "transformers"]  # by which the hub lists it
+    assert {(result.task_type, result.metric_type) for result in card.data.eval_results} == {
+        ("automatic-speech-recognition", "wer")
+    }
     measured = {(result.dataset_name, result.metric_name): result.metric_value for result in card.data.eval_results}
     assert measured == {("dev-other", "WER %, greedy"): 12.35, ("dev-other", "WER %, lexicon_beam"): 10.0}
     model = restore_model(letters_path)
@@ -86,13 +97,18 @@ def test_card_of_a_letter_model(letters_path, tmp_path):
         f"`pip install .` in its source tree, which brings NVIDIA NeMo; version {__version__} wrote",
         "AutoModelForCTC",
         "- Fine-tuning: half a minute",
+        "- Voices: Jörg and Zoë",
         "| dev-other | greedy | 2 | 81 | 12.35 |",
         f"k-means sets of {', '.join(map(str, TINY_CLUSTERS))} clusters of 39 MFCC features",
         f"label maker {model.cfg.pretraining_labels.label_maker}",
         "d_model: 24",
+        "## Licence\n\ncc-by-4.0",
         "arXiv:2406.05661",
     ):
         assert fact in card.text, fact
+    (config,) = re.findall("```yaml\n(.*?)```", card.text, re.DOTALL)
+    config, parts = yaml.safe_load(config), ("preprocessor", "encoder", "decoder")
+    assert config == {part: OmegaConf.to_container(model.cfg[part], resolve=True) for part in parts}
 
 
 def test_cards_of_other_models(ssl_path, bpe_path, labelled, tiny_ctc):
@@ -119,10 +135,38 @@ def test_the_imports_of_cards_work(ssl_path, letters_path):
         assert [name for name in imported if name != "__builtins__"] == names
 
 
+def test_the_code_of_cards_runs(ssl_path, letters_path, tmp_path, monkeypatch, capsys):
+    """What whoever downloads the model pastes; the folder stands for the hub."""
+    for path, kind in ((ssl_path, "HubertModel"), (letters_path, "HubertForCTC")):
+        publish(path, tmp_path / path.stem / "mini", FACTS)
+        monkeypatch.chdir(tmp_path / path.stem / "mini")
+        soundfile.write("speech.wav", 0.1 * np.random.default_rng(0).normal(size=24000), 16000)
+        blocks = re.findall("```python\n(.*?)```", Path("README.md").read_text(encoding="utf-8"), re.DOTALL)
+        by_nemo, by_transformers = {}, {}
+        exec(re.sub(r"\S+\(\"ORGANISATION/mini\"\)  # or ", "", blocks[0]), by_nemo)
+        exec(blocks[1].replace("ORGANISATION/mini", "."), by_transformers)
+        assert type(by_transformers["model"]).__name__ == kind
+        if path == ssl_path:
+            assert_same_weights(by_nemo["encoder"].state_dict(), restore_model(path).encoder.state_dict())
+    text = restore_model(letters_path).transcribe(["speech.wav"])[0].text
+    assert text.strip() and text in capsys.readouterr().out.splitlines()
+
+
 def test_an_encoder_that_transformers_lacks(tiny_ctc, tmp_path):
-    """The .nemo and the card alone."""
+    """The .nemo and the card alone, which must not promise more."""
     save_model(tiny_ctc(pos_conv_depth=2), tmp_path / "odd.nemo")  # stacked positions behind a group norm
     assert publish(tmp_path / "odd.nemo", tmp_path / "odd", FACTS) == ["README.md", "odd.nemo"]
+    assert "transformers" not in (tmp_path / "odd" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_diverged_model_is_not_published(tiny_ctc, tmp_path):
+    """Nor converted: it would write nothing but blanks, wherever it is loaded."""
+    model = tiny_ctc()
+    model.encoder.layers[1].final_layer_norm.bias.data[3] = torch.nan
+    save_model(model, tmp_path / "diverged.nemo")
+    with pytest.raises(ValueError, match="diverged.nemo: layers.1.final_layer_norm.bias holds NaN or infinity"):
+        publish(tmp_path / "diverged.nemo", tmp_path / "new", FACTS)
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_encoder_without_an_output_layer_is_no_recogniser(peer, save_peer, tmp_path):
