@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nemo_mshubert.convert.architecture import Finder, check_weights, published_heads
 from nemo_mshubert.convert.fairseq import declared_architecture, sections
-from nemo_mshubert.convert.tables import NOT_ENCODER, fairseq_table
+from nemo_mshubert.convert.tables import fairseq_table
 from nemo_mshubert.modules.multiresolution import MultiresolutionEncoder
 from nemo_mshubert.modules.state_dicts import listed
 
@@ -30,6 +30,7 @@ _STACK = re.compile(r"(encoders\.\d+|middle_encoder|decoders\.\d+)\.(.*)")
 _RESAMPLER = re.compile(r"(down|up)sample_modules\.(\d+)\.(down|up)sample_conv\.(0|2)\.(weight|bias)")
 _PRETRAINING = re.compile(r"(final_projs?|label_embs_concat|mask_emb|target_glus?)\b.*|proj\..*")
 DEFAULT_RATES = [1, 2]  # 50 Hz and 25 Hz
+OUR_NAME = "our {}".format  # in messages, where it is not the name in the file
 
 
 def is_multiresolution(content: Any) -> bool:
@@ -53,7 +54,7 @@ def from_multiresolution(content: Mapping[str, Any], where: str) -> Tuple[Multir
     if "num_heads" not in declared:
         notes.append(f"assumed {arguments['num_heads']} attention heads")
     encoder = MultiresolutionEncoder(**arguments)
-    check_weights(ours, encoder.state_dict(), "our {}".format, where)
+    check_weights(ours, encoder.state_dict(), OUR_NAME, where)
     encoder.load_state_dict(ours)
     encoder.normalized_input = bool(task.get("normalize", arguments["conv_norm"] == "layer_norm"))
     return encoder.eval(), notes
@@ -70,7 +71,7 @@ def _rates(options: Mapping[str, Any]) -> Tuple[List[Tuple[int, int]], List[str]
 
 
 def _our_names(tensors: Mapping[str, Tensor], levels: int, where: str) -> Tuple[Dict[str, Tensor], List[str]]:
-    """Tensors under the names of `MultiresolutionEncoder`, in fp32, and names of tensors that have no place there."""
+    """Tensors under the names of `MultiresolutionEncoder`, and names of tensors that have no place there."""
     table = fairseq_table()
     mapped: Dict[str, Tensor] = {}
     dropped, front = [], {}
@@ -88,14 +89,13 @@ def _our_names(tensors: Mapping[str, Tensor], levels: int, where: str) -> Tuple[
             dropped.append(name)
             continue
         else:
-            front[bare] = tensor.float()
+            front[bare] = tensor
             continue
         if ours in mapped:
             raise ValueError(f"{where}: surplus tensor {name}: more stacks than its config has rates.")
-        mapped[ours] = tensor.float()
+        mapped[ours] = tensor
     front_end, others = table.to_ours(front, where)
-    mapped.update({name: tensor for name, tensor in front_end.items() if name.split(".")[0] not in NOT_ENCODER})
-    return mapped, dropped + others
+    return {**mapped, **front_end}, dropped + others
 
 
 def _stack_number(name: str, levels: int) -> int:
@@ -107,11 +107,9 @@ def _architecture(
     ours: Mapping[str, Tensor], declared: Mapping[str, Any], rates: List[Tuple[int, int]], where: str
 ) -> Dict[str, Any]:
     """Arguments of `MultiresolutionEncoder`, inferred from the tensors as far as possible."""
-    finder = Finder(ours, str, where)
+    finder = Finder(ours, OUR_NAME, where)
     sizes = finder.sizes("stacks.0.")
     del sizes["num_layers"]  # it is of the first stack; "depths" has all stacks
-    plain = not (finder.has("resamplers.0.upsample.conv.weight") and finder.has("resamplers.0.downsample.conv.weight"))
-    resampling = "downsample" if rates[0][1] > 1 or not plain else "upsample"
     return {
         **sizes,
         "depths": [finder.count(rf"stacks\.{index}\.layers\.(\d+)\.") for index in range(2 * len(rates) + 1)],
@@ -119,6 +117,6 @@ def _architecture(
         "conv_layers": finder.conv_layers(declared.get("conv_layers")),
         "num_heads": declared.get("num_heads") or published_heads(sizes["d_model"]),
         "pre_norm": declared.get("pre_norm", sizes["conv_norm"] == "layer_norm"),
-        "resampling_kernel": finder.shape(f"resamplers.0.{resampling}.conv.weight", 3)[2],
-        "plain_resampling": plain,
+        "resampling_kernel": finder.shape("resamplers.0.downsample.conv.weight", 3)[2],
+        "plain_resampling": not finder.has("resamplers.0.upsample.conv.weight"),
     }

@@ -25,7 +25,8 @@ from transformers.models.hubert import modeling_hubert as hubert
 
 from nemo_mshubert.clustering.features import HiddenFeatures
 from nemo_mshubert.convert.conversion import read_checkpoint
-from nemo_mshubert.convert.multiresolution import from_multiresolution
+from nemo_mshubert.convert.multiresolution import from_multiresolution, is_multiresolution
+from nemo_mshubert.convert.tables import fairseq_table
 from nemo_mshubert.models.loading import load_encoder
 from nemo_mshubert.modules.conv_feature_extractor import HUBERT_CONV_LAYERS
 from nemo_mshubert.modules.multiresolution import MultiresolutionEncoder
@@ -152,7 +153,9 @@ def test_fine_tuned_wrapper_in_half_precision(audio):
     tensors["w2v_encoder.proj.bias"] = tensors["w2v_encoder.w2v_model.target_glus.0.0.bias"] = torch.zeros(9)
     options = dict(content["cfg"]["model"])
     del options["label_rate_ratios"]
-    found, notes = from_multiresolution({"cfg": {"model": options, "task": {}}, "model": tensors}, "tuned.pt")
+    tuned = {"cfg": {"model": options, "task": {}}, "model": tensors}
+    assert is_multiresolution(tuned) and not is_multiresolution({**tuned, "model": {}})
+    found, notes = from_multiresolution(tuned, "tuned.pt")
     assert_same_weights(found.state_dict(), expected.state_dict())
     with torch.no_grad():
         ours, other = (encoder.extract_features(*audio, 5)[0] for encoder in (found, expected))
@@ -170,7 +173,10 @@ def test_whether_audio_is_normalised(pre_norm, stated):
     """As the file says; else as its front end tells. Features of audio of another scale are others."""
     _, content = make(pre_norm)
     content["cfg"]["task"] = {} if stated is None else {"normalize": stated}
-    assert from_multiresolution(content, "mrhubert.pt")[0].normalized_input is (pre_norm if stated is None else stated)
+    del content["cfg"]["model"]["layer_norm_first"]  # of which its front end tells, too
+    encoder, _ = from_multiresolution(content, "mrhubert.pt")
+    assert encoder.normalized_input is (pre_norm if stated is None else stated)
+    assert [stack.pre_norm for stack in encoder.stacks] == [pre_norm] * 3
 
 
 @pytest.mark.unit
@@ -207,6 +213,49 @@ def test_three_rates_are_nested(audio):
         MultiresolutionEncoder([1] * 3, [(1, 2), (2, 3)], **sizes)
 
 
+THREE_RATES = {
+    "stacks.0": "encoders.0",
+    "stacks.1": "encoders.1",
+    "stacks.2": "middle_encoder",
+    "stacks.3": "decoders.0",
+    "stacks.4": "decoders.1",
+    "resamplers.0": "downsample_modules.0",
+    "resamplers.1": "downsample_modules.1",
+    "resamplers.2": "upsample_modules.1",  # fairseq counts the way up from the top
+    "resamplers.3": "upsample_modules.0",
+}
+
+
+@pytest.mark.unit
+def test_three_rates_of_a_file():
+    """All stacks have the same shapes, so that two in the wrong order would show nowhere. The strides of the front end
+    and the order of norms in a block show in no shape; the config says them."""
+    conv_layers = [(8, 10, 5), (8, 3, 2), (8, 8, 4), (8, 4, 4), (8, 2, 2)]
+    sizes = dict(d_model=24, num_heads=2, d_inner=32, pos_conv_kernel=8, pos_conv_groups=4, resampling_kernel=3)
+    sizes.update(conv_layers=conv_layers, pre_norm=True)
+    torch.manual_seed(0)
+    encoder = MultiresolutionEncoder([1, 2, 1, 2, 1], [(1, 2), (2, 3)], **sizes)
+    tensors = {}
+    for name, tensor in encoder.state_dict().items():
+        part, inner = ".".join(name.split(".")[:2]), ".".join(name.split(".")[2:])
+        if part.startswith("stacks"):
+            name = fairseq_table("group_norm").their_name(inner).replace("encoder", THREE_RATES[part], 1)
+        elif part.startswith("resamplers"):
+            inner = inner.replace("sample.conv", "sample_conv.0").replace("sample.norm", "sample_conv.2")
+            name = f"{THREE_RATES[part]}.{inner}"
+        else:
+            name = fairseq_table("group_norm").their_name(name)
+        tensors[name] = tensor
+    options = {"label_rate_ratios": [1, 2, 2, 3], "encoder_attention_heads": 2, "layer_norm_first": True}
+    options["conv_feature_layers"] = str(conv_layers)
+    found, notes = from_multiresolution({"cfg": {"model": options}, "model": tensors}, "mrhubert.pt")
+    assert_same_weights(found.state_dict(), encoder.state_dict())
+    assert found.rates == encoder.rates and notes == []
+    assert [conv.conv.stride for conv in found.feature_extractor.conv_layers] == [(5,), (2,), (4,), (4,), (2,)]
+    assert all(stack.pre_norm for stack in found.stacks)
+    assert [len(stack.layers) for stack in found.stacks] == [1, 2, 1, 2, 1]
+
+
 @pytest.mark.unit
 def test_scripts_take_it_as_an_encoder_only(tmp_path, audio):
     """--encoder of fit_kmeans.py and label.py; a CTC model has no place for it."""
@@ -231,7 +280,11 @@ def test_scripts_take_it_as_an_encoder_only(tmp_path, audio):
     [
         (
             lambda state: state.pop("upsample_modules.0.upsample_conv.2.bias"),
-            "missing .*resamplers.1.upsample.norm.bias",
+            "missing tensors our resamplers.1.upsample.norm.bias",
+        ),
+        (
+            lambda state: state.pop("post_extract_proj.weight"),
+            "tensor our feature_projection.projection.weight",
         ),
         (lambda state: state.pop("decoders.0.layers.1.fc1.weight"), "missing .*stacks.2.layers.1.feed_forward"),
         (lambda state: state.update({"middle_encoder.layers.0.spk.weight": torch.zeros(3)}), "unknown tensors"),
