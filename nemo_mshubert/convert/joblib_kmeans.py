@@ -21,7 +21,7 @@ stubs that keep their state and do nothing; everything else is refused before it
 """
 
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import numpy as np
 from joblib.numpy_pickle import NumpyArrayWrapper, NumpyUnpickler
@@ -98,8 +98,8 @@ class _RestrictedUnpickler(NumpyUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("joblib.numpy_pickle", "NumpyArrayWrapper"):
             return type(name, (_PlainArray,), {})  # new each time, since a pickle can set its attributes
-        if (module, name) in _TYPES:
-            return _TYPES[module, name]
+        if (module, name) == ("numpy", "dtype"):
+            return np.dtype
         return stub_class(module, name, STUBBED_PACKAGES)
 
 
@@ -110,6 +110,3 @@ class _PlainArray(NumpyArrayWrapper):
         if not isinstance(self.dtype, np.dtype) or self.dtype.hasobject:
             raise Refused("one of its arrays holds objects, which a k-means has none of. Nothing was executed.")
         return self.read_array(unpickler, ensure_native_byte_order)
-
-
-_TYPES: Dict[tuple, type] = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}

@@ -15,6 +15,7 @@
 """Labels from a published encoder and a published k-means: those of fairseq's scripts; and nothing in the file
 runs."""
 
+import hashlib
 import os
 import pickle
 
@@ -28,7 +29,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.decomposition import PCA
 
 from nemo_mshubert.clustering.label_maker import LabelMaker
-from nemo_mshubert.convert.joblib_kmeans import read_joblib_kmeans
+from nemo_mshubert.convert.joblib_kmeans import _PlainArray, read_joblib_kmeans
 from nemo_mshubert.data.labels import FrameLabels
 from nemo_mshubert.data.manifest import iter_manifest, write_manifest
 from tests.conftest import load_script
@@ -201,6 +202,9 @@ def test_coarser_sets_are_those_of_the_centres(folder, published, frames, fit, a
     assert np.array_equal(maker.label(frames)[12], joblib.load(path).predict(frames))
     assert (maker.sets, maker.assignment, maker.seed) == ([12, 6, 3], assignment, 4)
     assert maker.versions["file"] == "km.bin" and maker.features.layer == LAYER
+    assert (
+        maker.versions["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    )  # which of many files of this name
 
 
 @pytest.mark.integration
@@ -333,7 +337,7 @@ def test_a_pickle_cannot_change_joblib(tmp_path):
     path.write_bytes(b"\x80\x02cjoblib.numpy_pickle\nNumpyArrayWrapper\nN}X\x04\x00\x00\x00evilK\x01s\x86b.")
     with pytest.raises(ValueError):
         read_joblib_kmeans(path)
-    assert not hasattr(NumpyArrayWrapper, "evil")
+    assert not hasattr(NumpyArrayWrapper, "evil") and not hasattr(_PlainArray, "evil")
 
 
 @pytest.mark.unit
@@ -355,9 +359,10 @@ def test_other_files(published, frames, tmp_path):
         read_joblib_kmeans(published(KMeans(3)))
     with pytest.raises(ValueError, match="holds a dict, expected"):
         read_joblib_kmeans(published({"cluster_centers_": frames}))
-    broken = KMeans(3, n_init=1).fit(frames)
-    broken.cluster_centers_[1, 2] = np.nan
-    with pytest.raises(ValueError, match="cluster_centers_ holds NaN"):
-        read_joblib_kmeans(published(broken))
+    for value in (np.nan, np.inf):
+        broken = KMeans(3, n_init=1).fit(frames)
+        broken.cluster_centers_[1, 2] = value
+        with pytest.raises(ValueError, match="km.bin: cluster_centers_ holds NaN or infinity. Get another file"):
+            read_joblib_kmeans(published(broken))
     with pytest.raises(FileNotFoundError, match="gone.bin: no such k-means file"):
         read_joblib_kmeans(tmp_path / "gone.bin")
