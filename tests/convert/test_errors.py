@@ -99,7 +99,10 @@ def test_unknown_tensor(edit, name):
     def add(state):
         state[name] = torch.zeros(3)
 
-    with pytest.raises(ValueError, match=f"unknown tensors {name}.*with scripts/convert_checkpoint.py --from"):
+    message = (
+        f"peer: unknown tensors {name}. It is not of the Hugging Face layout.*with scripts/convert_checkpoint.py --f"
+    )
+    with pytest.raises(ValueError, match=message):
         read_huggingface(edit(add))
 
 
@@ -120,7 +123,8 @@ def test_two_tensors_for_one_place(edit):
     def add(state):
         state["hubert.encoder.layer_norm.bias"] = torch.zeros(24)
 
-    with pytest.raises(ValueError, match="encoder.layer_norm.bias and another tensor are both layer_norm.bias"):
+    message = "peer: (hubert.)?encoder.layer_norm.bias and another tensor are both layer_norm.bias. Remove the copy"
+    with pytest.raises(ValueError, match=message):
         read_huggingface(edit(add))
 
 
@@ -163,6 +167,21 @@ def test_names_of_fairseq_both_ways():
     assert table.to_theirs(mapped) == {"encoder.pos_conv.0.weight_g": tensors[2]}
     assert table.their_name("pos_conv_embed.conv.parametrizations.weight.original1") == "encoder.pos_conv.0.weight_v"
     assert table.their_name("pos_conv_embed.conv.bias") == "encoder.pos_conv.0.bias"
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["Hugging Face", "fairseq", "torchaudio"])
+def test_layers_from_the_tenth_and_parts_without_a_place(name):
+    """Published models have 12 layers or more; the others of these tests have three."""
+    table = getattr(tables, f"{name.replace(' ', '_').lower()}_table")()
+    for layer in (9, 10, 23, 47):
+        ours = f"layers.{layer}.attention.q_proj.weight"
+        theirs = table.their_name(ours)
+        assert f".layers.{layer}." in theirs
+        assert list(table.to_ours({theirs: torch.zeros(1)}, "model.pt")[0]) == [ours]
+    with pytest.raises(ValueError, match=f"The {name} layout has no place for our tensor speaker.weight"):
+        table.to_theirs({"speaker.weight": torch.zeros(1)})
+    assert table.spell("speaker.weight") == "speaker.weight"  # in a message about it
 
 
 @pytest.mark.unit

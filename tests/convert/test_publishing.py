@@ -116,6 +116,7 @@ def test_cards_of_other_models(ssl_path, bpe_path, labelled, tiny_ctc):
     facts = Facts("apache-2.0", ["Pre-training: synthetic speech"])
     card = model_card(restore_model(ssl_path), "ssl", facts, True)
     assert "A pre-trained speech encoder" in card and "ModelPT.from_pretrained" in card and "None were given." in card
+    assert "model-index" not in card  # an empty one is no result
     assert (
         f"label maker {labelled.maker.id}" in card and "feature-extraction" in card and "AutoModelForCTC" not in card
     )
