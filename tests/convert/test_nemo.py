@@ -16,6 +16,7 @@
 
 import json
 import runpy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from nemo.collections.common.parts.adapter_modules import LinearAdapterConfig
 from omegaconf import OmegaConf
 
 from nemo_mshubert.alphabet import ENGLISH_LABELS
+from nemo_mshubert.convert import conversion
 from nemo_mshubert.convert.checkpoint import PredictionHead
 from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
 from nemo_mshubert.convert.huggingface import read_huggingface
@@ -72,6 +74,37 @@ def test_letters_of_a_ctc_model_in_nemos_order(peer, save_peer, tmp_path, audio)
 
 
 @pytest.mark.unit
+def test_letters_of_another_language(peer, save_peer, tmp_path):
+    """Not the English ones, to which its rows would not fit."""
+    theirs = peer("hubert-base", "ForCTC", vocab_size=4, pad_token_id=0)
+    checkpoint = read_huggingface(save_peer(theirs, "hubert-base", ["<pad>", "|", "Ö", "B"]))
+    said = write_checkpoint(checkpoint, tmp_path / "ctc.nemo")
+    assert said == "CTC over 3 letters, its output layer converted"
+    model = restore_model(tmp_path / "ctc.nemo")
+    assert list(model.decoder.vocabulary) == [" ", "b", "ö"]
+    assert torch.equal(model.decoder.decoder_layers[0].weight[..., 0], theirs.lm_head.weight[[1, 3, 2, 0]])
+
+
+@pytest.mark.unit
+def test_a_model_without_letters_is_the_same_each_time(folder, ssl_path, monkeypatch):
+    """Or two fine-tunings of it could not be compared. The caller's own random numbers stay, too; what was assumed is
+    logged; the preprocessor is that of our configs, by which NeMo computes the times of words."""
+    (folder / "preprocessor_config.json").unlink()
+    said = []
+    monkeypatch.setattr(conversion, "logging", SimpleNamespace(warning=said.append))
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    model = restore_model(folder)
+    assert torch.equal(torch.rand(4), expected)
+    assert_same_weights(restore_model(folder).state_dict(), model.state_dict())
+    assumed, output_layer = said[:2]
+    assert assumed.startswith(f"{folder}: assumed raw audio")
+    assert output_layer == f"{folder}: CTC over 28 letters, its output layer random: fine-tune it before decoding"
+    assert model.cfg.preprocessor == {**restore_model(ssl_path).cfg.preprocessor, "normalize": None}
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize("letters", ["ABCÄ'", "abcA"])
 def test_letters_of_a_nemo_stay_as_they_are(ssl_path, tmp_path, letters):
     """A model that writes capitals would write small letters elsewhere, which count as errors in its references."""
@@ -104,7 +137,7 @@ def test_a_nemo_of_another_kind_is_refused(tmp_path):
 
 
 @pytest.mark.unit
-def test_an_output_layer_over_other_tokens_is_said_to_be_lost(peer, save_peer, tmp_path):
+def test_an_output_layer_over_other_tokens_is_said_to_be_lost(peer, save_peer, bpe_path, tmp_path):
     """Nothing said so; and the random one in its place could be evaluated."""
     theirs = peer("hubert-base", "ForCTC", vocab_size=4, pad_token_id=0)
     folder = save_peer(theirs, "hubert-base", ["<pad>", "|", "aa", "b"])
@@ -116,6 +149,8 @@ def test_an_output_layer_over_other_tokens_is_said_to_be_lost(peer, save_peer, t
     assert write_checkpoint(checkpoint, tmp_path / "ours").endswith("over tokens of several characters ('aa') dropped")
     with pytest.raises(ValueError, match="peer: has no output layer over letters.*Fine-tune it"):
         load_ctc_model(str(folder), "cpu")
+    (note,) = read_checkpoint(bpe_path).notes
+    assert note == "its output layer is over word pieces, which only .nemo files have a place for"
 
 
 @pytest.mark.unit
