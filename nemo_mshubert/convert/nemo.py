@@ -128,9 +128,7 @@ def _with_defaults(options: Dict[str, Any]) -> Dict[str, Any]:
     """The options, completed with the defaults of `MSHuBERTEncoder`, which refuses options that it does not know."""
     signature = inspect.signature(MSHuBERTEncoder.__init__)
     defaults = {name: parameter.default for name, parameter in signature.parameters.items() if name != "self"}
-    filled = {**{key: value for key, value in defaults.items() if key not in TRAINING_OPTIONS}, **options}
-    filled["conv_layers"] = [list(layer) for layer in filled["conv_layers"]]
-    return filled
+    return {**{key: value for key, value in defaults.items() if key not in TRAINING_OPTIONS}, **options}
 
 
 def _preprocessor(normalize: bool) -> Dict[str, Any]:
