@@ -77,6 +77,12 @@ def test_mfcc_is_the_kaldi_definition_at_every_second_window(num_samples):
         assert np.abs(ours[:-1] - theirs[1::2]).max() > 1  # a shift by one window would be seen
 
 
+def test_mfcc_makes_no_warning(recwarn):
+    """Lhotse's, of "mismatched num_frames errors", would open every log of labels that fit."""
+    MfccFeatures()
+    assert not list(recwarn)
+
+
 @pytest.mark.parametrize("num_samples", [400, 719, 33333])
 def test_mfcc_is_torchaudios(num_samples):
     """What fairseq calls, where torchaudio is installed: labels of either fit the other's k-means."""
@@ -160,6 +166,8 @@ def test_utterances_of_corpora_are_not_cut(encoder):
     features([noise(35 * 16000)])  # LibriSpeech's longest
     features([noise(100 * 16000)])
     assert encoder.batches == [(1, 35 * 16000), (1, 100 * 16000)]
+    (features_of_two_parts,) = features([noise(101 * 16000)])  # fairseq's limit: memory grows with the square
+    assert len(encoder.batches) == 4 and len(features_of_two_parts) == frame_count(101 * 16000)
 
 
 def windows_of(waveform):

@@ -23,7 +23,7 @@ import pytest
 from nemo_mshubert.clustering import hierarchy
 from nemo_mshubert.clustering.features import NORMALIZED, FeatureDescription
 from nemo_mshubert.clustering.hierarchy import check_cluster_counts, coarsen, compose_tables, fit_hierarchy
-from nemo_mshubert.clustering.label_maker import LabelMaker, fit_label_maker
+from nemo_mshubert.clustering.label_maker import LabelMaker, coarsen_label_maker, fit_label_maker, is_own
 
 pytestmark = pytest.mark.unit
 FEATURES = FeatureDescription("hidden", 5, 6, "00112233445566aa")
@@ -100,14 +100,27 @@ def test_nearest_stores_every_set_from_the_features(frames, nearest):
 
 
 def test_saved_file_is_the_same_maker(tmp_path, nested):
-    nested.save(tmp_path / "km.npz")
+    replace(nested, seed=7).save(tmp_path / "km.npz")
     loaded = LabelMaker.load(tmp_path / "km.npz")
     assert loaded.id == nested.id and loaded.sets == SETS and loaded.features == FEATURES
-    assert (loaded.assignment, loaded.seed, loaded.versions) == ("nested", 0, nested.versions)
+    assert (loaded.assignment, loaded.seed, loaded.versions) == ("nested", 7, nested.versions)
     for clusters in SETS:
         np.testing.assert_array_equal(loaded.centres[clusters], nested.centres[clusters])
         np.testing.assert_array_equal(loaded.tables[clusters], nested.tables[clusters])
     assert [path.name for path in tmp_path.iterdir()] == ["km.npz"]  # no temporary file is left
+
+
+def test_a_file_that_the_disk_has_no_room_for_is_not_there(tmp_path, nested, monkeypatch):
+    """Half a file would stand in the way of the next fit, and be read by whoever waits for it."""
+
+    def fill(stream, **arrays):
+        stream.write(b"PK")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(np, "savez", fill)
+    with pytest.raises(OSError, match="No space left"):
+        nested.save(tmp_path / "km.npz")
+    assert not list(tmp_path.iterdir())
 
 
 def test_id_is_of_all_that_decides_labels(nested, nearest):
@@ -128,7 +141,22 @@ def test_id_is_of_all_that_decides_labels(nested, nearest):
 
 def test_same_seed_same_maker(frames, nested):
     assert fit_label_maker(frames, SETS, FEATURES, "nested", "sklearn", seed=0).id == nested.id
-    assert fit_label_maker(frames, SETS, FEATURES, "nested", "sklearn", seed=1).id != nested.id
+    other = fit_label_maker(frames, SETS, FEATURES, "nested", "sklearn", seed=1)
+    assert other.id != nested.id and (nested.seed, other.seed) == (0, 1)
+
+
+def test_the_backend_that_is_asked_for_fits_every_set(frames, nested, monkeypatch):
+    """On a machine with both, "auto" is cuML: --backend sklearn, to repeat a fit made on CPUs, would be ignored."""
+    asked = []
+
+    def fit_kmeans(points, clusters, backend, seed):
+        asked.append((clusters, backend))
+        return points[:clusters]
+
+    monkeypatch.setattr(hierarchy, "fit_kmeans", fit_kmeans)
+    fit_label_maker(frames, [9, 4], FEATURES, "nested", "cuml", seed=0)
+    coarsen_label_maker(nested, [5, 2], "nested", "cuml", seed=0)
+    assert asked == [(clusters, "cuml") for clusters in (9, 4, 5, 2)]
 
 
 def damage(path, kind, nested):
@@ -184,7 +212,7 @@ def test_an_edited_file_is_refused(tmp_path, nested):
     path = tmp_path / "km.npz"
     nested.save(path)
     rewrite(path, lambda arrays: np.add.at(arrays["centres_7"], (0, 0), 1))
-    with pytest.raises(ValueError, match="km.npz: says id .* edited or damaged"):
+    with pytest.raises(ValueError, match=f"km.npz: says id {nested.id} but holds .* edited or damaged"):
         LabelMaker.load(path)
 
 
@@ -227,15 +255,26 @@ def test_more_clusters_than_frames_are_refused(frames):
         fit_label_maker(frames, [700, 10], FEATURES)
 
 
-def test_unknown_assignment_is_refused(frames):
-    with pytest.raises(ValueError, match="'best': expected one of nested, nearest"):
-        fit_label_maker(frames, [4, 2], FEATURES, "best")
+def test_unknown_assignment_is_refused(frames, nested):
+    for ask in (
+        lambda: fit_label_maker(frames, [4, 2], FEATURES, "best"),
+        lambda: coarsen_label_maker(nested, [4, 2], "best", "sklearn", seed=0),
+    ):
+        with pytest.raises(ValueError, match="'best': expected one of nested, nearest"):
+            ask()
+
+
+def test_files_of_ours_are_known_by_their_content_or_name(tmp_path, nested):
+    """--layer is refused for them, which say of which layer they are: else the labels would be of another."""
+    nested.save(tmp_path / "km")
+    (tmp_path / "km.bin").write_bytes(b"\x80\x04")
+    assert is_own(tmp_path / "km") and is_own(tmp_path / "gone.npz") and not is_own(tmp_path / "km.bin")
 
 
 def test_other_features_are_refused(nested):
     nested.check_features(FEATURES)
     for other in (replace(FEATURES, layer=9), replace(FEATURES, encoder="f" * 16), FeatureDescription("mfcc", 39)):
-        with pytest.raises(ValueError, match="was fitted on 5 hidden features of layer 6 .* not on"):
+        with pytest.raises(ValueError, match=f"was fitted on 5 hidden features of layer 6 .* not on {other.name}"):
             nested.check_features(other)
 
 
