@@ -14,6 +14,7 @@
 
 """If these fail, coarse labels are not those of the hierarchy, or a k-means file is taken for another."""
 
+import os
 from dataclasses import replace
 
 import joblib
@@ -205,6 +206,24 @@ def test_a_file_of_another_format_is_refused(tmp_path, nested):
         ValueError, match="km.npz: not a k-means file .*format 'nemo_mshubert label maker 2', expected"
     ):
         LabelMaker.load(path)
+
+
+class RunsCode:
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def test_a_file_with_code_in_it_does_not_run_it(tmp_path, nested):
+    """k-means files are passed around; whoever loads one trusts no more than its labels."""
+    path = tmp_path / "km.npz"
+    nested.save(path)
+    rewrite(path, lambda arrays: arrays.update(extra=np.array([RunsCode(tmp_path / "ran")], dtype=object)))
+    with pytest.raises(ValueError, match="km.npz: not a k-means file"):
+        LabelMaker.load(path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_an_edited_file_is_refused(tmp_path, nested):

@@ -251,8 +251,9 @@ def test_shards_and_interrupted_ones_of_another_maker_are_kept(corpus, maker, ot
         label_manifest(corpus, output, maker, WindowFeatures(fail_at_call=2), Shard(1, 2))
     kept = {path: path.read_bytes() for path in tmp_path.glob("*labelled*")}
     assert len(kept) == 2 and all(kept.values())
-    with pytest.raises(ValueError, match="shard-0-of-2.json: is there already, with labels of another k-means"):
-        label_manifest(corpus, output, other, WindowFeatures(), Shard(0, 2))
+    named = f"{tmp_path}/labelled.shard-0-of-2.json: is there already, with labels of another k-means"
+    with pytest.raises(ValueError, match=named):  # before any work
+        label_manifest(corpus, output, other, WindowFeatures(fail_at_call=1), Shard(0, 2))
     with pytest.raises(RuntimeError, match="power cut"):
         label_manifest(corpus, output, other, WindowFeatures(fail_at_call=1), Shard(1, 2))
     assert all(path.read_bytes() == content for path, content in kept.items())
