@@ -138,6 +138,8 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(corpus, maker, tmp_path):
     with pytest.raises(RuntimeError, match="power cut"):
         label_manifest(corpus, output, maker, WindowFeatures(fail_at_call=3))
     assert not output.exists()  # never half a manifest
+    with pytest.raises(ValueError, match=r"shards \[0, 1\] of 2 are not there whole"):
+        merge_shards(corpus, output, maker, 2)  # a mistake, which loses nothing
     (partial,) = tmp_path.glob(".labelled.json.*.partial")
     partial.write_bytes(partial.read_bytes()[:-30])  # the last line was cut by the power cut
     done = partial.read_bytes().count(b"\n")
@@ -295,7 +297,7 @@ def test_an_interrupted_shard_goes_on(corpus, maker, tmp_path):
     with pytest.raises(RuntimeError, match="power cut"):
         label_manifest(corpus, output, maker, WindowFeatures(fail_at_call=3), Shard(1, 2))
     label_manifest(corpus, output, maker, WindowFeatures(), Shard(0, 2))
-    with pytest.raises(ValueError, match=r"shards \[1\] of 2"):
+    with pytest.raises(ValueError, match=r"shards \[1\] of 2 .* Run `label.py make --shard 1/2`"):
         merge_shards(corpus, output, maker, 2)
     features = WindowFeatures()
     label_manifest(corpus, output, maker, features, Shard(1, 2))
@@ -341,6 +343,9 @@ def test_a_finished_output_is_recognised(corpus, maker, tmp_path):
     write_manifest(corpus, entries[:-1])
     assert label_manifest(corpus, output, maker, WindowFeatures()) is True
     assert len(read_manifest(output)) == 11
+    write_manifest(corpus, entries)  # lines behind those that are labelled
+    assert label_manifest(corpus, output, maker, WindowFeatures()) is True
+    assert len(read_manifest(output)) == 12
 
 
 def test_other_files_are_not_overwritten(corpus, maker, other, tmp_path):
@@ -349,7 +354,11 @@ def test_other_files_are_not_overwritten(corpus, maker, other, tmp_path):
     label_manifest(corpus, labelled, maker, WindowFeatures())
     dev.write_bytes(corpus.read_bytes())
     link.symlink_to(corpus)
+    contents = {"empty.json": "", "notes.json": "to do\n", "tags.json": '{"audio_filepath": "a", "labels": ["dog"]}\n'}
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
     for output, message in [
+        *((tmp_path / name, f"{name}: is there already, with no labels. Give another") for name in contents),
         (labelled, f"with labels of another k-means \\({maker.id}, not {other.id}\\). Give another --output"),
         (dev, "dev.json: is there already, with no labels. Give another --output, or remove"),
         (corpus, "train.json: --manifest and --output are one file"),
@@ -409,6 +418,7 @@ def left_out_of(output):
 def test_what_cannot_be_labelled_is_left_out_where_that_is_wanted(with_bad_lines, maker, tmp_path, caplog):
     """Of 500 hours a handful is always broken: each would end the labelling anew."""
     output = tmp_path / "labelled.json"
+    caplog.set_level("INFO")
     assert label_manifest(with_bad_lines, output, maker, WindowFeatures(), skip_unusable=True) is True
     kept = [entry for entry in read_manifest(with_bad_lines) if "utt_id" not in entry]
     assert [entry["audio_filepath"] for entry in read_manifest(output)] == [entry["audio_filepath"] for entry in kept]
@@ -416,6 +426,7 @@ def test_what_cannot_be_labelled_is_left_out_where_that_is_wanted(with_bad_lines
     reasons = left_out_of(output)
     assert list(reasons) == ["empty", "garbage", "silent"] and "all 149 labels" in reasons["silent"]
     assert f"{with_bad_lines}:6" in reasons["garbage"]
+    assert f"{output}: 9 utterances labelled" in caplog.text
     assert f"{output.with_suffix('.left_out.json')}: the 3 lines that were left out" in caplog.text
     for skips in (True, False):  # it is whole
         assert (
