@@ -107,10 +107,12 @@ def test_windows_are_full_but_the_last(corpus):
     assert [utterance.entry for window in windows for utterance in window] == read_manifest(corpus)
 
 
-def test_sample_is_of_all_manifests(corpus):
-    frames = sample_corpus_frames([corpus, corpus], WindowFeatures(), 10**6, seed=0)
-    audio = [load_audio(entry) for entry in read_manifest(corpus)]
-    expected = np.concatenate(WindowFeatures()(audio * 2))
+def test_sample_is_of_all_manifests(corpus, tmp_path):
+    entries, other = read_manifest(corpus), tmp_path / "other.json"
+    write_manifest(other, entries[5:8])
+    frames = sample_corpus_frames([corpus, other], WindowFeatures(), 10**6, seed=0)
+    audio = [load_audio(entry) for entry in [*entries, *entries[5:8]]]
+    expected = np.concatenate(WindowFeatures()(audio))
     np.testing.assert_array_equal(frames, expected)
     assert sample_corpus_frames([corpus], WindowFeatures(), 50, seed=0).shape == (50, 3)
 
@@ -426,6 +428,7 @@ def test_what_cannot_be_labelled_is_left_out_where_that_is_wanted(with_bad_lines
     reasons = left_out_of(output)
     assert list(reasons) == ["empty", "garbage", "silent"] and "all 149 labels" in reasons["silent"]
     assert f"{with_bad_lines}:6" in reasons["garbage"]
+    assert f"left out: {with_bad_lines}:6" in caplog.text
     assert f"{output}: 9 utterances labelled" in caplog.text
     assert f"{output.with_suffix('.left_out.json')}: the 3 lines that were left out" in caplog.text
     for skips in (True, False):  # it is whole
