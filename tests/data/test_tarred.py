@@ -92,13 +92,15 @@ def test_nothing_is_lost_or_changed(counting_corpus, tmp_path):
 
 
 @pytest.mark.unit
-def test_same_seed_same_bytes(counting_corpus, tmp_path):
-    """Caches and checksums rest on it; another seed is another order."""
+def test_same_seed_same_bytes(counting_corpus, tmp_path, monkeypatch):
+    """Caches and checksums rest on it, from wherever the command is called; another seed is another order."""
     manifest = counting_corpus(LENGTHS)
-    for folder, seed in (("one", 0), ("two", 0), ("three", 1)):
-        make_tarred(manifest, tmp_path / folder, 3, seed=seed)
+    monkeypatch.chdir(manifest.parent)
+    for folder, path, seed in (("one", manifest, 0), ("two", manifest.name, 0), ("three", manifest, 1)):
+        make_tarred(path, tmp_path / folder, 3, seed=seed)
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
     assert digests(tmp_path / "one") != digests(tmp_path / "three")
+    assert list(members(tmp_path / "one")[0]) != list(members(tmp_path / "three")[0])
 
 
 @pytest.mark.unit
