@@ -53,6 +53,7 @@ def epoch_of(manifests, tars, lines=len(LENGTHS), channel_selector=None):
     visits = Visits(shards_of(manifests, tars), lambda entry: True, 0, True, VisitRecord(), channel_selector)
     cuts = [with_audio(cut) for cut in itertools.islice(visits, lines)]
     assert sorted({cut.custom[LINE][0] for cut in cuts}) == list(range(len(visits.shards)))
+    assert not any("members" in vars(shard) for shard in visits.shards)  # indices of all tars would fill the memory
     return {cut.recording.id: cut for cut in cuts}
 
 
