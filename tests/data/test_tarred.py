@@ -36,7 +36,7 @@ from nemo_mshubert.data.audio import load_audio
 from nemo_mshubert.data.labels import FrameLabels
 from nemo_mshubert.data.manifest import read_manifest, write_manifest
 from nemo_mshubert.data.pretraining_dataset import PretrainingDataset
-from nemo_mshubert.data.tarred import all_paths, check_shards, make_tarred
+from nemo_mshubert.data.tarred import all_paths, check_shards, has_remote_paths, make_tarred
 from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.whole_files import temporary_neighbour
 
@@ -74,7 +74,8 @@ def members(folder):
 @pytest.mark.unit
 def test_nothing_is_lost_or_changed(counting_corpus, tmp_path):
     """Every file byte for byte, every key of every line, each once."""
-    manifest = counting_corpus(LENGTHS, changes={2: {"text": 'wörter, "quoted"', "speaker": "7"}})
+    changes = {2: {"text": 'wörter, "quoted"', "speaker": "7"}, 4: {"labels": ["dog"]}}  # of another program
+    manifest = counting_corpus(LENGTHS, changes=changes)
     joined = make_tarred(manifest, tmp_path / "tars", num_shards=3)
     audio, lines = members(tmp_path / "tars")
     originals = {f"audio_u{number}.wav": entry for number, entry in enumerate(read_manifest(manifest))}
@@ -268,6 +269,11 @@ def test_files_of_one_name_in_different_folders_are_kept_apart(counting_corpus, 
     write_manifest(manifest, [entries[0], {**entries[1], "audio_filepath": str(other)}])
     make_tarred(manifest, tmp_path / "tars", 1)
     assert sorted(members(tmp_path / "tars")[0]) == ["audio_b_u0.wav", "audio_u0.wav"]
+    elsewhere = tmp_path / "manifests" / "train.json"  # not above its audio
+    write_manifest(elsewhere, read_manifest(manifest))
+    make_tarred(elsewhere, tmp_path / "others", 1)
+    below_root = "_".join(tmp_path.parts[1:]).replace(".", "_")
+    assert sorted(members(tmp_path / "others")[0]) == [f"{below_root}_audio_b_u0.wav", f"{below_root}_audio_u0.wav"]
 
 
 @pytest.mark.unit
@@ -301,6 +307,9 @@ def test_folder_of_another_dataset_is_refused(counting_corpus, tmp_path):
         make_tarred(counting_corpus([8000, 9000, 8000], name="other.json"), tmp_path / "tars", 2)
     with pytest.raises(ValueError, match="another manifest, number of shards or seed"):
         make_tarred(first, tmp_path / "tars", 1)
+    write_manifest(first, read_manifest(first)[::-1])  # of the same name
+    with pytest.raises(ValueError, match="holds a tarred dataset of another manifest"):
+        make_tarred(first, tmp_path / "tars", 2)
     assert digests(tmp_path / "tars") == before
 
 
@@ -317,6 +326,12 @@ def test_missing_audio_is_named_and_leaves_no_half_shard(counting_corpus, tmp_pa
     assert len(members(tmp_path / "tars")[0]) == 2
 
 
+@pytest.mark.unit
+def test_one_address_among_paths_is_enough():
+    """What is behind it cannot be counted: an epoch would be taken for that of the other sets."""
+    assert has_remote_paths([["a.json"], ["pipe:cat b.json"]]) and not has_remote_paths(["a.json", "b.json"])
+
+
 @pytest.fixture
 def three_shards(counting_corpus, tmp_path):
     make_tarred(counting_corpus(LENGTHS), tmp_path / "tars", 3)
@@ -329,7 +344,7 @@ def test_whole_shards_pass_however_they_are_named(three_shards):
     manifests, tars = shards(three_shards, 3)
     check_shards(manifests, tars)
     check_shards(manifests.replace("_OP_", "{").replace("_CL_", "}"), tars.replace("_OP_", "{").replace("_CL_", "}"))
-    check_shards([[manifests, 0.3], [manifests, 0.7]], [[tars], [tars]])
+    check_shards([[manifests, 0.3], [manifests, 2]], [[tars], [tars]])
     check_shards(str(three_shards / "tarred_audio_manifest.json"), tars)
 
 
@@ -366,8 +381,10 @@ def test_shards_that_are_left_out_are_a_warning(three_shards, monkeypatch):
     monkeypatch.setattr(logging, "warning", warnings.append)
     manifests, tars = shards(three_shards, 3)
     check_shards([manifests], [[tars], [tars]])
+    check_shards(manifests, tars, 1, 2)  # a rank's share is not what is used
     assert not warnings
-    check_shards(*shards(three_shards, 2))
+    manifests, tars = shards(three_shards, 2)
+    check_shards([manifests], [[tars], [tars]])
     assert len(warnings) == 1 and f"{three_shards}: 2 of its 3 shards are used" in warnings[0]
     assert "_OP_0..2_CL_" in warnings[0]
     (three_shards / "source.json").unlink()  # of another tool: not known
