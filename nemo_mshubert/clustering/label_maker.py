@@ -37,6 +37,8 @@ FORMAT = "nemo_mshubert label maker 1"
 ASSIGNMENTS = ("nested", "nearest")
 LIBRARIES = ("numpy", "scikit-learn", "torch", "lhotse", "scipy")
 FEATURES_DIFFER = "Use the encoder and the layer that its k-means was fitted with, or fit a k-means on this encoder."
+# Of damaged files; zipfile's own are also RuntimeErrors, as of a compression that it does not know.
+READ_ERRORS = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 SCALING_DIFFERS = (
     "Encoder and layer are the same, but only for one of them is every utterance scaled to unit variance first. Give "
     "the file of the encoder that its k-means was fitted with, or fit the k-means again."
@@ -141,7 +143,7 @@ class LabelMaker:
                 versions=header["versions"],
             )
             stated_id = header["id"]
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except READ_ERRORS as error:
             raise ValueError(
                 f"{path}: not a k-means file of scripts/fit_kmeans.py, or truncated ({error}). Give the .npz that it "
                 "wrote, or copy it again."

@@ -177,7 +177,14 @@ class Member:
 
 
 def _channel(entry: Entry, selector: Union[int, str, None]) -> Optional[int]:
-    return entry[selector] if isinstance(selector, str) else selector
+    if not isinstance(selector, str):
+        return selector
+    if selector not in entry:
+        raise ValueError(
+            f"{entry['audio_filepath']}: its line has no field {selector!r}, which channel_selector names. Add it to "
+            "all lines, or give the number of the channel."
+        )
+    return entry[selector]
 
 
 def _member_of(name: str) -> str:

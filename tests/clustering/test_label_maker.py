@@ -167,6 +167,10 @@ def damage(path, kind, nested):
         content = bytearray(path.read_bytes())
         content[content.index(nested.centres[20].tobytes()) + 5] ^= 1
         path.write_bytes(content)
+    elif kind == "method":  # of compression
+        content = bytearray(path.read_bytes())
+        content[content.rindex(b"PK\x01\x02") + 10] = 99
+        path.write_bytes(content)
     elif kind == "text":
         path.write_text("centres")
     elif kind == "empty":
@@ -180,7 +184,7 @@ def damage(path, kind, nested):
         np.savez(path, header=np.array({"format": "x"}, dtype=object))
 
 
-@pytest.mark.parametrize("kind", ["truncated", "bit", "text", "empty", "array", "foreign", "pickle"])
+@pytest.mark.parametrize("kind", ["truncated", "bit", "method", "text", "empty", "array", "foreign", "pickle"])
 def test_damaged_or_foreign_files_are_refused(tmp_path, nested, kind):
     path = tmp_path / "km.npz"
     nested.save(path)

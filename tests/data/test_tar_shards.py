@@ -269,6 +269,10 @@ def test_other_rates_and_channels(tmp_path, prefix):
         second = epoch_of(*paths, lines=2, channel_selector=selector)["b.flac"]
         assert second.channel == 1
         assert np.allclose(second.load_audio(), -cuts["a.flac"].load_audio(), atol=1e-3)
+    with pytest.raises(
+        ValueError, match="[ab].flac: its line has no field 'ear', which channel_selector names. Add it"
+    ):
+        epoch_of(*paths, lines=2, channel_selector="ear")
     config = options(manifest_filepath=paths[0], tarred_audio_filepaths=paths[1], channel_selector=1)
     assert training_loader(config, PretrainingDataset("maker-one", [50]), 0, 1).dataset.visits.channel_selector == 1
 
