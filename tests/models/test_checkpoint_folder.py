@@ -119,6 +119,11 @@ def test_best_checkpoint_stands_in_for_the_last(folder):
     }
 
 
+def test_other_ranks_wait_for_a_last_checkpoint(folder):
+    """Where the user has removed it, all of the files are whole; a rank that did not wait would start anew."""
+    assert folder("m-step=5") == {"m-step=5": "m-step=5", "m-step=5-last": "m-step=5"}
+
+
 def test_a_metric_with_a_slash_puts_checkpoints_into_folders(tmp_path):
     """As those of single label sets: they were not looked for there, and the run could not be started again."""
     below = tmp_path / "m--val_1000"
@@ -131,6 +136,11 @@ def test_a_metric_with_a_slash_puts_checkpoints_into_folders(tmp_path):
     keep_whole_checkpoints(tmp_path)
     assert {path.name for path in below.iterdir()} == {"accuracy=0.5-step=5.ckpt", "accuracy=0.4-step=5-last.ckpt"}
     assert _is_in_order(tmp_path, save_top_k=1)
+    os.truncate(below / "accuracy=0.4-step=5-last.ckpt", 100)
+    keep_whole_checkpoints(tmp_path)
+    left = {"accuracy=0.5-step=5.ckpt", "accuracy=0.5-step=5-last.ckpt", "accuracy=0.4-step=5-last.ckpt.damaged"}
+    assert {path.name for path in below.iterdir()} == left
+    assert list(tmp_path.iterdir()) == [below]  # NeMo looks for the whole metric in the path
 
 
 def test_checkpoints_that_the_user_keeps_in_a_folder_are_left_alone(tmp_path):
@@ -148,6 +158,12 @@ def test_a_score_that_is_no_number_does_not_stop_a_resume(folder):
     float"."""
     left = folder("m--val_loss=nan-step=3", "m--val_loss=2.5-step=4", "m--val_loss=nan-step=5-last")
     assert set(left) == {"m--val_loss=nan-step=3.ckpt.nan", "m--val_loss=2.5-step=4", "m--val_loss=nan-step=5-last"}
+
+
+def test_a_run_whose_name_has_nan_in_it_keeps_its_best_checkpoints(folder):
+    """As "finance": none of them would be the best of the run at its end."""
+    left = folder("finance--val_loss=2.5-step=4", "finance--val_loss=2.6-step=5-last")
+    assert set(left) == {"finance--val_loss=2.5-step=4", "finance--val_loss=2.6-step=5-last"}
 
 
 def test_best_checkpoints_are_kept_where_none_are_wanted(folder, tmp_path):
@@ -198,7 +214,7 @@ def test_other_ranks_wait_for_rank_0(tmp_path, monkeypatch):
     (tmp_path / "m-step=6-last-unfinished").touch()
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.0)
     rank_1, rank_0 = (SimpleNamespace(is_global_zero=is_zero) for is_zero in (False, True))
-    with pytest.raises(RuntimeError, match="rank 0 has not set its checkpoints in order"):
+    with pytest.raises(RuntimeError, match=f"^{tmp_path}: rank 0 has not set its checkpoints in order"):
         claim_folder(tmp_path, 1, rank_1)
     assert len(list(tmp_path.iterdir())) == 2
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 60.0)
@@ -229,6 +245,7 @@ def test_folder_is_that_of_exp_manager():
     assert str(checkpoint_folder(OmegaConf.create({**config, "name": ""}))) == "exp/default/checkpoints"
     nowhere = OmegaConf.create({**config, "exp_dir": None})  # a TypeError: NeMo's default
     assert str(checkpoint_folder(nowhere)) == "nemo_experiments/run/checkpoints"
+    assert str(checkpoint_folder(OmegaConf.create({**config, "exp_dir": ""}))) == "run/checkpoints"
     assert str(checkpoint_folder(OmegaConf.create({**config, "explicit_log_dir": "logs"}))) == "logs/checkpoints"
     config["checkpoint_callback_params"] = {"dirpath": "/scratch/kept"}
     assert str(checkpoint_folder(OmegaConf.create(config))) == "/scratch/kept"
