@@ -26,12 +26,12 @@ from tests.parallel.ranks_of_a_test import run_on_ranks
 pytestmark = pytest.mark.unit
 
 
-def ended_ranks(folder, hung_seconds, work):
+def ended_ranks(folder, hung_seconds, work, meet=lambda ranks: ranks.wait()):
     """Ranks that rank 0 said to hang while the ranks did their ``work``, or None."""
     launched._end = lambda hanging, seconds: (folder / "ended").write_text(str(sorted(hanging)))
     with launched_ranks(hung_seconds) as ranks:
         work(ranks.rank)
-        ranks.wait()
+        meet(ranks)
         if ranks.rank == 0:  # merges what the others have left
             be_busy(2 * hung_seconds)
     return (folder / "ended").read_text() if (folder / "ended").exists() else None
@@ -55,6 +55,10 @@ def be_slow(rank):
         be_busy(3)
 
 
+def gather(ranks):
+    assert ranks.gather(f"share {ranks.rank}") == (["share 0", "share 1"] if ranks.rank == 0 else None)
+
+
 def wait_for_workers(rank):
     """Rank 1 waits for its beam search longer than a rank may hang; threads stand for the processes of its pool."""
     if rank == 1:
@@ -72,7 +76,7 @@ def test_a_rank_that_hangs_is_named(tmp_path):
 
 def test_slow_ranks_do_not_hang(tmp_path):
     """Shares of a manifest take different times, and rank 0 goes on when the others have left."""
-    assert run_on_ranks(2, ended_ranks, tmp_path, 1.0, be_slow) == [None, None]
+    assert run_on_ranks(2, ended_ranks, tmp_path, 1.0, be_slow, gather) == [None, None]
 
 
 def test_a_rank_that_decodes_in_workers_does_not_hang(tmp_path):

@@ -25,3 +25,22 @@ def test_another_package_named_megatron_is_not_megatron_core(monkeypatch):
     """megatron-energon alone shares the namespace: no pre-training started, not even with DDP."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: "namespace" if name == "megatron" else None)
     assert set(registration.strategies()) == {"fsdp2"}
+
+
+def test_names_say_how_many_ranks_share_a_model():
+    """Counted as data parallelism, an update would be of a part of its audio; without sequence parallelism, the
+    activations would not fit."""
+    pytest.importorskip("megatron.core", reason="megatron-core is not installed")
+    found = {name: options for name, (_, options) in registration.strategies().items()}
+    assert found["megatron_tp4"] == {"tensor_parallel_size": 4, "sequence_parallel": False}
+    assert found["megatron_tp4_sp"] == {"tensor_parallel_size": 4, "sequence_parallel": True}
+    for name, options in found.items():
+        assert registration.tensor_parallel_size(name) == options.get("tensor_parallel_size", 1), name
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DeepSpeed", "ModelParallel"])
+def test_lightnings_ways_of_splitting_weights_are_refused_by_their_classes_too(kind):
+    """Each rank would clip its part of the gradients by a norm of its own, and the .nemo hold a part of the model."""
+    strategy = {"_target_": f"lightning.pytorch.strategies.{kind}Strategy"}
+    with pytest.raises(ValueError, match=f"^trainer.strategy=.*{kind}Strategy.*parallel=fsdp2"):
+        registration.check_strategy(strategy)

@@ -15,6 +15,7 @@
 """Training split over ranks, by tensor parallelism or in shards, is the training of one process."""
 
 import os
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -25,7 +26,7 @@ from torch.distributed.tensor import DTensor
 
 from nemo_mshubert.data.pretraining_dataset import collate
 from nemo_mshubert.models.loading import restore_model
-from nemo_mshubert.parallel.registration import register
+from nemo_mshubert.parallel.registration import register, strategies
 from nemo_mshubert.parallel.sharded import ShardedStrategy
 from tests.conftest import compose_tiny, model_section, needs_compiler
 from tests.models import fixed_update
@@ -191,14 +192,31 @@ def test_nemo_file_of_split_model_is_plain(two_ranks):
     assert difference(model.state_dict(), checkpoint(two_ranks[0])["state_dict"]) == 0
 
 
-def test_split_training_resumes_whole_and_whole_training_split(one_process, two_ranks, config, megatron, tmp_path):
+def test_split_training_resumes_whole_and_whole_training_split(
+    one_process, two_ranks, config, megatron, tmp_path, monkeypatch
+):
     """From a checkpoint at half of the updates: the number of ranks of a long run may change."""
     expected, _ = one_process
     train_in(tmp_path / "whole", config, WHOLE, resume=two_ranks[0] / "half.ckpt")
     assert_same_training(tmp_path / "whole", expected)
     half = expected / "half.ckpt"
-    run_on_ranks(2, lambda: train_in(tmp_path / "split", megatron, WHOLE, 2, strategy="megatron_tp2", resume=half))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")  # which megatron-core asks for
+    strategy = "megatron_tp2_sp"
+    run_on_ranks(2, lambda: train_in(tmp_path / "split", megatron, WHOLE, 2, strategy=strategy, resume=half))
     assert_same_training(tmp_path / "split", expected)
+
+
+def test_blocks_share_their_frames_where_that_is_asked_for(monkeypatch):
+    """The training is the same without, but needs the memory that it was to save."""
+    module = pytest.importorskip("nemo_mshubert.parallel.tensor_parallel", reason="megatron-core is not installed")
+    asked = []
+    monkeypatch.setattr(module, "split_blocks", lambda layers, sequence_parallel: asked.append(sequence_parallel))
+    monkeypatch.setattr(module, "broadcast_weights", lambda model, device: None)
+    monkeypatch.setattr(module.TensorParallelStrategy, "root_device", torch.device("cpu"))
+    model = SimpleNamespace(encoder=SimpleNamespace(transformer_backend="megatron", layers=[]))
+    for kind, options in (strategies()["megatron_tp2"], strategies()["megatron_tp2_sp"]):
+        kind(**options).split_model(model)
+    assert asked == [False, True]
 
 
 def test_data_parallel_over_the_other_ranks(ddp, megatron, tmp_path):
@@ -223,6 +241,17 @@ def test_a_batch_that_one_rank_read_otherwise_ends_the_run(megatron, tmp_path):
             train_in(tmp_path, megatron, parts, 2, updates=1, strategy="megatron_tp2")
 
     run_on_ranks(2, rank)
+
+
+@pytest.mark.parametrize("step", ["training_step", "validation_step"])
+def test_every_batch_is_compared_among_the_ranks_of_a_model(monkeypatch, step):
+    """Of a validation, too, whose files may be on another disk."""
+    module = pytest.importorskip("nemo_mshubert.parallel.tensor_parallel", reason="megatron-core is not installed")
+    strategy, done = module.TensorParallelStrategy(tensor_parallel_size=2), []
+    monkeypatch.setattr(module.DDPStrategy, step, lambda self, batch, number: done.append(f"{batch} {number}"))
+    monkeypatch.setattr(strategy, "_check_batch", lambda batch: done.append(f"{batch} is compared"))
+    getattr(strategy, step)("batch", 7)
+    assert done == ["batch is compared", "batch 7"]
 
 
 class Rounding(pl.Callback):
