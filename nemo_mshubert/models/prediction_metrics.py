@@ -33,12 +33,11 @@ Prediction = Tuple[Dict[int, Tensor], List[Tensor]]
 def training_metrics(masked: Prediction, visible: Prediction, set_losses: List[Tensor]) -> Dict[str, Tensor]:
     """Metrics of one micro-batch and its kept sets; ``set_losses`` are sums over the masked frames."""
     metrics, (logits, targets) = {}, masked
-    count = (targets[0] != IGNORED_LABEL).sum().clamp(min=1)
+    count, num_visible = (_num_labelled(labels[0]).clamp(min=1) for labels in (targets, visible[1]))
     for clusters, target, shown, loss in zip(logits, targets, visible[1], set_losses):
         metrics[f"train_{clusters}/loss"] = loss.detach() / count
         metrics[f"train_{clusters}/masked_accuracy"] = _num_correct(logits[clusters], target) / count
-        num_correct = _num_correct(visible[0][clusters], shown)
-        metrics[f"train_{clusters}/unmasked_accuracy"] = num_correct / max(len(shown), 1)
+        metrics[f"train_{clusters}/unmasked_accuracy"] = _num_correct(visible[0][clusters], shown) / num_visible
         metrics[f"train_{clusters}/label_entropy_bits"] = _entropy_bits(_histogram(target, clusters))
     return metrics
 
@@ -47,7 +46,7 @@ def validation_sums(
     masked: Prediction, visible: Prediction, set_losses: List[Tensor], count: Tensor
 ) -> Dict[str, Tensor]:
     """Sums over one batch; ``count`` is the number of labelled masked rows, over which ``set_losses`` are sums."""
-    sums, (logits, targets) = {"masked": count, "unmasked": _length(visible[1][0])}, masked
+    sums, (logits, targets) = {"masked": count, "unmasked": _num_labelled(visible[1][0])}, masked
     for clusters, target, shown, loss in zip(logits, targets, visible[1], set_losses):
         sums[f"{clusters}/loss"] = loss
         sums[f"{clusters}/correct"] = _num_correct(logits[clusters], target)
@@ -90,6 +89,10 @@ def validation_means(sums: Dict[str, Tensor], label_sets: Sequence[int]) -> Dict
 
 def _length(x: Tensor) -> Tensor:
     return torch.tensor(len(x), device=x.device)
+
+
+def _num_labelled(labels_N: Tensor) -> Tensor:
+    return (labels_N != IGNORED_LABEL).sum()
 
 
 def _num_correct(logits_NK: Tensor, labels_N: Tensor) -> Tensor:

@@ -15,16 +15,20 @@
 """Models by name: a file, a folder, a checkpoint of another ecosystem, a model of the hub (from its cache,
 offline)."""
 
+from fnmatch import fnmatch
+
 import lightning.pytorch as pl
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from nemo.collections.asr.models import ASRModel, EncDecCTCModel
 from omegaconf import OmegaConf
 
 from nemo_mshubert.convert.conversion import read_checkpoint, write_checkpoint
+from nemo_mshubert.models import loading
 from nemo_mshubert.models.ctc import ssl_to_ctc
 from nemo_mshubert.models.finetuning import restore_for_finetuning
-from nemo_mshubert.models.loading import load_encoder, restore_model
+from nemo_mshubert.models.loading import load_encoder, local_path, restore_model
 from tests.convert.conftest import assert_same_weights
 
 pytestmark = pytest.mark.unit
@@ -118,6 +122,26 @@ def test_by_hub_id(letters_path, hub_cache):
 def test_a_model_for_transformers_by_hub_id(ssl_path, hf_folder, hub_cache):
     hub_cache("somebody/hubert", *((path.name, path) for path in hf_folder.iterdir()))
     assert_same_weights(load_encoder("somebody/hubert").state_dict(), restore_model(ssl_path).encoder.state_dict())
+
+
+def test_what_is_fetched_from_the_hub(tmp_path, monkeypatch):
+    """Weights in either format with their configs, as facebook/hubert-base-ls960 has them, and not those of other
+    libraries, which are as large again."""
+    asked = []
+
+    def lacks_it(*_):
+        raise LocalEntryNotFoundError("model.nemo")
+
+    monkeypatch.setattr(loading, "hf_hub_download", lacks_it)
+    monkeypatch.setattr(
+        loading, "snapshot_download", lambda _, allow_patterns: asked.extend(allow_patterns) or str(tmp_path)
+    )
+    (tmp_path / "config.json").touch()
+    assert local_path("somebody/hubert") == tmp_path
+    needed = {"config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin"}
+    needed |= {"pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"}
+    others = {"tf_model.h5", "flax_model.msgpack", "README.md", "model.onnx"}
+    assert {name for name in needed | others if any(fnmatch(name, pattern) for pattern in asked)} == needed
 
 
 def test_what_is_nowhere(hub_cache):

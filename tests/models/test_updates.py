@@ -20,6 +20,7 @@ import sys
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
@@ -30,7 +31,12 @@ from omegaconf import OmegaConf
 from nemo_mshubert.callbacks import step_guard
 from nemo_mshubert.callbacks.step_guard import NonFiniteTrainingError, StepGuard
 from nemo_mshubert.models import MSHuBERTModel, mshubert_model
-from nemo_mshubert.models.prediction_metrics import training_metrics
+from nemo_mshubert.models.prediction_metrics import (
+    training_metrics,
+    validation_means,
+    validation_sums,
+    view_cosines,
+)
 from nemo_mshubert.modules.frames import frame_count
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.modules.transformer import FeedForward
@@ -497,12 +503,34 @@ def test_training_metrics_by_hand():
     """What is watched for weeks: of masked frames, of visible ones, per labelled frame."""
     logits = {3: torch.eye(3)[[0, 1, 2, 0]]}
     labels = [torch.tensor([0, 1, 0, -100])]  # two of three right
-    shown = {3: torch.eye(3)[[0, 1, 1, 1, 1]]}, [torch.tensor([0, 0, 0, 0, 0])]  # one of five
+    shown = {3: torch.eye(3)[[0, 1, 1, 1, 1, 1]]}, [torch.tensor([0, 0, 0, 0, 0, -100])]  # one of five
     metrics = training_metrics((logits, labels), shown, [torch.tensor(6.0)])
     assert metrics["train_3/masked_accuracy"] == pytest.approx(2 / 3)
     assert metrics["train_3/unmasked_accuracy"] == pytest.approx(1 / 5)
     assert metrics["train_3/loss"] == pytest.approx(2.0)
     assert float(metrics["train_3/label_entropy_bits"]) == pytest.approx(0.9183, abs=1e-4)  # of shares 2/3 and 1/3
+    sums = validation_sums((logits, labels), shown, [torch.tensor(6.0)], torch.tensor(3))
+    means = validation_means({name: value.double() for name, value in sums.items()}, [3])
+    assert means["val_loss"] == pytest.approx(2.0)
+    for name in ("masked_accuracy", "unmasked_accuracy", "label_entropy_bits"):
+        assert float(means[f"val_3/{name}"]) == pytest.approx(float(metrics[f"train_3/{name}"]))
+
+
+@pytest.mark.unit
+def test_a_batch_without_labels_leaves_no_gap_in_the_curves():
+    """Of unreadable files alone, all of whose frames may be masked: NaN, as of a run that has diverged."""
+    nothing = {3: torch.eye(3)[:0]}, [torch.zeros(0, dtype=torch.long)]
+    unlabelled = {3: torch.eye(3)}, [torch.full((3,), -100)]
+    metrics = training_metrics(unlabelled, nothing, [torch.tensor(0.0)])
+    sums = validation_sums(unlabelled, nothing, [torch.tensor(0.0)], torch.tensor(0))
+    assert not any(metrics.values()) and float(validation_means(sums, [3])["val_loss"]) == 0
+
+
+@pytest.mark.unit
+def test_without_swap_there_are_no_views_to_compare():
+    """Validations of HuBERT would end in a TypeError."""
+    views = SimpleNamespace(tapped={4: torch.ones(1, 2, 3, 8)})
+    assert view_cosines(views, torch.tensor([0, 4]), torch.tensor([1])) == {"masked_frames": 2, "unmasked_frames": 1}
 
 
 @pytest.mark.unit
