@@ -79,11 +79,23 @@ def test_what_is_no_number_of_its_kind_is_named(changed, value):
     + [("model.encoder.layerdrop", 1), ("model.encoder.layerdrop", 2)]  # no block is trained
     + [("model.label_heads.temperature", 0), ("model.optim.eps", 0), ("model.optim.lr", 0)]
     + [("model.train_ds.max_duration", 0)]  # Lhotse searches for ever
-    + [("seconds_per_update", float("inf")), ("model.masking.mask_length", 2.5)],
+    + [("seconds_per_update", float("inf")), ("model.masking.mask_length", 2.5)]
+    + [("model.loss.penalty_weight", float("inf"))],
 )
 def test_what_would_train_something_else_is_refused(changed, option, value):
     with pytest.raises(ValueError, match=f"^{option}={'null' if value is None else value}: expected "):
         check_numbers(changed("pretrain", option, value))
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [("exp_manager.checkpoint_callback_params.save_top_k", count) for count in (0, -1)]
+    + [("model.train_ds.max_duration", float("inf")), ("model.train_ds.min_duration", -1)]  # NeMo's own defaults
+    + [("model.train_ds.shuffle_buffer_size", None), ("model.optim.sched.warmup_ratio", 1.0)],
+)
+def test_the_ends_of_what_may_be_are_taken(changed, option, value):
+    """A run that NeMo can do would be refused."""
+    check_numbers(changed("finetune", option, value))
 
 
 @pytest.mark.parametrize("option, value", [("final_lr_scale", 0), ("warmup_ratio", 1.5), ("hold_ratio", -0.1)])
@@ -91,6 +103,11 @@ def test_the_schedule_of_fine_tuning_is_looked_at(changed, option, value):
     """A decay to 0 by a factor was a math domain error, after half of the updates."""
     with pytest.raises(ValueError, match=f"^model.optim.sched.{option}={value}: expected a number "):
         check_numbers(changed("finetune", f"model.optim.sched.{option}", value))
+
+
+def test_what_fine_tuning_has_in_its_first_level_is_looked_at(changed):
+    with pytest.raises(ValueError, match="^max_nonfinite_steps=1.5: expected a whole number, 0 or above.$"):
+        check_numbers(changed("finetune", "max_nonfinite_steps", 1.5))
 
 
 def test_null_stands_for_a_default_where_there_is_one(changed):

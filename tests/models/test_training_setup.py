@@ -202,6 +202,9 @@ def test_torchrun_with_another_number_of_devices_is_refused(monkeypatch, tiny_co
         plan_updates(config)
     config.trainer.devices = 2
     plan_updates(config)
+    monkeypatch.setenv("WORLD_SIZE", "4")  # two machines
+    with pytest.raises(ValueError, match="has started 4 .* make 2: set trainer.devices=2 and trainer.num_nodes to"):
+        plan_updates(tiny_config("trainer.devices=2"))
 
 
 def test_a_slurm_job_with_another_number_of_tasks_is_refused(monkeypatch, tiny_config):
