@@ -38,8 +38,13 @@ PATIENCE_SECONDS = 1200.0  # that other ranks wait, while rank 0 may be copying 
 
 def checkpoint_folder(exp_manager_config: DictConfig) -> Path:
     """Where NeMo's exp_manager keeps the checkpoints of a run. If the run does not resume, its version is chosen
-    now."""
+    now. Raises ``ValueError`` for a name with a slash, which would put them elsewhere."""
     config = exp_manager_config
+    if os.sep in str(config.name):
+        raise ValueError(
+            f"name={config.name}: checkpoints have the run's name, and the slash would put them into folders in which "
+            f"no run looks for them. Name it {Path(config.name).name}; exp_manager.exp_dir takes folders."
+        )
     runs = "nemo_experiments" if config.get("exp_dir") is None else config.exp_dir
     log_folder = config.get("explicit_log_dir") or Path(runs) / (config.name or "default") / _version(config)
     return Path(config.checkpoint_callback_params.get("dirpath") or Path(log_folder) / "checkpoints")

@@ -251,6 +251,12 @@ def test_folder_is_that_of_exp_manager():
     assert str(checkpoint_folder(OmegaConf.create(config))) == "/scratch/kept"
 
 
+def test_a_name_with_a_slash_is_refused():
+    """Its checkpoints are named ``a/b--...``: after a kill, an unfinished one would be taken for whole."""
+    with pytest.raises(ValueError, match="name=a/b: .* Name it b; exp_manager.exp_dir takes folders"):
+        checkpoint_folder(OmegaConf.create({"name": "a/b", "checkpoint_callback_params": {}}))
+
+
 @pytest.mark.parametrize("resumes", [True, False])
 def test_folder_of_a_version_is_that_of_exp_manager(monkeypatch, resumes):
     """Ranks that Lightning starts find in the environment which one rank 0 has chosen; the lock and the mark of a
