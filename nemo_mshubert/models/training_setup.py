@@ -124,12 +124,12 @@ def _check_launch(trainer_config: DictConfig) -> None:
 
 def _choose_device(trainer_config: DictConfig) -> None:
     """Use one process if no NVIDIA GPU is used. Apple's GPUs lack float64, the dtype of sums over the data."""
-    if torch.cuda.is_available() and trainer_config.accelerator != "cpu":
+    if torch.cuda.is_available() and trainer_config.get("accelerator") != "cpu":
         return
     with open_dict(trainer_config):
         if trainer_config.get("devices") in ALL_DEVICES:
             trainer_config.devices = 1
-        if trainer_config.accelerator == "auto" and torch.backends.mps.is_available():
+        if trainer_config.get("accelerator", "auto") == "auto" and torch.backends.mps.is_available():
             logging.warning("Training runs on the CPU: Apple's GPUs lack float64.")
             trainer_config.accelerator = "cpu"
 

@@ -139,12 +139,13 @@ def test_the_processor_is_one_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    warnings = []
-    monkeypatch.setattr(training_setup.logging, "warning", warnings.append)
-    config = load_config("pretrain", "mshubert_base")
-    plan_updates(config)
-    assert (config.trainer.accelerator, config.trainer.devices) == ("cpu", 1)
-    assert warnings == ["Training runs on the CPU: Apple's GPUs lack float64."]
+    for given in ([], ["~trainer.accelerator"]):
+        warnings = []
+        monkeypatch.setattr(training_setup.logging, "warning", warnings.append)
+        config = load_config("pretrain", "mshubert_base", *given)
+        plan_updates(config)
+        assert (config.trainer.accelerator, config.trainer.devices) == ("cpu", 1)
+        assert warnings == ["Training runs on the CPU: Apple's GPUs lack float64."]
 
 
 def test_every_run_has_its_callbacks(tiny_config):
