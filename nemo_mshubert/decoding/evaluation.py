@@ -209,19 +209,27 @@ def _decoded(
     batch_seconds: float,
 ) -> Window:
     """Log-probabilities and texts of this rank's utterances, window by window; those of finished windows are read."""
-    log_probs, texts = [], {decoder_name: [] for decoder_name in decoders}
     if unfinished.has(0):
         logging.info(f"{name}: goes on behind what an interrupted evaluation has finished in {unfinished.folder}")
+    order, log_probs, texts = [], [], {decoder_name: [] for decoder_name in decoders}
     for number, window in enumerate(windows(entries)):
         if unfinished.has(number):
             found = unfinished.read(number)
         else:
-            found = _decoded_window(model, name, window, decoders, batch_seconds)
+            found = _decoded_window(model, name, [entries[index] for index in window], decoders, batch_seconds)
             unfinished.write(number, model.decoder.vocabulary, found)
+        order += window
         log_probs += found.log_probs
         for decoder_name, some in found.texts.items():
             texts[decoder_name] += some
-    return Window(log_probs, texts)
+    in_order = {decoder_name: _sorted(found, order) for decoder_name, found in texts.items()}
+    return Window(_sorted(log_probs, order), in_order)
+
+
+def _sorted(values: List[Any], indices: List[int]) -> List[Any]:
+    """``values`` by their ``indices``; none if there are none."""
+    by_index = dict(zip(indices, values))
+    return [by_index[index] for index in range(len(by_index))]
 
 
 def _decoded_window(

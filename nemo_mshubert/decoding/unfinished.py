@@ -36,7 +36,7 @@ WINDOW_SECONDS = 1800
 
 
 class Window(NamedTuple):
-    """Some neighbouring utterances of a manifest.
+    """What was computed for some utterances of a manifest.
 
     Attributes:
         log_probs: for each utterance, float32 ``[T, V + 1]``; nothing for a model with BPE tokens.
@@ -47,17 +47,18 @@ class Window(NamedTuple):
     texts: Dict[str, List[str]]
 
 
-def windows(entries: Sequence[Dict[str, Any]]) -> Iterator[List[Dict[str, Any]]]:
-    """Cut a manifest behind each line with which a window has `WINDOW_SECONDS` of audio."""
+def windows(entries: Sequence[Dict[str, Any]]) -> Iterator[List[int]]:
+    """Cut a manifest into windows: sorted indices into ``entries``. The first window has the longest utterances, and
+    so on: similar lengths fit into batches with little padding."""
     window, seconds = [], 0.0
-    for entry in entries:
-        window.append(entry)
-        seconds += entry["duration"]
+    for index in sorted(range(len(entries)), key=lambda index: -entries[index]["duration"]):
+        window.append(index)
+        seconds += entries[index]["duration"]
         if seconds >= WINDOW_SECONDS:
-            yield window
+            yield sorted(window)
             window, seconds = [], 0.0
     if window:
-        yield window
+        yield sorted(window)
 
 
 class Unfinished:
