@@ -30,11 +30,12 @@ MASKS = {
     "padding": torch.tensor([[True] * 7 + [False] * 2, [True] * 9])[:, None, None, :],
     "bias": torch.linspace(-3, 3, 4 * 81).view(1, 4, 9, 9),  # of WavLM
 }
+MASKS["bias and padding"] = MASKS["bias"].expand(2, -1, -1, -1).masked_fill(~MASKS["padding"], -math.inf)
 
 
-def qkv(seed: int = 0):
+def qkv(seed: int = 0, num_frames: int = 9):
     torch.manual_seed(seed)
-    return [torch.randn(2, 4, 9, 6, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    return [torch.randn(2, 4, num_frames, 6, dtype=torch.float64, requires_grad=True) for _ in range(3)]
 
 
 def double(mask):
@@ -71,6 +72,17 @@ def test_attention_equals_pytorchs_but_for_dropout(mask, part_size, monkeypatch)
     monkeypatch.setattr(reference, "forced", True)
     attend(*qkv(), mask, 0.1)
     assert called == [0.0, 0.1]
+
+
+@pytest.mark.unit
+def test_large_scores_do_not_overflow():
+    """The exponential of a score above 88 is infinite in fp32, above 709 in fp64, and makes all weights NaN."""
+    outputs = []
+    for rate in (0.5 / LEVELS, 0.0):
+        q, k, v = qkv()
+        y = attend(1000 * q, k, v, None, rate)
+        outputs.append([y, *torch.autograd.grad(y.square().sum(), [q, k, v])])
+    torch.testing.assert_close(*outputs)
 
 
 @pytest.mark.unit
@@ -134,8 +146,8 @@ def test_a_byte_of_each_weight_is_kept():
 @pytest.mark.unit
 def test_bf16_under_autocast():
     """Weights of attention are fp32 under autocast, so that their sums are; what comes and goes is bf16."""
-    offset = [0.0, 0.0, 3.0]  # values with a mean: their gradients cancel, and rounding shows
-    inputs = [(x.detach() + mean).bfloat16() for x, mean in zip(qkv(), offset)]
+    offset = [0.0, 0.0, 3.0]  # values with a mean: their gradients cancel, and rounding shows; most in long utterances
+    inputs = [(x.detach() + mean).bfloat16() for x, mean in zip(qkv(num_frames=200), offset)]
     exact, rounded = ([x.to(dtype).requires_grad_() for x in inputs] for dtype in (torch.float32, torch.bfloat16))
     torch.manual_seed(1)
     y = attend(*exact, None, 0.5)

@@ -159,11 +159,14 @@ def test_rows_too_short_to_mask_do_not_unmask_the_others():
 
 @pytest.mark.unit
 def test_generator_alone_decides():
-    """Otherwise a resumed run draws other masks."""
-    first = span_mask([200, 100], 0.65, 10, generator=generator(7))
+    """Otherwise a resumed run draws other masks: numbers of spans, places, and the frame that a short row shows."""
+    lengths = [200, 100, *range(2, 40)]
+    first = span_mask(lengths, 0.65, 10, same_count=False, generator=generator(7))
+    trimmed = span_mask(lengths, 0.65, 10, generator=generator(7))
     torch.manual_seed(99)
-    assert torch.equal(first, span_mask([200, 100], 0.65, 10, generator=generator(7)))
-    assert not torch.equal(first, span_mask([200, 100], 0.65, 10, generator=generator(8)))
+    assert torch.equal(first, span_mask(lengths, 0.65, 10, same_count=False, generator=generator(7)))
+    assert torch.equal(trimmed, span_mask(lengths, 0.65, 10, generator=generator(7)))
+    assert not torch.equal(first, span_mask(lengths, 0.65, 10, same_count=False, generator=generator(8)))
 
 
 @pytest.mark.unit
