@@ -87,6 +87,8 @@ def test_positional_embedding_equals_transformers(kernel, gradient, monkeypatch)
     assert len(kept) == 2 - gradient
     x_BTD.requires_grad_()
     assert ours(x_BTD).requires_grad and len(kept) == 2 - gradient
+    ours.conv.bias.requires_grad_()
+    assert ours(x_BTD.detach()).requires_grad  # of a model whose biases alone are tuned
     monkeypatch.setattr(reference, "forced", True)
     torch.testing.assert_close(ours(x_BTD), expected, rtol=1e-5, atol=1e-5)
     assert convolved

@@ -67,12 +67,20 @@ def test_long_files_are_scaled_as_short_ones(loudness):
 @pytest.mark.unit
 def test_it_has_no_weights_and_the_attributes_of_nemo():
     """NeMo's streaming code rebuilds it from the config and reads the featurizer; timestamps use the stride."""
-    preprocessor = WaveformPreprocessor(window_stride=6.25e-05)
-    assert not preprocessor.state_dict()
-    featurizer = preprocessor.featurizer
-    assert (featurizer.sample_rate, featurizer.hop_length) == (16000, 1)
-    assert featurizer.window_stride * 320 == pytest.approx(0.02)
-    featurizer.dither, featurizer.pad_to = 0.1, 16  # set by pipelines, without meaning here
+    for preprocessor in (WaveformPreprocessor(window_stride=6.25e-05), WaveformPreprocessor()):
+        assert not preprocessor.state_dict()
+        featurizer = preprocessor.featurizer
+        assert (featurizer.sample_rate, featurizer.hop_length) == (16000, 1)
+        assert featurizer.window_stride * 320 == pytest.approx(0.02)
+        featurizer.dither, featurizer.pad_to = 0.1, 16  # set by pipelines, without meaning here
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("normalize", [False, "None", "NA"])
+def test_nemos_other_names_for_no_normalisation(normalize, batch):
+    """Its pipelines write them over the config of a model; refused, or taken for a scaling, they would be heard."""
+    signal, _ = WaveformPreprocessor(normalize=normalize)(input_signal=batch[0], length=batch[1])
+    assert torch.equal(signal[0, 0], batch[0][0])
 
 
 @pytest.mark.unit
