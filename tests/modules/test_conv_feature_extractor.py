@@ -89,8 +89,10 @@ def test_reference_path_is_the_fast_one(norm, bias, padded, monkeypatch):
 @pytest.mark.unit
 @pytest.mark.parametrize("norm, bias", [("group", False), ("layer", True)])
 @pytest.mark.parametrize("padded", [False, True])
-def test_parts_of_a_large_batch_are_the_batch(norm, bias, padded, monkeypatch):
-    """A batch that is large enough to go through the convolutions in parts must give the same frames and gradients."""
+@pytest.mark.parametrize("size, expected_rows", [(3 * 639 * CHANNELS - 1, [2, 2, 1]), (639 * CHANNELS - 1, [1] * 5)])
+def test_parts_of_a_large_batch_are_the_batch(norm, bias, padded, size, expected_rows, monkeypatch):
+    """A batch that is large enough to go through the convolutions in parts must give the same frames and gradients;
+    so must one of utterances that are too large for a part."""
     ours, _ = pair(norm, bias)
     signal = torch.randn(5, 1, 3200)
     lengths = torch.tensor([3200, 900, 3200, 2000, 400]) if padded else torch.full((5,), 3200)
@@ -106,9 +108,9 @@ def test_parts_of_a_large_batch_are_the_batch(norm, bias, padded, monkeypatch):
     rows = []
     hook = ours.conv_layers[0].register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     with monkeypatch.context() as patch:
-        patch.setattr(conv_feature_extractor, "PART_SIZE", 3 * 639 * CHANNELS - 1)  # 639 frames in the first layer
+        patch.setattr(conv_feature_extractor, "PART_SIZE", size)  # 639 frames in the first layer
         in_parts = frames_and_gradients()
-    assert rows == [2, 2, 1]
+    assert rows == expected_rows
     hook.remove()
     monkeypatch.setattr(reference, "forced", True)
     torch.testing.assert_close(in_parts, frames_and_gradients(), rtol=1e-4, atol=1e-5)

@@ -324,9 +324,10 @@ def test_empty_and_short_utterances_have_no_frames_and_spoil_nothing(tiny_encode
 
 @pytest.mark.unit
 @pytest.mark.parametrize("samples, frames", [(5000, 15), (0, 0)])
-def test_gradients_stay_finite_with_empty_utterances(tiny_encoder, samples, frames):
+@pytest.mark.parametrize("options", [{}, {"attention_dropout": 0.1}, {"position_buckets": 8}])
+def test_gradients_stay_finite_with_empty_utterances(tiny_encoder, samples, frames, options):
     """One empty row in training, or nothing else, must not turn the weights into NaN."""
-    encoder = tiny_encoder().train()
+    encoder = tiny_encoder(**options).train()
     lengths = torch.tensor([samples, 0])
     signal = torch.randn(2, 1, 5000) * (torch.arange(5000) < lengths[:, None, None])
     mask_BT = span_mask([frames, 0], 0.5, 4, num_positions=15)
@@ -532,6 +533,8 @@ def test_blocks_above_the_highest_tap_are_not_run(tiny_encoder, batch, masks):
         layer.register_forward_hook(lambda *_, number=number: calls.append(number))
     encoder.forward_views(*batch, masks, [1, 3])
     assert calls == [1, 2, 3]
+    encoder.extract_features(batch[0][:, 0], batch[1], 2)  # half of the time that labels take
+    assert calls == [1, 2, 3, 1, 2]
 
 
 @pytest.mark.unit
