@@ -29,5 +29,5 @@ def weights_fingerprint(module: nn.Module, dtype: torch.dtype = torch.float32) -
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
         tensor = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
-        digest.update(tensor.to("cpu", torch.float32).contiguous().numpy().tobytes())
+        digest.update(tensor.to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -30,7 +30,6 @@ class TriStageAnnealingParams(WarmupHoldSchedulerParams):
 
     init_lr_scale: float = 0.01
     final_lr_scale: float = 0.05
-    max_steps: int = 0
 
 
 class TriStageAnnealing(WarmupHoldPolicy):
