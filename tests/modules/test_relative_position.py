@@ -46,3 +46,11 @@ def test_equals_transformers_where_positions_matter(num_frames):
 def test_biases_start_small():
     """Of N(0, 1) they would drown the content of frames."""
     assert RelativePositionBias(320, 800, 12).embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.unit
+def test_the_encoder_has_the_distances_asked_for(tiny_encoder):
+    """With WavLM's 800 frames whatever was asked, a model trained with others would confuse its distances."""
+    offset = torch.arange(-60, 61)
+    found = tiny_encoder(position_buckets=16, position_max_distance=40).position_bias.buckets(offset)
+    assert torch.equal(found, RelativePositionBias(16, 40, 2).buckets(offset))

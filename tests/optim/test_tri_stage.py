@@ -122,3 +122,8 @@ def test_the_lowest_rate_of_nemo_is_kept():
     plain, kept = (rates(24, warmup_steps=4, max_steps=20, **options) for options in ({}, {"min_lr": PEAK / 5}))
     assert kept[:4] == plain[:4] and kept[0] < PEAK / 5
     assert kept[4:] == [max(rate, PEAK / 5) for rate in plain[4:]] and min(plain[4:]) < PEAK / 5
+
+
+def test_a_hold_to_the_end_needs_no_decay():
+    """warmup_ratio 0.1 and hold_ratio 0.9: the last update of the training must not end in a division by zero."""
+    assert rates(22, warmup_ratio=0.1, hold_ratio=0.9, max_steps=20)[2:21] == pytest.approx([PEAK] * 19)
