@@ -483,5 +483,9 @@ def test_a_frozen_encoder_goes_back_to_training(tiny_encoder):
     encoder.unfreeze(partial=True)
     assert encoder.training
     encoder.eval().freeze()
+    encoder.train()  # this, too
+    encoder.unfreeze(partial=True)
+    assert encoder.training
+    encoder.eval().freeze()
     encoder.unfreeze()
     assert encoder.training  # as NeMo's
