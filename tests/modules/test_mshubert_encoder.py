@@ -646,11 +646,11 @@ def test_intermediate_ctc_finds_the_captured_blocks(tiny_encoder, batch):
 
 @pytest.mark.unit
 def test_input_example_runs(tiny_encoder):
-    """Export begins with it."""
+    """Export begins with it. From `_feat_out` NeMo takes the width of an output layer whose config says none."""
     encoder = tiny_encoder()
     signal, length = encoder.input_example(max_batch=2, max_dim=3200)
     outputs, frames = encoder(audio_signal=signal, length=length)
-    assert outputs.shape == (2, 24, 9) and frames.tolist() == [9, 9]
+    assert outputs.shape == (2, 24, 9) and frames.tolist() == [9, 9] and encoder._feat_out == 24
 
 
 @pytest.mark.unit
