@@ -117,7 +117,7 @@ def _change_decoding_strategy(model: EncDecCTCModel, decoding_cfg=None, verbose:
     ``change_vocabulary()`` has replaced the decoding, the stock method is used again, which turns times on.
     """
     is_ours = isinstance(model.decoding, LexiconCTCDecoding)
-    if is_ours and decoding_cfg is not None and decoding_cfg is model.cfg.decoding and not verbose:
+    if is_ours and decoding_cfg is model.cfg.decoding and not verbose:
         return
     del model.change_decoding_strategy  # the stock method again
     model.change_decoding_strategy(decoding_cfg, verbose=verbose)

@@ -60,7 +60,7 @@ def text_lines(path: PathLike) -> Iterator[str]:
     """Lines of UTF-8 text, plain or ``.gz``, without the byte order mark that Windows writes at the beginning.
 
     Raises:
-        ValueError: the text is not UTF-8, or the ``.gz`` is damaged; names file and line.
+        ValueError: the text is not UTF-8 (names file and line), or the ``.gz`` is damaged.
     """
     with open_maybe_gzip(path) as stream:
         for number, line in enumerate(stream, start=1):

@@ -119,8 +119,10 @@ def test_chunks_of_a_model_of_scaled_audio_keep_their_loudness(small_chunks, tin
 def test_a_model_of_other_frames_is_not_cut_at_those_of_hubert(small_chunks, tiny_ctc):
     """Half of the text of a long file was lost at 100 Hz, without a word."""
     model = tiny_ctc(conv_layers=TINY_ENCODER["conv_layers"][:-1], conv_norm="layer_norm")
+    model.preprocessor.normalized = True
     with pytest.raises(ValueError, match=r"makes \d+ frames of \d+ samples, HuBERT \d+.* Cut them into shorter ones"):
         long_log_probs(model, noise(16000 * 12))
+    assert model.preprocessor.normalized  # also of the shorter ones
 
 
 @pytest.fixture
@@ -168,6 +170,16 @@ def test_chunks_change_nothing_in_training(small_chunks, tiny_ctc, longest_input
     passes = longest_input(model.train())
     log_probs, frames, _ = model(input_signal=torch.zeros(1, 16000 * 8), input_signal_length=torch.tensor([16000 * 8]))
     assert passes == [16000 * 8] and log_probs.requires_grad and frames.tolist() == [frame_count(16000 * 8)]
+
+
+def test_chunks_leave_what_comes_without_waveforms(small_chunks, tiny_ctc):
+    """NeMo may call the model with what its preprocessor has made; there is nothing to cut."""
+    model = tiny_ctc(conv_norm="layer_norm")
+    processed, length = model.preprocessor(input_signal=torch.randn(1, 16000), length=torch.tensor([16000]))
+    arguments = {"processed_signal": processed, "processed_signal_length": length}
+    expected = model(**arguments)[0]
+    use_chunks(model)
+    assert model(**arguments)[0].equal(expected)
 
 
 def test_chunks_do_not_hinder_an_export(small_chunks, tiny_ctc, tmp_path):

@@ -32,7 +32,7 @@ def test_defaults_are_the_wav2vec_recipe_and_need_only_the_files():
     smallest = read_config(DEFAULTS, lm="lm.bin", lexicon="lm.lexicon", beam_size=1, beam_size_token=1)
     assert (smallest.beam_size, smallest.beam_size_token) == (1, 1)  # a greedy search is allowed
     assert read_config(DEFAULTS, lm="lm.bin", lexicon="lm.lexicon", lm_weight=0.0).lm_weight == 0  # not the default
-    with pytest.raises(ValueError, match="lexicon_beam.yaml: lexicon not set"):
+    with pytest.raises(ValueError, match="lexicon_beam.yaml: lexicon not set. Name the files in the YAML or as arg"):
         read_config(DEFAULTS, lm="lm.bin")
 
 

@@ -103,6 +103,7 @@ def test_a_padded_batch_decodes_as_each_utterance_alone(decoder, emit, workers):
         decoding = LexiconCTCDecoding(pool)
         together = decoding.ctc_decoder_predictions_tensor(batch, lengths)
         assert [best.text for best in together] == ["the sea", "a", ""]
+        assert [best.length for best in together] == lengths.tolist()
         expected = decoder.decode_all(enumerate(utterances))
         assert [(best.text, best.score) for best in together] == [(best.text, best.score) for best in expected]
         for wrong in ([7, 2, 9], [7, 2], [-1, 2, 0]):
@@ -167,6 +168,18 @@ def test_segments_are_those_of_nemo(decoder, audio, gap):
     assert gap is None or len(segments) > 1
 
 
+@pytest.mark.unit
+def test_segments_end_at_the_words_that_the_model_is_told_of(decoder, emit):
+    """Subtitles of one line for an hour of speech, whatever the model's configuration says."""
+    model = new_model()
+    with open_dict(model.cfg.decoding):
+        model.cfg.decoding.segment_seperators = ["a"]
+    use_lexicon_decoder(model, decoder)
+    spoken = torch.from_numpy(emit("the|sea|to|a|to", ENGLISH_LABELS))[None]
+    (best,) = model.decoding.ctc_decoder_predictions_tensor(spoken)
+    assert [segment["segment"] for segment in best.timestamp["segment"]] == ["the sea", "to a", "to"]
+
+
 def test_no_words_have_no_segments(decoder):
     """A silent file must not end transcribe()."""
     blank = torch.full((1, 5, len(ENGLISH_LABELS) + 1), -20.0)
@@ -183,8 +196,11 @@ def test_whoever_asks_for_another_decoding_gets_it(decoder, is_own, verbose):
     model = new_model()
     use_lexicon_decoder(model, decoder)
     config = model.cfg.decoding if is_own else model.cfg.decoding.copy()
+    with open_dict(config):
+        config.segment_gap_threshold = 7
     model.change_decoding_strategy(config, verbose=verbose)
     assert not isinstance(model.decoding, LexiconCTCDecoding) and "change_decoding_strategy" not in vars(model)
+    assert model.decoding.segment_gap_threshold == 7  # theirs, not NeMo's default
 
 
 def test_a_new_vocabulary_ends_the_lexicon(decoder, audio):

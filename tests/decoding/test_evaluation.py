@@ -179,6 +179,46 @@ def test_several_decoders_share_one_pass_of_the_model(
     assert found[2] == "" and set(" ".join(found).split()) <= set(vocabulary) and any(found)
 
 
+def test_batches_are_as_long_as_wanted(model, manifest, tmp_path, monkeypatch):
+    """Where the memory of a GPU is short, ``--batch_seconds`` is all there is to turn."""
+    rows, forward = [], model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda **inputs: rows.append(len(inputs["input_signal"])) or forward(**inputs)
+    )
+    for seconds, expected in ((1, [1, 1, 1, 1]), (120, [4])):
+        folder = tmp_path / str(seconds)
+        evaluate_manifests(model, "a", [manifest], folder, {"greedy": greedy_decoder(model)}, seconds)
+        assert rows == expected
+        rows.clear()
+
+
+def test_a_beam_search_has_the_processes_it_was_given(
+    model, manifest, tmp_path, write_arpa, write_lexicon_of, make_config, monkeypatch
+):
+    """``--workers 16`` on one core takes a day, and nobody is told."""
+    pytest.importorskip("flashlight.lib.text", reason="the beam search needs flashlight-text")
+    from nemo_mshubert.decoding.parallel import ParallelDecoder
+
+    monkeypatch.setattr(evaluation, "cores_per_rank", lambda: 7)
+    config = make_config(write_arpa({"the": -1.0, "a": -1.0}), write_lexicon_of(["the", "a"]), beam_size=5)
+    searches = []
+
+    class Watched(ParallelDecoder):
+        def __init__(self, decoder, workers):
+            super().__init__(decoder, 1)
+            self.given, self.entered = workers, 0
+            searches.append(self)
+
+        def __enter__(self):
+            self.entered += 1
+            return super().__enter__()
+
+    monkeypatch.setattr("nemo_mshubert.decoding.parallel.ParallelDecoder", Watched)
+    decoders = {"default": lexicon_decoder(model, config), "three": lexicon_decoder(model, config, 3)}
+    evaluate_manifests(model, "a", [manifest], tmp_path / "out", decoders)
+    assert [(search.given, search.entered) for search in searches] == [(7, 1), (3, 1)]
+
+
 @pytest.mark.parametrize("num_ranks", [2, 5])  # 5: more than the utterances
 def test_ranks_share_an_evaluation(model, manifest, tmp_path, num_ranks):
     """Eight GPUs must find what one finds, in its order."""
@@ -223,6 +263,7 @@ def test_results_of_one_model_add_up(model, manifest, tmp_path):
     table = results_table(evaluate_manifests(model, "b.nemo", [tmp_path / "dev.json"], output, decoders))
     assert "| dev |" in table and "| test |" not in table  # what this call has found
     stored = json.loads((output / "results.json").read_text())
+    assert stored["model"] == "b.nemo"  # the newest of its names
     results = stored["results"]
     assert list(results) == list(stored["manifests"]) == ["test", "dev"]  # another test.json is refused still
     for name, reference_words in (("test", 9), ("dev", 2)):
@@ -317,7 +358,7 @@ def test_results_of_another_model_are_not_replaced(letters_path, model, manifest
         evaluate_manifests(again, "a.nemo", [manifest], output, decoders)  # trained anew under its old name
     assert (output / "results.json").read_text() == before
     damaged = {**json.loads(before), "manifests": {"test": {"path": "a"}}}
-    for content in ("[]", json.dumps(damaged)):
+    for content in ("[]", "{}", json.dumps(damaged), json.dumps({**json.loads(before), "results": []})):
         (output / "results.json").write_text(content)
         with pytest.raises(ValueError, match="results.json: not a results.json of scripts/evaluate.py"):
             evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
@@ -405,6 +446,18 @@ def test_an_interrupted_evaluation_goes_on(interrupted, tmp_path):
             np.testing.assert_array_equal(
                 *map(np.concatenate, (read_log_probs(path)[3] for path in (found, expected)))
             )
+
+
+def test_finished_windows_stay_until_all_results_are_written(model, manifest, tmp_path):
+    """A rank that removes its own before rank 0 has written them would have to begin anew if that one is killed."""
+    folder, left = tmp_path / "out", []
+
+    def wait():
+        left.extend([(folder / "results.json").is_file(), len(list(folder.glob(".test.*.partial")))])
+
+    ranks = LaunchedRanks(0, 1, wait, ALONE.gather)
+    evaluate_manifests(model, "a", [manifest], folder, {"greedy": greedy_decoder(model)}, 120, ranks)
+    assert left == [True, 1] and not list(folder.glob(".test.*"))
 
 
 @pytest.mark.parametrize(

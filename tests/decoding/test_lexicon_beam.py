@@ -278,6 +278,8 @@ def test_nan_names_the_utterance_and_the_frame(ab_decoder, emit, value):
 def test_output_of_another_model_is_refused(ab_decoder, emit):
     with pytest.raises(ValueError, match=re.escape("utt: log-probabilities of shape (2, 29), expected [frames, 4]")):
         ab_decoder.decode(emit("ab", ENGLISH_LABELS), "utt")
+    with pytest.raises(ValueError, match=re.escape("utt: log-probabilities of shape (4,), expected [frames, 4]")):
+        ab_decoder.decode(emit("a", AB)[0], "utt")
 
 
 def test_lm_that_knows_no_word_of_the_lexicon_is_refused(write_arpa, write_lexicon_of, make_config):

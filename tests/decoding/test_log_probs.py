@@ -17,6 +17,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from nemo_mshubert.decoding.greedy import greedy_text
 from nemo_mshubert.decoding.log_probs import checked_log_probs, read_log_probs, write_log_probs
@@ -79,5 +80,10 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="evaluate.py"):
         read_log_probs(tmp_path / "absent")
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(ValueError, match="text: not a file of log-probabilities"):
-        read_log_probs(tmp_path / "text")
+    save_file({"weight": np.zeros(2)}, tmp_path / "model")
+    save_file({"weight": np.zeros(2)}, tmp_path / "labelled", metadata={"labels": "[]"})
+    for name in ("text", "model", "labelled"):
+        with pytest.raises(
+            ValueError, match=f"{name}: not a file of log-probabilities .*Write it anew with scripts/ev"
+        ):
+            read_log_probs(tmp_path / name)

@@ -70,6 +70,7 @@ def run_script(monkeypatch):
         ("well-known \u201cquotes\u201d -- here", "well known quotes here"),
         ("in 1984 na\u00efve", "in 1984 na\u00efve"),
         ("\ufb01ne  ' print", "fine print"),
+        ("\u2018Tis rock \u2018n\u2019 roll", "'tis rock 'n' roll"),
         ("...", ""),
     ],
 )
@@ -140,6 +141,16 @@ def test_json_of_something_else_is_no_text(tmp_path, start):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("name", ["train.json", "train.jsonl", "train.jsonl.gz"])
+def test_a_manifest_may_begin_with_a_mistake(tmp_path, name):
+    """Taken for text, its keys and file names would be words of the LM."""
+    content = b'{"audio_filepath": "seagull.flac", "text": "one"\n{"audio_filepath": "b.flac", "text": "two"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(ValueError, match=f"{name}:1: not JSON"):
+        normalized_sentences([tmp_path / name], ENGLISH_LABELS)
+
+
+@pytest.mark.unit
 def test_text_that_looks_like_json_is_text(tmp_path):
     """A number, a quotation or a bracket may begin a text."""
     (tmp_path / "a.json.txt").write_text('"one"\n')
@@ -161,6 +172,8 @@ def test_text_without_words_or_in_another_alphabet_is_refused_before_training(tm
     ]:
         with pytest.raises(ValueError, match=message):
             train_arpa(normalized_sentences([tmp_path / name], ENGLISH_LABELS), tmp_path / "lm.arpa", 2)
+    with pytest.raises(ValueError, match="lm.arpa: no sentences"):
+        train_arpa([], tmp_path / "lm.arpa", 2)
     with pytest.raises(FileNotFoundError, match="absent.txt: no such text"):
         normalized_sentences([tmp_path / "absent.txt"], ENGLISH_LABELS)
     assert not (tmp_path / "lm.arpa").exists()
@@ -215,7 +228,16 @@ def test_an_empty_word_list_is_refused_before_training(tmp_path, run_script):
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("order, prune, message", [(1, [], "order 1"), (7, [], "order 7"), (2, [0, 0, 1], "pruning")])
+@pytest.mark.parametrize(
+    "order, prune, message",
+    [
+        (1, [], "order 1"),
+        (7, [], "order 7"),
+        (2, [0, 0, 1], "pruning"),
+        (3, [0, 2, 1], "pruning"),
+        (3, [1], "pruning"),  # words would be missing
+    ],
+)
 def test_orders_and_prunings_that_kenlm_does_not_take(tmp_path, order, prune, message):
     with pytest.raises(ValueError, match=message):
         train_arpa(iter(["a"]), tmp_path / "lm.arpa", order, prune)
@@ -223,7 +245,7 @@ def test_orders_and_prunings_that_kenlm_does_not_take(tmp_path, order, prune, me
 
 @pytest.mark.unit
 def test_words_of_an_arpa_without_markers(tmp_path, write_arpa):
-    path = write_arpa({"THE": -1.0, "CAT": -1.0}, {("THE", "CAT"): -0.1})
+    path = write_arpa({"<UNK>": -9.0, "THE": -1.0, "CAT": -1.0}, {("THE", "CAT"): -0.1})
     assert list(arpa_words(path)) == ["THE", "CAT"]
     (tmp_path / "tiny.arpa.gz").write_bytes(gzip.compress(Path(path).read_bytes()))
     assert list(arpa_words(tmp_path / "tiny.arpa.gz")) == ["THE", "CAT"]
@@ -300,6 +322,8 @@ def test_absent_kenlm_says_how_to_build_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="scripts/build_kenlm.sh"):
         ngram.find_kenlm_tool("lmplz")
+    with pytest.raises(FileNotFoundError, match=f"KenLM's lmplz is not in {tmp_path / 'bin'}. Build it with"):
+        ngram.find_kenlm_tool("lmplz", tmp_path / "bin")
 
 
 @needs_kenlm
@@ -357,14 +381,15 @@ def test_a_broken_arpa_leaves_no_binary(tmp_path):
 
 
 @pytest.mark.unit
-def test_a_training_that_fails_leaves_no_lm(tmp_path):
-    """A disk that is full while lmplz writes: the half of an ARPA is one, of fewer words."""
+@pytest.mark.parametrize("reads", ["cat > /dev/null", ""])
+def test_a_training_that_fails_leaves_no_lm(tmp_path, reads):
+    """A disk that is full while lmplz writes, or before it has read all: half of an ARPA is one, of fewer words."""
     (tmp_path / "bin").mkdir()
     tool = tmp_path / "bin" / "lmplz"
-    tool.write_text("#!/bin/sh\ncat > /dev/null\necho half\nexit 1\n")
+    tool.write_text(f"#!/bin/sh\n{reads}\necho half\nexit 1\n")
     tool.chmod(0o755)
     with pytest.raises(RuntimeError, match="lmplz.*failed with status 1"):
-        train_arpa(["a b"], tmp_path / "lm.arpa", 2, kenlm_folder=tmp_path / "bin")
+        train_arpa(["a b"] * 50_000, tmp_path / "lm.arpa", 2, kenlm_folder=tmp_path / "bin")  # more than a pipe holds
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
@@ -381,5 +406,22 @@ def test_lmplz_gets_every_sentence_and_the_options(tmp_path):
         assert (tmp_path / "lm.arpa").read_text(encoding="utf-8").splitlines() == sentences
         arguments = (tmp_path / "arguments").read_text().splitlines()
         assert arguments[arguments.index("-o") + 1] == str(order)
+        assert arguments[arguments.index("-S") + 1] == "25%"  # it takes 80 % if it is not told
         assert arguments[arguments.index("-T") + 1] == f"{tmp_path}/"  # what it sorts does not fit into /tmp
         assert arguments[arguments.index("-T") + 2 :] == (["--prune", "0", "1"] if prune else [])
+
+
+@pytest.mark.unit
+def test_build_binary_makes_a_trie(tmp_path, write_arpa):
+    """LibriSpeech's 4-gram as a hash table takes twice the memory; ``--kenlm`` is for both tools."""
+    (tmp_path / "bin").mkdir()
+    tool = tmp_path / "bin" / "build_binary"
+    tool.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > "$5"\n')
+    tool.chmod(0o755)
+    arpa = write_arpa({"the": -1.0})
+    binarize(arpa, tmp_path / "lm.bin", tmp_path / "bin")
+    assert (tmp_path / "lm.bin").read_text().splitlines()[:4] == ["-S", "25%", "trie", arpa]
+    with pytest.raises(FileNotFoundError, match="gone.arpa: no such ARPA"):
+        binarize(tmp_path / "gone.arpa", tmp_path / "gone.bin", tmp_path / "bin")
+    with pytest.raises(FileNotFoundError, match="gone.arpa: no such ARPA"):
+        list(arpa_words(tmp_path / "gone.arpa"))

@@ -48,6 +48,7 @@ def test_workers_give_the_results_of_one_process_in_order(decoder, emit, capfd):
     weighted = dataclasses.replace(decoder.config, lm_weight=2.0, word_score=1.0)
     with ParallelDecoder(decoder, workers=1) as single, ParallelDecoder(decoder, workers=2) as several:
         plain = several.decode_all(utterances)
+        assert len(several._pool._processes) == 2
         for worker in several._pool._processes:
             os.kill(worker, signal.SIGINT)  # Ctrl-C, which reaches them, too, is none of their business
         with_lm = several.decode_all(utterances, config=weighted)

@@ -29,6 +29,7 @@ from nemo_mshubert.decoding import search as search_module
 from nemo_mshubert.decoding import tuning
 from nemo_mshubert.decoding.config import read_config
 from nemo_mshubert.decoding.log_probs import write_log_probs
+from nemo_mshubert.decoding.parallel import ParallelDecoder
 from nemo_mshubert.decoding.search import RANGES, Trial, plot_trials, read_trials, require_ax, search
 from nemo_mshubert.decoding.tuning import tune
 
@@ -314,8 +315,11 @@ def test_the_weights_written_are_those_of_the_lowest_wer(tmp_path, dev_set, make
     """Neither of the first trial nor of the last: all test sets are decoded with them."""
     trials = [Trial(1.0, 0.5, -1.0, 0.3), Trial(2.0, -0.5, -2.0, 0.1), Trial(3.0, 1.5, -3.0, 0.2)]
     monkeypatch.setattr(tuning, "search", lambda *_: trials)
+    given, one = [], ParallelDecoder
+    monkeypatch.setattr(tuning, "ParallelDecoder", lambda decoder, workers: given.append(workers) or one(decoder, 1))
     config = make_config(dev_set["--lm"], dev_set["--lexicon"], beam_size=7)
-    found = tune(config, [dev_set["--log_probs"]], tmp_path / "tuned.yaml", num_trials=3, seed=0, workers=1)
+    found = tune(config, [dev_set["--log_probs"]], tmp_path / "tuned.yaml", num_trials=3, seed=0, workers=5)
+    assert given == [5]  # processes, without which tuning takes days
     tuned = read_config(tmp_path / "tuned.yaml")
     assert found.best == trials[1] and tuned.beam_size == 7
     assert (tuned.lm_weight, tuned.word_score, tuned.sil_score) == (2.0, -0.5, -2.0)

@@ -65,7 +65,7 @@ def test_shipped_spec_names_what_the_other_commands_leave():
         ({"beam": 5}, "(?s)spec.yaml: .*beam"),
         ({"trials": "many"}, "(?s)spec.yaml: .*trials"),
         ({"trials": 0}, "must be positive"),
-        ({"lm": "???"}, "spec.yaml: lm not set"),
+        ({"lm": "???"}, "spec.yaml: lm not set. See conf/table1/librispeech.yaml"),
         ({"tune_on": ["dev-clean"]}, r"sets of dev_sets \(dev-other\), not dev-clean"),
         ({"tune_on": []}, "not none"),
         ({"validation_set": "test-clean"}, "not test-clean"),
