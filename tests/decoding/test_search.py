@@ -271,6 +271,26 @@ def test_trials_of_another_lm_are_not_resumed(tmp_path, dev_set, make_config, na
 
 
 @pytest.mark.unit
+def test_trials_are_of_all_that_they_depend_on(tmp_path, dev_set, make_config, monkeypatch):
+    """Those of another beam, or of a second dev set that was made anew, would be taken for one search; and the same
+    files, named from another folder, for two."""
+    second = tmp_path / "second.safetensors"
+    second.write_bytes(b"old")
+
+    def setup(folder=tmp_path, **beams):
+        config = make_config(str(folder / "tiny.arpa"), str(folder / "tiny.lexicon"), **beams)
+        return tuning._setup(config, [folder / "dev.safetensors", folder / second.name], seed=0)
+
+    before = setup()
+    for beam in ({"beam_size": 7}, {"beam_threshold": 9.0}, {"beam_size_token": 3}):
+        assert setup(**beam) != before
+    monkeypatch.chdir(tmp_path)
+    assert setup(Path(".")) == before
+    second.write_bytes(b"new")
+    assert setup() != before
+
+
+@pytest.mark.unit
 def test_dev_sets_without_words_or_of_two_models_are_refused(tmp_path, dev_set, make_config, emit):
     config = make_config(dev_set["--lm"], dev_set["--lexicon"])
     write_log_probs(tmp_path / "silent.safetensors", ENGLISH_LABELS, [("u", "", emit("_", ENGLISH_LABELS))])

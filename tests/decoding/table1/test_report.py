@@ -147,7 +147,10 @@ def test_a_cell_that_was_not_finished_is_not_in_the_table(spec):
     assert all(cell.ours is None for cell in table_cells(spec, CONF))
 
 
-@pytest.mark.parametrize("change", ["beam", "set", "lm", "model made anew", "data gone"])
+MADE_ANEW = ["CTC model made anew", "model made anew", "log-probabilities made anew", "tuning made anew"]  # by step
+
+
+@pytest.mark.parametrize("change", ["beam", "set", "lm", *MADE_ANEW, "data gone"])
 def test_results_of_other_settings_are_left_out_and_named(spec, tmp_path, change):
     """A row of the old LM beside one of the new, and a KeyError hours later where a manifest had been renamed."""
     if change == "beam":
@@ -157,9 +160,9 @@ def test_results_of_other_settings_are_left_out_and_named(spec, tmp_path, change
         spec = replace(spec, test_sets={"test-clean": str(tmp_path / "test_v2.json")})
     elif change == "lm":
         (tmp_path / "lm.arpa").write_text("another")
-    elif change == "model made anew":
-        finetune = Cells(spec, spec.models[1], "1h", CONF).steps()[1]
-        write_record(finetune.folder, finetune.record, finished=True)
+    elif change in MADE_ANEW:
+        step = Cells(spec, spec.models[1], "1h", CONF).steps()[MADE_ANEW.index(change)]
+        write_record(step.folder, step.record, finished=True)
     else:
         (tmp_path / "train.json").unlink()
     cells = list(table_cells(spec, CONF))
@@ -182,6 +185,14 @@ def test_kinds_of_errors_have_columns_of_their_own():
     results = {name: error_summary(lines, ["x", "b y z", ""]) for name in ("lexicon_beam", "greedy")}
     (row,) = csv.DictReader(io.StringIO(csv_table([Cell("1h", "MS-HuBERT", "test-clean", None, results)])))
     assert (row["substitutions"], row["insertions"], row["deletions"]) == ("1", "2", "3")
+
+
+def test_latex_takes_any_name():
+    """A split or set with an underscore, and the paper does not compile. Models of one split are one block."""
+    text = latex_table([Cell("1h_new", method, "dev#2", 5.0, None) for method in ("50% & more", "{a}$")])
+    assert text.count(r"\midrule") == 1 and r"\multicolumn{3}{l}{\textit{1h\_new}} \\" in text
+    assert r"\multicolumn{2}{c}{dev\#2}" in text
+    assert r"50\% \& more & 5.0 & - \\" in text and r"\{a\}\$ & 5.0 & - \\" in text
 
 
 @pytest.mark.parametrize(

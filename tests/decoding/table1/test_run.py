@@ -29,8 +29,9 @@ from types import SimpleNamespace
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from nemo_mshubert.decoding.table1 import run as table1_run
 from nemo_mshubert.decoding.table1.cells import Cells, hydra_value, recipe_files
-from nemo_mshubert.decoding.table1.run import chosen
+from nemo_mshubert.decoding.table1.run import chosen, run_table1
 from nemo_mshubert.decoding.table1.spec import read_spec
 from nemo_mshubert.decoding.table1.step import Step, is_current, is_finished, run_step, run_to_its_end
 
@@ -77,6 +78,7 @@ def test_commands_hold_what_the_spec_says(spec, tmp_path):
     assert make.arguments[-3:] == ("--output", str(folder / "ctc" / "ctc.nemo"), "--from_scratch")
     assert finetune.arguments[:2] == ("--config-name", "1h")
     assert f"init_model={folder / 'ctc' / 'ctc.nemo'}" in finetune.arguments
+    assert f"train_manifest={tmp_path / 'train.json'}" in finetune.arguments
     assert f"validation_manifest={tmp_path / 'dev.json'}" in finetune.arguments
     assert finetune.arguments[-3:] == ("trainer.devices=2", "model.optim.lr=2e-5", "a=1")  # the later wins
     assert (
@@ -152,6 +154,23 @@ def test_models_and_splits_are_chosen_by_name(spec):
         chosen(spec, ["HuBERT"], None)
     with pytest.raises(ValueError, match="no split '2h'"):
         chosen(spec, None, ["2h"])
+
+
+def test_what_is_chosen_is_checked_and_run(spec, monkeypatch):
+    """A model that is still being pre-trained is left out with ``--models``; the tables are those of the last step."""
+    done = []
+
+    def check(spec, models, splits, conf):
+        done.append(([model.name for model in models], splits))
+
+    monkeypatch.setattr(table1_run, "check_inputs", check)
+    monkeypatch.setattr(table1_run, "run_step", lambda step, scripts: done.append((step.name, scripts)))
+    monkeypatch.setattr(table1_run, "write_tables", lambda *_: done.append("tables"))
+    run_table1(spec, CONF.parent, ["from scratch"], ["960h"])
+    steps = Cells(spec, spec.models[1], "960h", CONF).steps()
+    assert done[0] == (["from scratch"], ["960h"])
+    assert done[1::2] == [(step.name, CONF.parent / "scripts") for step in steps]
+    assert done[2::2] == ["tables"] * len(steps)
 
 
 @pytest.mark.parametrize(
