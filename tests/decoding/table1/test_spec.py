@@ -65,6 +65,8 @@ def test_shipped_spec_names_what_the_other_commands_leave():
         ({"beam": 5}, "(?s)spec.yaml: .*beam"),
         ({"trials": "many"}, "(?s)spec.yaml: .*trials"),
         ({"trials": 0}, "must be positive"),
+        ({"dev_beam": 0}, "must be positive"),
+        ({"test_beam": 0}, "must be positive"),
         ({"lm": "???"}, "spec.yaml: lm not set. See conf/table1/librispeech.yaml"),
         ({"tune_on": ["dev-clean"]}, r"sets of dev_sets \(dev-other\), not dev-clean"),
         ({"tune_on": []}, "not none"),
@@ -74,6 +76,10 @@ def test_shipped_spec_names_what_the_other_commands_leave():
             "models: 'a-b' needs a name of its own",
         ),
         ({"models": [{"name": "-", "ssl": "x"}]}, "models: '-' needs a name"),
+        (
+            {"splits": {name: {"config": "1h", "train_manifest": "x"} for name in ("1-h", "1 h")}},
+            "splits: '1-h' needs a name of its own",
+        ),
         ({"dev_sets": {"dev-other": "a/x.json", "dev-clean": "b/x.json"}}, "file names of dev_sets: 'x'"),
         ({"test_sets": {"dev-other": "t.json"}}, "'dev-other' needs a name of its own"),
     ],
@@ -178,4 +184,22 @@ def test_sets_that_cannot_be_evaluated_are_named_first(write_inputs, write_spec,
         check(write_spec())
     path.write_text(line.replace('"duration": 1.0, ', ""))
     with pytest.raises(ValueError, match=f'{name}.json:1: no "duration"'):
+        check(write_spec())
+
+
+def test_names_of_shards_are_no_file(write_inputs, write_spec):
+    """LibriSpeech's 960 h on tars could not be run: its manifest, a pattern, was no such manifest."""
+    write_inputs()
+    split = {"config": "960h", "train_manifest": "m__OP_0..3_CL_.json", "train_tars": "a__OP_0..3_CL_.tar"}
+    check(write_spec(splits={"960h": split}))
+
+
+def test_what_tuning_needs_is_missed_first(write_spec, monkeypatch):
+    """Found when the first model has been fine-tuned, it costs a day."""
+
+    def absent():
+        raise ImportError("tuning needs Ax")
+
+    monkeypatch.setattr("nemo_mshubert.decoding.table1.spec.require_ax", absent)
+    with pytest.raises(ImportError, match="tuning needs Ax"):
         check(write_spec())
