@@ -202,7 +202,7 @@ def test_a_failed_step_is_run_again(step, run_with):
     run_with(status=3)
     with pytest.raises(RuntimeError, match="MS-HuBERT, 1h: tune: tune.py failed with status 3"):
         run_step(step, SCRIPTS)
-    assert not is_finished(step.folder)
+    assert not is_finished(step.folder) and not is_current(step)
     with pytest.raises(ValueError, match="not by"):  # it would resume what another command has begun
         run_step(step._replace(arguments=("--output", "z")), SCRIPTS)
     commands = run_with()
