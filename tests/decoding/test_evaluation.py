@@ -358,7 +358,8 @@ def test_results_of_another_model_are_not_replaced(letters_path, model, manifest
         evaluate_manifests(again, "a.nemo", [manifest], output, decoders)  # trained anew under its old name
     assert (output / "results.json").read_text() == before
     damaged = {**json.loads(before), "manifests": {"test": {"path": "a"}}}
-    for content in ("[]", "{}", json.dumps(damaged), json.dumps({**json.loads(before), "results": []})):
+    others = [{**json.loads(before), "results": results} for results in ([], {"test": {"greedy": {"wer": 0.1}}})]
+    for content in ("[]", "{}", *map(json.dumps, [damaged, *others])):
         (output / "results.json").write_text(content)
         with pytest.raises(ValueError, match="results.json: not a results.json of scripts/evaluate.py"):
             evaluate_manifests(model, "a.nemo", [manifest], output, decoders)
@@ -490,7 +491,8 @@ def test_beam_searches_are_told_apart(model, write_arpa, write_lexicon_of, make_
     pytest.importorskip("flashlight.lib.text", reason="the beam search needs flashlight-text")
 
     def setup(words=("the", "sea"), score=-1.0, **options):
-        config = make_config(write_arpa({word: score for word in words}), write_lexicon_of(words), **options)
+        lm = write_arpa({word: score for word in ("the", "sea", "a")})
+        config = make_config(lm, write_lexicon_of(words), **options)
         return json.dumps(lexicon_decoder(model, config, 1).setup)
 
     setups = [setup(), setup(score=-2.0), setup(("sea", "the", "a")), setup(lm_weight=0.5), setup(beam_size=7)]
