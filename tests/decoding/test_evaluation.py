@@ -158,6 +158,8 @@ def test_a_bpe_model_is_evaluated_without_a_cache(bpe_path, manifest, tmp_path):
     assert [line["pred_text"] for line in read(tmp_path / "out" / "test.greedy.json")] == texts
     words = sum(edit_distance(reference.split(), text.split()) for reference, text in zip(TEXTS, texts))
     assert results["test"]["greedy"]["wer"] == pytest.approx(words / 9)
+    window = evaluation._decoded_window(model, "test", read_whole(manifest), {}, 120)
+    assert window.log_probs == []  # of a thousand tokens, ten hours of speech would fill the memory
     with pytest.raises(ValueError, match="this model has BPE tokens. Evaluate it greedily: leave out --decode"):
         lexicon_decoder(model, None, 1)
 

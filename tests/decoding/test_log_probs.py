@@ -40,6 +40,7 @@ def test_round_trip(tmp_path, emit):
         assert found.dtype == np.float32 and found.shape == tuple(expected.shape)
         np.testing.assert_array_equal(found, np.asarray(expected))
     assert [greedy_text(log_probs, AB) for log_probs in cache.log_probs] == ["ab a", "", "b"]
+    assert greedy_text(emit("|ab|_|a|", AB), AB) == "ab a"  # two delimiters are no two spaces
 
 
 @pytest.mark.parametrize("texts", [["ab", ""], ["", "ab", "", ""], [""]])
