@@ -178,6 +178,8 @@ def test_segments_end_at_the_words_that_the_model_is_told_of(decoder, emit):
     spoken = torch.from_numpy(emit("the|sea|to|a|to", ENGLISH_LABELS))[None]
     (best,) = model.decoding.ctc_decoder_predictions_tensor(spoken)
     assert [segment["segment"] for segment in best.timestamp["segment"]] == ["the sea", "to a", "to"]
+    for part, start in ((best.timestamp["segment"][0], 0.0), (best.timestamp["word"][1], 0.04)):
+        assert (part["start"], part["end"]) == pytest.approx((start, 0.07))  # also without timestamps=True
 
 
 def test_no_words_have_no_segments(decoder):

@@ -249,6 +249,8 @@ def test_words_of_an_arpa_without_markers(tmp_path, write_arpa):
     assert list(arpa_words(path)) == ["THE", "CAT"]
     (tmp_path / "tiny.arpa.gz").write_bytes(gzip.compress(Path(path).read_bytes()))
     assert list(arpa_words(tmp_path / "tiny.arpa.gz")) == ["THE", "CAT"]
+    (tmp_path / "srilm.arpa").write_text(Path(path).read_text().replace("CAT\t0", "CAT"))  # where nothing follows
+    assert list(arpa_words(tmp_path / "srilm.arpa")) == ["THE", "CAT"]
     (tmp_path / "no.arpa").write_text("hello\n")
     with pytest.raises(ValueError, match="no.arpa: no .*1-grams"):
         list(arpa_words(tmp_path / "no.arpa"))
