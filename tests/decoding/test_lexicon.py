@@ -114,6 +114,7 @@ def test_case_follows_the_model():
     assert fold_case("The", ["a", "b"]) == "the"
     assert fold_case("The", ["A", "B"]) == "THE"
     assert fold_case("The", ["a", "B"]) == "The"
+    assert fold_case("gibi", list("BGI\u0130")) == "G\u0130B\u0130"  # Turkish
     assert can_spell("AB", ["a", "b"]) and not can_spell("AC", ["a", "b"]) and not can_spell("", ["a"])
 
 
