@@ -91,7 +91,7 @@ def read_structured(
         if missing:
             raise ValueError(f"{', '.join(missing)} not set. {remedy}")
         return OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:  # OSError: of a number alone
         raise ValueError(f"{path}: {error}") from error
 
 

@@ -122,9 +122,8 @@ def _one_thread():
 
 def read_trials(path: PathLike, setup: Dict[str, Any]) -> List[Trial]:
     """Trials of a file whose first line is ``setup``; raises ``ValueError`` for another setup or kind of file."""
-    with open(path, encoding="utf-8") as stream:
-        lines = stream.read().splitlines()
     try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
         theirs, trials = json.loads(lines[0])["setup"], [Trial(**json.loads(line)) for line in lines[1:]]
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{path}: not a file of trials ({error!r}). Remove it to search anew.") from error

@@ -72,6 +72,9 @@ def test_wrong_values_are_named(tmp_path, line, message):
         read_config(tmp_path / "c.yaml")
     with pytest.raises(FileNotFoundError, match="lexicon_beam.yaml"):
         read_config(tmp_path / "absent.yaml")
+    (tmp_path / "c.yaml").write_text("5")
+    with pytest.raises(ValueError, match="c.yaml: "):
+        read_config(tmp_path / "c.yaml")
 
 
 def test_the_lexicon_is_found_from_anywhere_too(tmp_path, monkeypatch):

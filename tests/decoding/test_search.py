@@ -130,8 +130,8 @@ def test_trials_of_another_setup_are_refused(tmp_path):
         search(bowl, tmp_path / "t.jsonl", {}, FIRST, num_trials=1, seed=0)
     with pytest.raises(ValueError, match="these trials are of beam None, this search is of 5"):
         search(bowl, tmp_path / "t.jsonl", {"lm": "a", "beam": 5}, FIRST, num_trials=1, seed=0)
-    for content in ("", "hello\n", "{}\n", "[]\n", '{"setup": {"lm": "a"}}\n{"wer": 0.1}\n'):
-        (tmp_path / "t.jsonl").write_text(content)
+    for content in (b"", b"\xff", b"hello\n", b"{}\n", b"[]\n", b'{"setup": {"lm": "a"}}\n{"wer": 0.1}\n'):
+        (tmp_path / "t.jsonl").write_bytes(content)
         with pytest.raises(ValueError, match="t.jsonl: not a file of trials .*Remove it"):
             search(bowl, tmp_path / "t.jsonl", {"lm": "a"}, FIRST, num_trials=1, seed=0)
 
