@@ -34,7 +34,7 @@ from nemo_mshubert.data.transcripts import check_transcript
 from nemo_mshubert.data.unreadable import MAX_UNREADABLE, CountedAudio
 from nemo_mshubert.data.usable_utterances import check_counts, check_for_mixing, counts_of
 from nemo_mshubert.data.word_pieces import check_pieces
-from nemo_mshubert.models.loading import is_foreign, local_path
+from nemo_mshubert.models.loading import is_foreign, local_path, unpack
 from nemo_mshubert.models.save_restore import WholeFile
 from nemo_mshubert.models.seeding import seed_of
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
@@ -99,7 +99,7 @@ def _restore(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCMod
     if is_foreign(file):
         raise ValueError(f"{path}: not a .nemo. Make one of it with scripts/ssl_to_ctc.py.")
     try:
-        config = ASRModel.restore_from(str(file), return_config=True)
+        config = unpack(ASRModel, file, return_config=True)
     except Exception as error:
         raise ValueError(f"{path}: cannot be restored as a NeMo model ({type(error).__name__}: {error}).") from error
     if "decoder" not in config or not str(config.encoder.get("_target_")).endswith(MSHuBERTEncoder.__name__):
@@ -115,7 +115,7 @@ def _restore(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCMod
     config.update({name: overrides[name] for name in NEMO_OPTIONS if name in overrides})
     # not ASRModel: it cannot be instantiated, and would hide what is wrong with an option
     kind = EncDecCTCModelBPE if "tokenizer" in config else EncDecCTCModel
-    model = kind.restore_from(str(file), override_config_path=config, trainer=trainer, map_location="cpu")
+    model = unpack(kind, file, override_config_path=config, trainer=trainer)
     model._save_restore_connector = WholeFile()
     model.decoding.supported_punctuation = None  # else "give me 'em" would be validated as "give me'em"
     return model
@@ -123,12 +123,12 @@ def _restore(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCMod
 
 def _check_data(train_ds: DictConfig, validation_ds: DictConfig, tokenizer: Optional[TokenizerSpec]) -> None:
     """Find what stock loaders skip: what is missing, on disk or in a tar, and letters that the model lacks."""
-    _check_set(train_ds, bool(train_ds.get("use_lhotse")), tokenizer)
+    _check_set(train_ds, tokenizer, are_mixed=bool(train_ds.get("use_lhotse")))
     if validation_ds.manifest_filepath is not None:
-        _check_set(validation_ds, False, tokenizer)  # not mixed: NeMo makes a loader for each manifest
+        _check_set(validation_ds, tokenizer, are_mixed=False)  # NeMo makes a loader for each manifest
 
 
-def _check_set(config: DictConfig, are_mixed: bool, tokenizer: Optional[TokenizerSpec]) -> None:
+def _check_set(config: DictConfig, tokenizer: Optional[TokenizerSpec], are_mixed: bool) -> None:
     manifests = config.manifest_filepath
     are_mixed = are_mixed and len(all_paths(manifests)) > 1
     if config.get("tarred_audio_filepaths") is not None:

@@ -21,6 +21,7 @@ of the Hugging Face hub. Every script accepts all of these in the same place.
 import re
 import tempfile
 from pathlib import Path
+from typing import Any, Type
 
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -54,10 +55,16 @@ def restore_model(name: Name) -> ModelPT:
 
         return read_as_model(path)
     try:
-        with naming(tempfile.gettempdir()):  # where NeMo unpacks the file, perhaps on another disk
-            return ModelPT.restore_from(str(path), map_location="cpu")
+        return unpack(ModelPT, path)
     except Exception as error:
         raise ValueError(f"{name}: cannot be restored as a NeMo model ({type(error).__name__}: {error}).") from error
+
+
+def unpack(kind: Type[ModelPT], path: Path, **options: Any) -> Any:
+    """``kind.restore_from`` on the CPU; an error about a full disk names the folder of temporary files, into which
+    NeMo unpacks."""
+    with naming(tempfile.gettempdir()):
+        return kind.restore_from(str(path), map_location="cpu", **options)
 
 
 def load_encoder(name: Name) -> nn.Module:

@@ -14,10 +14,14 @@
 
 """Fine-tuning of CTC models: options, data that is gone on with, and data that is refused."""
 
+import errno
 import itertools
 import json
 import random
+import re
 import string
+import tarfile
+import tempfile
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -66,6 +70,18 @@ def overrides(synthetic_corpus):
         }
     )
     return OmegaConf.create({"peak": 0.125, "model": model}).model
+
+
+@pytest.mark.integration
+def test_a_full_folder_of_temporary_files_is_named(path, overrides, monkeypatch):
+    """NeMo unpacks the model there; it was the model that looked broken."""
+
+    def full_disk(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tarfile, "copyfileobj", full_disk)
+    with pytest.raises(ValueError, match=f"No space left on device: '{re.escape(tempfile.gettempdir())}'"):
+        restore_for_finetuning(str(path), overrides, quiet_trainer(max_steps=1))
 
 
 # --- Options ---------------------------------------------------------------------------------------------------------
@@ -435,7 +451,7 @@ def test_a_manifest_without_a_line_end_is_for_validation_alone(letters_path, ove
 def test_remote_manifests_are_not_looked_at():
     """Those of a bucket were counted as local ones, of which there are none: "no utterance", whatever they hold."""
     remote = {"manifest_filepath": "s3://speech/train.json", "tarred_audio_filepaths": "s3://speech/audio.tar"}
-    finetuning._check_set(OmegaConf.create(remote), are_mixed=True, tokenizer=None)
+    finetuning._check_set(OmegaConf.create(remote), None, are_mixed=True)
 
 
 @pytest.mark.integration
