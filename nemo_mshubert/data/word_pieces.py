@@ -29,12 +29,13 @@ def check_pieces(lines: Iterable[Line], tokenizer: TokenizerSpec, field: str) ->
     Raises:
         ValueError: behind the last line: the tokenizer can write nothing of most transcripts, as in another case.
     """
+    unknown = tokenizer.unk_id  # asks the tokenizer: not once per piece
     total = incomplete = empty = 0
     first_incomplete = first_empty = ""
     for where, entry in lines:
         yield where, entry
         ids = tokenizer.text_to_ids(entry[field])
-        known = [piece for piece in ids if piece != tokenizer.unk_id]
+        known = [piece for piece in ids if piece != unknown]
         total += 1
         if len(known) < len(ids):
             incomplete += 1
