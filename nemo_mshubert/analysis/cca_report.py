@@ -24,7 +24,6 @@ working on, and a call with one more model computes only that one. ``features`` 
 """
 
 import csv
-import hashlib
 import json
 import logging
 import zipfile
@@ -38,6 +37,7 @@ from scipy.integrate import trapezoid
 from nemo_mshubert.analysis.cca import CcaSettings, check_counts, score_views
 from nemo_mshubert.analysis.hidden_states import AllHiddenStates, load_hidden_states
 from nemo_mshubert.analysis.word_segments import Sample, pool_instances
+from nemo_mshubert.data.digest import short_digest
 from nemo_mshubert.markdown import markdown_table
 from nemo_mshubert.whole_files import PathLike, atomic_write, make_folder, write_json
 
@@ -89,7 +89,8 @@ def analyze_models(
 def score_model(features: AllHiddenStates, sample: Sample, output: Path, settings: CcaSettings, where: str) -> Run:
     """Layers and areas of one model, taken from the files of an earlier call if there are any."""
     key = f"{features.fingerprint}{features.scaling}-{sample.id}"
-    path = output / "scores" / f"{key}-{_short_hash(settings)}.json"
+    method = short_digest({"version": METHOD_VERSION, **asdict(settings)})
+    path = output / "scores" / f"{key}-{method}.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
     try:
@@ -133,7 +134,7 @@ def read_pooled(path: Path, layer: int) -> np.ndarray:
     try:
         with np.load(path) as arrays:
             return arrays[f"layer_{layer}"]
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: damaged ({error}). Delete it; the next call makes it again.") from error
 
 
@@ -243,8 +244,3 @@ def results_table(runs: Sequence[Run]) -> str:
             f"{run['auc_blocks']:.3f}, mean height {run['auc_normalized']:.3f}"
         )
     return "\n".join(lines)
-
-
-def _short_hash(settings: CcaSettings) -> str:
-    method = {"version": METHOD_VERSION, **asdict(settings)}
-    return hashlib.sha256(json.dumps(method, sort_keys=True).encode()).hexdigest()[:8]

@@ -12,9 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The digest of a file's content, to tell whether the file has changed."""
+"""Digests of a file's content and of settings, to tell whether they have changed."""
 
 import hashlib
+import json
+from typing import Any
 
 from nemo_mshubert.whole_files import PathLike
 
@@ -28,3 +30,8 @@ def file_digest(path: PathLike, algorithm: str = "sha256") -> str:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def short_digest(settings: Any) -> str:
+    """Eight hexadecimal digits for JSON values, for the name of a file that depends on them."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

@@ -26,6 +26,7 @@ from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
 from nemo.utils import logging
 
 from nemo_mshubert.alphabet import pieces_of_text
+from nemo_mshubert.data.batching import batches_by_length
 from nemo_mshubert.data.digest import file_digest
 from nemo_mshubert.data.manifest import utterance_id, write_manifest
 from nemo_mshubert.decoding.acoustic import manifest_log_probs
@@ -42,7 +43,7 @@ from nemo_mshubert.decoding.results import (
     with_new,
     write_results,
 )
-from nemo_mshubert.decoding.unfinished import Unfinished, Window, windows
+from nemo_mshubert.decoding.unfinished import Unfinished, Window
 from nemo_mshubert.device import available_cores, choose_device
 from nemo_mshubert.models.loading import restore_model
 from nemo_mshubert.modules.fingerprint import weights_fingerprint
@@ -50,6 +51,7 @@ from nemo_mshubert.parallel.launched import ALONE, LaunchedRanks
 from nemo_mshubert.whole_files import PathLike
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of weights and activations
+WINDOW_SECONDS = 1800  # of audio, lost at most if an evaluation is interrupted; of similar lengths, as in a batch
 
 
 class Decoder(NamedTuple):
@@ -211,25 +213,23 @@ def _decoded(
     """Log-probabilities and texts of this rank's utterances, window by window; those of finished windows are read."""
     if unfinished.has(0):
         logging.info(f"{name}: goes on behind what an interrupted evaluation has finished in {unfinished.folder}")
-    order, log_probs, texts = [], [], {decoder_name: [] for decoder_name in decoders}
-    for number, window in enumerate(windows(entries)):
+    windows = batches_by_length([entry["duration"] for entry in entries], WINDOW_SECONDS)
+    log_probs, texts = {}, {decoder_name: {} for decoder_name in decoders}  # by index into entries
+    for number, window in enumerate(map(sorted, windows)):
         if unfinished.has(number):
             found = unfinished.read(number)
         else:
             found = _decoded_window(model, name, [entries[index] for index in window], decoders, batch_seconds)
             unfinished.write(number, model.decoder.vocabulary, found)
-        order += window
-        log_probs += found.log_probs
+        log_probs.update(zip(window, found.log_probs))
         for decoder_name, some in found.texts.items():
-            texts[decoder_name] += some
-    in_order = {decoder_name: _sorted(found, order) for decoder_name, found in texts.items()}
-    return Window(_sorted(log_probs, order), in_order)
+            texts[decoder_name].update(zip(window, some))
+    in_order = {decoder_name: _in_order(found) for decoder_name, found in texts.items()}
+    return Window(_in_order(log_probs), in_order)
 
 
-def _sorted(values: List[Any], indices: List[int]) -> List[Any]:
-    """``values`` by their ``indices``; none if there are none."""
-    by_index = dict(zip(indices, values))
-    return [by_index[index] for index in range(len(by_index))]
+def _in_order(by_index: Dict[int, Any]) -> List[Any]:
+    return [by_index[index] for index in sorted(by_index)]
 
 
 def _decoded_window(

@@ -14,25 +14,22 @@
 
 """What an evaluation has computed, kept until its end: if it is interrupted, the same call goes on from there.
 
-Each rank processes its utterances in windows of about half an hour of audio. When it has the log-probabilities and
-texts of a window, it writes them into a hidden folder of the output, one for each manifest and rank. The folder's name
-has a digest of all that the texts depend on, so that they are not mixed with those of another model, manifest or beam
-search.
+Each rank processes its utterances in windows. When it has the log-probabilities and texts of a window, it writes them
+into a hidden folder of the output, one for each manifest and rank. The folder's name has a digest of all that the
+texts depend on, so that they are not mixed with those of another model, manifest or beam search.
 """
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence
 
 import numpy as np
 
+from nemo_mshubert.data.digest import short_digest
 from nemo_mshubert.decoding.log_probs import read_log_probs, write_log_probs
 from nemo_mshubert.parallel.launched import LaunchedRanks
 from nemo_mshubert.whole_files import PathLike, write_json
-
-WINDOW_SECONDS = 1800
 
 
 class Window(NamedTuple):
@@ -47,20 +44,6 @@ class Window(NamedTuple):
     texts: Dict[str, List[str]]
 
 
-def windows(entries: Sequence[Dict[str, Any]]) -> Iterator[List[int]]:
-    """Cut a manifest into windows: sorted indices into ``entries``. The first window has the longest utterances, and
-    so on: similar lengths fit into batches with little padding."""
-    window, seconds = [], 0.0
-    for index in sorted(range(len(entries)), key=lambda index: -entries[index]["duration"]):
-        window.append(index)
-        seconds += entries[index]["duration"]
-        if seconds >= WINDOW_SECONDS:
-            yield sorted(window)
-            window, seconds = [], 0.0
-    if window:
-        yield sorted(window)
-
-
 class Unfinished:
     """The finished windows of one manifest on one rank.
 
@@ -71,8 +54,7 @@ class Unfinished:
     """
 
     def __init__(self, output: PathLike, name: str, setup: Dict[str, Any], ranks: LaunchedRanks):
-        identity = hashlib.sha256(json.dumps(setup, sort_keys=True).encode()).hexdigest()[:8]
-        self.folder = Path(output) / f".{name}.{identity}.{ranks.rank}of{ranks.count}.partial"
+        self.folder = Path(output) / f".{name}.{short_digest(setup)}.{ranks.rank}of{ranks.count}.partial"
 
     def has(self, number: int) -> bool:
         return self._texts(number).is_file()

@@ -236,9 +236,12 @@ def test_pooled_features_on_disk(sample, load, tmp_path):
     write_pooled(path, pooled)
     for layer, states in enumerate(pooled):
         np.testing.assert_array_equal(read_pooled(path, layer), states)
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="features.npz: damaged.*Delete it"):
-        read_pooled(path, 0)
+    whole = path.read_bytes()
+    method = whole.index(b"PK\x01\x02") + 10  # of compression, in the directory at the end
+    for damaged in (whole[:1000], whole[:method] + b"\x63" + whole[method + 1 :]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="features.npz: damaged.*Delete it"):
+            read_pooled(path, 0)
 
 
 def test_a_file_in_place_of_the_output_folder_is_noticed_before_any_audio(sample, load, tmp_path):

@@ -26,7 +26,7 @@ import torch
 from nemo.collections.asr.models import ASRModel, EncDecCTCModelBPE
 
 from nemo_mshubert.data.manifest import write_manifest
-from nemo_mshubert.decoding import evaluation, unfinished
+from nemo_mshubert.decoding import evaluation
 from nemo_mshubert.decoding.acoustic import model_log_probs
 from nemo_mshubert.decoding.evaluation import (
     Decoder,
@@ -406,7 +406,7 @@ def interrupted(model, manifest, tmp_path, monkeypatch):
     """Evaluate dev.json, of the same utterances, and test.json into ``out``, until the last window of test.json is
     decoded. Yields a list that gets the number of utterances of each pass of the model from then on, and a function
     that makes the same call with other arguments."""
-    monkeypatch.setattr(unfinished, "WINDOW_SECONDS", 1.2)  # windows of 1, 1 and 2 utterances
+    monkeypatch.setattr(evaluation, "WINDOW_SECONDS", 2.0)  # windows of 1, 1 and 2 utterances
     write_manifest(tmp_path / "dev.json", read_whole(manifest))
     windows, passes, forward = [], [], model.forward
 
