@@ -48,7 +48,7 @@ from nemo_mshubert.clustering.features import FeatureMaker, HiddenFeatures, Mfcc
 from nemo_mshubert.clustering.label_maker import LabelMaker, is_own, is_pickle
 from nemo_mshubert.clustering.label_text import label_lines
 from nemo_mshubert.clustering.labelling import Shard, label_manifest, merge_shards
-from nemo_mshubert.clustering.metrics import measure_manifest
+from nemo_mshubert.clustering.metrics import measure_manifest, warn_of_few_clusters
 from nemo_mshubert.data.alignments import check_aligned, read_alignments
 from nemo_mshubert.data.labels import check_labelled_manifest
 from nemo_mshubert.parallel.launched import launched_ranks
@@ -179,7 +179,9 @@ def merge_labels(args: argparse.Namespace) -> None:
 
 def print_metrics(maker: LabelMaker, args: argparse.Namespace) -> None:
     alignments = read_alignments([args.alignments]) if args.alignments else None
-    metrics = json.dumps(measure_manifest(args.output, maker, alignments), indent=2)
+    report = measure_manifest(args.output, maker, alignments)
+    warn_of_few_clusters(report)
+    metrics = json.dumps(report, indent=2)
     print(metrics)
     if args.metrics_output:
         with atomic_write(args.metrics_output) as stream:

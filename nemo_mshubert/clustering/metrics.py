@@ -29,6 +29,7 @@ Frames outside any unit are skipped, since an alignment may be incomplete there.
 counted, as in fairseq's numbers. In TextGrids it has one: the interval without text.
 """
 
+import logging
 from typing import Any, Dict, Optional, Sequence
 
 import numpy as np
@@ -41,6 +42,13 @@ from nemo_mshubert.data.alignments import Alignments, check_aligned
 from nemo_mshubert.data.labels import FrameLabels, cluster_usage
 from nemo_mshubert.data.manifest import iter_manifest, utterance_id
 from nemo_mshubert.whole_files import PathLike
+
+logger = logging.getLogger(__name__)
+
+ENOUGH_FRAMES = 20  # per cluster, to judge how many clusters are in use
+# of a set. MFCCs, 100 clusters: 0.9 on the audio of the k-means, 0.4 to 0.7 on other corpora of full bandwidth, 0.2 or
+# less where one of the two was cut off at 4 kHz or coded as MP3
+FEW_CLUSTERS = 0.25
 
 
 def measure_manifest(manifest: PathLike, maker: LabelMaker, alignments: Optional[Alignments] = None) -> Dict[str, Any]:
@@ -63,6 +71,21 @@ def measure_manifest(manifest: PathLike, maker: LabelMaker, alignments: Optional
     if alignments:
         report.update(unit=alignments.kind, aligned_utterances=aligned)
     return {**report, "sets": metrics.result()}
+
+
+def warn_of_few_clusters(report: Dict[str, Any]) -> None:
+    """Log a warning if the finest labels of `measure_manifest` are spread as over less than a quarter of the clusters:
+    ``2 ** entropy_bits`` clusters in equal use have the same entropy."""
+    clusters, usage = next(iter(report["sets"].items()))
+    in_use = 2 ** usage["entropy_bits"]
+    if usage["frames"] >= ENOUGH_FRAMES * clusters and in_use < FEW_CLUSTERS * clusters:
+        logger.warning(
+            "%s: labels are spread as over %.0f of %d clusters. Is this audio unlike that of the k-means, of another "
+            "channel or codec, or band-limited? Then fit the k-means on audio like this.",
+            report["manifest"],
+            in_use,
+            clusters,
+        )
 
 
 class LabelMetrics:

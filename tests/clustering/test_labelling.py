@@ -815,6 +815,25 @@ def test_script_makes_and_joins_shards(corpus, tmp_path):
     assert jobs.read_bytes() == ranks.read_bytes() == whole.read_bytes()
 
 
+def test_script_warns_of_a_kmeans_that_does_not_suit_the_audio(corpus, tmp_path, caplog):
+    """Such labels cost a pre-training that learns nothing; without the warning only its curves tell."""
+    km, entries = tmp_path / "km.npz", read_manifest(corpus)
+    script("fit_kmeans")(f"--manifest {corpus} --features mfcc --clusters 20 --backend sklearn --output {km}".split())
+    for name, cut_off in (("own", 8000), ("band", 500)):
+        for entry in entries:
+            samples = load_audio(entry)
+            spectrum = np.fft.rfft(samples)
+            spectrum[np.fft.rfftfreq(len(samples), 1 / 16000) > cut_off] = 0
+            entry = {"audio_filepath": f"{name}_{Path(entry['audio_filepath']).stem}.wav"}
+            soundfile.write(tmp_path / entry["audio_filepath"], np.fft.irfft(spectrum, len(samples)), 16000)
+            with open(tmp_path / f"{name}.json", "a") as stream:
+                stream.write(json.dumps(entry) + "\n")
+        output = tmp_path / f"{name}_labelled.json"
+        script("label")(f"make --kmeans {km} --manifest {tmp_path}/{name}.json --output {output}".split())
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1 and warnings[0].startswith(f"{tmp_path}/band_labelled.json: labels are spread as over")
+
+
 def test_script_measures_labels_by_textgrids(corpus, tmp_path):
     """As aligners write them; of words and phones in one, by the phones."""
     km, metrics = tmp_path / "km.npz", tmp_path / "metrics.json"

@@ -19,7 +19,7 @@ import pytest
 from sklearn.metrics import mutual_info_score
 from sklearn.metrics.cluster import expected_mutual_information
 
-from nemo_mshubert.clustering.metrics import LabelMetrics, chance_information, unit_agreement
+from nemo_mshubert.clustering.metrics import LabelMetrics, chance_information, unit_agreement, warn_of_few_clusters
 
 pytestmark = pytest.mark.unit
 
@@ -88,3 +88,15 @@ def test_without_alignments_there_is_usage_only():
     metrics = LabelMetrics([4])
     metrics.add({4: np.array([0, 0, 2, 2])})
     assert metrics.result() == {4: {"frames": 4, "entropy_bits": 1.0, "used_clusters": 2, "dead_clusters": 2}}
+
+
+@pytest.mark.parametrize("in_use, frames_per_cluster, warns", [(24, 20, True), (26, 20, False), (10, 19, False)])
+def test_few_clusters_in_use_are_told(caplog, in_use, frames_per_cluster, warns):
+    """Fails if labels of a k-means that does not suit the audio pass in silence, or if those of a short manifest,
+    which cannot use all clusters, are called unfit."""
+    metrics = LabelMetrics([100, 10])
+    labels = np.arange(frames_per_cluster * 100) % in_use
+    metrics.add({100: labels, 10: labels % 10})
+    warn_of_few_clusters({"manifest": "labelled.json", "sets": metrics.result()})
+    assert ("labelled.json: labels are spread as over 24 of 100 clusters" in caplog.text) is warns
+    assert bool(caplog.text) is warns
