@@ -80,7 +80,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     make.add_argument(
         "--skip_unusable",
         action="store_true",
-        help="leave out utterances that are broken or keep one label for two seconds; OUTPUT.left_out.json lists them",
+        help="leave out utterances that are broken, or of two seconds or more with one label throughout; they are "
+        "listed beside OUTPUT, for train_l.json in train_l.left_out.json",
     )
     make.add_argument("--layer", type=int, help="transformer layer (from 1) of a joblib k-means")
     make.add_argument(
