@@ -296,7 +296,10 @@ class MSHuBERTEncoder(NeuralModule, Exportable, AccessMixin, EncoderAdapters):
 
     def extract_features(self, audio: Tensor, length: Tensor, layer: int) -> Tuple[Tensor, Tensor]:
         """Samples ``[B, S]`` and counts ``[B]`` -> output of block ``layer`` (from 1; 0: input of the first block)
-        ``[B, T, D]`` and frame counts ``[B]``. Later blocks are not computed. Equals fairseq's ``extract_features``.
+        ``[B, T, D]`` and frame counts ``[B]``. Later blocks are not computed.
+
+        Equals fairseq's ``extract_features``, but with pre-LN the last block is taken after the final LayerNorm, as in
+        `hidden_states`. Raises ``ValueError`` if there is no such block.
         """
         if not 0 <= layer <= len(self.layers):
             raise ValueError(f"layer {layer}: the encoder has blocks 1 to {len(self.layers)} (0 is their input).")
