@@ -36,8 +36,15 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--alignments", nargs="+", help="phones of the manifest, for the PNMI: JSONL (.gz) or TextGrids"
     )
-    parser.add_argument("--clusters", type=int, default=100, help="number of k-means clusters per layer")
-    parser.add_argument("--max_frames", type=int, default=20_000, help="aligned frames for fitting and measuring")
+    parser.add_argument(
+        "--clusters", type=int, default=100, help="of the k-means of each layer (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max_frames",
+        type=int,
+        default=20_000,
+        help="aligned, half to fit and half to measure (default: %(default)s)",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if any")
     parser.add_argument("--output", required=True, help="folder")
     args = parser.parse_args(argv)

@@ -47,8 +47,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--beam_size", type=int, help="replaces the YAML's value; the paper: 500 on dev, 1500 on test sets"
     )
-    parser.add_argument("--batch_seconds", type=float, default=120, help="padded audio per batch")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument(
+        "--batch_seconds", type=float, default=120, help="padded audio per batch (default: %(default)s)"
+    )
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if any")
     parser.add_argument(
         "--workers", type=int, help="beam search processes per rank (default: the cores, divided among the ranks)"

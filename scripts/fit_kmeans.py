@@ -64,12 +64,28 @@ def parse_args(argv=None) -> argparse.Namespace:
         type=int,
         help=f"transformer layer, from 1 (hidden: default {PAPERS_LAYER}, as in the paper; and --centres from joblib)",
     )
-    parser.add_argument("--clusters", type=int, nargs="+", default=[1000, 500, 250, 125, 50, 25], help="finest first")
-    parser.add_argument("--assignment", choices=ASSIGNMENTS, default="nested", help="how coarse labels are assigned")
+    parser.add_argument(
+        "--clusters",
+        type=int,
+        nargs="+",
+        default=[1000, 500, 250, 125, 50, 25],
+        help="finest first (default: the paper's 1000 500 250 125 50 25)",
+    )
+    parser.add_argument(
+        "--assignment",
+        choices=ASSIGNMENTS,
+        default="nested",
+        help="coarse labels: of the fine centre (nested, the default), or of the nearest coarse one",
+    )
     parser.add_argument(
         "--backend", choices=BACKENDS, default="auto", help="auto: cuML if it is installed and there is a GPU"
     )
-    parser.add_argument("--max_frames", type=int, default=1_000_000, help="frames sampled (hidden: 3 GB per million)")
+    parser.add_argument(
+        "--max_frames",
+        type=int,
+        default=1_000_000,
+        help="frames sampled (default: %(default)s; hidden features of base: 3 GB per million)",
+    )
     parser.add_argument("--skip_unusable", action="store_true", help="log broken audio and continue without it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="of the encoder: cpu, cuda, cuda:1, ...; auto: a GPU if any")

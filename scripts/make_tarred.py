@@ -35,7 +35,7 @@ def main() -> None:
     )
     parser.add_argument("--num_shards", type=int, required=True, help=num_shards)
     parser.add_argument("--seed", type=int, default=0, help="for shuffling the utterances over the shards")
-    parser.add_argument("--num_workers", type=int, default=2, help="number of shards written in parallel")
+    parser.add_argument("--num_workers", type=int, default=2, help="shards written in parallel (default: 2)")
     arguments = parser.parse_args()
     path = make_tarred(**vars(arguments))
     print(f"wrote {path}")

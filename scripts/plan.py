@@ -32,10 +32,12 @@ CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "pretrain"
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     experiment = dict(choices=sorted(path.stem for path in CONFIGS.glob("[!_]*.yaml")), metavar="NAME")
-    parser.add_argument("--experiment", default="mshubert_base", help="experiment of conf/pretrain", **experiment)
+    parser.add_argument(
+        "--experiment", default="mshubert_base", help="of conf/pretrain (default: %(default)s)", **experiment
+    )
     parser.add_argument("--hours", type=float, required=True, help="of audio in the corpus")
     parser.add_argument("--gpus", type=int, required=True)
-    parser.add_argument("--gpus_per_node", type=int, default=8)
+    parser.add_argument("--gpus_per_node", type=int, default=8, help="default: 8")
     parallel = dict(choices=sorted(path.stem for path in CONFIGS.glob("parallel/*.yaml")))
     parser.add_argument("--parallel", help="from conf/pretrain/parallel; default: plain data parallelism", **parallel)
     parser.add_argument(

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--licence", required=True, help="as the hub names it: apache-2.0, cc-by-4.0, ...")
     parser.add_argument("--data", nargs="+", required=True, help="one sentence per corpus")
     parser.add_argument("--results", help="results.json of scripts/evaluate.py, of this model")
-    parser.add_argument("--language", default="en")
+    parser.add_argument("--language", default="en", help="code, as de (default: en)")
     arguments = parser.parse_args()
     # after the options, so that --help need not wait for these imports
     from nemo_mshubert.convert.model_card import Facts

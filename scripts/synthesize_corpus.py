@@ -28,9 +28,9 @@ from nemo_mshubert.data.synthetic.corpus import synthesize_corpus
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, help="folder of the corpus; run again to complete or repair it")
-    parser.add_argument("--train_minutes", type=float, default=20)
-    parser.add_argument("--dev_minutes", type=float, default=1.5)
-    parser.add_argument("--test_minutes", type=float, default=2)
+    parser.add_argument("--train_minutes", type=float, default=20, help="default: %(default)s")
+    parser.add_argument("--dev_minutes", type=float, default=1.5, help="default: %(default)s")
+    parser.add_argument("--test_minutes", type=float, default=2, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="for accents, manners of speaking and sentences")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--letters",
         default="".join(ENGLISH_LABELS).replace(SPACE, ""),
-        help="the model's letters, in one string, without the word delimiter",
+        help="the model's letters, in one string, without the word delimiter (default: English)",
     )
     parser.add_argument("--kenlm", help="folder of lmplz and build_binary if they are not on the PATH")
     args = parser.parse_args()

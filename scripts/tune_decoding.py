@@ -37,10 +37,14 @@ def parse_args() -> argparse.Namespace:
         "--log_probs", nargs="+", required=True, help="files of log-probabilities; their errors are added up"
     )
     parser.add_argument("--output", required=True, help="YAML file for the chosen values")
-    parser.add_argument("--config", default=DEFAULTS, help="beams, and the weights of the first trial")
+    parser.add_argument(
+        "--config",
+        default=DEFAULTS,
+        help="beams, and the weights of the first trial (default: conf/decode/lexicon_beam.yaml)",
+    )
     parser.add_argument("--lm", help="KenLM binary or ARPA, where the config does not name it")
     parser.add_argument("--lexicon", help="lexicon, where the config does not name it")
-    parser.add_argument("--trials", type=int, default=32)
+    parser.add_argument("--trials", type=int, default=32, help="default: the paper's %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes; by default one per core")
     args = parser.parse_args()
