@@ -51,7 +51,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="path of the results, without suffix")
     parser.add_argument("--order", type=int, help=f"2 to 6; default {PAPERS_ORDER}, as in the paper")
     parser.add_argument(
-        "--prune", type=int, nargs="+", default=[], help="count up to which n-grams are dropped, one per order"
+        "--prune",
+        type=int,
+        nargs="+",
+        default=[],
+        help="counts up to which n-grams are dropped: of order 1 (0), of order 2...; the last also of higher orders",
     )
     parser.add_argument("--words", help="word list for the lexicon; without it, all words of the LM")
     parser.add_argument(
