@@ -34,7 +34,7 @@ from nemo_mshubert.data.transcripts import check_transcript
 from nemo_mshubert.data.unreadable import MAX_UNREADABLE, CountedAudio
 from nemo_mshubert.data.usable_utterances import check_counts, check_for_mixing, counts_of
 from nemo_mshubert.data.word_pieces import check_pieces
-from nemo_mshubert.models.loading import is_foreign, local_path, unpack
+from nemo_mshubert.models.loading import is_foreign, local_path, not_restored, unpack
 from nemo_mshubert.models.save_restore import WholeFile
 from nemo_mshubert.models.seeding import seed_of
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
@@ -101,7 +101,7 @@ def _restore(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCMod
     try:
         config = unpack(ASRModel, file, return_config=True)
     except Exception as error:
-        raise ValueError(f"{path}: cannot be restored as a NeMo model ({type(error).__name__}: {error}).") from error
+        raise not_restored(path, error) from error
     if "decoder" not in config or not str(config.encoder.get("_target_")).endswith(MSHuBERTEncoder.__name__):
         raise ValueError(f"{path}: expected a CTC model with an MSHuBERTEncoder. Make it with scripts/ssl_to_ctc.py.")
     unknown = sorted(set(overrides) - {"encoder", "train_ds", "validation_ds", "optim", *NEMO_OPTIONS})

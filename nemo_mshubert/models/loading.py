@@ -57,7 +57,15 @@ def restore_model(name: Name) -> ModelPT:
     try:
         return unpack(ModelPT, path)
     except Exception as error:
-        raise ValueError(f"{name}: cannot be restored as a NeMo model ({type(error).__name__}: {error}).") from error
+        raise not_restored(name, error) from error
+
+
+def not_restored(name: Name, error: Exception) -> ValueError:
+    """What to raise if NeMo cannot restore a file."""
+    return ValueError(
+        f"{name}: cannot be restored as a NeMo model ({type(error).__name__}: {error}). Give a .nemo; if it is one, "
+        "see whether it was copied whole."
+    )
 
 
 def unpack(kind: Type[ModelPT], path: Path, **options: Any) -> Any:
