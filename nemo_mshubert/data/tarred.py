@@ -42,6 +42,7 @@ from nemo_mshubert.whole_files import PathLike, atomic_write, claim_json, remove
 
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)  # two zero blocks close an archive
 SOURCE = "source.json"  # in a tarred dataset: what it was made from
+SHARDED = "sharded_manifests"  # NeMo's name for the folder of the shards' manifests
 
 
 def make_tarred(manifest: PathLike, output: PathLike, num_shards: int, seed: int = 0, num_workers: int = 2) -> Path:
@@ -69,7 +70,8 @@ def make_tarred(manifest: PathLike, output: PathLike, num_shards: int, seed: int
     joined = output / "tarred_audio_manifest.json"
     with alone(output / ".lock", "is packing into this folder. Wait for it, or give another --output."):
         _claim_folder(output, manifest, num_shards, seed)
-        remove_left_over(output, "audio_*.tar")  # from killed calls: gigabytes
+        for folder, name in ((output, "audio_*.tar"), (output, joined.name), (output / SHARDED, "manifest_*.json")):
+            remove_left_over(folder, name)  # from killed calls: gigabytes
         with ThreadPoolExecutor(num_workers) as pool:
             for _ in tqdm(pool.map(_write_shard, *zip(*jobs)), total=num_shards, desc="shards", unit="shard"):
                 pass
@@ -80,7 +82,7 @@ def make_tarred(manifest: PathLike, output: PathLike, num_shards: int, seed: int
 
 
 def _manifest_path(output: Path, shard: int) -> Path:
-    return output / "sharded_manifests" / f"manifest_{shard}.json"
+    return output / SHARDED / f"manifest_{shard}.json"
 
 
 def _member_name(entry: Entry, root: Path) -> str:
@@ -114,7 +116,7 @@ def _claim_folder(output: Path, manifest: PathLike, num_shards: int, seed: int) 
     source = {"manifest_sha256": file_digest(manifest), "num_shards": num_shards, "seed": seed}
     note = output / SOURCE
     if not note.exists():
-        found = next(chain(output.glob("audio_*.tar"), output.glob("sharded_manifests/manifest_*.json")), None)
+        found = next(chain(output.glob("audio_*.tar"), output.glob(f"{SHARDED}/manifest_*.json")), None)
         if found:
             raise ValueError(
                 f"{found}: of a tarred dataset, of which no {SOURCE} in {output} says what it was made of. Give "

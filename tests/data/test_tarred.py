@@ -441,13 +441,16 @@ def test_what_was_killed_takes_no_room_and_two_do_not_pack_at_once(counting_corp
     first = held_elsewhere(output / ".lock")
     left = temporary_neighbour(output / "audio_1.tar")
     left.touch()
+    (output / "sharded_manifests").mkdir()
+    for manifest_of_it in ("tarred_audio_manifest.json", "sharded_manifests/manifest_1.json"):  # labels: megabytes
+        temporary_neighbour(output / manifest_of_it).touch()
     with pytest.raises(RuntimeError, match="another process is packing into this folder. Wait for it, or give"):
         make_tarred(manifest, output, 2)
     assert left.exists()  # the other process may be writing it
     first.kill()
     first.wait()
     make_tarred(manifest, output, 2)
-    assert not [path for path in output.iterdir() if path.name.startswith(".")]
+    assert not [path for path in output.rglob("*") if path.name.startswith(".")]
 
 
 @pytest.mark.unit
