@@ -14,6 +14,7 @@
 
 """One speaker of the corpus reads sentences aloud in a quiet room; the recordings are written to disk."""
 
+import io
 import json
 import random
 from pathlib import Path
@@ -115,8 +116,10 @@ def _write_audio(path: Path, samples: np.ndarray) -> None:
             return
     except soundfile.LibsndfileError:
         pass  # absent or broken
+    flac = io.BytesIO()  # if soundfile itself wrote to the disk, an error of one write could leave a broken file
+    soundfile.write(flac, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     with atomic_write(path, "wb") as stream:
-        soundfile.write(stream, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        stream.write(flac.getvalue())
 
 
 def _record_of(root: Path, voice: Voice) -> Path:

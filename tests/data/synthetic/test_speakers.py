@@ -14,10 +14,15 @@
 
 """What becomes of speech in the recording."""
 
+import errno
+import io
+import os
+
 import numpy as np
 import pytest
 
-from nemo_mshubert.data.synthetic.speakers import record
+from nemo_mshubert import whole_files
+from nemo_mshubert.data.synthetic.speakers import _write_audio, record
 
 pytestmark = pytest.mark.unit
 
@@ -44,3 +49,23 @@ def test_levels_of_recordings_are_those_of_speech():
         rooms.append(level - room)
     assert -30.1 < min(levels) < -29.5 and -22.5 < max(levels) < -21.9
     assert 24 < min(rooms) < 26 and 39 < max(rooms) < 41
+
+
+def test_a_disk_that_is_full_for_a_moment_is_told(tmp_path, monkeypatch):
+    """soundfile drops the error: an AssertionError without a word followed or, at the end of the file, a finished
+    speaker with a broken recording."""
+
+    class FullOnce(io.FileIO):
+        is_full = True
+
+        def write(self, data):
+            if self.is_full:
+                self.is_full = False
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    monkeypatch.setattr(whole_files, "open", lambda path, mode, encoding: FullOnce(path, "w"), raising=False)
+    samples = np.random.default_rng(0).uniform(-0.1, 0.1, 50_000).astype(np.float32)
+    with pytest.raises(OSError, match="No space left on device: '.*a.flac'"):
+        _write_audio(tmp_path / "a.flac", samples)
+    assert not os.listdir(tmp_path)
