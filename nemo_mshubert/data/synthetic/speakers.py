@@ -17,6 +17,7 @@
 import io
 import json
 import random
+import signal
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
@@ -127,7 +128,19 @@ def _record_of(root: Path, voice: Voice) -> Path:
 
 
 def synthesize_speaker(voice: Voice, root: Path, seconds: float, seed: int) -> None:
-    """Write one speaker's audio and transcripts, and then the record that marks the speaker as finished."""
+    """Write one speaker's audio and transcripts, and then the record that marks the speaker as finished.
+
+    Ctrl-C, which a terminal sends to this process, too, waits until then: as an exception in a callback of espeak-ng
+    or libsndfile it would be dropped, with a piece of the speech or its times.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        _write_speaker(voice, root, seconds, seed)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _write_speaker(voice: Voice, root: Path, seconds: float, seed: int) -> None:
     utterances = []
     transcripts: Dict[Path, List[str]] = {}
     for utterance, samples in read_aloud(voice, seconds, seed):

@@ -17,12 +17,17 @@
 import errno
 import io
 import os
+import signal
 
 import numpy as np
 import pytest
 
 from nemo_mshubert import whole_files
-from nemo_mshubert.data.synthetic.speakers import _write_audio, record
+from nemo_mshubert.data.synthetic import speakers
+from nemo_mshubert.data.synthetic.espeak import Espeak
+from nemo_mshubert.data.synthetic.speakers import _write_audio, record, synthesize_speaker
+from nemo_mshubert.data.synthetic.voices import all_voices
+from tests.parallel.ranks_of_a_test import run_on_ranks
 
 pytestmark = pytest.mark.unit
 
@@ -69,3 +74,28 @@ def test_a_disk_that_is_full_for_a_moment_is_told(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left on device: '.*a.flac'"):
         _write_audio(tmp_path / "a.flac", samples)
     assert not os.listdir(tmp_path)
+
+
+def test_ctrl_c_waits_until_the_speaker_is_finished(tmp_path, monkeypatch):
+    """In the middle of a sentence it was printed and dropped, with a piece of the speech or its times, and the speaker
+    was finished with what was left."""
+    pytest.importorskip("espeakng_loader", reason="synthetic speech needs espeakng-loader")
+
+    class Interrupted(Espeak):
+        def _receive(self, *arguments):
+            os.kill(os.getpid(), signal.SIGINT)
+            return super()._receive(*arguments)
+
+    def rank(engine, folder):  # a process of its own: espeak's speech depends on what it said before
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
+        monkeypatch.setattr(speakers, "Espeak", engine)
+        try:
+            synthesize_speaker(all_voices(0)[0], folder, 3, seed=0)
+            was_interrupted = False
+        except KeyboardInterrupt:
+            was_interrupted = True
+        return {path.name: path.read_bytes() for path in folder.rglob("*.*")}, was_interrupted
+
+    ((whole, _),) = run_on_ranks(1, rank, Espeak, tmp_path / "whole")
+    assert run_on_ranks(1, rank, Interrupted, tmp_path / "interrupted") == [(whole, True)]
+    assert len(whole) == 3  # audio, transcript, record
