@@ -52,7 +52,7 @@ from nemo_mshubert.device import one_device
 from nemo_mshubert.file_lock import alone
 from nemo_mshubert.markdown import markdown_table
 from nemo_mshubert.models.whole_checkpoints import WholeCheckpoints
-from nemo_mshubert.whole_files import PathLike, atomic_write, write_json
+from nemo_mshubert.whole_files import PathLike, atomic_write, remove_left_over, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,15 @@ class BestProbe(ModelCheckpoint):
     was moved. Lightning would forget it then, and take the next one as the best."""
 
     def __init__(self, folder: Path):
-        super().__init__(folder, "best-{step}", DEV_ERROR, mode="min", save_last=True, save_on_train_epoch_end=True)
+        super().__init__(
+            folder,
+            "best-{step}",
+            DEV_ERROR,
+            mode="min",
+            save_last=True,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,  # else what a kill before `last` has left stays, beside a best-step=2-v1
+        )
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         def here(path: str) -> str:
@@ -182,6 +190,7 @@ def train_probe(config: DictConfig, rate: float, probe: CtcProbe, data: ProbeDat
     result = folder / "result.json"
     if result.is_file():
         return json.loads(result.read_text(encoding="utf-8"))
+    remove_left_over(folder)
     best = BestProbe(folder)
     trainer = pl.Trainer(
         **OmegaConf.to_container(config.trainer, resolve=True),

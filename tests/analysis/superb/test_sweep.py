@@ -34,6 +34,7 @@ from nemo_mshubert.analysis.superb.pronunciations import ARPABET
 from nemo_mshubert.analysis.superb.sweep import results_table, run_superb
 from nemo_mshubert.data.audio import load_audio
 from nemo_mshubert.data.manifest import read_manifest, write_manifest
+from nemo_mshubert.whole_files import temporary_neighbour
 
 CONFIGS = Path(__file__).parents[3] / "conf" / "superb"
 SMALL = [
@@ -232,6 +233,29 @@ def test_a_checkpoint_is_whole_or_absent(config, features, monkeypatch):
     last = Path(cfg.output) / "lr_0.01" / "last.ckpt"
     assert "last.ckpt" in saved[-1] and torch.load(last, weights_only=False)["global_step"] == 2
     assert run_superb(cfg, features)["sweep"][0]["update"] in (2, 4)
+
+
+def test_a_kill_between_best_and_last_leaves_nothing(config, features, monkeypatch):
+    """Each left a checkpoint for good, and the results named a best-step=2-v1."""
+    cfg, save, saved = config("pr", "updates=4", "eval_every=2"), torch.save, []
+    folder = Path(cfg.output) / "lr_0.01"
+
+    def killed_in_the_first_last(checkpoint, stream):
+        saved.append(stream.name)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        save(checkpoint, stream)
+
+    monkeypatch.setattr(torch, "save", killed_in_the_first_last)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run_superb(cfg, features)
+    monkeypatch.undo()
+    assert [path.name for path in folder.glob("*.ckpt")] == ["best-step=2.ckpt"]
+    temporary_neighbour(folder / "last.ckpt").touch()  # Python tidies up behind an exception, but not behind a kill
+    (line,) = run_superb(cfg, features)["sweep"]
+    assert line["checkpoint"] == f"best-step={line['update']}.ckpt"
+    left = {path.name for path in folder.iterdir() if path.is_file()}
+    assert left == {line["checkpoint"], "last.ckpt", "result.json"}
 
 
 def test_a_folder_of_another_probe_is_refused(config, features, tiny_encoder):
