@@ -68,7 +68,7 @@ def comparison_plots(experiments: Sequence[Experiment]) -> List[Plot]:
 def _draw_groups(curves: Sequence[Tuple[str, Curve]], groups: Sequence[str], axes: Axes) -> None:
     for number, (group, curve) in enumerate(curves):
         first = group not in [earlier for earlier, _ in curves[:number]]
-        style = {"color": f"C{groups.index(group) % 10}", "marker": "o", "markersize": 3, "linewidth": 1}
+        style = {"color": f"C{groups.index(group)}", "marker": "o", "markersize": 3, "linewidth": 1}
         _draw_curve(axes, curve, group if first else None, **style)
 
 

@@ -274,7 +274,7 @@ def plot_diagnoses(diagnoses: Sequence[Diagnosis]):
     axes = figure.subplots(2 if with_pnmi else 1, 1, squeeze=False)[:, 0]
     for number, name in enumerate(dict.fromkeys(diagnosis["name"] for diagnosis in diagnoses)):
         runs = [diagnosis for diagnosis in diagnoses if diagnosis["name"] == name]
-        style = {"color": f"C{number % 10}", "marker": ".", "markersize": 5}
+        style = {"color": f"C{number}", "marker": ".", "markersize": 5}
         for mode, line in (("apart", ":"), ("exchanged", "-")):
             cosines = [run["views"][mode]["masked"] for run in runs if mode in run["views"]]
             _draw_runs(axes[0], cosines, label=f"{name}, {mode}", linestyle=line, **style)

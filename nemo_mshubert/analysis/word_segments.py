@@ -100,7 +100,7 @@ class Sample:
 
     def summary(self) -> Dict[str, Any]:
         """The description of the sample in result files."""
-        counts = np.bincount(self.unit, minlength=len(self.names)).tolist()
+        counts = np.bincount(self.unit).tolist()
         return {
             "id": self.id,
             "units": f"{self.kind}s",
@@ -134,7 +134,7 @@ def sample_instances(
     chosen = []
     names = [name for name in units if name in found]
     for number, name in enumerate(names):
-        picks = sorted(rng.permutation(len(found[name]))[:instances])
+        picks = rng.permutation(len(found[name]))[:instances]
         chosen += [(*found[name][pick], number) for pick in picks]
     chosen.sort()
     place, start, end, unit = (np.array(column) for column in zip(*chosen))
