@@ -248,8 +248,8 @@ class GpuKernels(TorchFunctionMode):
 
 
 class _FlashAttention(torch.autograd.Function):
-    """Forward: reads queries, keys and values, and writes an output of the queries' size. Backward: the same again,
-    and three gradients."""
+    """Forward: reads queries, keys and values, and writes an output of the queries' size. Backward: reads these four
+    and the output's gradient, and writes three gradients."""
 
     @staticmethod
     def forward(ctx, q_BHTE, k_BHTE, v_BHTE, counter):

@@ -25,7 +25,8 @@ class DataWait(pl.Callback):
     every micro-batch, while a GPU waits for the host.
 
     The wait is measured on the CPU of rank 0, from the end of a micro-batch to the start of the next. A GPU may still
-    be computing then, so this is an upper bound of the time that the GPU waits.
+    be computing then, so this is an upper bound of the time that the GPU waits. The writing of a checkpoint, which
+    follows in other callbacks, counts as waiting.
     """
 
     def __init__(self):
