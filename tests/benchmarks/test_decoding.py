@@ -17,6 +17,7 @@
 import builtins
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from nemo_mshubert.benchmarks import decoding  # noqa: E402
 from nemo_mshubert.benchmarks.measurement import table_of  # noqa: E402
 from nemo_mshubert.decoding.config import read_config  # noqa: E402
 from nemo_mshubert.decoding.lexicon import write_lexicon  # noqa: E402
+from nemo_mshubert.decoding.lexicon_beam import LexiconBeamSearchDecoder  # noqa: E402
 from nemo_mshubert.decoding.log_probs import write_log_probs  # noqa: E402
 
 pytestmark = pytest.mark.unit
@@ -97,6 +99,48 @@ def test_without_pyctcdecode_its_row_says_so(arguments, monkeypatch):
     assert "wer" not in rows[-1] and rows[0]["wer"] == 0.0
     table = table_of(rows, decoding.COLUMNS).splitlines()
     assert table[-1] == "| pyctcdecode | 5 | 1 | not measured | not measured | not measured |"
+
+
+def test_figures_of_a_decoder_by_hand(monkeypatch):
+    """The fastest of the repetitions counts, without the first call, which loads the LM."""
+    clock = SimpleNamespace(wall=0.0, cpu=0.0)
+    costs, frames = iter([(100.0, 100.0), (4.0, 3.0), (2.0, 5.0), (8.0, 9.0)]), []
+
+    def decode(utterances):
+        wall, cpu = next(costs)
+        clock.wall, clock.cpu = clock.wall + wall, clock.cpu + cpu
+        frames.append([len(array) for _, array in utterances])
+        return ["the sea", "ship is here"]
+
+    stand_in = SimpleNamespace(perf_counter=lambda: clock.wall, process_time=lambda: clock.cpu)
+    monkeypatch.setattr(decoding, "time", stand_in)
+    utterances = [("u0", np.zeros((70, 3))), ("u1", np.zeros((60, 3)))]
+    found = decoding._measure(decode, utterances, ["the sea", "ship"], repeats=3)
+    assert found == {"utterances_per_second": 1, "cpu_seconds": 1.5, "wer": pytest.approx(100 * 2 / 3)}
+    assert frames == [[50, 50]] + [[70, 60]] * 3
+
+
+@pytest.mark.parametrize("name", ["ours", "plain flashlight", "pyctcdecode"])
+@pytest.mark.parametrize("advantage, expected", [(1.5, "the see"), (0.7, "the sea")])
+def test_weights_mean_the_same_to_every_decoder(arguments, name, advantage, expected):
+    """The LM prefers "the sea" to "the see" by 0.9 in log10. A decoder with other weights searches for something else,
+    and its speed is not that of the same work."""
+    if name == "pyctcdecode":
+        pytest.importorskip("pyctcdecode", reason="the peer is not installed")
+    config = read_config(DEFAULTS, lm=arguments["lm"], lexicon=arguments["lexicon"])
+    array = emissions("the see")
+    last = len(array) - 2  # the last letter; behind it is a blank
+    a, e = (ENGLISH_LABELS.index(letter) for letter in "ae")
+    array[last, e] = math.log(0.6)
+    array[last, a] = array[last, e] - advantage * 0.9 * config.lm_weight
+    if name == "ours":
+        text = LexiconBeamSearchDecoder(ENGLISH_LABELS, config).decode(array, "u").text
+    elif name == "plain flashlight":
+        plain = decoding.plain_flashlight(ENGLISH_LABELS, config)
+        (text,) = decoding._decode_plainly(ENGLISH_LABELS, *plain, [("u", array)])
+    else:
+        text = decoding.pyctcdecode_decoder(ENGLISH_LABELS, config).decode(array)
+    assert text == expected
 
 
 def test_an_upper_case_lm_is_not_for_pyctcdecode(arguments, tmp_path):

@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,8 @@ from nemo_mshubert.benchmarks.measurement import (
     CLEAR_REFS,
     Column,
     calls_per_timing,
+    describe_machine,
+    matmul_flops,
     median_seconds,
     peak_gib,
     publish,
@@ -64,6 +67,7 @@ def test_launches_overlap_between_synchronisations(monkeypatch):
     monkeypatch.setattr(measurement, "synchronize", synchronised.append)
     monkeypatch.setattr(measurement.time, "perf_counter", lambda: clock[0])
     assert calls_per_timing(call, torch.device("cuda")) == 5 and calls_per_timing(call, CPU) == 1
+    assert calls_per_timing(lambda: [call() for _ in range(100)], torch.device("cuda")) == 1  # not 0 of a long step
     calls.clear()
     assert median_seconds({"a": call}, 2, torch.device("cuda"))["a"] == pytest.approx(0.05)
     assert len(calls) == 2 + 2 * 5 and len(set(calls[2:])) == 2  # warm-up and a first estimate, then five at a time
@@ -119,6 +123,25 @@ def test_report_names_the_machine(tmp_path, capsys):
     assert report["rows"] == [{"name": "ours", "speed": 1.0}] and report["arguments"] == {"repeats": 2}
     assert report["machine"]["torch"] == torch.__version__ and report["machine"]["cpu"]
     assert report["machine"]["cpu"] in capsys.readouterr().out
+
+
+def test_paths_among_the_arguments_are_written(tmp_path):
+    """Every subcommand has some: the table was printed, and no file written."""
+    publish("loader", {"configs": Path("conf")}, [{"name": "ours"}], COLUMNS, CPU, tmp_path / "rows.json")
+    assert json.loads((tmp_path / "rows.json").read_text())["arguments"] == {"configs": "conf"}
+
+
+def test_a_product_of_matrices_is_two_flops_per_step(monkeypatch):
+    """All utilisations are shares of it."""
+    monkeypatch.setattr(measurement, "median_seconds", lambda calls, *_: dict.fromkeys(calls, 4.0))
+    assert matmul_flops(CPU, torch.float32) == 2 * 2048**3 / 4
+
+
+def test_memory_and_threads_of_the_machine():
+    psutil = pytest.importorskip("psutil", reason="another way to ask for the memory")
+    machine = describe_machine(CPU)
+    assert machine["memory_gib"] == pytest.approx(psutil.virtual_memory().total / 2**30, rel=0.05)
+    assert machine["threads"] == torch.get_num_threads()
 
 
 def test_rows_before_a_crash_are_kept(tmp_path, capsys):

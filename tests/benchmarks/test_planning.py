@@ -116,6 +116,23 @@ def test_gpus_that_share_a_model_all_read_its_data(reports):
     assert cores == {"auto": 8, "fsdp2": 8, "megatron_tp2": 16, "megatron_tp8": 64}
 
 
+def test_the_slowest_loader_and_the_gpus_that_there_are_count(reports):
+    """Cores by the best row would be too few, and those of a node of 8 too many for 4."""
+    reports["loader"].append({"row": "ours, 8 processes", "per_process": 250.0, "machine": "M"})
+    reports["loader"].append({"row": "NeMo's loader", "per_process": 10.0, "machine": "M"})
+    lines = values_of("mshubert_base", Cluster(4, 8, "auto"), reports)
+    assert lines["loader cores per GPU"] == 16 and lines["loader cores per node"] == 4 * 16
+
+
+def test_activations_grow_with_the_batch(reports):
+    """Measured at 87.5 s, planned for batches twice as long: GPUs of half of the memory would be rented."""
+    config = load("mshubert_base")
+    config.model.train_ds.batch_duration = 175
+    lines = {line.quantity: line for line in plan(config, "base", 960, Cluster(16, 8, "auto"), reports)}
+    assert lines["activations per GPU"].value == pytest.approx(2 * 17.5, rel=1e-3)
+    assert lines["audio per update"].value == 2800
+
+
 def test_hubert_is_planned_by_the_step_without_swap(reports):
     """Two views cost 1.6 to 1.8 times one: its days would be too many."""
     cluster = Cluster(32, 8, "auto")
@@ -153,6 +170,8 @@ def test_bytes_of_a_shared_model():
     sizes = Sizes(900, 100, 50)
     assert state_bytes(sizes, Cluster(16, 8, "auto")) == 950 * 16
     assert state_bytes(sizes, Cluster(16, 8, "fsdp2")) == 950 * 16 / 8 + 100 * 8
+    assert state_bytes(sizes, Cluster(4, 8, "fsdp2")) == 950 * 16 / 4 + 100 * 8  # fewer GPUs than a node has
+    assert state_bytes(sizes, Cluster(1, 8, "fsdp2")) == 950 * 16  # nothing is gathered
     # Two GPUs share the blocks; the moments of what a GPU holds are spread over the eight with the same weights.
     assert state_bytes(sizes, Cluster(16, 8, "megatron_tp2")) == (450 + 50) * (8 + 8 / 8)
 

@@ -82,6 +82,19 @@ def test_peer_with_our_weights_gives_our_views(tiny_encoder, config, name, optio
             assert found.wanted_W is wanted_W
 
 
+@pytest.mark.parametrize("option", [None, "dropout", "attention_dropout", "activation_dropout", "dropout_input"])
+@pytest.mark.parametrize("name", ["transformers", "torchaudio"])
+def test_peers_have_every_dropout_of_ours(config, name, option):
+    """One without would look fast, and keep less for the backward pass."""
+    if name == "torchaudio":
+        pytest.importorskip("torchaudio", reason="torchaudio is not installed")
+    off = dict(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, dropout_input=0.0)
+    peer = PEERS[name]({**TINY_ENCODER, **BASE_OR_LARGE[0], **off, **({option: 0.5} if option else {})}).train()
+    batch = Batch(1.0, 0.5, config, CPU)
+    first, second = (peer.forward_views(batch.audio, batch.length, batch.mask_BT, [4]).tapped[4] for _ in range(2))
+    assert torch.equal(first, second) is (option is None)
+
+
 def test_flops_are_those_that_pytorch_counts(config):
     """The utilisation stands on them. PyTorch counts the products of a peer's forward pass, attention included."""
     batch = Batch(2.0, 0.5, config, CPU)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from nemo_mshubert.benchmarks.flops import step_flops
 from nemo_mshubert.benchmarks.pretraining_step import Batch, encoder_options, load_config, variants
-from nemo_mshubert.benchmarks.traffic import META, benchmark, traffic_of
+from nemo_mshubert.benchmarks.traffic import META, Kernel, benchmark, traffic_of
 from tests.conftest import needs_meta_weight_norm
 
 pytestmark = pytest.mark.unit
@@ -74,6 +74,31 @@ def test_a_weight_is_converted_once_and_norms_are_in_fp32():
     assert of(normed, "norms") == (2 * 4 * N * D + 2 * 4 * D + statistics) + (3 * 4 * N * D + 4 * 4 * D + statistics)
     mask = N * D
     assert of(normed, "dropout") == 2 * (2 * 2 * N * D + mask)
+
+
+def test_attention_by_hand():
+    """Forward, it reads queries, keys and values and writes as much as the queries are; backward, it reads these four
+    and the gradient, and writes three. Two products, then five, of N x N with D."""
+
+    def run(x, linear, norm):
+        q_BHTE = linear(x)[None, None]  # in bf16
+        return F.scaled_dot_product_attention(q_BHTE, q_BHTE, q_BHTE)
+
+    attention = [kernel for kernel in traffic_of_layer(run).kernels if kernel.kind == "attention"]
+    assert [kernel.num_bytes for kernel in attention] == [4 * 2 * N * E, 8 * 2 * N * E]
+    assert [kernel.flops for kernel in attention] == [2 * 2 * N * N * E, 5 * 2 * N * N * E]
+
+
+def test_idle_dropout_moves_nothing():
+    """At base size without dropout, or in evaluation, a GPU launches no kernel for it."""
+    for p, training in ((0.0, True), (0.1, False)):
+        kernels = traffic_of_layer(lambda x, linear, norm: F.dropout(linear(x), p, training)).kernels
+        assert of(kernels, "dropout") == 0
+
+
+def test_the_slower_of_memory_and_products_bounds_a_kernel():
+    kernel = Kernel("products", num_bytes=6e12, flops=8e12)
+    assert kernel.seconds(teraflops=2, terabytes=3) == 4 and kernel.seconds(teraflops=8, terabytes=3) == 2
 
 
 @needs_meta_weight_norm
