@@ -94,6 +94,21 @@ def test_times_are_those_of_the_frames_of_the_model(tiny_ctc, added, frame_secon
     assert word.end == pytest.approx(40 * frame_seconds)
 
 
+@pytest.mark.unit
+def test_times_have_no_noise_of_floating_point(model):
+    """35 frames of 0.02 s are 0.7000000000000001 s: behind the end of audio of 0.7 s."""
+    path = [BLANK] * 20 + [ENGLISH_LABELS.index("a")] * 15
+    (word,), _ = align_words(model, log_probs_of(path, np.random.default_rng(0)), "a")
+    assert word.end == 0.7
+
+
+@pytest.mark.unit
+def test_letters_without_a_space_between_words():
+    """Models of languages that are written without it: a ValueError of the list of letters."""
+    model = SimpleNamespace(decoder=SimpleNamespace(vocabulary=["a", "b", "c"]))
+    assert alignment._tokens(model, ["ab", "c"]) == ([0, 1, 2], [0, 0, 1])
+
+
 def test_gaps_are_shared_up_to_a_limit():
     limit, half = MAX_GAP_FRAMES, MAX_GAP_FRAMES // 2
     assert share_gaps([(10, 12), (16, 18)], 30) == [(10 - half, 14), (14, 18 + half)]
@@ -207,7 +222,7 @@ def test_an_interrupted_call_goes_on(model, synthetic_corpus, tmp_path, monkeypa
 def test_a_call_with_another_model_starts_anew(model, letters_path, synthetic_corpus, tmp_path, monkeypatch):
     """Times of the model that was a mistake would stay among those of the right one."""
     write_manifest(tmp_path / "one.json", read_manifest(synthetic_corpus.dev)[:1])
-    words = tmp_path / "w.jsonl"
+    words = tmp_path / "w[1].jsonl"  # with what glob takes for a pattern
 
     def fail(*args):
         raise OSError("the disk is full")
@@ -225,7 +240,7 @@ def test_a_call_with_another_model_starts_anew(model, letters_path, synthetic_co
     with torch.no_grad():
         other.decoder.decoder_layers[0].bias += torch.linspace(0, 1, BLANK + 1)
     align_manifest(other, tmp_path / "one.json", words)
-    assert computed == [1] and not list(tmp_path.glob(".w.jsonl*"))
+    assert computed == [1] and not list(tmp_path.glob(".w*"))
 
 
 @pytest.mark.unit

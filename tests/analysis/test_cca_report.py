@@ -157,6 +157,21 @@ def test_plot_has_a_curve_per_name_and_a_band_per_group():
     assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["ours (AUC 0.90)", "HuBERT (AUC 0.30)"]
 
 
+def test_more_models_than_markers_are_all_drawn():
+    """Ten markers: the eleventh model was on no plot."""
+    (axes,) = plot_curves([fake_run(f"model {number}", 0.1, 0.2) for number in range(23)], "PWCCA").axes
+    assert len(axes.get_lines()) == 23
+
+
+def test_text_has_the_best_layer_and_the_areas():
+    """What is read off the terminal, layers counted from 0, the input of the transformer."""
+    first, *lines = results_table([fake_run("ours", 0.1, 0.2, 0.5, 0.3), fake_run("- Swap", 0.1, 0.3)]).splitlines()
+    assert first == "ours (ours.nemo)" and lines[0] == "  0.100 0.200 0.500 0.300"
+    areas_of_all = "AUC over layers 0-3: 0.900, over 1-3: 0.750, mean height 0.300"  # 0.05 + 0.2 + 0.5 + 0.15
+    assert lines[1] == f"  best layer 2; {areas_of_all}"
+    assert lines[4] == "  best layer 1; AUC over layers 0-1: 0.200, over 1-1: 0.000, mean height 0.200"
+
+
 def test_flat_curves_are_not_drawn_on_the_upper_edge():
     """Random or barely trained encoders are alike in all layers: half of each marker was cut off."""
     (axes,) = plot_curves([fake_run("random", 0.1, 0.101, 0.1)], "PWCCA").axes
@@ -238,10 +253,13 @@ def test_pooled_features_on_disk(sample, load, tmp_path):
         np.testing.assert_array_equal(read_pooled(path, layer), states)
     whole = path.read_bytes()
     method = whole.index(b"PK\x01\x02") + 10  # of compression, in the directory at the end
-    for damaged in (whole[:1000], whole[:method] + b"\x63" + whole[method + 1 :]):
+    for damaged in (b"", whole[:1000], whole[:method] + b"\x63" + whole[method + 1 :]):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="features.npz: damaged.*Delete it"):
             read_pooled(path, 0)
+    write_pooled(path, pooled[:2])
+    with pytest.raises(ValueError, match="features.npz: damaged.*layer_2"):
+        read_pooled(path, 2)
 
 
 def test_a_file_in_place_of_the_output_folder_is_noticed_before_any_audio(sample, load, tmp_path):
@@ -268,6 +286,11 @@ def test_pretrained_and_ctc_files_give_the_same_encoder(ssl_path, letters_path, 
     ssl, ctc = load_hidden_states(ssl_path), load_hidden_states(letters_path)
     assert ssl.fingerprint == ctc.fingerprint and ssl.num_states == 5
     np.testing.assert_array_equal(pool_instances(sample, ssl), pool_instances(sample, ctc))
+
+
+def test_hidden_states_are_of_audio_at_the_scale_of_the_model(ssl_path):
+    """The tiny model was trained on audio scaled to unit variance: without, another curve, and no word of it."""
+    assert load_hidden_states(ssl_path).normalized
 
 
 def test_files_that_are_no_such_model(tmp_path, tiny_encoder, monkeypatch):

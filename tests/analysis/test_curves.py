@@ -81,16 +81,33 @@ def test_seeds_of_one_configuration_share_a_colour_and_a_label(drawn):
         ([3.0, 0.5], 110),  # insertions of a first validation
         ([3.0, 2.0], 220),  # a run that is this bad to its end is seen whole
         ([0.5, 0.4], 52.5),
+        ([0.4, 0.6, 0.5], 63),
         ([0.0, 0.0], 1),
     ],
 )
 def test_axis_of_error_rates_shows_where_each_curve_ends(drawn, rates, top):
     """Else the first validation of 300 % flattens the rest, or a run that ends above the axis is not on it."""
-    scalars = {"val_wer": dict(zip((9, 19), rates))}
-    curves.wer_plot([Experiment("finetune", scalars)])
+    curve = dict(zip((9, 19, 29), rates))
+    curves.wer_plot([Experiment("finetune", {"val_wer": curve})])
     (axes,) = drawn
-    assert lines(axes) == [("finetune", {9: 100 * rates[0], 19: 100 * rates[1]})]
+    assert lines(axes) == [("finetune", {step: 100 * rate for step, rate in curve.items()})]
     assert axes.get_ylim() == pytest.approx((0, top))
+
+
+def test_the_axis_of_error_rates_ends_above_the_worst_run(drawn):
+    """The baseline from scratch ends at 200 %: where it is above the axis, it is not seen to fail."""
+    rates = {"pretrained": [3.0, 0.3], "scratch": [4.0, 2.0]}
+    curves.wer_plot([Experiment(name, {"val_wer": dict(enumerate(both))}) for name, both in rates.items()])
+    assert drawn[0].get_ylim() == pytest.approx((0, 220))
+
+
+def test_comparisons_begin_with_the_finest_set_and_show_accuracy_in_percent(drawn):
+    """The finest set is what the models are compared by; 0.4 on an axis in percent would be next to nothing."""
+    names = [f"val_{clusters}/{metric}" for clusters in (50, 500) for metric in ("loss", "masked_accuracy")]
+    plots = curves.comparison_plots([Experiment("ours", {name: {9: 0.4} for name in names})])
+    assert [plot.caption.split(":")[0] for plot in plots] == ["500 clusters"] * 2 + ["50 clusters"] * 2
+    assert [lines(axes) for axes in drawn] == [[("ours", {9: 40})], [("ours", {9: 0.4})]] * 2
+    assert [axes.get_ylabel() for axes in drawn] == ["masked accuracy, %", "loss"] * 2
 
 
 def test_error_rates_of_characters_say_so(drawn):

@@ -24,6 +24,7 @@ from pathlib import Path
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
+from nemo_mshubert.analysis import findings
 from nemo_mshubert.analysis.experiments import join_sessions, read_experiments
 from nemo_mshubert.analysis.report import html_report, markdown_report
 from nemo_mshubert.analysis.report_tables import missing_parts, setup_tables
@@ -179,6 +180,35 @@ def test_the_newest_line_of_a_stage_wins_in_its_first_place(run):
     assert [(stage.name, stage.seconds) for stage in read_run(run).stages] == [("labels", 12.4), ("pretrain", 3723.6)]
 
 
+def test_time_of_all_stages_counts_no_second_twice(run):
+    """Of stages that run beside others, in whatever order they are noted, and without the pauses between them."""
+    times = [("late", 100, 10), ("long", 0, 50), ("within", 10, 5), ("across", 40, 20)]
+    lines = [f"{name}\t{start}\t{seconds}\tcommand" for name, start, seconds in times]
+    (run / "stages.tsv").write_text("\n\n".join(lines) + "\n")  # empty lines do no harm
+    assert "| total | 70 | 0:01:10 |" in markdown_report(read_run(run))  # 0 to 60, and 100 to 110
+
+
+def test_zero_is_a_result(run):
+    """No error, or labels that tell nothing: a dash would say that nobody looked."""
+    write_results(run, "pretrained", 0.0, 0.0)
+    sets = {"25": dict(entropy_bits=0.0, dead_clusters=24, unit_purity=0.5, cluster_purity=1.0, pnmi=0.0)}
+    write_label_metrics(run, "iter12", sets, unit="word")
+    markdown = markdown_report(read_run(run))
+    assert "| test_clean | greedy | 220 | 0.00 | 88.88 | 0.00 | 44.44 |" in markdown
+    assert "| iter12 | train | 25 | 0.000 | – | 0.500 | 1.000 | – | 0.00 | 24 | word |" in markdown
+
+
+def test_other_models_stand_behind_those_of_the_quickstart(run):
+    write_results(run, "ablation", 0.5, 0.5)
+    assert list(read_run(run).scores) == ["pretrained", "scratch", "ablation"]
+
+
+def test_a_run_in_this_folder_has_its_name(run, monkeypatch):
+    """``--run .``: a report of nothing."""
+    monkeypatch.chdir(run)
+    assert read_run(".").name == "quickstart"
+
+
 def test_a_command_line_may_hold_tabs(run):
     """Else one stage with a tab in an argument would end the report of the whole run."""
     (run / "stages.tsv").write_text("labels\t0\t1\tprintf 'a\tb\tc'\n")
@@ -199,6 +229,10 @@ def test_settings_in_which_experiments_differ(run):
     markdown = markdown_report(read_run(run))
     assert "**Configurations: pre-training**" in markdown and "| experiment | swap | label_sets |" in markdown
     assert "| mshubert | True | 100, 50 |" in markdown and "| noswap | False | 100 |" in markdown
+    write_events(run / "noswap" / "version_1", {"val_100/loss": {5: 1.0}})
+    (run / "noswap" / "version_1" / "hparams.yaml").write_text(json.dumps({"cfg": {"model": {"swap": "later"}}}))
+    assert "| noswap | later |" in markdown_report(read_run(run))  # of the session that trained last
+    (run / "noswap" / "version_1" / "hparams.yaml").unlink()
     (run / "noswap" / "version_0" / "hparams.yaml").write_text("a: [")
     with pytest.raises(ValueError, match="hparams.yaml: not YAML"):
         read_run(run)
@@ -299,6 +333,26 @@ def test_findings_are_in_the_order_of_their_names(tmp_path):
     for name in "dbeac":
         write_json(tmp_path / f"benchmark_{name}.json", {"benchmark": name, "machine": {}, "rows": []})
     assert [content["benchmark"] for _, content in read_run(tmp_path).findings["benchmarks"]] == list("abcde")
+
+
+def test_files_of_others_under_these_names_are_left_out(analysed):
+    """A diagnostics.json of another program is none of ours, and ours without a model has nothing to show."""
+    write_json(analysed / "other" / "diagnostics.json", {"disk": "full"})
+    assert len(read_run(analysed).findings["diagnostics"]) == 1
+    write_json(analysed / "other" / "diagnostics.json", ["disk"])
+    with pytest.raises(ValueError, match="other/diagnostics.json: not the expected JSON"):
+        read_run(analysed)
+
+
+def test_tasks_of_superb_have_plots_of_their_own(analysed, monkeypatch):
+    """Weights for phones and for words, drawn into one plot, could not be told apart."""
+    drawn = []
+    monkeypatch.setattr(findings, "png_of", lambda figure: b"")
+    monkeypatch.setattr(findings, "plot_layer_weights", drawn.append)
+    content = json.loads((analysed / "superb" / "superb.json").read_text())
+    write_json(analysed / "superb" / "asr" / "superb.json", {**content, "task": "asr"})
+    markdown_report(read_run(analysed))
+    assert sorted([result["task"] for result in results] for results in drawn) == [["asr"], ["pr"]]
 
 
 def test_a_folder_of_analyses_alone_is_a_run(analysed):
@@ -481,6 +535,9 @@ def test_no_run_is_an_error(tmp_path):
             "('model')). If it was one, remove it or choose another --output, and",
         ),
         ("labels/iter9/train.metrics.json", '{"sets": {"5": {}}}', "train.metrics.json: lacks 'entropy_bits'. Repeat"),
+        ("labels/iter9/train.metrics.json", "[1]", "train.metrics.json: not the expected JSON"),
+        ("labels/iter9/train.metrics.json", '{"sets": [1]}', "train.metrics.json: not the expected JSON"),
+        ("labels/iter9/train.metrics.json", "", "train.metrics.json: not the expected JSON"),
     ],
 )
 def test_damaged_files_are_named_with_a_remedy(run, name, text, message):

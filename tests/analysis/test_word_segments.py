@@ -175,6 +175,16 @@ def test_alignments_beyond_the_audio_are_errors(manifest, tmp_path, start, end):
     sample_instances([manifest], alignments, ["the", "sea"], 15)  # it matters where it is needed only
 
 
+@pytest.mark.unit
+def test_words_of_no_length_and_audio_of_unknown_length_are_taken(manifest, tmp_path):
+    """Aligners round short words to nothing, and manifests may lack durations; the audio tells, when it is read."""
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    manifest.write_text("".join(json.dumps({**row, "duration": None}) + "\n" for row in rows))
+    words = {"u3": [("sea", 0.5, 0.5), ("the", 3.0, 3.2)]}
+    aligned = read_alignments([write_alignments(tmp_path / "short.jsonl", words)], "word")
+    assert len(sample_instances([manifest], aligned, ["the", "sea"], 15).unit) == 2
+
+
 # --- Hidden states ---------------------------------------------------------------------------------------------------
 
 

@@ -59,6 +59,21 @@ def test_time_waited_for_data_is_logged(config, clock, monkeypatch):
     assert found[1:-1] == [pytest.approx([3, 0.75, 4])] * 4  # Lightning looks one batch ahead
 
 
+def test_seconds_are_means_over_the_micro_batches_between_two_logs(clock):
+    """Of two micro-batches that wait 3 s each and take 1 s, no wait of 6 s is logged."""
+    timing, logged = DataWait(), []
+    trainer, module = SimpleNamespace(log_every_n_steps=2), SimpleNamespace(log=lambda *value: logged.append(value))
+    timing.on_train_start(trainer, module)
+    for _ in range(6):
+        clock.now += 3
+        timing.on_train_batch_start(trainer, module, None, 0)
+        clock.now += 1
+        timing.on_train_batch_end(trainer, module, None, None, 0)
+    first, *later = (dict(logged[place : place + 3]) for place in range(0, len(logged), 3))
+    assert later == [{"micro_batch_seconds": 4, "data_wait_seconds": 3, "data_wait_share": 0.75}] * 2
+    assert first["data_wait_seconds"] == 3  # and the first micro-batch is not over yet
+
+
 def test_validations_are_no_part_of_a_micro_batch(clock):
     """Else the speed of a run depends on how often it is validated."""
     timing, logged = DataWait(), {}
