@@ -15,6 +15,7 @@
 """The first things that a newcomer asks of a script: --help, and what a wrong option is."""
 
 import fcntl
+import importlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -100,6 +102,36 @@ def test_benchmark_looks_at_its_output_before_it_measures(monkeypatch, tmp_path)
     monkeypatch.setattr("importlib.import_module", None)  # may not be called
     with pytest.raises(IsADirectoryError, match="a folder. Name a file in it"):
         runpy.run_path(str(SCRIPTS / "benchmark.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pretrain --sizes tiny",
+        "traffic",
+        "host",
+        "loader --manifest m --workers 0 1",
+        "labelling --manifest m",
+        "inference --manifest m",
+        "decoding --log_probs a --decode b",
+    ],
+)
+def test_every_benchmark_takes_the_options_of_its_subcommand(monkeypatch, command):
+    """A TypeError would be noticed on the rented GPU; and threads that were not set are those of another row."""
+    name = command.split()[0]
+    if name == "decoding":
+        pytest.importorskip("flashlight.lib.text", reason="the beam search needs flashlight-text")
+    script = load_script("benchmark")
+    module = importlib.import_module(f"nemo_mshubert.benchmarks.{'pretraining_step' if name == 'pretrain' else name}")
+    published, threads = [], []
+    monkeypatch.setattr(module, "benchmark", create_autospec(module.benchmark, return_value=["a row"]))
+    monkeypatch.setattr(script, "publish", lambda *arguments: published.append(arguments))
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *command.split(), "--threads", "3", "--output", "out.json"])
+    monkeypatch.setattr(script, "make_place", lambda path: None)
+    script.main()
+    ((kind, _, rows, columns, _, output),) = published
+    assert (kind, rows, columns, output) == (name, ["a row"], module.COLUMNS, "out.json") and threads == [3]
 
 
 # --- Options of Python scripts ---------------------------------------------------------------------------------------
