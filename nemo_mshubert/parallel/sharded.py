@@ -63,8 +63,11 @@ class ShardedStrategy(ModelParallelStrategy):
         mesh = init_device_mesh(
             self.root_device.type, (self.world_size // shard_size, shard_size), mesh_dim_names=("copies", "shards")
         )
-        for part in [*model.encoder.layers, *model.label_heads.heads.values()]:
-            fully_shard(part, mesh=mesh)
+        for layer in model.encoder.layers:
+            fully_shard(layer, mesh=mesh)
+        for head in model.label_heads.heads.values():
+            # As parts of nothing, they would stay gathered behind a validation, and `zero_touch` miss their shards.
+            fully_shard(head, mesh=mesh, reshard_after_forward=True)
         fully_shard(model.encoder, mesh=mesh)
         register_fsdp_forward_method(model.encoder, "forward_views")
 

@@ -346,6 +346,14 @@ def test_sharded_training_is_that_of_ddp(ddp, config, tmp_path):
     assert difference(model.state_dict(), checkpoint(tmp_path)["state_dict"]) == 0
 
 
+def test_sets_that_are_dropped_behind_a_validation_are_those_of_ddp(ddp, config, tmp_path):
+    """A validation runs all heads. Those dropped in the next update would miss it: their moments would go another way,
+    and without any, as behind a sanity check, the best checkpoint could not be loaded at the end of a run."""
+    validation = dict(limit_val_batches=1, num_sanity_val_steps=1, val_check_interval=2)
+    run_on_ranks(2, lambda: train_in(tmp_path, config, HALVES, 2, strategy="fsdp2", **validation))
+    assert_same_training(tmp_path, ddp[0])
+
+
 def test_copies_of_shards_are_one_model(config, tmp_path):
     """Two copies in two shards each, as of two nodes with two GPUs (HSDP): gradients are summed over shards and
     copies."""
