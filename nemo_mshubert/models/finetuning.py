@@ -42,6 +42,8 @@ from nemo_mshubert.parallel.ranks import on_one_rank_of_each_node
 from nemo_mshubert.parallel.registration import strategies
 
 LEAVE_TRANSCRIPTS = ("truncate_duration", "cut_into_windows_duration")
+ENCODER_OPTIONS = ("dropout", "attention_dropout", "activation_dropout", "dropout_input", "layerdrop")
+ENCODER_OPTIONS += ("feature_grad_mult", "mask_prob", "mask_length", "mask_channel_prob", "mask_channel_length")
 NEMO_OPTIONS = ("use_cer", "interctc", "optim_param_groups")  # of ASR models, which fine-tuning may set
 
 
@@ -110,6 +112,10 @@ def _restore(path: str, overrides: DictConfig, trainer: Trainer) -> EncDecCTCMod
     unknown = sorted(set(overrides.encoder) - set(inspect.signature(MSHuBERTEncoder.__init__).parameters))
     if unknown:
         raise ValueError(f"model.encoder: MSHuBERTEncoder has no options {unknown}. Correct their names.")
+    others = sorted(set(overrides.encoder) - set(ENCODER_OPTIONS))
+    changed = [name for name in others if overrides.encoder[name] != config.encoder.get(name)]
+    if changed:  # with some, such as num_heads, the weights would fit and be those of another network
+        raise ValueError(f"model.encoder: {changed} belong to the architecture, which is that of {path}. Remove them.")
     OmegaConf.set_struct(config, False)
     config.encoder = OmegaConf.merge(config.encoder, overrides.encoder)
     config.update({name: overrides[name] for name in NEMO_OPTIONS if name in overrides})

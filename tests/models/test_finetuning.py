@@ -48,7 +48,7 @@ from nemo_mshubert.models.save_restore import WholeFile
 from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.parallel import registration
 from tests.callbacks.short_runs import PerUpdate
-from tests.conftest import quiet_trainer
+from tests.conftest import load_config, quiet_trainer
 from tests.parallel.ranks_of_a_test import run_on_ranks
 
 
@@ -159,6 +159,22 @@ def test_an_unknown_option_of_the_encoder_is_refused(letters_path, overrides):
     overrides.encoder.mask_probability = 0.5
     with pytest.raises(ValueError, match=r"model.encoder: MSHuBERTEncoder has no options \['mask_probability'\]"):
         restore_for_finetuning(str(letters_path), overrides, quiet_trainer(max_steps=10))
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("option, value", [("num_heads", 1), ("pre_norm", False), ("d_model", 48)])
+def test_another_architecture_is_refused(letters_path, overrides, option, value):
+    """The weights fit other heads and norms, too: a ruined encoder would be fine-tuned without a word."""
+    overrides.encoder[option] = value
+    with pytest.raises(ValueError, match=rf"model.encoder: \['{option}'\] belong to the architecture, .*letters.nemo"):
+        restore_for_finetuning(str(letters_path), overrides, quiet_trainer(max_steps=10))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["10min", "1h", "10h", "100h", "960h", "tiny"])
+def test_experiments_leave_the_architecture_alone(name):
+    """All that they set of the encoder may be changed."""
+    assert set(load_config("finetune", name).model.encoder) == set(finetuning.ENCODER_OPTIONS)
 
 
 @pytest.mark.integration
