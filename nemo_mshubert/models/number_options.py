@@ -61,7 +61,7 @@ SECTIONS: Dict[str, Dict[str, Kind]] = {
         "freeze_encoder_updates": WHOLE,
         "max_nonfinite_steps": WHOLE,
     },
-    "model": {"drop_label_sets": WHOLE, "unmasked_weight": WEIGHT, "max_nonfinite_steps": WHOLE},
+    "model": {"seed": WHOLE, "drop_label_sets": WHOLE, "unmasked_weight": WEIGHT, "max_nonfinite_steps": WHOLE},
     "model.masking": {"mask_prob": POSITIVE, "mask_length": COUNT},
     "model.encoder": {
         **dict.fromkeys(SIZES, COUNT),
@@ -74,7 +74,7 @@ SECTIONS: Dict[str, Dict[str, Kind]] = {
     },
     "model.label_heads": {"d_head": COUNT, "temperature": POSITIVE},
     "model.loss": {"penalty_weight": WEIGHT},
-    "model.train_ds": {**DATA, **BUCKETS},
+    "model.train_ds": {**DATA, **BUCKETS, "seed": WHOLE},  # with NeMo's "randomized", no run could be resumed
     "model.validation_ds": DATA,
     "model.optim": {"lr": POSITIVE, "eps": POSITIVE, "weight_decay": WEIGHT},
     "model.optim.sched": {
