@@ -169,6 +169,10 @@ def _set_up_training(model: EncDecCTCModel, config: DictConfig, trainer: Trainer
     config.concurrent_bucketing = False  # if its thread met an unreadable file, training would wait forever
     max_unreadable = config.pop("max_unreadable", MAX_UNREADABLE)
     model.setup_training_data(config)
+    if not is_tarred:
+        # Lightning takes a limit in batches for the length of the epoch. It would not know the last batch, and where
+        # an epoch is shorter than an update, none would ever be made.
+        trainer.limit_train_batches = 1.0
     if not is_tarred and isinstance(model._train_dl.sampler, CutSampler):
         model._train_dl = resumable(model._train_dl, trainer)
     elif not is_tarred and trainer.world_size > 1:  # use_distributed_sampler is off

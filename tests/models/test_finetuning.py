@@ -218,6 +218,15 @@ def test_rates_by_part_and_losses_of_blocks_below(letters_path, overrides):
 
 
 @pytest.mark.integration
+def test_an_epoch_shorter_than_an_update_ends_it(letters_path, overrides):
+    """Ten minutes on one GPU are less than 1600 s: with the limit of conf/finetune, no update was ever made."""
+    trainer = quiet_trainer(max_steps=2, max_epochs=3, limit_train_batches=1000000000, accumulate_grad_batches=100)
+    overrides.validation_ds.manifest_filepath = None
+    trainer.fit(restore_for_finetuning(str(letters_path), overrides, trainer))
+    assert trainer.global_step == 2
+
+
+@pytest.mark.integration
 def test_fine_tuning_without_validation(letters_path, overrides):
     """validation_manifest=null, which pre-training takes, ended in a TypeError."""
     overrides.validation_ds.manifest_filepath = None
