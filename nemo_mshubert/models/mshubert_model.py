@@ -399,7 +399,7 @@ class MSHuBERTModel(ModelPT):
     # --- Checkpoints ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
-        """Store the place in the data, the data options, and the task of the run."""
+        """Store the place in the data, the data options, the task of the run, and its count of skipped updates."""
         own_batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
         checkpoint["batches_of_all_ranks"] = self.data_position.batches_of_all(own_batches, self.data_ranks.count)
         checkpoint["place"] = asdict(self.data_position.place(own_batches, self.data_ranks.count))
@@ -407,9 +407,10 @@ class MSHuBERTModel(ModelPT):
             checkpoint["shards"] = self.data_position.shards.state()
         checkpoint["data_options"] = self._data_options
         checkpoint["task"] = self._task()
+        checkpoint["nonfinite_steps"] = self.step_guard.num_skipped
 
     def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
-        """Restore the place in the data, even if the number of ranks has changed.
+        """Restore the place in the data, even if the number of ranks has changed, and the count of skipped updates.
 
         Raises:
             ValueError: the checkpoint has other labels, its label sets at other blocks, or another architecture.
@@ -430,6 +431,7 @@ class MSHuBERTModel(ModelPT):
             batches["current"].update(dict.fromkeys(batches["current"], count))
         if "shards" in checkpoint:  # tarred data
             self.data_position.shards.load(checkpoint["shards"])
+        self.step_guard.num_skipped = checkpoint.get("nonfinite_steps", 0)  # older checkpoints do not say it
 
     @cached_property
     def _data_options(self) -> Dict[str, Any]:

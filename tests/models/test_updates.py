@@ -221,6 +221,17 @@ def test_nonfinite_micro_batch_spoils_its_update_only(model_config, warnings):
 
 
 @pytest.mark.unit
+def test_skipped_updates_are_counted_over_all_jobs_of_a_run(model_config, tmp_path):
+    """The report shows the last count: of a run of many jobs, it said that only those of the last job were
+    skipped."""
+    bad, good = batch(3, spoiled=True), batch(0)
+    train(model_config(), [[bad, good]], updates=2).trainer.save_checkpoint(tmp_path / "two.ckpt")
+    batches = [[good, bad, good, good]]  # two are left, and the loader of this test begins with the first ones
+    resumed = train(model_config(), batches, updates=4, resume=tmp_path / "two.ckpt", log_every_n_steps=1)
+    assert float(resumed.trainer.callback_metrics["nonfinite_steps"]) == 2
+
+
+@pytest.mark.unit
 def test_many_nonfinite_updates_in_a_row_end_the_run(model_config, warnings):
     """A diverged run must not burn a week; one bad update now and then must not end it."""
     config = model_config("model.max_nonfinite_steps=2")
