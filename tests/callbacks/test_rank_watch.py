@@ -19,6 +19,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from nemo_mshubert.callbacks import rank_watch
@@ -58,6 +59,33 @@ def test_a_hung_rank_is_named(config, tmp_path):
     assert (tmp_path / "ended").read_text() == "0 [1] loading data, batch 2"
 
 
+def told_of(batches_of_rank):
+    """What rank 0 is told, and when, while each rank begins that many batches, one every quarter of a second."""
+    torch.distributed.init_process_group("gloo")
+    watch, told, begin = RankWatch(timeout_seconds=1.0), [], time.monotonic()
+    watch._end = lambda _, ranks, where: told.append((ranks, where, time.monotonic() - begin))
+    watch.on_train_start(SimpleNamespace(world_size=2), None)
+    for _ in range(batches_of_rank[torch.distributed.get_rank()]):
+        watch.on_train_batch_start(None, None, None, 0)
+        time.sleep(0.25)
+    while len(told) < 1 and time.monotonic() - begin < 2.5:
+        time.sleep(0.05)
+    watch.on_train_end(None, None)
+    torch.distributed.barrier()
+    return told[0] if told else None
+
+
+def test_a_first_batch_that_never_comes_ends_the_run():
+    """The usual place: a file system that a node cannot reach. The run ends soon after the timeout."""
+    ranks, where, seconds = run_on_ranks(2, told_of, (0, 0))[0]
+    assert (ranks, where) == ([0, 1], "loading data, batch 0") and 1.0 < seconds < 2.0
+
+
+def test_a_rank_that_has_more_to_do_may_do_it():
+    """The other one waits for it longer than a rank may hang, as behind a validation of files that are shorter."""
+    assert run_on_ranks(2, told_of, (1, 12)) == [None, None]
+
+
 def test_end_of_a_hung_run_is_an_error(monkeypatch):
     """The launcher must see a code other than 0, and the user the rank, the phase and what to do."""
     messages, codes = [], []
@@ -85,7 +113,7 @@ def test_marks_say_the_phase():
         "update, batch 1": lambda: watch.on_before_optimizer_step(trainer, module, None),
         "loading data, batch 1": lambda: watch.on_train_batch_end(trainer, module, None, None, 0),
         "validation, or loading data behind it, batch 1": lambda: watch.on_validation_batch_end(*[None] * 5),
-        "forward pass, batch 2": lambda: watch.on_train_batch_start(trainer, module, None, 1),
+        "forward pass, batch 2": lambda: watch.on_train_batch_start(trainer, module, None, 0),  # of the next epoch
     }
     for expected, hook in hooks.items():
         hook()

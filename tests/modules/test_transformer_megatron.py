@@ -209,6 +209,22 @@ def test_blocks_that_cannot_be_split():
     assert "GatedSelfAttention is not supported" in relative
 
 
+def test_every_block_of_a_deep_encoder_is_split():
+    """From the tenth block on, numbers have two digits: a checkpoint would not fit into the blocks that are split."""
+    from nemo_mshubert.modules.transformer_megatron import split_dimension
+
+    blocks = {}
+    for name in make({"num_layers": 12}).state_dict():
+        _, is_of_a_block, rest = f"encoder.{name}".partition("encoder.layers.")
+        if is_of_a_block:
+            number, _, name_in_block = rest.partition(".")
+            blocks.setdefault(number, {})[name_in_block] = split_dimension(f"encoder.{name}")
+        else:
+            assert split_dimension(name) is None
+    assert len(blocks) == 12 and all(block == blocks["0"] for block in blocks.values())
+    assert sum(dimension is not None for dimension in blocks["0"].values()) == 10  # of 16: not norms and two biases
+
+
 def test_unknown_backend():
     """A typing error must not train on another backend."""
     with pytest.raises(ValueError, match="transformer_backend.*'megatorn'"):

@@ -148,3 +148,19 @@ def suspended(folder):
 def test_a_job_that_was_suspended_does_not_hang(tmp_path):
     """Ctrl-Z, or a scheduler that lets another job go first: the run ended when it was to go on."""
     assert run_on_ranks(2, suspended, tmp_path) == [[], []]
+
+
+def seconds_of_a_start():
+    """Of a watch whose turns are of a minute."""
+    torch.distributed.init_process_group("gloo")
+    watch, begin = HangWatch(600, lambda: "works", lambda marks: None), time.monotonic()
+    watch.start()
+    seconds = time.monotonic() - begin
+    watch.stop()
+    torch.distributed.barrier()
+    return seconds
+
+
+def test_training_does_not_wait_for_the_first_turn():
+    """Rank 1 asks the store for the turn of rank 0, and would get it 150 s after the start of every job."""
+    assert max(run_on_ranks(2, seconds_of_a_start)) < 30
