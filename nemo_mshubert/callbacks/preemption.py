@@ -30,7 +30,7 @@ from typing import Optional
 import lightning.pytorch as pl
 import torch
 from nemo.utils import logging
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from nemo_mshubert.callbacks.finished_run import has_all_updates
 
@@ -49,8 +49,7 @@ def take_time_limit(exp_manager_config: DictConfig) -> Optional[timedelta]:
             f"exp_manager.max_time_per_run={text}: expected days:hours:minutes:seconds, as in 00:03:50:00 (in a YAML "
             'file in quotes, "01:03:50:00", or it is read as a number).'
         )
-    with open_dict(exp_manager_config):
-        exp_manager_config.max_time_per_run = None
+    exp_manager_config.max_time_per_run = None
     days, hours, minutes, seconds = map(int, text.split(":"))
     return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
 

@@ -74,11 +74,14 @@ def test_a_time_limit_ends_a_run_between_updates(tmp_path):
 
 
 def test_the_time_limit_is_nemos_option():
-    config = OmegaConf.create({"max_time_per_run": "01:02:03:04"})
-    assert take_time_limit(config) == timedelta(days=1, hours=2, minutes=3, seconds=4)
-    assert config.max_time_per_run is None and take_time_limit(config) is None  # NeMo's timer is not made
-    with pytest.raises(ValueError, match="max_time_per_run=4h: expected days:hours:minutes:seconds"):
-        take_time_limit(OmegaConf.create({"max_time_per_run": "4h"}))
+    for text in ("01:02:03:04", "1:2:3:4"):
+        config = OmegaConf.create({"max_time_per_run": text})
+        OmegaConf.set_struct(config, True)  # as Hydra's
+        assert take_time_limit(config) == timedelta(days=1, hours=2, minutes=3, seconds=4)
+        assert config.max_time_per_run is None and take_time_limit(config) is None  # NeMo's timer is not made
+    for text in ("4h", "00:03:50:00h", "00:00:120:00"):
+        with pytest.raises(ValueError, match=f"max_time_per_run={text}: expected days:hours:minutes:seconds"):
+            take_time_limit(OmegaConf.create({"max_time_per_run": text}))
     with pytest.raises(ValueError, match="max_time_per_run=229800: expected .* in quotes"):
         take_time_limit(OmegaConf.create("max_time_per_run: 1:03:50:00"))  # base 60, says YAML
 
@@ -135,6 +138,16 @@ def test_a_signal_in_the_last_moment_does_not_kill_a_finished_run():
         assert received == ["SIGTERM"]  # by the handler that was there before
     finally:
         signal.signal(signal.SIGTERM, original)
+
+
+def test_an_error_before_training_is_told_as_it_is():
+    """Of the first validation, say: no handler is there yet that could be put back."""
+    original = signal.getsignal(signal.SIGTERM)
+    preempted = SaveWhenPreempted()
+    preempted.on_fit_start(None, None)
+    preempted.on_exception(None, None, FileNotFoundError("dev.json"))
+    assert signal.getsignal(signal.SIGTERM) == original
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_curves_go_on_where_they_were_cut(config, tmp_path):
