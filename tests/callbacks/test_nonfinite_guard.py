@@ -14,6 +14,8 @@
 
 """NonfiniteGuard: an update with NaN leaves no trace in a stock model, and many in a row end the run."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from nemo.utils import logging
@@ -71,3 +73,15 @@ def test_too_many_in_a_row_end_the_run(train):
     """A broken data set must not look like training for days."""
     with pytest.raises(NonFiniteTrainingError, match="3 updates in a row were not finite"):
         train("gg" + "nn" * 3 + "gg", NonfiniteGuard(max_consecutive=3))
+
+
+@pytest.mark.parametrize("overflown", [0, 1, 2])
+def test_an_overflow_in_one_layer_is_enough(overflown):
+    """NaN in the audio spoils all gradients, but in half precision that of a single bias may overflow."""
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1, bias=False))
+    parameters = list(module.parameters())
+    for number, parameter in enumerate(parameters):
+        parameter.grad = torch.full_like(parameter, torch.inf if number == overflown else 1.0)
+    guard = NonfiniteGuard(max_consecutive=2)
+    guard.on_before_optimizer_step(SimpleNamespace(global_step=5), module, torch.optim.SGD(parameters, lr=1.0))
+    assert guard.guard.num_skipped == 1 and all(parameter.grad is None for parameter in parameters)

@@ -59,16 +59,16 @@ def test_a_hung_rank_is_named(config, tmp_path):
     assert (tmp_path / "ended").read_text() == "0 [1] loading data, batch 2"
 
 
-def told_of(batches_of_rank):
+def told_of(timeout, batches_of_rank):
     """What rank 0 is told, and when, while each rank begins that many batches, one every quarter of a second."""
     torch.distributed.init_process_group("gloo")
-    watch, told, begin = RankWatch(timeout_seconds=1.0), [], time.monotonic()
+    watch, told, begin = RankWatch(timeout), [], time.monotonic()
     watch._end = lambda _, ranks, where: told.append((ranks, where, time.monotonic() - begin))
     watch.on_train_start(SimpleNamespace(world_size=2), None)
     for _ in range(batches_of_rank[torch.distributed.get_rank()]):
         watch.on_train_batch_start(None, None, None, 0)
         time.sleep(0.25)
-    while len(told) < 1 and time.monotonic() - begin < 2.5:
+    while not told and time.monotonic() - begin < 2.5 * timeout:
         time.sleep(0.05)
     watch.on_train_end(None, None)
     torch.distributed.barrier()
@@ -77,13 +77,13 @@ def told_of(batches_of_rank):
 
 def test_a_first_batch_that_never_comes_ends_the_run():
     """The usual place: a file system that a node cannot reach. The run ends soon after the timeout."""
-    ranks, where, seconds = run_on_ranks(2, told_of, (0, 0))[0]
-    assert (ranks, where) == ([0, 1], "loading data, batch 0") and 1.0 < seconds < 2.0
+    ranks, where, seconds = run_on_ranks(2, told_of, 2.0, (0, 0))[0]
+    assert (ranks, where) == ([0, 1], "loading data, batch 0") and 2.0 < seconds < 4.0
 
 
 def test_a_rank_that_has_more_to_do_may_do_it():
     """The other one waits for it longer than a rank may hang, as behind a validation of files that are shorter."""
-    assert run_on_ranks(2, told_of, (1, 12)) == [None, None]
+    assert run_on_ranks(2, told_of, 1.0, (1, 12)) == [None, None]
 
 
 def test_end_of_a_hung_run_is_an_error(monkeypatch):
@@ -92,16 +92,19 @@ def test_end_of_a_hung_run_is_an_error(monkeypatch):
     monkeypatch.setattr(rank_watch.logging, "error", messages.append)
     monkeypatch.setattr(rank_watch.os, "_exit", codes.append)
     trainer = quiet_trainer()
-    RankWatch()._end(trainer, [3], "forward pass, batch 7")
+    RankWatch(timeout_seconds=90)._end(trainer, [3], "forward pass, batch 7")
     assert codes == [70] and "rank 3 of 1 hangs in: forward pass, batch 7" in messages[0]
+    assert messages[0].startswith("No progress for 90 s: ") and "resumes it from the last checkpoint" in messages[0]
 
 
 def test_the_end_is_told_on_other_ranks_too(monkeypatch, capfd):
     """Rank 1 alone can tell that rank 0 was stopped, and NeMo's logger is silent on it."""
     monkeypatch.setattr(rank_watch.os, "_exit", lambda code: None)
-    trainer = SimpleNamespace(world_size=2, global_rank=1, strategy=SimpleNamespace(launcher=None))
-    RankWatch()._end(trainer, [0], "update, batch 7")
-    assert "rank 0 of 2 hangs in: update, batch 7" in capfd.readouterr().err
+    monkeypatch.setattr(rank_watch.logging, "error", lambda message: None)
+    for rank, times in ((1, 1), (0, 0)):  # on rank 0 the log has said it
+        trainer = SimpleNamespace(world_size=2, global_rank=rank, strategy=SimpleNamespace(launcher=None))
+        RankWatch()._end(trainer, [0], "update, batch 7")
+        assert capfd.readouterr().err.count("rank 0 of 2 hangs in: update, batch 7") == times
 
 
 def test_marks_say_the_phase():
@@ -118,6 +121,15 @@ def test_marks_say_the_phase():
     for expected, hook in hooks.items():
         hook()
         assert furthest_behind({1: rank_watch._parse(watch._latest)}) == ([1], expected)
+
+
+def test_batches_are_compared_as_numbers():
+    """As texts, batch 10 would be behind batch 9, and the rank that waits would be named."""
+    watch, marks = RankWatch(), {}
+    for batch in range(1, 11):
+        watch.on_train_batch_start(None, None, None, 0)
+        marks[batch] = rank_watch._parse(watch._latest)
+    assert furthest_behind({0: marks[10], 1: marks[9]}) == ([1], "forward pass, batch 9")
 
 
 @pytest.mark.parametrize("end", ["on_train_end", "on_exception"])

@@ -120,6 +120,30 @@ def test_rank_0_that_is_done_does_not_hang(tmp_path):
     assert run_on_ranks(2, left, tmp_path)[1] == []
 
 
+def left_while_it_marks(first):
+    """What the ranks are told when one is done long before the other, but goes on to live; marks take their time."""
+    torch.distributed.init_process_group("gloo")
+    rank, told = torch.distributed.get_rank(), []
+
+    def mark():
+        time.sleep(0.3)
+        return str(time.monotonic())
+
+    watch = HangWatch(TIMEOUT, mark, told.append)
+    watch.start()
+    time.sleep(0.3 if rank == first else 3 * TIMEOUT)
+    watch.stop()
+    torch.distributed.barrier()
+    return told
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_rank_that_is_done_leaves_no_other_mark(first):
+    """One that is written behind that of its end never changes again, nor do the turns of a watch that has ended: the
+    run would be ended, though the other rank works."""
+    assert run_on_ranks(2, left_while_it_marks, first) == [[], []]
+
+
 def suspended(folder):
     """What the ranks are told when all of them are suspended for longer than one may hang."""
     torch.distributed.init_process_group("gloo")
