@@ -155,6 +155,7 @@ def test_dropout(sequence_parallel):
     assert torch.equal(x0, x1) and next0 == next1
     torch.testing.assert_close(norm0, norm1)
     assert len(own0) == 2 and all(mine != others for mine, others in zip(own0, own1))  # heads, and inner units
+    assert own0[0] != own0[1]  # or every block and update would drop the same units
 
 
 def precisions_under_autocast():
