@@ -104,6 +104,29 @@ def test_rank_0_that_is_stopped_with_its_watch(tmp_path):
     assert told and told[0] == {0: "0 works"}
 
 
+def stopped_for_less(timeout):
+    """What the ranks are told when rank 1 has stopped rank 0 for less than the timeout, long behind the start."""
+    torch.distributed.init_process_group("gloo")
+    rank, told, pids = torch.distributed.get_rank(), [], [None, None]
+    watch = HangWatch(timeout, lambda: str(time.monotonic()), told.append)
+    watch.start()
+    torch.distributed.all_gather_object(pids, os.getpid())
+    if rank == 1:
+        time.sleep(1.3 * timeout)
+        os.kill(pids[0], signal.SIGSTOP)
+        time.sleep(0.7 * timeout)
+        os.kill(pids[0], signal.SIGCONT)
+    torch.distributed.barrier()
+    watch.stop()
+    torch.distributed.barrier()
+    return told
+
+
+def test_rank_0_may_be_stopped_for_less():
+    """A node that swaps for some minutes would end the run."""
+    assert run_on_ranks(2, stopped_for_less, 2 * TIMEOUT) == [[], []]
+
+
 def left(_):
     """What rank 1 is told when rank 0 is done long before it."""
     torch.distributed.init_process_group("gloo")
