@@ -41,6 +41,7 @@ from nemo_mshubert.modules.mshubert_encoder import MSHuBERTEncoder
 from nemo_mshubert.parallel.ranks import on_one_rank_of_each_node
 from nemo_mshubert.parallel.registration import strategies
 
+NO_LIMIT = 1_000_000_000  # batches
 LEAVE_TRANSCRIPTS = ("truncate_duration", "cut_into_windows_duration")
 ENCODER_OPTIONS = ("dropout", "attention_dropout", "activation_dropout", "dropout_input", "layerdrop")
 ENCODER_OPTIONS += ("feature_grad_mult", "mask_prob", "mask_length", "mask_channel_prob", "mask_channel_length")
@@ -164,15 +165,12 @@ def _set_up_training(model: EncDecCTCModel, config: DictConfig, trainer: Trainer
     is_tarred = config.get("tarred_audio_filepaths") is not None
     if is_tarred:
         config.seed = seed_of_session(config.get("seed", 0), trainer)
+        trainer.limit_train_batches = NO_LIMIT  # NeMo multiplies the default (1.0) by a length, which tars lack
     else:
         config.shard_seed = config.get("seed", 0)  # the same on all ranks, which share one order
     config.concurrent_bucketing = False  # if its thread met an unreadable file, training would wait forever
     max_unreadable = config.pop("max_unreadable", MAX_UNREADABLE)
     model.setup_training_data(config)
-    if not is_tarred:
-        # Lightning takes a limit in batches for the length of the epoch. It would not know the last batch, and where
-        # an epoch is shorter than an update, none would ever be made.
-        trainer.limit_train_batches = 1.0
     if not is_tarred and isinstance(model._train_dl.sampler, CutSampler):
         model._train_dl = resumable(model._train_dl, trainer)
     elif not is_tarred and trainer.world_size > 1:  # use_distributed_sampler is off

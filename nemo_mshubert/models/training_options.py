@@ -24,7 +24,6 @@ from omegaconf import DictConfig, OmegaConf
 from nemo_mshubert.data.manifest import SAMPLE_RATE
 from nemo_mshubert.models.number_options import CHANCE, check_numbers
 
-NO_LIMIT = 1_000_000_000  # of batches, as in conf/finetune
 NEEDED = ("label_maker", "init_model", "train_manifest")
 PRECISIONS = ("32", "32-true", "bf16-mixed", "16-mixed", "64", "64-true")
 
@@ -109,9 +108,13 @@ def _check_counting(trainer_config: DictConfig) -> None:
 
 
 def _check_limits(trainer_config: DictConfig) -> None:
-    """Reject options that would end an epoch early, after which the data would start again, or divide by zero."""
+    """Reject options that would end an epoch early, after which the data would start again, or divide by zero.
+
+    Not even a limit beyond all data will do: Lightning takes it for the length of the epoch, and would not know the
+    last batch. An epoch that is shorter than an update would never make one.
+    """
     limit = trainer_config.get("limit_train_batches")
-    ends_early = limit is not None and not (isinstance(limit, float) and limit == 1.0) and limit < NO_LIMIT
+    ends_early = limit is not None and not (isinstance(limit, float) and limit == 1.0)
     if ends_early or trainer_config.get("overfit_batches"):
         option = "limit_train_batches" if ends_early else "overfit_batches"
         raise ValueError(

@@ -218,7 +218,6 @@ def fine_tune(letters_path, synthetic_corpus):
         guard = NonfiniteGuard(max_nonfinite_steps)
         trainer = quiet_trainer(
             max_steps=4,
-            limit_train_batches=1000000000,  # as in conf/finetune
             val_check_interval=4,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,

@@ -219,8 +219,8 @@ def test_rates_by_part_and_losses_of_blocks_below(letters_path, overrides):
 
 @pytest.mark.integration
 def test_an_epoch_shorter_than_an_update_ends_it(letters_path, overrides):
-    """Ten minutes on one GPU are less than 1600 s: with the limit of conf/finetune, no update was ever made."""
-    trainer = quiet_trainer(max_steps=2, max_epochs=3, limit_train_batches=1000000000, accumulate_grad_batches=100)
+    """Ten minutes on one GPU are less than 1600 s: no update would ever be made."""
+    trainer = quiet_trainer(max_steps=2, max_epochs=3, accumulate_grad_batches=100)
     overrides.validation_ds.manifest_filepath = None
     trainer.fit(restore_for_finetuning(str(letters_path), overrides, trainer))
     assert trainer.global_step == 2
@@ -285,6 +285,43 @@ def test_a_resumed_fine_tuning_goes_on_in_its_data(letters_path, overrides, tmp_
     expected = heard(tmp_path / "whole")
     assert len(expected) == updates and expected[:epoch] != expected[epoch : 2 * epoch]  # orders of their own
     for done in (1, epoch - 1, epoch, epoch + 1, 2 * epoch):
+        assert heard(tmp_path / f"from {done}", tmp_path / "whole" / f"{done}.ckpt") == expected[done:], done
+
+
+class HeardInUpdates(Heard):
+    """Saves behind updates alone, and keeps the tokens of each update together."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.unfinished = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if not trainer.fit_loop._should_accumulate():
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            self.tokens[-1] = [*self.unfinished, self.tokens[-1]]
+            self.unfinished = []
+        else:
+            self.unfinished.append(batch[2].tolist())
+
+
+@pytest.mark.integration
+def test_the_rest_of_an_epoch_is_an_update_of_its_own(letters_path, overrides, tmp_path):
+    """On plain manifests it was heard and never learned from, since an update began with the next epoch."""
+
+    def heard(folder, resume=None):
+        folder.mkdir()
+        callback = HeardInUpdates(folder)
+        options = dict(accumulate_grad_batches=accumulate, callbacks=[callback, SavedUpdate()])
+        trainer = quiet_trainer(max_steps=5, max_epochs=-1, **options)
+        trainer.fit(restore_for_finetuning(str(letters_path), overrides, trainer), ckpt_path=resume)
+        return callback.tokens
+
+    overrides.validation_ds.manifest_filepath = None
+    epoch = len(list(restore_for_finetuning(str(letters_path), overrides, quiet_trainer(max_steps=1))._train_dl))
+    accumulate = epoch - 1
+    expected = heard(tmp_path / "whole")
+    assert [len(batches) for batches in expected] == [epoch - 1, 1, epoch - 1, 1, epoch - 1] and accumulate > 1
+    for done in range(1, 5):
         assert heard(tmp_path / f"from {done}", tmp_path / "whole" / f"{done}.ckpt") == expected[done:], done
 
 
@@ -389,7 +426,7 @@ def test_a_resumed_fine_tuning_draws_tars_anew(letters_path, overrides, syntheti
     )
 
     def first_batches(checkpoint):
-        trainer = quiet_trainer(max_steps=10, limit_train_batches=1000000000)  # as in conf/finetune
+        trainer = quiet_trainer(max_steps=10)
         trainer.ckpt_path = checkpoint
         loader = restore_for_finetuning(str(letters_path), overrides, trainer)._train_dl
         assert isinstance(loader.dataset.dataset.load_audio, CountedAudio)  # what cannot be decoded is counted

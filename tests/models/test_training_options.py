@@ -41,6 +41,8 @@ def warnings(monkeypatch):
         ("+trainer.limit_train_batches=1000", "limit_train_batches=1000: the data would begin anew"),
         ("+trainer.limit_train_batches=1", "limit_train_batches=1: the data would begin anew"),
         ("+trainer.limit_train_batches=0.5", "limit_train_batches=0.5: the data would begin anew"),
+        # an epoch of fine-tuning that is shorter than an update would never make one
+        ("+trainer.limit_train_batches=1000000000", "limit_train_batches=1000000000: the data would begin anew"),
         ("+trainer.overfit_batches=10", "overfit_batches=10: the data would begin anew"),
         ("trainer.log_every_n_steps=0", "log_every_n_steps=0: NeMo divides"),
         ("trainer.strategy=fsdp", "strategy=fsdp: .*by parallel=fsdp2"),
