@@ -15,6 +15,7 @@
 """The folder of a run's checkpoints: used by one run only, and put in order after a kill so that NeMo can resume."""
 
 import os
+import re
 import shutil
 import time
 import zipfile
@@ -87,10 +88,10 @@ def keep_whole_checkpoints(folder: Path, save_top_k: int = 1) -> None:
     the user to do this. Checkpoints are in subfolders if the name of their metric has a slash.
 
     Unfinished checkpoints and ``.nemo`` files are removed; damaged ones are set aside under another name. Of several
-    last checkpoints the newest stays; if there is none, a copy of the newest other one, which holds as much, takes its
-    place. A checkpoint whose score is not a number is set aside, since NeMo cannot read this back from the name. So
-    are the best ones if the run no longer keeps any (``save_top_k`` 0), as without validation: NeMo would delete them
-    and stop.
+    last checkpoints the newest stays; if there is none, or a best one has more updates, a copy of the newest such one,
+    which holds as much, takes its place. A checkpoint whose score is not a number is set aside, since NeMo cannot read
+    this back from the name. So are the best ones if the run no longer keeps any (``save_top_k`` 0), as without
+    validation: NeMo would delete them and stop.
     """
     remove_left_over(folder)
     for marker in _markers(folder):
@@ -109,11 +110,14 @@ def keep_whole_checkpoints(folder: Path, save_top_k: int = 1) -> None:
     last = [path for path in newest_first if _is_last(path)]
     for path in last[1:]:
         path.unlink()
-    if newest_first and not last:
-        path = newest_first[0]
+    beyond = _beyond_last(newest_first)
+    if beyond:
+        path = beyond[0]
         logging.warning(f"{path}: the newest whole checkpoint, from which the run goes on.")
         with atomic_path(path.with_name(f"{path.stem}-last.ckpt")) as copy:
             shutil.copy(path, copy)
+        for older in last[:1]:
+            older.unlink()
     for path in _unwanted(folder, save_top_k):
         _set_aside(path, "nan" if NO_SCORE in path.name else "best")
 
@@ -126,7 +130,21 @@ def _is_in_order(folder: Path, save_top_k: int) -> bool:
         is_broken = any(_markers(folder)) or any(map(_is_damaged, checkpoints))
     except FileNotFoundError:  # rank 0 is at work
         return False
-    return one_is_last and not is_broken and not _unwanted(folder, save_top_k)
+    return one_is_last and not is_broken and not _beyond_last(checkpoints) and not _unwanted(folder, save_top_k)
+
+
+def _beyond_last(checkpoints: List[Path]) -> List[Path]:
+    """Those with more updates than the last one; all if there is none. The best checkpoint is written first, and the
+    run may have been killed before the last one of the same update. The update would be made and saved once more, as
+    ``-v1``, and at the next start NeMo may delete the one of the two that the run knows as its best. Names tell, as
+    copying can give the files any times."""
+    last = max((_updates(path) for path in checkpoints if _is_last(path)), default=-1)
+    return [path for path in checkpoints if _updates(path) > last]
+
+
+def _updates(path: Path) -> int:
+    """The number of updates in the name of a checkpoint; 0 if there is none."""
+    return int((re.findall(r"step=(\d+)", path.stem) or [0])[-1])
 
 
 def _unwanted(folder: Path, save_top_k: int) -> List[Path]:

@@ -119,6 +119,19 @@ def test_best_checkpoint_stands_in_for_the_last(folder):
     }
 
 
+def test_a_kill_between_the_best_and_the_last_checkpoint(folder):
+    """The update was made and saved again, beside the first as ``-v1``. The next start deleted one of them: if that
+    was the one in the last checkpoint, the run forgot its best, and its .nemo became that of a worse one."""
+    after = {"m--loss=0.4-step=6": "m--loss=0.4-step=6", "m--loss=0.4-step=6-last": "m--loss=0.4-step=6"}
+    assert folder("m--loss=0.5-step=4-last", "m--loss=0.4-step=6", "m--loss=0.4-step=6-last!") == after
+
+
+def test_copied_checkpoints_have_any_times(folder):
+    """The best one of an older update, copied after the last one, would throw the run back."""
+    names = ["m--loss=0.3-step=10-last", "m--loss=0.2-step=8"]
+    assert folder(*names) == dict(zip(names, names))
+
+
 def test_other_ranks_wait_for_a_last_checkpoint(folder):
     """Where the user has removed it, all of the files are whole; a rank that did not wait would start anew."""
     assert folder("m-step=5") == {"m-step=5": "m-step=5", "m-step=5-last": "m-step=5"}
