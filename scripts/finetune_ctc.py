@@ -64,10 +64,11 @@ def main(cfg):
     guards = [SentenceAverage(), NonfiniteGuard(cfg.max_nonfinite_steps), OtherRanks()]
     callbacks = [EncoderFreeze(cfg.freeze_encoder_updates), *guards, mark_when_finished(folder)]
     trainer = make_trainer(cfg, callbacks)
-    claim_folder(folder, cfg.exp_manager.checkpoint_callback_params.save_top_k, trainer)
-    if trainer.is_global_zero:
-        (folder / "finished").unlink(missing_ok=True)  # this run may have to make more updates than the previous one
-    exp_manager(trainer, cfg.exp_manager)
+    with naming(folder):
+        claim_folder(folder, cfg.exp_manager.checkpoint_callback_params.save_top_k, trainer)
+        if trainer.is_global_zero:
+            (folder / "finished").unlink(missing_ok=True)  # this run may have to make more updates than that one
+        exp_manager(trainer, cfg.exp_manager)
     model = restore_for_finetuning(cfg.init_model, cfg.model, trainer)
     trainer.callbacks.insert(0, SameStart(model))  # before other callbacks read the checkpoint
     # NeMo's loaders, which exist by now, have set the seed to 0

@@ -40,8 +40,9 @@ def main(cfg):
     logging.info(f"Hydra config: {OmegaConf.to_yaml(cfg)}")
     trainer = make_trainer(cfg)
     folder = checkpoint_folder(cfg.exp_manager)
-    claim_folder(folder, cfg.exp_manager.checkpoint_callback_params.save_top_k, trainer)
-    exp_manager(trainer, cfg.exp_manager)
+    with naming(folder):
+        claim_folder(folder, cfg.exp_manager.checkpoint_callback_params.save_top_k, trainer)
+        exp_manager(trainer, cfg.exp_manager)
     model = MSHuBERTModel(cfg=cfg.model, trainer=trainer)
     model.maybe_init_from_pretrained_checkpoint(cfg)
     maybe_init_encoder(model, cfg.get("init_encoder"), trainer.ckpt_path)

@@ -15,6 +15,7 @@
 """What the two training scripts hand to Lightning. Each part is tested where it is; a script may still leave it
 out."""
 
+import errno
 import os
 import runpy
 import sys
@@ -36,6 +37,7 @@ from nemo_mshubert.callbacks.rank_watch import RankWatch
 from nemo_mshubert.callbacks.same_start import SameStart
 from nemo_mshubert.callbacks.saved_update import SavedUpdate
 from nemo_mshubert.callbacks.sentence_average import SentenceAverage
+from nemo_mshubert.models import checkpoint_folder
 from nemo_mshubert.models.loading import restore_model
 
 pytestmark = pytest.mark.integration
@@ -143,3 +145,20 @@ def test_fine_tuning(handed_over, letters_path, synthetic_corpus, tmp_path):
     assert not list(folder.glob("*.ckpt")) and not (folder / "finished").exists()
     start = ASRModel.restore_from(str(letters_path), map_location="cpu").state_dict()
     assert all(torch.equal(value, start[name]) for name, value in found.model.state_dict().items())
+
+
+@pytest.mark.parametrize("script, config", [("pretrain.py", "mshubert_tiny"), ("finetune_ctc.py", "tiny")])
+def test_a_disk_that_is_full_at_the_start_is_named(handed_over, tmp_path, monkeypatch, script, config):
+    """A run that ended on a full disk is started again before there is room: the error was of no file."""
+
+    def full(*_):
+        raise OSError(
+            errno.ENOSPC, "No space left on device"
+        )  # as writing the lock or the log of the command tells it
+
+    monkeypatch.setattr(checkpoint_folder, "hold_folder", full)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # else Hydra prints the error and exits
+    files = ["label_maker=km.npz"] if script == "pretrain.py" else ["init_model=ctc.nemo"]
+    options = [*files, "train_manifest=a.json", "validation_manifest=b.json", "trainer.devices=1", "name=run"]
+    with pytest.raises(OSError, match="No space left on device: '.*/?run/checkpoints'$"):
+        handed_over(script, f"--config-name={config}", "trainer.accelerator=cpu", *options)
