@@ -26,10 +26,11 @@ from uuid import uuid4
 
 PathLike = Union[str, Path]
 
-# Messages of safetensors, NumPy (also for arrays that are not contiguous) and torch.save about a full disk, in errors
-# without an errno.
+# Messages of safetensors (also about a quota), NumPy (also for arrays that are not contiguous) and torch.save about a
+# full disk, in errors without an errno.
 FULL_DISK = re.compile(
-    r"\(os error 28\)|^\d+ requested and \d+ written|^problem writing element \d+ to file|unexpected pos \d+ vs \d+"
+    r"\(os error (28|122)\)|^\d+ requested and \d+ written|^problem writing element \d+ to file"
+    r"|unexpected pos \d+ vs \d+"
 )
 NAME_CHARACTERS = 50  # of a file's name that its temporary neighbour takes over
 
@@ -148,8 +149,13 @@ def naming(path: PathLike) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if FULL_DISK.search(str(error)):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        full = FULL_DISK.search(str(error))
+        if full:
+            number = int(full[1] or errno.ENOSPC)
+            stream = error.__context__  # what torch.save met when it wrote to a stream, which need not be a full disk
+            if isinstance(stream, OSError) and stream.filename is None:
+                number = stream.errno
+            raise OSError(number, os.strerror(number), str(path)) from error
         if isinstance(error, OSError) and error.filename is None:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 error.filename = str(path)

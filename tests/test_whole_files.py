@@ -15,6 +15,7 @@
 """Files and folders are there whole or not at all, whatever ends the writing."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -103,6 +104,31 @@ def test_a_full_disk_is_named_whichever_library_writes(write):
     """They tell of an "unexpected pos" or of bytes that were requested, and no file."""
     with pytest.raises(OSError, match="No space left on device: 'mine'"), naming("mine"):
         write()
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EIO])
+def test_a_disk_that_is_not_full_is_not_called_so(number):
+    """A network file system failed once while a checkpoint was written: torch.save speaks of an "unexpected pos", and
+    the user was sent to make room where there was enough."""
+
+    class FailsOnce(io.BytesIO):
+        has_failed = False
+
+        def write(self, data):
+            if self.tell() and not self.has_failed:
+                self.has_failed = True
+                raise OSError(number, os.strerror(number))
+            return super().write(data)
+
+    with pytest.raises(OSError, match=f"{os.strerror(number)}: 'mine'$") as error, naming("mine"):
+        torch.save(torch.zeros(1_000_000), FailsOnce())
+    assert error.value.errno == number
+
+
+def test_a_quota_that_safetensors_meets_is_named():
+    """As above, of an export into a home folder with a quota; the error was of no file."""
+    with pytest.raises(OSError, match="Disk quota exceeded: 'mine'$"), naming("mine"):
+        raise SafetensorError("Error while serializing: I/O error: Disk quota exceeded (os error 122)")
 
 
 @pytest.mark.parametrize("output", ["folder", "file/a.txt", "file/below/a.txt"])
