@@ -112,7 +112,7 @@ def keep_whole_checkpoints(folder: Path, save_top_k: int = 1) -> None:
         path.unlink()
     beyond = _beyond_last(newest_first)
     if beyond:
-        path = beyond[0]
+        path = max(beyond, key=_updates)  # the newest of several with as many
         logging.warning(f"{path}: the newest whole checkpoint, from which the run goes on.")
         with atomic_path(path.with_name(f"{path.stem}-last.ckpt")) as copy:
             shutil.copy(path, copy)
