@@ -346,6 +346,18 @@ def test_offsets_by_hand():
         compare_times(times(v=[("a", 0.0, 1.0)]), known)
 
 
+@pytest.mark.parametrize("limit", [20, 50, 100])
+def test_a_word_at_the_limit_is_within_it(limit):
+    """Times of aligners lie on grids of 10 or 20 ms, so that many words are off by 20 ms to the digit: the rounding of
+    floating point left out half of them."""
+    starts = [10 * step for step in range(500)]  # ms
+    found = times(u=[("a", ms / 1000, (ms + limit) / 1000) for ms in starts])
+    known = times(u=[("a", (ms + limit) / 1000, (ms - 1) / 1000) for ms in starts])
+    result = compare_times(found, known)
+    assert result["starts"][f"within_{limit}_ms"] == 1.0  # all are 20 (50, 100) ms early
+    assert result["ends"][f"within_{limit}_ms"] == 0.0  # all are 21 (51, 101) ms late
+
+
 def test_what_is_no_alignment_is_not_replaced(model, synthetic_corpus, tmp_path, monkeypatch):
     """--output of the manifest itself: its paths and transcripts were gone."""
     monkeypatch.setattr(alignment, "manifest_log_probs", None)  # before any work
