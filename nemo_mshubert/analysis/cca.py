@@ -92,7 +92,7 @@ class TrainingViews:
         centred = x - self.means[0], y - self.means[1]
         scatter = [view.T @ view / (len(view) - 1) for view in centred]
         scales = [np.abs(covariance).max() for covariance in scatter]
-        if not all(scale > 0 and np.isfinite(scale) for scale in scales):
+        if not all(scale > 0 for scale in scales):  # nor is NaN, which also infinite features come to
             raise ValueError("A view is constant or not finite: there is nothing to correlate.")
         self.covariances = [covariance / scale for covariance, scale in zip(scatter, scales)]
         self.cross = centred[0].T @ centred[1] / (len(x) - 1) / np.sqrt(scales[0] * scales[1])
@@ -126,8 +126,8 @@ class TrainingViews:
 def inverse_square_root(covariance: np.ndarray) -> np.ndarray:
     """Square root of the pseudo-inverse of a symmetric ``[X, X]``; raises ``LinAlgError`` if it is not real."""
     values, vectors = np.linalg.eigh(covariance)
-    used = np.abs(values) > PINV_CUTOFF * np.abs(values).max(initial=0)
-    if not used.any() or (values[used] < 0).any():
+    used = np.abs(values) > PINV_CUTOFF * np.abs(values).max()
+    if (values[used] < 0).any():
         raise np.linalg.LinAlgError("a covariance is not positive")
     return (vectors[:, used] / np.sqrt(values[used])) @ vectors[:, used].T
 

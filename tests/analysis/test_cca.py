@@ -169,6 +169,7 @@ def test_inverse_square_root(rng):
     np.testing.assert_allclose(root @ covariance @ root, np.eye(5), atol=1e-9)
     np.testing.assert_allclose(root, root.T, atol=1e-12)
     np.testing.assert_allclose(inverse_square_root(np.diag([4.0, 0.0])), np.diag([0.5, 0.0]))  # pseudo-inverse
+    np.testing.assert_allclose(inverse_square_root(np.diag([1.0, 1e-12])), np.diag([1.0, 1e6]))  # little is not zero
     with pytest.raises(np.linalg.LinAlgError):
         inverse_square_root(np.diag([1.0, -0.1]))
 
@@ -224,6 +225,20 @@ def test_weights_come_from_the_view_of_fewer_dimensions(rng):
     assert held_out_pwcca(cca, x, y) == pytest.approx(published_weights(cca.x(x), x) @ rho, abs=1e-9)
 
 
+@pytest.mark.parametrize("extended", [0, 1])
+def test_what_was_constant_in_training_has_no_weight(rng, extended):
+    """A dead feature that wakes, or a word that only held-out samples have: nothing was learnt of it, and the score
+    would follow its size."""
+    train, test = related_views(rng, 400, x_dims=4), related_views(rng, 100, x_dims=4)
+    if extended == 1:  # the view of fewer dimensions gives the weights: make it this one
+        train, test = train[::-1], test[::-1]
+    longer = [list(train), list(test)]
+    for views, column in zip(longer, (np.zeros(400), 9 * rng.normal(size=100))):
+        views[extended] = np.insert(views[extended], 1, column, axis=1)
+    expected = held_out_pwcca(TrainingViews(*train).fit(EPSILON, EPSILON), *test)
+    assert held_out_pwcca(TrainingViews(*longer[0]).fit(EPSILON, EPSILON), *longer[1]) == pytest.approx(expected)
+
+
 def test_what_does_not_vary_does_not_count(rng):
     """The one-hot view is singular, and a word may be absent from a held-out split: both weigh nothing."""
     unit = words(10, 30)
@@ -263,6 +278,8 @@ def test_epsilons_are_tried_in_the_published_order(rng):
     assert len(pairs) == len(set(pairs)) == 9 + 16
     assert all(set(pair) <= set(FIRST_EPSILONS) for pair in pairs[:9])
     assert {epsilon for pair in pairs[9:] for epsilon in pair} == {1e-8, 1e-7, 1e-6, 1e-5}
+    again = list(epsilon_pairs(rng))  # six are tried: always the same would leave out 1e-9
+    assert again[:9] != pairs[:9] and again[9:] != pairs[9:] and sorted(again) == sorted(pairs)
 
 
 def test_epsilons_are_chosen_on_dev_among_six_that_work(rng, monkeypatch):
@@ -333,10 +350,10 @@ def test_samples_below_dimensions():
 
 @pytest.mark.parametrize(
     "samples, features, units, suffices",
-    [(100, 9, 79, True), (100, 10, 79, False), (100, 9, 80, False), (101, 9, 79, False)],
+    [(100, 9, 79, True), (100, 10, 79, False), (100, 9, 80, False), (101, 9, 79, False), (109, 10, 79, False)],
 )
 def test_as_many_samples_as_dimensions_are_too_few(samples, features, units, suffices):
-    """Ten splits of 100 leave 80 and 10; of 101, two of eleven leave 79. With as many dimensions all correlates."""
+    """Ten splits of 100 leave 80 and 10; of 101, two of eleven leave 79; of 109, one has 10. With as many dimensions all correlates."""
     with nullcontext() if suffices else pytest.raises(ValueError, match="are needed"):
         check_counts(samples, features, units)
 
@@ -353,9 +370,10 @@ def test_features_without_a_solution(rng):
     with pytest.raises(ValueError, match="constant or not finite"):
         score_views(np.ones((len(unit), 5)), unit)
     features = rng.normal(size=(len(unit), 5))
-    features[7, 2] = np.nan
-    with pytest.raises(ValueError, match="constant or not finite"):
-        score_views(features, unit)
+    for wild in (np.nan, np.inf):
+        features[7, 2] = wild
+        with pytest.raises(ValueError, match="constant or not finite"):
+            score_views(features, unit)
 
 
 def test_dead_features_do_not_make_a_view_the_wider_one(rng):
