@@ -59,10 +59,41 @@ def test_plots_of_a_pretraining_draw_its_curves(drawn):
     ]
     colors = [line.get_color() for line in accuracy.lines]
     assert colors == [curves.MASKED, curves.MASKED, curves.UNMASKED] and accuracy.get_ylim()[0] == 0
+    assert [line.get_marker() for line in accuracy.lines] == [
+        ".",
+        "o",
+        "o",
+    ]  # dots for batches, circles for validations
     assert lines(loss) == [("train", {9: 4.0}), ("val", {19: 3.0})]
     assert lines(views) == [("block 4", {19: 0.5}), ("block 12", {19: 0.75})]
     assert lines(codes) == [("50", {19: 20})]  # percent of the set
     assert [axes.get_ylabel() for axes in drawn] == ["accuracy, %", "loss", "cosine", "% of the set"]
+
+
+def test_a_pretraining_without_swap_or_validations_has_fewer_plots(drawn):
+    """HuBERT has one view, and a run that has just begun no validations: their reports would end in an error."""
+    hubert = {"train_50/loss": {9: 4.0}, "val_50/loss": {19: 3.0}, "val_50/predicted_codes": {19: 10.0}}
+    plots = curves.pretraining_plots(Experiment("hubert", hubert))
+    assert [plot.caption.split(":")[1].split(".")[0] for plot in plots] == [
+        " loss",
+        " clusters predicted at masked frames",
+    ]
+    (begun,) = curves.pretraining_plots(Experiment("begun", {"train_50/loss": {9: 4.0}}))
+    assert begun.caption == "begun, 50 clusters: loss. Not validated yet."
+
+
+def test_the_finest_set_comes_first(drawn):
+    """It is the one that a run is judged by; the scalars come in the order of their names."""
+    scalars = {f"val_{clusters}/loss": {9: 4.0} for clusters in (100, 50, 500)}
+    plots = curves.pretraining_plots(Experiment("ours", scalars))
+    assert [plot.caption.split(" clusters")[0] for plot in plots] == ["ours, 500", "ours, 100", "ours, 50"]
+
+
+def test_what_is_not_finite_is_not_drawn(drawn):
+    """Matplotlib has no axis to infinity, and the report of a run that failed would end in an error."""
+    curve = {9: float("inf"), 19: 0.5, 29: float("nan")}
+    plot = curves.wer_plot([Experiment("ours", {"val_wer": curve})])
+    assert lines(drawn[0]) == [("ours", {19: 50})] and "50.00 % at step 19" in plot.caption
 
 
 def test_seeds_of_one_configuration_share_a_colour_and_a_label(drawn):

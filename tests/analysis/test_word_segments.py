@@ -151,7 +151,7 @@ def test_other_times_or_units_are_another_sample(manifest, alignments):
     """With repaired alignments, the states of the old times would be taken from the files of an earlier call."""
     sample = sample_instances([manifest], alignments, ["the"], instances=15)
     others = [{"start": sample.start - 0.01}, {"end": sample.end + 0.01}, {"names": ["of"]}, {"kind": "phone"}]
-    others.append({"utterance": sample.utterance[::-1]})
+    others += [{"utterance": sample.utterance[::-1]}, {"unit": sample.unit + 1}]
     assert len({sample.id, *(replace(sample, **change).id for change in others)}) == 1 + len(others)
 
 
@@ -178,6 +178,9 @@ def test_alignments_beyond_the_audio_are_errors(manifest, tmp_path, start, end):
 @pytest.mark.unit
 def test_words_of_no_length_and_audio_of_unknown_length_are_taken(manifest, tmp_path):
     """Aligners round short words to nothing, and manifests may lack durations; the audio tells, when it is read."""
+    short = {"u3": [("sea", 0.5, 0.5)]}
+    aligned = read_alignments([write_alignments(tmp_path / "shortest.jsonl", short)], "word")
+    assert len(sample_instances([manifest], aligned, ["sea"], 15).unit) == 1
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     manifest.write_text("".join(json.dumps({**row, "duration": None}) + "\n" for row in rows))
     words = {"u3": [("sea", 0.5, 0.5), ("the", 3.0, 3.2)]}
