@@ -353,7 +353,8 @@ def test_samples_below_dimensions():
     [(100, 9, 79, True), (100, 10, 79, False), (100, 9, 80, False), (101, 9, 79, False), (109, 10, 79, False)],
 )
 def test_as_many_samples_as_dimensions_are_too_few(samples, features, units, suffices):
-    """Ten splits of 100 leave 80 and 10; of 101, two of eleven leave 79; of 109, one has 10. With as many dimensions all correlates."""
+    """Ten splits of 100 leave 80 and 10; of 101, two of eleven leave 79; of 109, one has 10. With as many
+    dimensions all correlates."""
     with nullcontext() if suffices else pytest.raises(ValueError, match="are needed"):
         check_counts(samples, features, units)
 

@@ -63,7 +63,7 @@ def test_plots_of_a_pretraining_draw_its_curves(drawn):
         ".",
         "o",
         "o",
-    ]  # dots for batches, circles for validations
+    ]
     assert lines(loss) == [("train", {9: 4.0}), ("val", {19: 3.0})]
     assert lines(views) == [("block 4", {19: 0.5}), ("block 12", {19: 0.75})]
     assert lines(codes) == [("50", {19: 20})]  # percent of the set
