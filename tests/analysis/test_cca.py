@@ -229,9 +229,8 @@ def test_weights_come_from_the_view_of_fewer_dimensions(rng):
 def test_what_was_constant_in_training_has_no_weight(rng, extended):
     """A dead feature that wakes, or a word that only held-out samples have: nothing was learnt of it, and the score
     would follow its size."""
-    train, test = related_views(rng, 400, x_dims=4), related_views(rng, 100, x_dims=4)
-    if extended == 1:  # the view of fewer dimensions gives the weights: make it this one
-        train, test = train[::-1], test[::-1]
+    x_dims = (4, 6)[extended]  # the second view has four: the one that is extended gives the weights
+    train, test = related_views(rng, 400, x_dims), related_views(rng, 100, x_dims)
     longer = [list(train), list(test)]
     for views, column in zip(longer, (np.zeros(400), 9 * rng.normal(size=100))):
         views[extended] = np.insert(views[extended], 1, column, axis=1)
