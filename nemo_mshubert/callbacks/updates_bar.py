@@ -58,7 +58,3 @@ class UpdatesProgressBar(TQDMProgressBar):
         if "train_loss" in trainer.callback_metrics:
             shown["train_loss"] = float(trainer.callback_metrics["train_loss"])
         return shown
-
-    def on_train_end(self, *_) -> None:
-        self.train_progress_bar.refresh()
-        super().on_train_end()

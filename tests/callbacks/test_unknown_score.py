@@ -14,7 +14,10 @@
 
 """What a checkpoint is called before anything was validated."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
 
@@ -49,6 +52,22 @@ def test_no_loss_is_claimed_before_there_is_one(run, tmp_path):
     is."""
     run(3, "val_loss", every_n_train_steps=100)
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["val_loss=nan-step=2-last.ckpt"]
+
+
+def test_known_scores_stay():
+    """Those of a second validation or a second fit; else what is written meanwhile claims nan, or 0.0000."""
+    trainer = SimpleNamespace(
+        checkpoint_callback=SimpleNamespace(monitor="val_loss"), callback_metrics={"val_loss": torch.tensor(0.5)}
+    )
+    UnknownScore().on_train_start(trainer, None)
+    UnknownScore().on_validation_start(trainer, None)
+    assert trainer.callback_metrics == {"val_loss": torch.tensor(0.5)}
+
+
+def test_runs_without_checkpoints_or_updates_validate():
+    """``trainer.validate`` begins no training, and has no score to remove."""
+    for checkpoints in (None, SimpleNamespace(monitor="val_loss")):
+        UnknownScore().on_validation_start(SimpleNamespace(checkpoint_callback=checkpoints, callback_metrics={}), None)
 
 
 def test_a_monitor_that_nobody_logs_is_an_error(run):

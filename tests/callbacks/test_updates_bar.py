@@ -52,8 +52,9 @@ class Slope(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def train(max_steps, ckpt_path=None):
-    trainer = make_trainer(OmegaConf.create({"trainer": {**CONFIG, "max_steps": max_steps}, "exp_manager": {}}))
+def train(max_steps, ckpt_path=None, **options):
+    options = {**CONFIG, "max_steps": max_steps, **options}
+    trainer = make_trainer(OmegaConf.create({"trainer": options, "exp_manager": {}}))
     trainer.fit(Slope(), DataLoader(torch.ones(6, 1)), ckpt_path=ckpt_path)  # 3 updates per epoch
     return trainer
 
@@ -76,11 +77,20 @@ def test_counts_updates_over_epochs_and_a_resume(tmp_path, capsys, monkeypatch):
     assert resumed.progress_bar_callback.train_progress_bar.initial == 4  # updates of before are not of this speed
 
 
-def test_drawn_once_a_second_and_at_the_end(capsys):
-    """A run of days writes its log once a second, and the last line says that it is whole."""
+def test_drawn_once_a_second_and_at_the_end(capsys, monkeypatch):
+    """A run of days writes its log once a second, and the last line says that it is whole. The loss is asked for no
+    more often: each time, the host would wait for the GPU."""
+    asked, get_metrics = [], UpdatesProgressBar.get_metrics
+    monkeypatch.setattr(UpdatesProgressBar, "get_metrics", lambda *args: asked.append(1) or get_metrics(*args))
     train(max_steps=50)
     pairs = drawn(capsys.readouterr().out)
     assert len(set(pairs)) < 25 and pairs[-1] == (50, 50)
+    assert len(asked) < 25
+
+
+def test_a_run_of_epochs_has_no_known_number_of_updates():
+    """Else 3 of -1 updates are done."""
+    assert train(max_steps=-1, max_epochs=1).progress_bar_callback.train_progress_bar.total is None
 
 
 def bars(**options):
