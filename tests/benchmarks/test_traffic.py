@@ -136,3 +136,16 @@ def test_rows_add_up_and_ours_moves_less():
         assert bound <= row["milliseconds"] <= row["gigabytes"] + row["teraflop"] / 100 * 1e3
         assert row["audio_seconds_per_second"] == pytest.approx(row["batch_seconds"] / row["milliseconds"] * 1e3)
     assert total["ours, no Swap"]["gigabytes"] < total["ours"]["gigabytes"] < 0.85 * total["transformers"]["gigabytes"]
+
+
+def test_kept_bytes_by_hand():
+    """Weights are in memory anyway, and what two operators keep is there once: else the plan of a GPU is too large."""
+    weight = torch.nn.Parameter(torch.empty(100, device="meta"))
+    x = torch.empty(100, device="meta", requires_grad=True)
+
+    def backpropagate():
+        product = weight * x  # keeps both
+        (product * x).sum().backward()  # keeps the product, and x again
+
+    kept = traffic_of(lambda: SimpleNamespace(parameters=[weight], backpropagate=backpropagate)).kept_bytes
+    assert kept == 4 * (100 + 100)  # x and the product
