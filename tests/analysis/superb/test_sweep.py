@@ -214,42 +214,44 @@ def test_two_do_not_probe_into_one_folder_at_once(config, features, held_elsewhe
     assert run_superb(cfg, features)["best"]["update"] == 2
 
 
-def test_a_checkpoint_is_whole_or_absent(config, features, monkeypatch):
+@pytest.fixture
+def killed_in_checkpoint(features, monkeypatch):
+    """Runs a sweep that is killed when the beginning of a checkpoint is written, numbered from 1: best and last of
+    each evaluation. Returns the names of the files that were written."""
+
+    def run(cfg, number):
+        save, saved = torch.save, []
+
+        def killed(checkpoint, stream):
+            saved.append(stream.name)
+            if len(saved) == number:
+                stream.write(b"PK")
+                raise KeyboardInterrupt
+            save(checkpoint, stream)
+
+        with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
+            patch.setattr(torch, "save", killed)
+            run_superb(cfg, features)
+        return saved
+
+    return run
+
+
+def test_a_checkpoint_is_whole_or_absent(config, features, killed_in_checkpoint):
     """Lightning's way from the folder of temporary files to another disk is a copy: a kill left half of one, at whose
     sight each further call ended."""
-    cfg, save, saved = config("pr", "updates=4", "eval_every=2"), torch.save, []
-
-    def killed_in_the_second_last(checkpoint, stream):
-        saved.append(stream.name)
-        if len(saved) == 4:  # best and last of each evaluation
-            stream.write(b"PK")
-            raise KeyboardInterrupt
-        save(checkpoint, stream)
-
-    monkeypatch.setattr(torch, "save", killed_in_the_second_last)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        run_superb(cfg, features)
-    monkeypatch.undo()
+    cfg = config("pr", "updates=4", "eval_every=2")
+    saved = killed_in_checkpoint(cfg, 4)
     last = Path(cfg.output) / "lr_0.01" / "last.ckpt"
     assert "last.ckpt" in saved[-1] and torch.load(last, weights_only=False)["global_step"] == 2
     assert run_superb(cfg, features)["sweep"][0]["update"] in (2, 4)
 
 
-def test_a_kill_between_best_and_last_leaves_nothing(config, features, monkeypatch):
+def test_a_kill_between_best_and_last_leaves_nothing(config, features, killed_in_checkpoint):
     """Each left a checkpoint for good, and the results named a best-step=2-v1."""
-    cfg, save, saved = config("pr", "updates=4", "eval_every=2"), torch.save, []
+    cfg = config("pr", "updates=4", "eval_every=2")
     folder = Path(cfg.output) / "lr_0.01"
-
-    def killed_in_the_first_last(checkpoint, stream):
-        saved.append(stream.name)
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-        save(checkpoint, stream)
-
-    monkeypatch.setattr(torch, "save", killed_in_the_first_last)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        run_superb(cfg, features)
-    monkeypatch.undo()
+    killed_in_checkpoint(cfg, 2)
     assert [path.name for path in folder.glob("*.ckpt")] == ["best-step=2.ckpt"]
     temporary_neighbour(folder / "last.ckpt").touch()  # Python tidies up behind an exception, but not behind a kill
     (line,) = run_superb(cfg, features)["sweep"]
