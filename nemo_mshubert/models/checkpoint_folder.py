@@ -110,6 +110,7 @@ def keep_whole_checkpoints(folder: Path, save_top_k: int = 1) -> None:
     last = [path for path in newest_first if _is_last(path)]
     for path in last[1:]:
         path.unlink()
+        newest_first.remove(path)
     beyond = _beyond_last(newest_first)
     if beyond:
         path = max(beyond, key=_updates)  # the newest of several with as many

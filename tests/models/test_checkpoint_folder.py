@@ -126,6 +126,12 @@ def test_a_kill_between_the_best_and_the_last_checkpoint(folder):
     assert folder("m--loss=0.5-step=4-last", "m--loss=0.4-step=6", "m--loss=0.4-step=6-last!") == after
 
 
+def test_a_last_checkpoint_that_is_removed_counts_no_more(folder):
+    """Copied files, of which the older one is the newest: the other ranks would wait for the best one to take over."""
+    after = {"m--loss=0.4-step=6": "m--loss=0.4-step=6", "m--loss=0.4-step=6-last": "m--loss=0.4-step=6"}
+    assert folder("m--loss=0.5-step=10-last", "m--loss=0.4-step=6", "m--loss=0.5-step=4-last") == after
+
+
 def test_copied_checkpoints_have_any_times(folder):
     """The best one of an older update, copied after the last one, would throw the run back."""
     names = ["m--loss=0.3-step=10-last", "m--loss=0.2-step=8"]
